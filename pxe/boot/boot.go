@@ -1,0 +1,111 @@
+// Package boot is the vocabulary of netbooting: who is asking, and what it
+// gets. It knows no protocol and no cluster.yaml; the protocol servers ask a
+// Source, which somebody else implements.
+package boot
+
+import (
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Firmware is what runs before the network boot program.
+type Firmware string
+
+// The firmware kinds that a client can announce (RFC 4578 option 93 and the
+// IANA "Processor Architecture Types" registry).
+const (
+	BIOS      Firmware = "bios"
+	UEFIx64   Firmware = "uefi-x64"
+	UEFIarm64 Firmware = "uefi-arm64"
+)
+
+// Machine is what a client says about itself. Every field but MAC may be zero.
+// Nothing secret is ever granted on it.
+type Machine struct {
+	MAC net.HardwareAddr
+	// UUID is the SMBIOS UUID in lower-case text form.
+	UUID     string
+	Serial   string
+	Firmware Firmware
+}
+
+// Action is what happens to a machine that netboots.
+type Action string
+
+// The actions.
+const (
+	// Install: boot the installer, which may write the disk its rule selects.
+	Install Action = "install"
+	// Discover: boot the installer without permission to write any disk.
+	Discover Action = "discover"
+	// Local: continue with the machine's own disk.
+	Local Action = "local"
+	// None: stay silent.
+	None Action = "none"
+)
+
+// Answer is the decision for one machine, with its reason.
+type Answer struct {
+	Action Action
+	// Name is the machine's name in cluster.yaml; empty when unknown.
+	Name string
+	// Address is the machine's reserved address; the zero value means none.
+	Address netip.Addr
+	// Code is a stable word for metrics and tests (not-armed, armed, unknown-machine, ...).
+	Code string
+	// Reason is one sentence for people.
+	Reason string
+	// LocalBoot says how to continue with the own disk: exit, sanboot or poweroff.
+	LocalBoot string
+	// Kernel, Initrd are set for Install and Discover.
+	Kernel Blob
+	Initrd []Blob
+	// Args are kernel arguments without initrd= and ignition.config.url=.
+	Args []string
+}
+
+// Blob names immutable content by digest.
+type Blob struct {
+	Name   string
+	SHA256 string
+	// Size in bytes.
+	Size int64
+}
+
+// Source decides. Decide must be quick and must not touch a disk or a network:
+// it is called per packet. Ignition is called once per boot. Both are safe for
+// concurrent use.
+type Source interface {
+	Decide(Machine) Answer
+	// Ignition returns the first Ignition config of a machine whose answer is
+	// Install or Discover. It contains no secret.
+	Ignition(Machine) ([]byte, error)
+}
+
+// Stage is a step of the boot path that a server has seen.
+type Stage string
+
+// The stages in order.
+const (
+	StageDHCP     Stage = "dhcp"
+	StageNBP      Stage = "nbp"
+	StageScript   Stage = "script"
+	StageKernel   Stage = "kernel"
+	StageInitrd   Stage = "initrd"
+	StageIgnition Stage = "ignition"
+)
+
+// Event is one observation on the boot path.
+type Event struct {
+	At      time.Time
+	Machine Machine
+	Stage   Stage
+	// Detail is one sentence: what was asked, what was answered, and why.
+	Detail string
+}
+
+// Recorder takes events; it must not block.
+type Recorder interface {
+	Record(Event)
+}
