@@ -1,0 +1,8 @@
+package cli
+
+import "github.com/spf13/cobra"
+
+// verbs lists every command, in the order of a cluster's life.
+func verbs(g *globals) []*cobra.Command {
+	return []*cobra.Command{}
+}
