@@ -1,0 +1,183 @@
+// Package plan is the complete description of a cluster: cluster.yaml and the
+// lock file resolved, defaults filled in, no optionals left. Everything after it
+// reads plans and never cluster.yaml.
+package plan
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/imagectl/imagectl/images/lock"
+)
+
+// Plan is one cluster. Slices are sorted by name unless said otherwise.
+type Plan struct {
+	Cluster    string
+	Flatcar    Flatcar
+	Kubernetes Kubernetes
+	Etcd       Etcd
+	Server     Server
+	Boot       Boot
+	// Agent is the bootstrapd binary.
+	Agent lock.Blob
+	// Images are container image archives for every node.
+	Images []lock.Blob
+	Roles  []Role
+	// Machines are in the order of cluster.yaml.
+	Machines []Machine
+	// Addons are in the order of cluster.yaml.
+	Addons []Addon
+}
+
+// Flatcar is the base release.
+type Flatcar struct {
+	Channel, Version string
+	// Arch is amd64 or arm64.
+	Arch      string
+	Image     lock.Blob
+	PXEKernel lock.Blob
+	PXEInitrd lock.Blob
+}
+
+// Kubernetes is what kubeadm is told.
+type Kubernetes struct {
+	// Version with its leading v.
+	Version string
+	// Endpoint is the host:port that kubeconfigs outside the nodes use.
+	Endpoint    string
+	PodCIDR     netip.Prefix
+	ServiceCIDR netip.Prefix
+	DNSDomain   string
+	// SANs are further names and addresses in the API server's certificate.
+	SANs                      []string
+	Kubeadm, Kubelet, Kubectl lock.Blob
+	CNI                       lock.Blob
+}
+
+// Etcd is the node side etcd.
+type Etcd struct {
+	// Version with its leading v.
+	Version string
+	Archive lock.Blob
+}
+
+// Server is how nodes reach imagectl serve.
+type Server struct {
+	// Address on the boot network.
+	Address netip.Addr
+	// HTTPPort serves public boot files, HTTPSPort everything else.
+	HTTPPort, HTTPSPort int
+	// SANs are further names and addresses in the server's certificate.
+	SANs []string
+}
+
+// DHCPMode says how the boot server takes part in DHCP.
+type DHCPMode string
+
+// The modes. Proxy is not acted on yet.
+const (
+	DHCPAuthoritative DHCPMode = "authoritative"
+	DHCPProxy         DHCPMode = "proxy"
+	DHCPOff           DHCPMode = "off"
+)
+
+// UnknownMachines says what a machine that cluster.yaml does not list gets.
+type UnknownMachines string
+
+// The policies.
+const (
+	Discover UnknownMachines = "discover"
+	Ignore   UnknownMachines = "ignore"
+)
+
+// Boot is the boot network.
+type Boot struct {
+	Interface string
+	DHCP      DHCPMode
+	Unknown   UnknownMachines
+	Subnets   []Subnet
+	IPXEBIOS  lock.Blob
+	IPXEUEFI  lock.Blob
+	// InstallerArgs are kernel arguments of the netbooted installer (console=...).
+	InstallerArgs []string
+}
+
+// Subnet is one DHCP subnet.
+type Subnet struct {
+	Prefix netip.Prefix
+	// First and Last bound the dynamic range, both included; both are the zero
+	// value when there is none.
+	First, Last netip.Addr
+	// Router may be the zero value.
+	Router netip.Addr
+	DNS    []netip.Addr
+	NTP    []netip.Addr
+	Domain string
+	// LeaseSeconds is the lifetime of a lease.
+	LeaseSeconds int
+}
+
+// Role is a kind of machine. Its image is built once.
+type Role struct {
+	Name         string
+	ControlPlane bool
+	// Butane are snippets in the order of cluster.yaml.
+	Butane     []Snippet
+	Extensions []Extension
+	KernelArgs []string
+	Labels     map[string]string
+	// Taints are key=value:effect.
+	Taints []string
+}
+
+// Snippet is a Butane file.
+type Snippet struct {
+	// File is the path as written in cluster.yaml, for messages.
+	File    string
+	Content []byte
+	// Dir is the directory that its local file references start from.
+	Dir string
+}
+
+// Extension is a ready-made system extension of the user's.
+type Extension struct {
+	Name string
+	Blob lock.Blob
+}
+
+// Machine is one machine of cluster.yaml.
+type Machine struct {
+	Name string
+	Role string
+	Zone string
+	// MACs, UUID and Serial are what it is recognised by; at least one is set.
+	MACs   []net.HardwareAddr
+	UUID   string
+	Serial string
+	// Address is its reserved address; always set under DHCPAuthoritative.
+	Address netip.Addr
+	Disk    DiskRule
+	Labels  map[string]string
+	// LocalBoot is how iPXE continues with the own disk: exit, sanboot or poweroff.
+	LocalBoot string
+	// InstallerArgs are for its installer only.
+	InstallerArgs []string
+}
+
+// DiskRule selects the disk to install to. All set conditions must hold and
+// exactly one disk must match.
+type DiskRule struct {
+	Path   string
+	Serial string
+	WWN    string
+	// Model is a path.Match pattern.
+	Model string
+	// MinBytes and MaxBytes are 0 when not set.
+	MinBytes, MaxBytes int64
+}
+
+// Addon is a manifest that is applied once the API server runs.
+type Addon struct {
+	Name string
+	Blob lock.Blob
+}
