@@ -1,0 +1,142 @@
+// Package test holds what is asserted about the whole tree; scenarios are in the
+// directories below it.
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/imagectl/imagectl/"
+
+// layers says which packages of ours a package may import directly. A stage
+// imports the type of its input, never its consumer: read a row from right to
+// left. A package that is missing here fails the test, so a new one is a decision.
+//
+// "cmd/imagectl/cli" wires everything and may import anything but test/.
+var layers = map[string][]string{
+	"cmd/imagectl":   {"cmd/imagectl/cli"},
+	"cmd/bootstrapd": {"bootstrap/agent", "bootstrap/balancer", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
+
+	"butane/diag":    {},
+	"butane/cluster": {"butane/diag", "images/lock", "images/release"},
+	"butane/plan":    {"butane/cluster", "butane/diag", "images/lock"},
+	"butane/render":  {"butane/diag", "butane/plan", "bootstrap/nodeconf"},
+
+	"images/fstree":   {},
+	"images/lock":     {},
+	"images/extent":   {},
+	"images/squashfs": {"images/fstree"},
+	"images/ext4":     {"images/fstree"},
+	"images/btrfs":    {"images/fstree"},
+	"images/cpio":     {"images/fstree"},
+	"images/disk":     {},
+	"images/store":    {"images/lock"},
+	"images/release":  {"images/lock", "images/store"},
+	"images/sysext":   {"images/fstree", "images/squashfs"},
+	"images/build":    {"images/btrfs", "images/disk", "images/ext4", "images/extent", "images/fstree", "images/lock", "images/store", "images/sysext"},
+
+	"pxe/boot":     {},
+	"pxe/listen":   {},
+	"pxe/tftp":     {"pxe/boot"},
+	"pxe/dhcp":     {"pxe/boot"},
+	"pxe/httpboot": {"pxe/boot"},
+	"pxe/catalog":  {"pxe/boot", "butane/plan", "bootstrap/machine", "images/lock"},
+	"pxe/server":   {"pxe/boot", "pxe/dhcp", "pxe/httpboot", "pxe/listen", "pxe/tftp"},
+
+	"bootstrap/api":            {},
+	"bootstrap/api/apiconnect": {"bootstrap/api"},
+	"bootstrap/machine":        {},
+	"bootstrap/nodeconf":       {},
+	"bootstrap/pki":            {},
+	"bootstrap/audit":          {},
+	"bootstrap/store":          {"bootstrap/machine"},
+	"bootstrap/enrol":          {"bootstrap/machine", "bootstrap/pki"},
+	"bootstrap/coordinator":    {"bootstrap/machine"},
+	"bootstrap/serverapi":      {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store"},
+
+	"bootstrap/host":          {},
+	"bootstrap/host/hosttest": {"bootstrap/host"},
+	"bootstrap/etcd":          {},
+	"bootstrap/kubeadm":       {},
+	"bootstrap/balancer":      {},
+	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
+	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
+}
+
+// only says who may use what reaches outside the process or exits it.
+var only = map[string][]string{
+	"os/exec":                {"bootstrap/host"},
+	"github.com/spf13/cobra": {"cmd/imagectl/cli"},
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list ./...: %v", err)
+	}
+	var all []listed
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 10 {
+		t.Fatalf("go list found %d packages; the test looks at the wrong tree", len(all))
+	}
+	return all
+}
+
+func TestPackagesImportOnlyWhatTheirLayerAllows(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if strings.HasPrefix(name, "test") || p.ImportPath+"/" == module {
+			continue
+		}
+		allowed, ok := layers[name]
+		if !ok && name != "cmd/imagectl/cli" {
+			t.Errorf("%s is in no layer: add it to the table in test/layers_test.go with what it may import", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if users, limited := only[imp]; limited && !slices.Contains(users, name) {
+				t.Errorf("%s imports %s; only %s may", name, imp, strings.Join(users, ", "))
+			}
+			dep, ours := strings.CutPrefix(imp, module)
+			switch {
+			case !ours:
+			case strings.HasPrefix(dep, "test"):
+				t.Errorf("%s → %s: nothing but tests imports test/", name, dep)
+			case name == "cmd/imagectl/cli":
+			case !slices.Contains(allowed, dep):
+				t.Errorf("%s → %s: not allowed; %s may import %s", name, dep, name, orNothing(allowed))
+			}
+		}
+	}
+}
+
+func orNothing(s []string) string {
+	if len(s) == 0 {
+		return "nothing of ours"
+	}
+	return fmt.Sprintf("only %s", strings.Join(s, ", "))
+}
