@@ -1,0 +1,103 @@
+# Two commands matter: "make demo" shows the main job, "make test" passes the
+# tests. Both install what they need on a bare Debian 12 (Go, git and make are
+# there already), work as root or through sudo, and use CACHE the second time.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+# One recipe at a time: the slow ones use all cores by themselves.
+.NOTPARALLEL:
+
+# sudo drops Go from the path.
+export PATH := $(PATH):/usr/local/go/bin
+export CGO_ENABLED := 0
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,CGO_ENABLED,GOPROXY,GOFLAGS,GONOSUMDB,GOSUMDB)
+
+# Everything slow to make, keyed by the digest of its inputs; safe to delete.
+CACHE ?= /var/cache/imagectl-test
+UPSTREAM := $(CACHE)/upstream
+RELEASE := $(CACHE)/release
+export IMAGECTL_UPSTREAM := $(UPSTREAM)
+export IMAGECTL_TEST_RELEASE := $(RELEASE)
+
+GOFILES := $(shell find cmd butane images pxe bootstrap -name '*.go' -not -name '*_test.go') go.mod go.sum
+say = @printf '\n== %s\n' "$(1)"
+
+# A namespace of its own for network, processes and mounts: whatever a test
+# starts ends with it, also when the test is killed.
+ISOLATED := $(ROOT) unshare --net --pid --fork --mount-proc --kill-child --
+
+.PHONY: build
+build: bin/imagectl bin/bootstrapd ## both programs, in bin/
+
+bin/imagectl: $(GOFILES)
+	go build -trimpath -ldflags='-s -w -buildid=' -o $@ ./cmd/imagectl
+
+bin/bootstrapd: $(GOFILES)
+	go build -trimpath -ldflags='-s -w -buildid=' -o $@ ./cmd/bootstrapd
+
+.PHONY: deps
+deps: ## Debian packages that the tests use
+	@missing=$$(sort -u $$(find . -name apt-packages.txt) | while read -r p; do \
+	    [ "$$(dpkg-query -Wf '$${Status}' "$$p" 2>/dev/null)" = 'install ok installed' ] || echo "$$p"; done); \
+	if [ -n "$$missing" ]; then \
+	    printf '== installing Debian packages (about 2 minutes): %s\n' "$$(echo $$missing)"; \
+	    $(ROOT) apt-get -o DPkg::Lock::Timeout=600 -qq update; \
+	    $(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq install --yes --no-install-recommends $$missing >/dev/null; \
+	fi
+
+.PHONY: upstream
+upstream: deps ## Kubernetes, etcd and friends, built from their modules
+	$(call say,building Kubernetes and etcd and containerd from their Go modules (cold: 10 to 15 minutes on two cores))
+	@$(ROOT) mkdir -p $(UPSTREAM)
+	$(ROOT) test/upstream/build --out $(UPSTREAM) --cache $(CACHE)/upstream-cache all
+
+.PHONY: release
+release: upstream ## the Flatcar-shaped test release
+	$(call say,building the test release (cold: 5 to 8 minutes on two cores))
+	$(ROOT) test/release/build --out $(RELEASE) --cache $(CACHE)/release-cache --containerd $(UPSTREAM)/containerd
+
+.PHONY: demo
+demo: build release ## the main job, for a person to watch
+	$(call say,from cluster.yaml to Ready nodes (5 to 12 minutes))
+	go build -o bin/demo ./test/demo
+	$(ISOLATED) bin/demo --bin bin --release $(RELEASE) --upstream $(UPSTREAM)
+
+.PHONY: unit
+unit: ## no root and no network
+	$(call say,unit tests (1 to 3 minutes))
+	go vet ./...
+	go test ./...
+
+.PHONY: test-root
+test-root: build deps ## kernel mounts, firmware and namespaces
+	$(call say,tests that need root (about 5 minutes))
+	@mkdir -p bin/root
+	@for p in $$(go list -tags root -f '{{range .TestGoFiles}}{{.}} {{end}}{{range .XTestGoFiles}}{{.}} {{end}}|{{.Dir}}' ./... | grep '_root_test\|root_test' | cut -d'|' -f2); do \
+	    name=$$(echo $${p#$(CURDIR)/} | tr / -); go test -c -tags root -o bin/root/$$name.test $$p; \
+	    (cd $$p && $(ISOLATED) $(CURDIR)/bin/root/$$name.test -test.timeout 20m -test.v -test.run Root); done
+
+.PHONY: e2e
+e2e: build release ## the scenario in virtual machines
+	$(call say,the scenario in virtual machines (10 to 20 minutes))
+	go test -c -tags e2e -o bin/e2e.test ./test/e2e
+	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 45m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM)
+
+.PHONY: test
+test: deps unit test-root e2e ## everything
+
+.PHONY: generate
+generate: ## rewrite the wire contract's Go code (needs protobuf-compiler, libprotobuf-dev)
+	GOBIN=$(CURDIR)/bin go install google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	PATH=$(CURDIR)/bin:$$PATH protoc -I bootstrap/api -I /usr/include \
+	    --go_out=bootstrap/api --go_opt=module=github.com/imagectl/imagectl/bootstrap/api \
+	    --connect-go_out=bootstrap/api --connect-go_opt=module=github.com/imagectl/imagectl/bootstrap/api \
+	    bootstrap/api/imagectl/v1/*.proto
+
+.PHONY: clean
+clean: ## what make built here; the cache stays
+	rm -rf bin out
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
