@@ -73,9 +73,9 @@ unit: ## no root and no network
 test-root: build deps ## kernel mounts, firmware and namespaces
 	$(call say,tests that need root (about 5 minutes))
 	@mkdir -p bin/root
-	@for p in $$(go list -tags root -f '{{range .TestGoFiles}}{{.}} {{end}}{{range .XTestGoFiles}}{{.}} {{end}}|{{.Dir}}' ./... | grep '_root_test\|root_test' | cut -d'|' -f2); do \
-	    name=$$(echo $${p#$(CURDIR)/} | tr / -); go test -c -tags root -o bin/root/$$name.test $$p; \
-	    (cd $$p && $(ISOLATED) $(CURDIR)/bin/root/$$name.test -test.timeout 20m -test.v -test.run Root); done
+	@for p in $$(grep -rl --include='*_test.go' '^//go:build root' cmd butane images pxe bootstrap test/vm | xargs -n1 dirname | sort -u); do \
+	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; \
+	    (cd $$p && $(ISOLATED) $(CURDIR)/bin/root/$${p//\//-}.test -test.timeout 20m); done
 
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines

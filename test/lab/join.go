@@ -1,0 +1,144 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// View is what "machines ls -o json" says of a machine: the fields of
+// MachineView in the wire contract that the lab reads.
+type View struct {
+	Name        string `json:"name"`
+	State       string `json:"state"`
+	Reason      string `json:"reason"`
+	PendingCode string `json:"pendingCode"`
+	KeyConflict bool   `json:"keyConflict"`
+	BootStage   string `json:"bootStage"`
+	Address     string `json:"address"`
+	Steps       []struct {
+		Name, State, Detail string
+	} `json:"steps"`
+}
+
+// Views lists the machines by name.
+func (l *Lab) Views(ctx context.Context) (map[string]View, error) {
+	out, err := l.Imagectl(ctx, "machines", "ls", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var all []View
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		return nil, fmt.Errorf("reading machines ls -o json: %w: %s", err, out)
+	}
+	views := map[string]View{}
+	for _, v := range all {
+		views[v.Name] = v
+	}
+	return views, nil
+}
+
+// codeOnConsole is how bootstrapd shows the enrolment code.
+var codeOnConsole = regexp.MustCompile(`\b([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})\b`)
+
+// ReadCode waits for the enrolment code on a machine's console, as the person
+// standing in front of it would.
+func (l *Lab) ReadCode(ctx context.Context, m Machine, from int) (string, error) {
+	groups, err := l.Guests[m.Name].Console.Wait(ctx, from, codeOnConsole)
+	if err != nil {
+		return "", fmt.Errorf("reading the code on %s: %w", m.Name, err)
+	}
+	return groups[1], nil
+}
+
+// Approve compares the code on the console with the one the server shows and
+// approves the machine with the console's.
+func (l *Lab) Approve(ctx context.Context, m Machine) error {
+	code, err := l.ReadCode(ctx, m, 0)
+	if err != nil {
+		return err
+	}
+	if err := Until(ctx, func() (bool, string, error) {
+		views, err := l.Views(ctx)
+		if err != nil {
+			return false, "", err
+		}
+		shown := views[m.Name].PendingCode
+		if shown != "" && shown != code {
+			return false, "", fmt.Errorf("the console of %s shows %s, the server shows %s: somebody is in between", m.Name, code, shown)
+		}
+		return shown == code, fmt.Sprintf("waiting for %s to ask for approval", m.Name), nil
+	}); err != nil {
+		return err
+	}
+	_, err = l.Imagectl(ctx, "machines", "approve", m.Name, "--code", m.Name+"="+code)
+	return err
+}
+
+// Form takes a rack of empty machines to a Ready cluster: arm, power on, approve
+// each by its code, wait. It prints each machine's progress through Log.
+func (l *Lab) Form(ctx context.Context) error {
+	if _, err := l.Imagectl(ctx, "machines", "arm", "--all"); err != nil {
+		return err
+	}
+	for _, m := range l.Machines {
+		l.Log("%s: power on (%s, empty disk)", m.Name, m.Firmware)
+		if err := l.PowerOn(m); err != nil {
+			return err
+		}
+	}
+	for _, m := range l.Machines {
+		if err := l.Approve(ctx, m); err != nil {
+			return err
+		}
+		l.Log("%s: code on the console equals the server's: approved", m.Name)
+	}
+	return l.WaitReady(ctx)
+}
+
+// WaitReady waits until every machine is ready, and fails early when a console
+// shows a failure or a machine gives up.
+func (l *Lab) WaitReady(ctx context.Context) error {
+	start := time.Now()
+	said := map[string]string{}
+	return Until(ctx, func() (bool, string, error) {
+		views, err := l.Views(ctx)
+		if err != nil {
+			return false, "", err
+		}
+		ready, reasons := 0, []string{}
+		for _, m := range l.Machines {
+			v := views[m.Name]
+			line := fmt.Sprintf("%s: %s%s", m.Name, v.State, activity(v))
+			if said[m.Name] != line {
+				said[m.Name] = line
+				l.Log("%s (%s)", line, time.Since(start).Round(time.Second))
+			}
+			if v.State == "failed" || v.State == "quarantined" {
+				return false, "", fmt.Errorf("%s is %s: %s", m.Name, v.State, v.Reason)
+			}
+			if bad := l.Guests[m.Name].Console.Bad(); len(bad) > 0 {
+				return false, "", fmt.Errorf("the console of %s shows: %s", m.Name, strings.Join(bad, "; "))
+			}
+			if v.State == "ready" {
+				ready++
+			} else {
+				reasons = append(reasons, line)
+			}
+		}
+		return ready == len(l.Machines), strings.Join(reasons, "; "), nil
+	})
+}
+
+// activity is the step a machine is at.
+func activity(v View) string {
+	for _, s := range v.Steps {
+		if s.State == "STATE_RUNNING" || s.State == "STATE_FAILED" || s.State == "running" || s.State == "failed" {
+			return ": " + s.Name + " " + s.Detail
+		}
+	}
+	return ""
+}

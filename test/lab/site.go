@@ -1,0 +1,133 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// writeSite writes what an operator keeps in git.
+func (l *Lab) writeSite() error {
+	for _, dir := range []string{"keys", "addons"} {
+		if err := os.MkdirAll(filepath.Join(l.Site, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	for from, to := range map[string]string{
+		filepath.Join(l.Release, "keys", "signing-key.asc"): "keys/flatcar.asc",
+		filepath.Join(l.Upstream, "addons", "flannel.yaml"): "addons/flannel.yaml",
+	} {
+		b, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(l.Site, to), b, 0o644); err != nil {
+			return err
+		}
+	}
+	text, err := l.clusterYAML()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(l.Site, "cluster.yaml"), []byte(text), 0o644); err != nil {
+		return err
+	}
+	// kubectl by its own name: the test's Kubernetes is one program.
+	return os.Symlink(filepath.Join(l.Upstream, "kubernetes", kubernetesVersion, "bin/linux/amd64/kubectl"), filepath.Join(l.Work, "kubectl"))
+}
+
+const kubernetesVersion = "v1.36.3"
+
+func (l *Lab) clusterYAML() (string, error) {
+	release, err := os.Readlink(filepath.Join(l.Release, "stable", "amd64-usr", "current"))
+	if err != nil {
+		return "", fmt.Errorf("finding the test release's version: %w", err)
+	}
+	fingerprint, err := os.ReadFile(filepath.Join(l.Release, "keys", "fingerprint"))
+	if err != nil {
+		return "", fmt.Errorf("finding the test release's key: %w", err)
+	}
+	etcd, err := l.onlyVersion("etcd")
+	if err != nil {
+		return "", err
+	}
+	cni, err := l.onlyVersion("cni")
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, `version: 1
+cluster: demo
+flatcar:
+  channel: stable
+  version: %[1]s
+  arch: amd64
+  mirror: %[2]s/stable
+  keyring: keys/flatcar.asc
+  primaryKey: %[3]s
+kubernetes:
+  version: %[4]s
+  endpoint: 10.77.0.11:6443
+  podCIDR: 10.244.0.0/16
+  serviceCIDR: 10.96.0.0/16
+  binaries: %[5]s/kubernetes/{version}/bin/linux/{arch}
+  images:
+    - name: kubernetes
+      source: %[5]s/images/kubernetes-%[4]s.tar
+etcd:
+  version: %[6]s
+  source: %[5]s/etcd/{version}/etcd-{version}-linux-{arch}.tar.gz
+cni:
+  version: %[7]s
+  source: %[5]s/cni/{version}/cni-plugins-linux-{arch}-{version}.tgz
+agent:
+  source: %[8]s/bootstrapd
+server:
+  address: %[9]s
+boot:
+  interface: %[10]s
+  dhcp: authoritative
+  unknown: discover
+  subnets:
+    - cidr: 10.77.0.0/24
+      range: {first: 10.77.0.100, last: 10.77.0.199}
+      router: %[9]s
+  ipxe:
+    bios: /usr/lib/ipxe/undionly.kpxe
+    uefi: /usr/lib/ipxe/snponly.efi
+  installerArgs: [console=ttyS0]
+roles:
+  control-plane:
+    kind: control-plane
+    kernelArgs: [console=ttyS0]
+  worker:
+    kind: worker
+    kernelArgs: [console=ttyS0]
+addons:
+  - name: flannel
+    source: addons/flannel.yaml
+machines:
+`, filepath.Base(release), l.Release, strings.TrimSpace(string(fingerprint)), kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName)
+	for _, m := range l.Machines {
+		fmt.Fprintf(&b, `  - name: %s
+    role: %s
+    match: {mac: ["%s"]}
+    address: %s
+    disk: {serial: disk-%s, minSize: 16GiB}
+`, m.Name, m.Role, m.MAC, m.Address, m.Name)
+	}
+	return b.String(), nil
+}
+
+// onlyVersion is the name of the one version directory of an upstream program.
+func (l *Lab) onlyVersion(program string) (string, error) {
+	entries, err := filepath.Glob(filepath.Join(l.Upstream, program, "v*"))
+	if err != nil {
+		return "", err
+	}
+	if len(entries) != 1 {
+		return "", fmt.Errorf("want one version below %s, found %v", filepath.Join(l.Upstream, program), entries)
+	}
+	return filepath.Base(entries[0]), nil
+}
