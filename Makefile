@@ -61,7 +61,11 @@ release: upstream ## the Flatcar-shaped test release
 demo: build release ## the main job, for a person to watch
 	$(call say,from cluster.yaml to Ready nodes (5 to 12 minutes))
 	go build -o bin/demo ./test/demo
-	$(ISOLATED) bin/demo --bin bin --release $(RELEASE) --upstream $(UPSTREAM)
+	@trap '$(ROOT) ip netns delete imagectl-demo' EXIT; \
+	$(ROOT) ip netns delete imagectl-demo 2>/dev/null || true; \
+	$(ROOT) ip netns add imagectl-demo; \
+	$(ROOT) ip netns exec imagectl-demo unshare --pid --fork --mount-proc --kill-child -- \
+	    bin/demo --bin bin --release $(RELEASE) --upstream $(UPSTREAM) --namespace imagectl-demo
 
 .PHONY: unit
 unit: ## no root and no network

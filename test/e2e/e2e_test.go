@@ -1,0 +1,85 @@
+//go:build e2e
+
+// Package e2e holds the scenario of the main job: real firmware, a real kernel,
+// real etcd and Kubernetes, in virtual machines on a bridge. "make e2e" runs it.
+// What runs in the machines is the test release, not genuine Flatcar; see
+// test/release/README.md for what that can and cannot prove.
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/test/lab"
+)
+
+var (
+	bin      = flag.String("bin", "", "directory of imagectl and bootstrapd")
+	release  = flag.String("release", "", "directory of the test release")
+	upstream = flag.String("upstream", "", "directory of the upstream programs")
+	work     = flag.String("work", "", "directory for disks and logs; kept when set, else a temporary one")
+)
+
+// stage runs one part of the scenario; the parts build on each other, so the
+// first failure ends it.
+func stage(t *testing.T, name string, f func(t *testing.T)) {
+	t.Helper()
+	start := time.Now()
+	if !t.Run(name, f) {
+		t.FailNow()
+	}
+	fmt.Fprintf(os.Stderr, "-- %s: %s\n", name, time.Since(start).Round(time.Second))
+}
+
+func newRack(t *testing.T, ctx context.Context) *lab.Lab {
+	t.Helper()
+	for name, value := range map[string]string{"-bin": *bin, "-release": *release, "-upstream": *upstream} {
+		if value == "" {
+			t.Fatalf("%s is not set; run this through make e2e", name)
+		}
+	}
+	dir := *work
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	start := time.Now()
+	l, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir,
+		Machines: lab.Rack(),
+		Log: func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+func TestMainJob(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 40*time.Minute, fmt.Errorf("the scenario's 40 minutes are over"))
+	defer cancel()
+	rack := newRack(t, ctx)
+
+	stage(t, "validate, lock and build at a desk", func(t *testing.T) {
+		if err := rack.Prepare(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+	stage(t, "empty machines become a Ready cluster", func(t *testing.T) {
+		if err := rack.Serve(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := rack.Form(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+	stage(t, "a pod runs on the worker", func(t *testing.T) {
+		if err := rack.RunProbe(ctx, "w1"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
