@@ -48,7 +48,7 @@ func newRack(t *testing.T, ctx context.Context) *lab.Lab {
 	}
 	start := time.Now()
 	l, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir,
-		Machines: lab.Rack(),
+		Machines: append(lab.Rack(), lab.IdleMachines()...),
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
 		}})
@@ -69,10 +69,16 @@ func TestMainJob(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	stage(t, "two builds give the same bytes", func(t *testing.T) { buildTwice(t, ctx, rack) })
+	stopCapture, err := rack.Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rack.Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	stage(t, "known, unarmed machines boot their own disks, which stay as they were", func(t *testing.T) { idleMachines(t, ctx, rack) })
 	stage(t, "empty machines become a Ready cluster", func(t *testing.T) {
-		if err := rack.Serve(ctx); err != nil {
-			t.Fatal(err)
-		}
 		if err := rack.Form(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -82,4 +88,11 @@ func TestMainJob(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	stage(t, "no door is open on any node", func(t *testing.T) { closedDoors(t, ctx, rack) })
+	stage(t, "after a power cut the cluster is Ready again by itself", func(t *testing.T) { powerCut(t, ctx, rack) })
+	pcap, err := stopCapture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage(t, "no secret reached an unauthenticated client", func(t *testing.T) { noSecretLeft(t, ctx, rack, pcap) })
 }

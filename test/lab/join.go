@@ -78,19 +78,34 @@ func (l *Lab) Approve(ctx context.Context, m Machine) error {
 	return err
 }
 
+// Active are the machines that become nodes.
+func (l *Lab) Active() []Machine {
+	var out []Machine
+	for _, m := range l.Machines {
+		if !m.Idle {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
 // Form takes a rack of empty machines to a Ready cluster: arm, power on, approve
 // each by its code, wait. It prints each machine's progress through Log.
 func (l *Lab) Form(ctx context.Context) error {
-	if _, err := l.Imagectl(ctx, "machines", "arm", "--all"); err != nil {
+	arm := []string{"machines", "arm"}
+	for _, m := range l.Active() {
+		arm = append(arm, m.Name)
+	}
+	if _, err := l.Imagectl(ctx, arm...); err != nil {
 		return err
 	}
-	for _, m := range l.Machines {
+	for _, m := range l.Active() {
 		l.Log("%s: power on (%s, empty disk)", m.Name, m.Firmware)
 		if err := l.PowerOn(m); err != nil {
 			return err
 		}
 	}
-	for _, m := range l.Machines {
+	for _, m := range l.Active() {
 		if err := l.Approve(ctx, m); err != nil {
 			return err
 		}
@@ -110,7 +125,7 @@ func (l *Lab) WaitReady(ctx context.Context) error {
 			return false, "", err
 		}
 		ready, reasons := 0, []string{}
-		for _, m := range l.Machines {
+		for _, m := range l.Active() {
 			v := views[m.Name]
 			line := fmt.Sprintf("%s: %s%s", m.Name, v.State, activity(v))
 			if said[m.Name] != line {
@@ -129,7 +144,7 @@ func (l *Lab) WaitReady(ctx context.Context) error {
 				reasons = append(reasons, line)
 			}
 		}
-		return ready == len(l.Machines), strings.Join(reasons, "; "), nil
+		return ready == len(l.Active()), strings.Join(reasons, "; "), nil
 	})
 }
 

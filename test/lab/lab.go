@@ -36,6 +36,9 @@ type Machine struct {
 	MAC      string
 	CPUs     int
 	MiB      int
+	// Idle machines stand in cluster.yaml but are never armed: Form leaves them
+	// alone.
+	Idle bool
 }
 
 // Rack is the rack of the scenario: the smallest cluster with both roles and
@@ -44,6 +47,14 @@ func Rack() []Machine {
 	return []Machine{
 		{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", CPUs: 2, MiB: 3584},
 		{Name: "w1", Role: "worker", Firmware: vm.OVMF, Address: "10.77.0.21", MAC: "52:54:00:77:00:21", CPUs: 2, MiB: 3072},
+	}
+}
+
+// IdleMachines are known to the cluster and not armed, one per firmware.
+func IdleMachines() []Machine {
+	return []Machine{
+		{Name: "idle-bios", Role: "worker", Firmware: vm.SeaBIOS, Address: "10.77.0.31", MAC: "52:54:00:77:00:31", CPUs: 1, MiB: 512, Idle: true},
+		{Name: "idle-uefi", Role: "worker", Firmware: vm.OVMF, Address: "10.77.0.32", MAC: "52:54:00:77:00:32", CPUs: 1, MiB: 512, Idle: true},
 	}
 }
 
