@@ -82,6 +82,9 @@ func (t *Tree) Add(e Entry) error {
 	if strings.ContainsRune(e.Path, 0) {
 		return fmt.Errorf("adding %q to the file tree: the path contains a NUL byte", e.Path)
 	}
+	if name := path.Base(e.Path); len(name) > 255 {
+		return fmt.Errorf("adding %q to the file tree: the name is %d bytes long, Linux allows 255", e.Path, len(name))
+	}
 	if e.Mode&^0o7777 != 0 {
 		return fmt.Errorf("adding %q to the file tree: mode %o has bits outside 07777", e.Path, e.Mode)
 	}
@@ -127,6 +130,9 @@ func (t *Tree) makeMaps() {
 
 func (t *Tree) addParents(p string) error {
 	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
+		if name := path.Base(dir); len(name) > 255 {
+			return fmt.Errorf("adding %q to the file tree: the directory name %q is %d bytes long, Linux allows 255", p, name, len(name))
+		}
 		parent, ok := t.byPath[dir]
 		if ok && parent.Type != Dir {
 			return fmt.Errorf("adding %q to the file tree: its parent %q is no directory", p, dir)

@@ -2,6 +2,9 @@ package fstree
 
 import (
 	"errors"
+	"fmt"
+	"io"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -45,6 +48,8 @@ func TestAddRefusesWhatAnImageCannotHold(t *testing.T) {
 		"link without target":  {Path: "x", Type: Symlink},
 		"parent is a file":     {Path: "etc/hostname/x", Type: File, Content: Bytes("")},
 		"NUL in the name":      {Path: "a\x00b", Type: Dir},
+		"name of 256 bytes":    {Path: strings.Repeat("n", 256), Type: Dir},
+		"parent of 256 bytes":  {Path: strings.Repeat("n", 256) + "/x", Type: Dir},
 	} {
 		if err := tree.Add(e); err == nil {
 			t.Errorf("%s: was accepted", name)
@@ -52,5 +57,60 @@ func TestAddRefusesWhatAnImageCannotHold(t *testing.T) {
 	}
 	if err := tree.AddFile("etc/hostname", 0o644, Bytes("n2")); !errors.Is(err, ErrExists) {
 		t.Errorf("second entry of one path: got %v, want ErrExists", err)
+	}
+}
+
+func TestReadBlocksRefusesContentOfAnotherLength(t *testing.T) {
+	for name, c := range map[string]lying{
+		"shorter":         {size: 5, data: "1234"},
+		"longer":          {size: 3, data: "1234"},
+		"not empty":       {size: 0, data: "1"},
+		"multiple of buf": {size: 2, data: "1234"},
+	} {
+		err := ReadBlocks(c, make([]byte, 2), func([]byte) error { return nil })
+		if err == nil {
+			t.Errorf("%s than announced: was accepted", name)
+		}
+	}
+	var got []string
+	err := ReadBlocks(Bytes("12345"), make([]byte, 2), func(b []byte) error {
+		got = append(got, string(b))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"12", "34", "5"}, got); diff != "" {
+		t.Errorf("blocks (-want +got):\n%s", diff)
+	}
+}
+
+// lying is content whose size is not that of its data.
+type lying struct {
+	size int64
+	data string
+}
+
+func (l lying) Size() int64                  { return l.size }
+func (l lying) Open() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(l.data)), nil }
+
+func TestRootLinksNodes(t *testing.T) {
+	var tree Tree
+	for _, p := range []string{"b/c/d", "a"} {
+		if err := tree.AddDir(p, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root := tree.Root()
+	var got []string
+	if err := root.Walk(func(n *Node) error {
+		got = append(got, fmt.Sprintf("%q in %q, %d links", n.Name, n.Parent.Name, n.Links()))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`"" in "", 4 links`, `"a" in "", 2 links`, `"b" in "", 3 links`, `"c" in "b", 3 links`, `"d" in "c", 2 links`}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("nodes (-want +got):\n%s", diff)
 	}
 }
