@@ -1,0 +1,54 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Print writes a line to the machine's console, where a person at the screen or
+// the serial port sees it. A machine without a console is no error: the journal
+// has the same words.
+func (h *Host) Print(line string) {
+	f, err := os.OpenFile(h.path("/dev/console"), os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	// The console may be in raw mode: end lines the way a terminal wants them.
+	_, _ = fmt.Fprintf(f, "%s\r\n", line)
+}
+
+// SetClock sets the system clock.
+func (h *Host) SetClock(t time.Time) error {
+	if h.Root != "" {
+		return nil
+	}
+	tv := unix.NsecToTimeval(t.UnixNano())
+	if err := unix.Settimeofday(&tv); err != nil {
+		return fmt.Errorf("setting the clock to %s: %w", t.UTC().Format(time.RFC3339), err)
+	}
+	return nil
+}
+
+// SetHostname sets the running kernel's host name; /etc/hostname is a file like
+// any other.
+func (h *Host) SetHostname(name string) error {
+	if h.Root != "" {
+		return os.WriteFile(h.path("/proc/sys/kernel/hostname"), []byte(name+"\n"), 0o644)
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("setting the host name to %s: %w", name, err)
+	}
+	return nil
+}
+
+// Reboot asks systemd for an orderly reboot and returns at once. It never
+// touches the firmware's boot order.
+func (h *Host) Reboot(ctx context.Context) error {
+	_, err := h.Run(ctx, Command{Argv: []string{"systemctl", "reboot"}})
+	return err
+}
