@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
 )
 
 // writeSite writes what an operator keeps in git.
@@ -44,9 +46,9 @@ func (l *Lab) clusterYAML() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding the test release's version: %w", err)
 	}
-	fingerprint, err := os.ReadFile(filepath.Join(l.Release, "keys", "fingerprint"))
+	fingerprint, err := primaryFingerprint(filepath.Join(l.Release, "keys", "signing-key.asc"))
 	if err != nil {
-		return "", fmt.Errorf("finding the test release's key: %w", err)
+		return "", err
 	}
 	etcd, err := l.onlyVersion("etcd")
 	if err != nil {
@@ -108,7 +110,7 @@ addons:
   - name: flannel
     source: addons/flannel.yaml
 machines:
-`, filepath.Base(release), l.Release, strings.TrimSpace(string(fingerprint)), kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName)
+`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName)
 	for _, m := range l.Machines {
 		fmt.Fprintf(&b, `  - name: %s
     role: %s
@@ -118,6 +120,20 @@ machines:
 `, m.Name, m.Role, m.MAC, m.Address, m.Name)
 	}
 	return b.String(), nil
+}
+
+// primaryFingerprint reads what cluster.yaml pins from an armored keyring.
+func primaryFingerprint(keyring string) (string, error) {
+	f, err := os.Open(keyring)
+	if err != nil {
+		return "", fmt.Errorf("reading the test release's key: %w", err)
+	}
+	defer f.Close()
+	keys, err := openpgp.ReadArmoredKeyRing(f)
+	if err != nil || len(keys) != 1 {
+		return "", fmt.Errorf("reading the test release's key %s: %d keys: %v", keyring, len(keys), err)
+	}
+	return fmt.Sprintf("%X", keys[0].PrimaryKey.Fingerprint), nil
 }
 
 // onlyVersion is the name of the one version directory of an upstream program.
