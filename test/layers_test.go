@@ -24,10 +24,12 @@ var layers = map[string][]string{
 	"cmd/imagectl":   {"cmd/imagectl/cli"},
 	"cmd/bootstrapd": {"bootstrap/agent", "bootstrap/balancer", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
 
-	"butane/diag":    {},
-	"butane/cluster": {"butane/diag", "images/lock", "images/release"},
-	"butane/plan":    {"butane/cluster", "butane/diag", "images/lock"},
-	"butane/render":  {"butane/diag", "butane/plan", "bootstrap/nodeconf"},
+	"butane/diag":     {},
+	"butane/lockdown": {},
+	"butane/snippet":  {"butane/diag", "butane/lockdown"},
+	"butane/cluster":  {"butane/diag", "butane/snippet", "images/lock", "images/release"},
+	"butane/plan":     {"butane/cluster", "butane/diag", "images/lock", "images/release"},
+	"butane/render":   {"butane/lockdown", "butane/plan", "butane/snippet", "bootstrap/nodeconf"},
 
 	"images/fstree":   {},
 	"images/lock":     {},

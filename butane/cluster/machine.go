@@ -1,0 +1,92 @@
+package cluster
+
+import (
+	"path"
+	"slices"
+	"strings"
+)
+
+func (c *checker) machines(raw []rawMachine) []Machine {
+	names, macs, uuids, serials := map[string]place{}, map[string]place{}, map[string]place{}, map[string]place{}
+	var out []Machine
+	for _, r := range raw {
+		m := Machine{
+			Name:          c.label(r.Name),
+			Role:          r.Role.V,
+			Zone:          c.label(r.Zone),
+			UUID:          strings.ToLower(r.Match.UUID.V),
+			Serial:        r.Match.Serial.V,
+			Address:       r.Address.V,
+			Disk:          c.disk(r.Disk),
+			Labels:        c.labels(r.Labels),
+			LocalBoot:     c.choice(r.Firmware.LocalBoot, "exit", []string{"exit", "sanboot", "poweroff"}, nil),
+			InstallerArgs: c.kernelArgs(r.InstallerArgs),
+		}
+		c.unique(names, "name", m.Name, r.Name.place)
+		for _, mac := range r.Match.MAC {
+			if !mac.Set {
+				continue
+			}
+			if mac.V[0]&1 != 0 {
+				c.add(mac.Pos, mac.Path, "", "%s is a group address, no network card has it", mac.V)
+			}
+			c.unique(macs, "MAC", mac.V.String(), mac.place)
+			m.MACs = append(m.MACs, mac.V)
+		}
+		if u := r.Match.UUID; u.Set {
+			switch {
+			case !uuidText.MatchString(m.UUID):
+				c.add(u.Pos, u.Path, "dmidecode -s system-uuid prints it", "%q is not a UUID", u.V)
+			case strings.Trim(m.UUID, "0-") == "" || strings.Trim(m.UUID, "f-") == "":
+				c.add(u.Pos, u.Path, "match by mac", "%s is what firmware without a UUID says", u.V)
+			}
+			c.unique(uuids, "UUID", m.UUID, u.place)
+		}
+		c.unique(serials, "serial", m.Serial, r.Match.Serial.place)
+		if r.Match.Path != "" && len(r.Match.MAC) == 0 && !r.Match.UUID.Set && !r.Match.Serial.Set {
+			c.add(r.Match.Pos, r.Match.Path, "match:\n  mac: [\"52:54:00:12:34:56\"]", "says nothing: want mac, uuid or serial")
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func (c *checker) disk(raw rawDisk) Disk {
+	d := Disk{
+		Path: raw.Path.V, Serial: raw.Serial.V, WWN: raw.WWN.V, Model: raw.Model.V,
+		MinBytes: int64(raw.MinSize.V), MaxBytes: int64(raw.MaxSize.V),
+	}
+	if raw.Path.Path != "" && (!strings.HasPrefix(d.Path, "/dev/") || path.Clean(d.Path) != d.Path) && raw.Path.Set {
+		c.add(raw.Path.Pos, raw.Path.Path, "such as /dev/disk/by-id/nvme-…", "%q is not the path of a device", d.Path)
+	}
+	if _, err := path.Match(d.Model, ""); err != nil {
+		c.add(raw.Model.Pos, raw.Model.Path, "such as \"Samsung*\"", "%q is not a pattern", d.Model)
+	}
+	if d.MinBytes > 0 && d.MaxBytes > 0 && d.MaxBytes < d.MinBytes {
+		c.add(raw.MaxSize.Pos, raw.MaxSize.Path, "", "maxSize is below minSize: no disk matches")
+	}
+	empty := !slices.ContainsFunc([]place{raw.Path.place, raw.Serial.place, raw.WWN.place, raw.Model.place, raw.MinSize.place, raw.MaxSize.place},
+		func(p place) bool { return p.Path != "" })
+	if raw.place.Path != "" && empty {
+		c.add(raw.Pos, raw.place.Path, "disk:\n  path: /dev/disk/by-id/…", "selects nothing: a disk is only written when a rule names it")
+	}
+	return d
+}
+
+// references checks that machines name roles that exist.
+func (c *checker) references(raw rawFile, s Spec) {
+	var names []string
+	for _, r := range s.Roles {
+		names = append(names, r.Name)
+	}
+	for _, m := range raw.Machines {
+		if !m.Role.Set || slices.Contains(names, m.Role.V) {
+			continue
+		}
+		hint := "roles here: " + strings.Join(names, ", ")
+		if near, ok := nearest(m.Role.V, names); ok {
+			hint = "role: " + near
+		}
+		c.add(m.Role.Pos, m.Role.Path, hint, "there is no role %q", m.Role.V)
+	}
+}

@@ -1,0 +1,191 @@
+package cluster
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// defaultLeaseSeconds is half a day: an installed node outlives a weekend
+// without a boot server only because its reservation never changes.
+const defaultLeaseSeconds = 12 * 60 * 60
+
+func (c *checker) subnet(raw rawSubnet) Subnet {
+	s := Subnet{Prefix: raw.CIDR.V, First: raw.Range.First.V, Last: raw.Range.Last.V, Router: raw.Router.V, Domain: raw.Domain.V, LeaseSeconds: defaultLeaseSeconds}
+	for _, a := range raw.DNS {
+		s.DNS = append(s.DNS, a.V)
+	}
+	for _, a := range raw.NTP {
+		s.NTP = append(s.NTP, a.V)
+	}
+	if raw.Domain.Set && !isHostname(s.Domain) {
+		c.add(raw.Domain.Pos, raw.Domain.Path, "domain: example.org", "%q is not a DNS name", s.Domain)
+	}
+	if raw.Lease.Set {
+		s.LeaseSeconds = int(raw.Lease.V.Seconds())
+		if raw.Lease.V < 2*60e9 || raw.Lease.V > 365*24*3600e9 {
+			c.add(raw.Lease.Pos, raw.Lease.Path, "lease: 12h", "a lease of %s is out of range: want 2m to 8760h", raw.Lease.V)
+		}
+	}
+	if !raw.CIDR.Set {
+		return s
+	}
+	if !s.Prefix.Addr().Is4() {
+		c.add(raw.CIDR.Pos, raw.CIDR.Path, "", "IPv6 boot networks are not supported yet")
+		return s
+	}
+	if s.Prefix.Bits() > 30 {
+		c.add(raw.CIDR.Pos, raw.CIDR.Path, "", "%s has no room for a server and a machine", s.Prefix)
+	}
+	for _, f := range []rawAddr{raw.Range.First, raw.Range.Last, raw.Router} {
+		if f.Set {
+			c.usable(f, s.Prefix)
+		}
+	}
+	first, last := raw.Range.First, raw.Range.Last
+	if first.Set && last.Set {
+		if last.V.Less(first.V) {
+			c.add(last.Pos, last.Path, "", "the range ends at %s, before it begins at %s", last.V, first.V)
+		}
+		if raw.Router.Set && s.inRange(s.Router) {
+			c.add(raw.Router.Pos, raw.Router.Path, "", "the router %s is inside the dynamic range %s to %s", s.Router, s.First, s.Last)
+		}
+	}
+	return s
+}
+
+// usable checks that an address can be a host's in a subnet.
+func (c *checker) usable(f rawAddr, p netip.Prefix) {
+	switch {
+	case !p.Contains(f.V):
+		c.add(f.Pos, f.Path, "", "%s is not inside %s", f.V, p)
+	case f.V == p.Masked().Addr():
+		c.add(f.Pos, f.Path, "", "%s is the network address of %s", f.V, p)
+	case f.V == broadcast(p):
+		c.add(f.Pos, f.Path, "", "%s is the broadcast address of %s", f.V, p)
+	}
+}
+
+// broadcast is the last address of an IPv4 prefix.
+func broadcast(p netip.Prefix) netip.Addr {
+	a := p.Masked().Addr().As4()
+	n := binary.BigEndian.Uint32(a[:]) | uint32(uint64(1)<<(32-p.Bits())-1)
+	binary.BigEndian.PutUint32(a[:], n)
+	return netip.AddrFrom4(a)
+}
+
+func (s Subnet) inRange(a netip.Addr) bool {
+	return s.First.IsValid() && s.Last.IsValid() && !a.Less(s.First) && !s.Last.Less(a)
+}
+
+// networks checks everything that is about more than one address.
+func (c *checker) networks(raw rawFile, s Spec) {
+	c.overlaps(raw, s)
+	server := raw.Server.Address
+	authoritative := s.Boot.DHCP == "authoritative"
+	if authoritative {
+		if !raw.Boot.Interface.Set && raw.Boot.Path != "" {
+			c.add(raw.Boot.Pos, "boot", "interface: eth1", "required key \"interface\" is missing: dhcp: authoritative answers on one interface")
+		}
+		if len(raw.Boot.Subnets) == 0 && raw.Boot.Path != "" {
+			c.add(raw.Boot.Pos, "boot", "subnets:\n  - cidr: 10.0.0.0/24", "required key \"subnets\" is missing: dhcp: authoritative gives out addresses")
+		}
+	}
+	if server.Set && len(s.Boot.Subnets) > 0 {
+		if sub, ok := subnetOf(s.Boot.Subnets, server.V); ok {
+			// It may be the router as well: one box in a lab.
+			c.usable(server, sub.Prefix)
+			if sub.inRange(server.V) {
+				c.add(server.Pos, server.Path, "", "the server's address %s is inside the dynamic range %s to %s", server.V, sub.First, sub.Last)
+			}
+		} else if authoritative {
+			c.add(server.Pos, server.Path, "", "the server's address %s is in none of boot.subnets, so no machine would reach it without a relay; relays are not supported yet", server.V)
+		}
+	}
+	seen := map[string]place{}
+	for i, m := range raw.Machines {
+		a := m.Address
+		if !a.Set {
+			if authoritative && m.Path != "" && m.Name.Set {
+				c.add(m.Pos, m.Path, "address: 10.0.0.11", "required key \"address\" is missing: under dhcp: authoritative every machine has a reserved address")
+			}
+			continue
+		}
+		c.unique(seen, "address", a.V.String(), a.place)
+		if server.Set && a.V == server.V {
+			c.add(a.Pos, a.Path, "", "%s is the server's own address", a.V)
+		}
+		sub, ok := subnetOf(s.Boot.Subnets, a.V)
+		switch {
+		case !ok && (authoritative || len(s.Boot.Subnets) > 0):
+			c.add(a.Pos, a.Path, "", "%s of %s is in none of boot.subnets", a.V, s.Machines[i].Name)
+		case !ok:
+		case sub.inRange(a.V):
+			c.add(a.Pos, a.Path, "choose one outside, or make the range smaller", "%s is inside the dynamic range %s to %s, where another machine may get it", a.V, sub.First, sub.Last)
+		case a.V == sub.Router:
+			c.add(a.Pos, a.Path, "", "%s is the router's address", a.V)
+		default:
+			c.usable(a, sub.Prefix)
+		}
+	}
+}
+
+func subnetOf(subnets []Subnet, a netip.Addr) (Subnet, bool) {
+	for _, s := range subnets {
+		if s.Prefix.IsValid() && s.Prefix.Contains(a) {
+			return s, true
+		}
+	}
+	return Subnet{}, false
+}
+
+// overlaps compares the networks of pods, services and booting pairwise.
+func (c *checker) overlaps(raw rawFile, s Spec) {
+	type network struct {
+		name   string
+		at     place
+		prefix netip.Prefix
+	}
+	var all []network
+	for _, n := range []network{
+		{"kubernetes.podCIDR", raw.Kubernetes.PodCIDR.place, s.Kubernetes.PodCIDR},
+		{"kubernetes.serviceCIDR", raw.Kubernetes.ServiceCIDR.place, s.Kubernetes.ServiceCIDR},
+	} {
+		if n.at.Path == "" { // a default: point at the section
+			n.at = raw.Kubernetes.place
+		}
+		if !n.prefix.Addr().Is4() {
+			c.add(n.at.Pos, n.name, "", "IPv6 is not supported yet")
+			continue
+		}
+		all = append(all, n)
+	}
+	if p := s.Kubernetes.PodCIDR; p.Addr().Is4() {
+		// kube-controller-manager gives each node a /24.
+		if room := nodesIn(p); len(s.Machines) > room || room == 0 {
+			c.add(all[0].at.Pos, "kubernetes.podCIDR", "podCIDR: 10.244.0.0/16", "%s has room for %d nodes of a /24 each, and there are %d machines", p, room, len(s.Machines))
+		}
+	}
+	if p := s.Kubernetes.ServiceCIDR; p.Addr().Is4() && (p.Bits() < 12 || p.Bits() > 28) {
+		c.add(raw.Kubernetes.ServiceCIDR.Pos, "kubernetes.serviceCIDR", "serviceCIDR: 10.96.0.0/12", "a service network of /%d is out of range: want /12 to /28", p.Bits())
+	}
+	for i, sub := range raw.Boot.Subnets {
+		if sub.CIDR.Set && sub.CIDR.V.Addr().Is4() {
+			all = append(all, network{fmt.Sprintf("boot.subnets[%d]", i), sub.CIDR.place, sub.CIDR.V})
+		}
+	}
+	for i, b := range all {
+		for _, a := range all[:i] {
+			if a.prefix.Overlaps(b.prefix) {
+				c.add(b.at.Pos, b.at.Path, "", "%s %s overlaps %s %s", b.name, b.prefix, a.name, a.prefix)
+			}
+		}
+	}
+}
+
+func nodesIn(p netip.Prefix) int {
+	if p.Bits() < 0 || p.Bits() > 24 {
+		return 0
+	}
+	return 1 << (24 - p.Bits())
+}

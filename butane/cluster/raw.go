@@ -1,0 +1,298 @@
+package cluster
+
+import (
+	"net"
+	"net/netip"
+	"time"
+)
+
+// The raw types are the shape of the file: everything optional, every value with
+// its place. docs/cluster-yaml.md says what each key means.
+
+type (
+	rawString = field[string]
+	rawInt    = field[int]
+	rawBool   = field[bool]
+	rawAddr   = field[netip.Addr]
+	rawPrefix = field[netip.Prefix]
+	rawMAC    = field[net.HardwareAddr]
+	rawSize   = field[byteSize]
+
+	rawDuration = field[time.Duration]
+)
+
+type rawFile struct {
+	place
+	Version    rawInt        `key:"version,required"`
+	Extends    rawString     `key:"extends"`
+	Cluster    rawString     `key:"cluster,required"`
+	Flatcar    rawFlatcar    `key:"flatcar,required"`
+	Kubernetes rawKubernetes `key:"kubernetes,required"`
+	Etcd       rawEtcd       `key:"etcd,required"`
+	CNI        rawEtcd       `key:"cni,required"`
+	Agent      rawAgent      `key:"agent,required"`
+	Server     rawServer     `key:"server,required"`
+	Boot       rawBoot       `key:"boot,required"`
+	Machines   []rawMachine  `key:"machines"`
+	Roles      dict[rawRole] `key:"roles,required"`
+	Network    rawNetwork    `key:"network"`
+	Addons     []rawNamed    `key:"addons"`
+	Backup     rawBackup     `key:"backup,later"`
+	Identity   rawIdentity   `key:"identity"`
+	Operators  []rawOperator `key:"operators,later"`
+	Upload     []rawUpload   `key:"upload,later"`
+}
+
+type rawFlatcar struct {
+	place
+	Channel    rawString `key:"channel"`
+	Version    rawString `key:"version,required"`
+	Arch       rawString `key:"arch"`
+	Mirror     rawString `key:"mirror"`
+	Keyring    rawString `key:"keyring"`
+	PrimaryKey rawString `key:"primaryKey"`
+}
+
+type rawKubernetes struct {
+	place
+	Version     rawString   `key:"version,required"`
+	Endpoint    rawString   `key:"endpoint"`
+	PodCIDR     rawPrefix   `key:"podCIDR"`
+	ServiceCIDR rawPrefix   `key:"serviceCIDR"`
+	DNSDomain   rawString   `key:"dnsDomain"`
+	SANs        []rawString `key:"sans"`
+	Binaries    rawString   `key:"binaries"`
+	Images      []rawNamed  `key:"images"`
+}
+
+// rawEtcd is a component with a version and a source: etcd and cni.
+type rawEtcd struct {
+	place
+	Version rawString `key:"version,required"`
+	Source  rawString `key:"source"`
+}
+
+type rawAgent struct {
+	place
+	Source rawString `key:"source,required"`
+}
+
+type rawServer struct {
+	place
+	Address   rawAddr     `key:"address,required"`
+	HTTPPort  rawInt      `key:"httpPort"`
+	HTTPSPort rawInt      `key:"httpsPort"`
+	SANs      []rawString `key:"sans"`
+}
+
+type rawBoot struct {
+	place
+	Interface     rawString   `key:"interface"`
+	DHCP          rawString   `key:"dhcp"`
+	Unknown       rawString   `key:"unknown"`
+	Subnets       []rawSubnet `key:"subnets"`
+	Relays        []rawAddr   `key:"relays,later"`
+	IPXE          rawIPXE     `key:"ipxe"`
+	InstallerArgs []rawString `key:"installerArgs"`
+}
+
+type rawSubnet struct {
+	place
+	CIDR   rawPrefix   `key:"cidr,required"`
+	Range  rawRange    `key:"range"`
+	Router rawAddr     `key:"router"`
+	DNS    []rawAddr   `key:"dns"`
+	NTP    []rawAddr   `key:"ntp"`
+	Domain rawString   `key:"domain"`
+	Lease  rawDuration `key:"lease"`
+}
+
+type rawRange struct {
+	place
+	First rawAddr `key:"first,required"`
+	Last  rawAddr `key:"last,required"`
+}
+
+type rawIPXE struct {
+	place
+	BIOS rawString `key:"bios"`
+	UEFI rawString `key:"uefi"`
+}
+
+type rawMachine struct {
+	place
+	Name          rawString       `key:"name,required"`
+	Role          rawString       `key:"role,required"`
+	Zone          rawString       `key:"zone"`
+	Match         rawMatch        `key:"match,required"`
+	Address       rawAddr         `key:"address"`
+	Disk          rawDisk         `key:"disk,required"`
+	Labels        dict[rawString] `key:"labels"`
+	BMC           rawBMC          `key:"bmc,later"`
+	Firmware      rawFirmware     `key:"firmware"`
+	Network       rawNetwork      `key:"network"`
+	InstallerArgs []rawString     `key:"installerArgs"`
+}
+
+type rawMatch struct {
+	place
+	MAC      []rawMAC        `key:"mac"`
+	UUID     rawString       `key:"uuid"`
+	Serial   rawString       `key:"serial"`
+	Selector dict[rawString] `key:"selector,later"`
+}
+
+type rawDisk struct {
+	place
+	Path    rawString `key:"path"`
+	Serial  rawString `key:"serial"`
+	WWN     rawString `key:"wwn"`
+	Model   rawString `key:"model"`
+	MinSize rawSize   `key:"minSize"`
+	MaxSize rawSize   `key:"maxSize"`
+}
+
+type rawBMC struct {
+	place
+	Address  rawString `key:"address,required"`
+	Protocol rawString `key:"protocol"`
+	Username rawString `key:"username"`
+	Password rawSecret `key:"password"`
+}
+
+// rawSecret says where a secret is; a secret itself is never in cluster.yaml.
+type rawSecret struct {
+	place
+	File rawString `key:"file"`
+	Env  rawString `key:"env"`
+	Age  rawString `key:"age"`
+}
+
+type rawFirmware struct {
+	place
+	LocalBoot rawString `key:"localBoot"`
+	NBP       rawString `key:"nbp,later"`
+}
+
+type rawRole struct {
+	place
+	Kind       rawString       `key:"kind,required"`
+	Butane     []rawString     `key:"butane"`
+	Extensions []rawNamed      `key:"extensions"`
+	KernelArgs []rawString     `key:"kernelArgs"`
+	Labels     dict[rawString] `key:"labels"`
+	Taints     []rawString     `key:"taints"`
+	Network    rawNetwork      `key:"network"`
+}
+
+// rawNamed is something with a name and a source.
+type rawNamed struct {
+	place
+	Name   rawString `key:"name,required"`
+	Source rawString `key:"source,required"`
+}
+
+// rawNetwork is the network of the nodes. Machines get their addresses from DHCP
+// until it is acted on.
+type rawNetwork struct {
+	place
+	Bonds           []rawBond           `key:"bonds,later"`
+	VLANs           []rawVLAN           `key:"vlans,later"`
+	Addresses       []rawStaticAddress  `key:"addresses,later"`
+	Routes          []rawRoute          `key:"routes,later"`
+	DNS             []rawAddr           `key:"dns,later"`
+	NTP             []rawString         `key:"ntp,later"`
+	Proxy           rawProxy            `key:"proxy,later"`
+	RegistryMirrors []rawRegistryMirror `key:"registryMirrors,later"`
+	Firewall        rawFirewall         `key:"firewall,later"`
+}
+
+type rawBond struct {
+	place
+	Name       rawString   `key:"name,required"`
+	Mode       rawString   `key:"mode"`
+	Interfaces []rawString `key:"interfaces,required"`
+	MTU        rawInt      `key:"mtu"`
+}
+
+type rawVLAN struct {
+	place
+	Name rawString `key:"name,required"`
+	ID   rawInt    `key:"id,required"`
+	Link rawString `key:"link,required"`
+	MTU  rawInt    `key:"mtu"`
+}
+
+type rawStaticAddress struct {
+	place
+	Interface rawString `key:"interface,required"`
+	Address   rawString `key:"address,required"`
+}
+
+type rawRoute struct {
+	place
+	To        rawPrefix `key:"to,required"`
+	Via       rawAddr   `key:"via,required"`
+	Interface rawString `key:"interface"`
+	Metric    rawInt    `key:"metric"`
+}
+
+type rawProxy struct {
+	place
+	HTTP  rawString   `key:"http"`
+	HTTPS rawString   `key:"https"`
+	No    []rawString `key:"no"`
+}
+
+type rawRegistryMirror struct {
+	place
+	Name      rawString   `key:"name,required"`
+	Endpoints []rawString `key:"endpoints,required"`
+	Password  rawSecret   `key:"password"`
+}
+
+type rawFirewall struct {
+	place
+	Allow []rawAllow `key:"allow"`
+}
+
+type rawAllow struct {
+	place
+	From  []rawPrefix `key:"from"`
+	Ports []rawInt    `key:"ports"`
+}
+
+type rawBackup struct {
+	place
+	Schedule   rawString   `key:"schedule"`
+	Keep       rawInt      `key:"keep"`
+	Target     rawString   `key:"target"`
+	Recipients []rawString `key:"recipients"`
+	Password   rawSecret   `key:"password"`
+}
+
+type rawIdentity struct {
+	place
+	Policy rawString `key:"policy"`
+}
+
+type rawOperator struct {
+	place
+	Name  rawString   `key:"name,required"`
+	Key   rawSecret   `key:"key"`
+	Roles []rawString `key:"roles"`
+}
+
+type rawUpload struct {
+	place
+	Name      rawString       `key:"name,required"`
+	Type      rawString       `key:"type,required"`
+	Endpoint  rawString       `key:"endpoint"`
+	Datastore rawString       `key:"datastore"`
+	Region    rawString       `key:"region"`
+	Bucket    rawString       `key:"bucket"`
+	Insecure  rawBool         `key:"insecure"`
+	Username  rawString       `key:"username"`
+	Password  rawSecret       `key:"password"`
+	Options   dict[rawString] `key:"options"`
+}

@@ -1,0 +1,181 @@
+// Package cluster reads cluster.yaml: strictly, with the position of every value,
+// and with every finding at once. Its Spec says what somebody wants; what it
+// resolves to is a plan.
+//
+// Parse reads files only through the function it is given, with one exception:
+// Butane reads files that a snippet embeds with local: from the snippet's own
+// directory. It reads no clock and no environment.
+package cluster
+
+import (
+	"net"
+	"net/netip"
+	"path"
+
+	"github.com/imagectl/imagectl/images/lock"
+	"github.com/imagectl/imagectl/images/release"
+)
+
+// Spec is a valid cluster.yaml with the defaults filled in. Sources are http(s)
+// URLs or paths; relative paths start at the directory of cluster.yaml. Templates
+// in them are expanded.
+type Spec struct {
+	// Name is the cluster's name, an RFC 1123 label.
+	Name       string
+	Flatcar    Flatcar
+	Kubernetes Kubernetes
+	Etcd       Component
+	CNI        Component
+	// Agent is the source of the bootstrapd binary.
+	Agent  string
+	Server Server
+	Boot   Boot
+	// Roles are sorted by name.
+	Roles []Role
+	// Machines and Addons are in the order of the file.
+	Machines []Machine
+	Addons   []Named
+}
+
+// Flatcar is the base release.
+type Flatcar struct {
+	Channel, Version, Arch string
+	// Mirror is the URL or directory that holds ARCH-usr/VERSION/.
+	Mirror string
+	// Keyring is a path; empty means Flatcar's own keys.
+	Keyring string
+	// PrimaryKey is the pinned fingerprint, upper-case hexadecimal.
+	PrimaryKey string
+}
+
+// Kubernetes is the version and the networks.
+type Kubernetes struct {
+	// Version with its leading v.
+	Version string
+	// Endpoint is host:port for kubeconfigs; empty when it is not set and no
+	// control plane has an address.
+	Endpoint                  string
+	PodCIDR, ServiceCIDR      netip.Prefix
+	DNSDomain                 string
+	SANs                      []string
+	Kubeadm, Kubelet, Kubectl string
+	Images                    []Named
+}
+
+// Component is a program with a version (leading v) and a source.
+type Component struct {
+	Version, Source string
+}
+
+// Named is an input of the user's.
+type Named struct {
+	Name, Source string
+}
+
+// Server is where nodes reach imagectl serve.
+type Server struct {
+	Address             netip.Addr
+	HTTPPort, HTTPSPort int
+	SANs                []string
+}
+
+// Boot is the boot network.
+type Boot struct {
+	Interface string
+	// DHCP is authoritative or off.
+	DHCP string
+	// Unknown is discover or ignore.
+	Unknown            string
+	Subnets            []Subnet
+	IPXEBIOS, IPXEUEFI string
+	InstallerArgs      []string
+}
+
+// Subnet is one DHCP subnet. Zero addresses mean that there is none.
+type Subnet struct {
+	Prefix              netip.Prefix
+	First, Last, Router netip.Addr
+	DNS, NTP            []netip.Addr
+	Domain              string
+	LeaseSeconds        int
+}
+
+// Role is a kind of machine.
+type Role struct {
+	Name         string
+	ControlPlane bool
+	Butane       []Snippet
+	Extensions   []Named
+	KernelArgs   []string
+	Labels       map[string]string
+	Taints       []string
+}
+
+// Snippet is a Butane file that was read and translates.
+type Snippet struct {
+	// File is the path as it is reported.
+	File    string
+	Content []byte
+	// Dir is where its local references start.
+	Dir string
+}
+
+// Machine is one machine.
+type Machine struct {
+	Name, Role, Zone string
+	MACs             []net.HardwareAddr
+	// UUID is in lower case.
+	UUID, Serial  string
+	Address       netip.Addr
+	Disk          Disk
+	Labels        map[string]string
+	LocalBoot     string
+	InstallerArgs []string
+}
+
+// Disk selects the disk to install to; all conditions that are set must hold.
+type Disk struct {
+	Path, Serial, WWN, Model string
+	MinBytes, MaxBytes       int64
+}
+
+// Wants lists every input that must be locked, sorted by nothing in particular
+// but always in the same order.
+func (s Spec) Wants() []release.Want {
+	flatcar := func(id lock.ID, file string) release.Want {
+		return release.Want{
+			ID:     id,
+			Source: joinSource(s.Flatcar.Mirror, path.Join(s.Flatcar.Arch+"-usr", s.Flatcar.Version, file)),
+			Signed: &release.SignedBy{Keyring: s.Flatcar.Keyring, Primary: s.Flatcar.PrimaryKey},
+		}
+	}
+	wants := []release.Want{
+		flatcar(lock.FlatcarImage, "flatcar_production_image.bin.bz2"),
+		flatcar(lock.FlatcarPXEKernel, "flatcar_production_pxe.vmlinuz"),
+		flatcar(lock.FlatcarPXEInitrd, "flatcar_production_pxe_image.cpio.gz"),
+		{ID: lock.Kubeadm, Source: s.Kubernetes.Kubeadm},
+		{ID: lock.Kubelet, Source: s.Kubernetes.Kubelet},
+		{ID: lock.Kubectl, Source: s.Kubernetes.Kubectl},
+		{ID: lock.EtcdArchive, Source: s.Etcd.Source},
+		{ID: lock.CNIArchive, Source: s.CNI.Source},
+		{ID: lock.Agent, Source: s.Agent},
+		{ID: lock.IPXEBIOS, Source: s.Boot.IPXEBIOS},
+		{ID: lock.IPXEUEFIx64, Source: s.Boot.IPXEUEFI},
+	}
+	for _, i := range s.Kubernetes.Images {
+		wants = append(wants, release.Want{ID: lock.ImagesPrefix + lock.ID(i.Name), Source: i.Source})
+	}
+	seen := map[string]bool{}
+	for _, r := range s.Roles {
+		for _, e := range r.Extensions {
+			if !seen[e.Name] {
+				wants = append(wants, release.Want{ID: lock.ExtensionPrefix + lock.ID(e.Name), Source: e.Source})
+			}
+			seen[e.Name] = true
+		}
+	}
+	for _, a := range s.Addons {
+		wants = append(wants, release.Want{ID: lock.AddonPrefix + lock.ID(a.Name), Source: a.Source})
+	}
+	return wants
+}
