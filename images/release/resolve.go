@@ -1,0 +1,204 @@
+package release
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/imagectl/imagectl/images/lock"
+	"github.com/imagectl/imagectl/images/store"
+)
+
+// Options of Resolve. Store and Now must be set.
+type Options struct {
+	Store *store.Store
+	// Dir is cluster.yaml's directory; relative sources start there.
+	Dir string
+	// Previous is the lock file so far; the zero value when there is none.
+	Previous lock.Lock
+	// Update forgets the previous lock: every source is looked at anew.
+	Update bool
+	// Now is the clock, for signatures from the future.
+	Now time.Time
+	// Progress, when set, is called from several goroutines. total is -1 when it
+	// is not known.
+	Progress func(id lock.ID, done, total int64)
+}
+
+// Result is a new lock and how it differs from the previous one.
+type Result struct {
+	Lock lock.Lock
+	// Added, Changed and Removed are sorted.
+	Added, Changed, Removed []lock.ID
+	// Stale are local inputs that were kept as locked although the file at their
+	// source is another one by now.
+	Stale []lock.ID
+}
+
+// parallel is how many inputs are fetched at a time.
+const parallel = 4
+
+// Resolve brings every wanted input into the store and describes it. An input
+// whose source is in the previous lock keeps its digest: the source must still
+// give the same bytes, or the store must have them. All failing inputs are
+// reported, not only the first.
+func Resolve(ctx context.Context, wants []Want, o Options) (Result, error) {
+	blobs := make([]lock.Blob, len(wants))
+	stale := make([]bool, len(wants))
+	errs := make([]error, len(wants))
+	slots := make(chan struct{}, parallel)
+	var wg sync.WaitGroup
+	for i, w := range wants {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			blobs[i], stale[i], errs[i] = resolveOne(ctx, w, o)
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return Result{}, err
+	}
+	l, err := lock.New(Digest(wants), blobs)
+	if err != nil {
+		return Result{}, err
+	}
+	r := compare(o.Previous, l)
+	for i, w := range wants {
+		if stale[i] {
+			r.Stale = append(r.Stale, w.ID)
+		}
+	}
+	return r, nil
+}
+
+func resolveOne(ctx context.Context, w Want, o Options) (lock.Blob, bool, error) {
+	if old, ok := o.Previous.Find(w.ID); ok && !o.Update && keeps(old, w) {
+		if _, err := Fetch(ctx, o.Store, o.Dir, old, progress(o, w.ID)); err != nil {
+			return lock.Blob{}, false, err
+		}
+		stale, err := differs(ctx, o.Dir, old)
+		return old, stale, err
+	}
+	b := lock.Blob{ID: w.ID, Source: w.Source}
+	req := store.Request{Source: Locate(o.Dir, w.Source), Progress: progress(o, w.ID)}
+	if w.Signed != nil {
+		check, err := signatureCheck(ctx, w, o, &b.Signer)
+		if err != nil {
+			return lock.Blob{}, false, fmt.Errorf("locking %s: %w", w.ID, err)
+		}
+		req.Check = check
+	}
+	got, err := o.Store.Fetch(ctx, req)
+	if err != nil {
+		return lock.Blob{}, false, fmt.Errorf("locking %s: %w", w.ID, err)
+	}
+	b.SHA256, b.Size = got.SHA256, got.Size
+	return b, false, nil
+}
+
+// Fetch brings a locked input into the store, unless it is there.
+func Fetch(ctx context.Context, s *store.Store, dir string, b lock.Blob, progress func(done, total int64)) (store.Blob, error) {
+	got, err := s.Fetch(ctx, store.Request{Source: Locate(dir, b.Source), SHA256: b.SHA256, Size: b.Size, Progress: progress})
+	if err != nil {
+		return store.Blob{}, fmt.Errorf("getting locked input %s: %w", b.ID, err)
+	}
+	return got, nil
+}
+
+// Locate is where a source really is: a URL as it stands, a relative path from
+// cluster.yaml's directory.
+func Locate(dir, source string) string {
+	if isURL(source) || filepath.IsAbs(source) {
+		return source
+	}
+	return filepath.Join(dir, source)
+}
+
+func isURL(source string) bool {
+	return strings.HasPrefix(source, "http://") || strings.HasPrefix(source, "https://")
+}
+
+// keeps tells whether a locked input still answers a want.
+func keeps(b lock.Blob, w Want) bool {
+	if b.Source != w.Source || (b.Signer == nil) != (w.Signed == nil) {
+		return false
+	}
+	return w.Signed == nil || b.Signer.Primary == normalise(w.Signed.Primary)
+}
+
+// differs tells whether a local source is another file than the locked one. One
+// that is gone is not an error: the store has the bytes.
+func differs(ctx context.Context, dir string, b lock.Blob) (bool, error) {
+	if isURL(b.Source) {
+		return false, nil
+	}
+	digest, _, err := store.HashFile(ctx, Locate(dir, b.Source))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("comparing %s with the lock: %w", b.ID, err)
+	}
+	return digest != b.SHA256, nil
+}
+
+// signatureCheck fetches key and signature first, so that a file that nobody
+// signed is not downloaded.
+func signatureCheck(ctx context.Context, w Want, o Options, signer **lock.Signer) (func(io.ReaderAt, int64) error, error) {
+	key, err := readKey(o.Dir, *w.Signed)
+	if err != nil {
+		return nil, err
+	}
+	source := Locate(o.Dir, w.Source) + ".sig"
+	blob, err := o.Store.Fetch(ctx, store.Request{Source: source})
+	if err != nil {
+		return nil, err
+	}
+	if blob.Size > maxSignature {
+		return nil, fmt.Errorf("reading %s: it has %d bytes, more than %d", source, blob.Size, maxSignature)
+	}
+	sig, err := os.ReadFile(blob.Path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the signature: %w", err)
+	}
+	return func(content io.ReaderAt, size int64) error {
+		s, err := key.Verify(io.NewSectionReader(content, 0, size), sig, o.Now)
+		if err != nil {
+			return err
+		}
+		*signer = &s
+		return nil
+	}, nil
+}
+
+func progress(o Options, id lock.ID) func(done, total int64) {
+	if o.Progress == nil {
+		return nil
+	}
+	return func(done, total int64) { o.Progress(id, done, total) }
+}
+
+func compare(old, now lock.Lock) Result {
+	r := Result{Lock: now}
+	for _, b := range now.Inputs {
+		switch was, ok := old.Find(b.ID); {
+		case !ok:
+			r.Added = append(r.Added, b.ID)
+		case was.SHA256 != b.SHA256 || was.Source != b.Source:
+			r.Changed = append(r.Changed, b.ID)
+		}
+	}
+	for _, b := range old.Inputs {
+		if _, ok := now.Find(b.ID); !ok {
+			r.Removed = append(r.Removed, b.ID)
+		}
+	}
+	return r
+}
