@@ -1,0 +1,87 @@
+package store
+
+import (
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+)
+
+// Machine is the record of one machine. A record that came out of a Store is
+// shared and must not be changed; Clone it first.
+type Machine struct {
+	// Name is its name in cluster.yaml, or unknown-… for one that is not there.
+	Name  string        `json:"name"`
+	State machine.State `json:"state"`
+	// Since is when it came into that state.
+	Since time.Time `json:"since"`
+	// Reason is one sentence on why it is in that state; often empty.
+	Reason string `json:"reason,omitempty"`
+	// Known says that cluster.yaml lists it.
+	Known bool `json:"known"`
+	// FirstSeen is when the record was made.
+	FirstSeen time.Time `json:"firstSeen"`
+
+	// Key is the approved key; nil before the first approval.
+	Key *Key `json:"key,omitempty"`
+	// Pending are keys that wait for an operator, oldest first.
+	Pending []Key `json:"pending,omitempty"`
+	// Rejected are fingerprints of keys that an operator turned down, oldest first.
+	Rejected []string `json:"rejected,omitempty"`
+
+	// Arming is set while the machine is armed or installing.
+	Arming *Arming `json:"arming,omitempty"`
+	// InstalledAt is when an image was last written; zero for never.
+	InstalledAt time.Time `json:"installedAt,omitzero"`
+
+	// Facts is what the machine last said about itself (imagectl.v1.Facts as
+	// protobuf JSON).
+	Facts json.RawMessage `json:"facts,omitempty"`
+}
+
+// Key is a machine's public key.
+type Key struct {
+	// SPKI is its DER SubjectPublicKeyInfo.
+	SPKI []byte `json:"spki"`
+	// Fingerprint is SHA-256 of SPKI, hexadecimal.
+	Fingerprint string `json:"fingerprint"`
+	// Code is what an operator compares.
+	Code      string    `json:"code"`
+	FirstSeen time.Time `json:"firstSeen"`
+	// Source is the address it was first seen from.
+	Source string `json:"source,omitempty"`
+
+	// ApprovedAt and ApprovedBy are set for an approved key.
+	ApprovedAt time.Time `json:"approvedAt,omitzero"`
+	ApprovedBy string    `json:"approvedBy,omitempty"`
+	// Certificate is the newest one issued for it (PEM), with its serial number
+	// and end.
+	Certificate string    `json:"certificate,omitempty"`
+	Serial      string    `json:"serial,omitempty"`
+	NotAfter    time.Time `json:"notAfter,omitzero"`
+}
+
+// Arming is a one-shot permission to write the disk.
+type Arming struct {
+	ID string    `json:"id"`
+	At time.Time `json:"at"`
+	By string    `json:"by"`
+	// Fingerprint is the key that took it; empty until an installation begins.
+	Fingerprint string `json:"fingerprint,omitempty"`
+}
+
+// Clone returns a copy that shares nothing that changes.
+func (m Machine) Clone() Machine {
+	if m.Key != nil {
+		k := *m.Key
+		m.Key = &k
+	}
+	if m.Arming != nil {
+		a := *m.Arming
+		m.Arming = &a
+	}
+	m.Pending = slices.Clone(m.Pending)
+	m.Rejected = slices.Clone(m.Rejected)
+	return m
+}

@@ -1,0 +1,136 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"filippo.io/age"
+)
+
+// identityFile holds the age identity that encrypts private keys at rest, in the
+// form that the age tool reads.
+const identityFile = "identity.age"
+
+// openIdentity reads the identity, or makes it at the first start.
+func openIdentity(path string) (*age.X25519Identity, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return createIdentity(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			id, err := age.ParseX25519Identity(line)
+			if err != nil {
+				return nil, fmt.Errorf("reading %s: %w", path, err)
+			}
+			return id, nil
+		}
+	}
+	return nil, fmt.Errorf("reading %s: there is no identity in it; restore the file from a backup, the private keys cannot be read without it", path)
+}
+
+func createIdentity(path string) (*age.X25519Identity, error) {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return nil, fmt.Errorf("making the encryption identity: %w", err)
+	}
+	text := fmt.Sprintf("# imagectl serve: encrypts the private keys in this directory. Keep a copy elsewhere.\n# public key: %s\n%s\n", id.Recipient(), id)
+	if err := writeFile(path, []byte(text)); err != nil {
+		return nil, err
+	}
+	return id, nil
+}
+
+// writeFile writes a secret file so that it is there completely or not at all,
+// also after a power cut.
+func writeFile(path string, b []byte) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Secret returns the named secret. When there is none yet, it stores what create
+// makes, encrypted, and calls created in the same transaction, so that the
+// caller can record it; created may be nil.
+func (s *Store) Secret(ctx context.Context, name string, create func() ([]byte, error), created func(*Tx) error) ([]byte, error) {
+	var plain []byte
+	var fresh []byte // made once, though the transaction may run again
+	err := s.Change(ctx, func(tx *Tx) error {
+		key := "secrets/" + name
+		var sealed []byte
+		ok, err := tx.Value(key, &sealed)
+		if err != nil {
+			return err
+		}
+		if ok {
+			plain, err = s.unseal(sealed)
+			return err
+		}
+		if fresh == nil {
+			if fresh, err = create(); err != nil {
+				return err
+			}
+		}
+		plain = fresh
+		if sealed, err = s.seal(fresh); err != nil {
+			return err
+		}
+		if err := tx.PutValue(key, sealed); err != nil {
+			return err
+		}
+		if created == nil {
+			return nil
+		}
+		return created(tx)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading secret %s: %w", name, err)
+	}
+	return plain, nil
+}
+
+func (s *Store) seal(plain []byte) ([]byte, error) {
+	var b bytes.Buffer
+	w, err := age.Encrypt(&b, s.identity.Recipient())
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.Write(plain)
+	if err := errors.Join(err, w.Close()); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+func (s *Store) unseal(sealed []byte) ([]byte, error) {
+	r, err := age.Decrypt(bytes.NewReader(sealed), s.identity)
+	if err != nil {
+		return nil, fmt.Errorf("decrypting with %s: %w", identityFile, err)
+	}
+	return io.ReadAll(r)
+}

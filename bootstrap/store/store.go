@@ -1,0 +1,287 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"filippo.io/age"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+)
+
+// Config says where the store is. All fields are needed.
+type Config struct {
+	// Dir is the state directory; it is made (0700) when it is missing.
+	Dir string
+	// Cluster is the cluster whose records these are.
+	Cluster string
+	// Log takes etcd's own error messages, as lines of JSON.
+	Log io.Writer
+}
+
+// Store is an open state directory. It is safe for concurrent use.
+type Store struct {
+	prefix   string
+	lock     *os.File
+	etcd     *embed.Etcd
+	client   *clientv3.Client
+	identity *age.X25519Identity
+
+	stop context.CancelFunc
+	done chan struct{} // closed when the watch has ended
+
+	mu       sync.RWMutex
+	machines map[string]Machine
+	revision int64         // of the newest change in machines
+	changed  chan struct{} // closed at the next change
+	failed   error         // why the watch ended
+}
+
+// Open starts the store and reads all machine records. The caller closes it.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	s, err := open(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("opening state directory %s: %w", c.Dir, err)
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, c Config) (_ *Store, err error) {
+	if c.Cluster == "" || strings.ContainsRune(c.Cluster, '/') {
+		return nil, fmt.Errorf("%q is no cluster name", c.Cluster)
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		prefix:  "/imagectl/" + c.Cluster + "/",
+		done:    make(chan struct{}),
+		changed: make(chan struct{}),
+	}
+	if s.lock, err = lockDir(dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.release()
+		}
+	}()
+	if s.identity, err = openIdentity(filepath.Join(dir, identityFile)); err != nil {
+		return nil, err
+	}
+	if s.etcd, err = startEtcd(ctx, dir, c.Log); err != nil {
+		return nil, err
+	}
+	s.client = v3client.New(s.etcd.Server)
+	if err = s.load(ctx); err != nil {
+		return nil, err
+	}
+	// The watch belongs to the store and ends with Close, not with ctx.
+	watching, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	go s.watch(watching)
+	return s, nil
+}
+
+// Close stops the store. No other call may be under way.
+func (s *Store) Close() {
+	s.stop()
+	<-s.done
+	s.release()
+}
+
+func (s *Store) release() {
+	if s.client != nil {
+		s.client.Close()
+	}
+	if s.etcd != nil {
+		s.etcd.Close()
+	}
+	s.lock.Close()
+}
+
+// Done is closed when the store can no longer be trusted to follow changes; Err
+// says why.
+func (s *Store) Done() <-chan struct{} { return s.done }
+
+// Err is why Done was closed; nil after Close.
+func (s *Store) Err() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.failed
+}
+
+func (s *Store) machineKey(name string) string { return s.prefix + "machines/" + name }
+
+func (s *Store) load(ctx context.Context) error {
+	resp, err := s.client.Get(ctx, s.machineKey(""), clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("reading machine records: %w", err)
+	}
+	machines := make(map[string]Machine, len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		var m Machine
+		if err := json.Unmarshal(kv.Value, &m); err != nil {
+			return fmt.Errorf("reading machine record %s: %w", kv.Key, err)
+		}
+		machines[m.Name] = m
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.machines = machines
+	s.revision = resp.Header.Revision
+	s.wake()
+	return nil
+}
+
+// wake tells everybody who waits; mu is held.
+func (s *Store) wake() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Store) watch(ctx context.Context) {
+	defer close(s.done)
+	err := s.follow(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() == nil {
+		s.failed = fmt.Errorf("watching machine records: %w", err)
+	}
+	s.wake()
+}
+
+func (s *Store) follow(ctx context.Context) error {
+	s.mu.RLock()
+	from := s.revision + 1
+	s.mu.RUnlock()
+	for resp := range s.client.Watch(ctx, s.machineKey(""), clientv3.WithPrefix(), clientv3.WithRev(from)) {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		if err := s.apply(resp); err != nil {
+			return err
+		}
+	}
+	return errors.New("the watch ended")
+}
+
+func (s *Store) apply(resp clientv3.WatchResponse) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, ev := range resp.Events {
+		name := strings.TrimPrefix(string(ev.Kv.Key), s.machineKey(""))
+		if ev.Type == clientv3.EventTypeDelete {
+			delete(s.machines, name)
+		} else {
+			var m Machine
+			if err := json.Unmarshal(ev.Kv.Value, &m); err != nil {
+				return fmt.Errorf("reading machine record %s: %w", ev.Kv.Key, err)
+			}
+			s.machines[name] = m
+		}
+		s.revision = ev.Kv.ModRevision
+	}
+	s.wake()
+	return nil
+}
+
+// Changed returns a channel that is closed at the next change of any machine
+// record. Get it before reading, then nothing is missed.
+func (s *Store) Changed() <-chan struct{} {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.changed
+}
+
+// Machine returns one record from memory.
+func (s *Store) Machine(name string) (Machine, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	m, ok := s.machines[name]
+	return m, ok
+}
+
+// State returns the state of one machine from memory; false when there is no
+// record of it.
+func (s *Store) State(name string) (machine.State, bool) {
+	m, ok := s.Machine(name)
+	return m.State, ok
+}
+
+// Machines returns all records from memory, sorted by name.
+func (s *Store) Machines() []Machine {
+	s.mu.RLock()
+	out := make([]Machine, 0, len(s.machines))
+	for _, m := range s.machines {
+		out = append(out, m)
+	}
+	s.mu.RUnlock()
+	slices.SortFunc(out, func(a, b Machine) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// await returns when the snapshot has caught up with a revision that changed a
+// machine record.
+func (s *Store) await(ctx context.Context, revision int64) error {
+	for {
+		s.mu.RLock()
+		reached, changed, failed := s.revision >= revision, s.changed, s.failed
+		s.mu.RUnlock()
+		if reached {
+			return nil
+		}
+		if failed != nil {
+			return failed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// AuditLines reads the audit log from its first entry, in pages.
+func (s *Store) AuditLines(ctx context.Context) iter.Seq2[[]byte, error] {
+	const page = 500
+	return func(yield func([]byte, error) bool) {
+		from, end := s.auditKey(0), clientv3.GetPrefixRangeEnd(s.prefix+"audit/entries/")
+		for {
+			resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page))
+			if err != nil {
+				yield(nil, fmt.Errorf("reading audit log: %w", err))
+				return
+			}
+			for _, kv := range resp.Kvs {
+				if !yield(kv.Value, nil) {
+					return
+				}
+			}
+			if !resp.More {
+				return
+			}
+			from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+		}
+	}
+}
+
+func (s *Store) auditKey(seq uint64) string {
+	return fmt.Sprintf("%saudit/entries/%016x", s.prefix, seq)
+}
