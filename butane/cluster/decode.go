@@ -66,6 +66,18 @@ func (d *decoder) add(pos diag.Pos, path, hint, format string, args ...any) {
 	*d.found = append(*d.found, diag.Finding{Pos: pos, Path: path, Message: fmt.Sprintf(format, args...), Hint: hint})
 }
 
+// reported says whether something at or below a path was refused already, so
+// that what follows from it is not reported as well.
+func (d *decoder) reported(path string) bool {
+	for _, f := range *d.found {
+		rest, ok := strings.CutPrefix(f.Path, path)
+		if ok && f.Severity == diag.Error && (rest == "" || rest[0] == '.' || rest[0] == '[') {
+			return true
+		}
+	}
+	return false
+}
+
 func (d *decoder) value(n *node, path string, v reflect.Value) {
 	if c, ok := v.Addr().Interface().(custom); ok {
 		c.decodeNode(d, n, path)
@@ -146,7 +158,7 @@ func (d *decoder) structure(n *node, path string, v reflect.Value) {
 		before := len(*d.found)
 		d.value(m.val, join(path, key), v.Field(i))
 		if options == "later" && len(*d.found) == before {
-			d.add(m.pos, join(path, key), "remove it for now", "%s is not supported yet", join(path, key))
+			d.add(m.pos, join(path, key), "remove it for now", "is not supported yet")
 		}
 	}
 	for _, m := range n.members {
@@ -199,7 +211,7 @@ func (f *field[T]) decodeNode(d *decoder, n *node, path string) {
 		*v = strings.EqualFold(n.text, "true")
 	default:
 		if n.tag != "!!str" {
-			d.add(n.pos, path, fmt.Sprintf("quote it: %s: %q", lastKey(path), n.text), "%s is %s for YAML, want text", n.text, tagName(n.tag))
+			d.add(n.pos, path, "quote it: "+strconv.Quote(n.text), "%s is %s for YAML, want text", n.text, tagName(n.tag))
 			return
 		}
 		if want, hint, ok := fromText(n.text, v); !ok {

@@ -43,7 +43,7 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 			c.unique(uuids, "UUID", m.UUID, u.place)
 		}
 		c.unique(serials, "serial", m.Serial, r.Match.Serial.place)
-		if r.Match.Path != "" && len(r.Match.MAC) == 0 && !r.Match.UUID.Set && !r.Match.Serial.Set {
+		if r.Match.Path != "" && !c.reported(r.Match.Path) && len(r.Match.MAC) == 0 && !r.Match.UUID.Set && !r.Match.Serial.Set {
 			c.add(r.Match.Pos, r.Match.Path, "match:\n  mac: [\"52:54:00:12:34:56\"]", "says nothing: want mac, uuid or serial")
 		}
 		out = append(out, m)
@@ -65,7 +65,7 @@ func (c *checker) disk(raw rawDisk) Disk {
 	if d.MinBytes > 0 && d.MaxBytes > 0 && d.MaxBytes < d.MinBytes {
 		c.add(raw.MaxSize.Pos, raw.MaxSize.Path, "", "maxSize is below minSize: no disk matches")
 	}
-	empty := !slices.ContainsFunc([]place{raw.Path.place, raw.Serial.place, raw.WWN.place, raw.Model.place, raw.MinSize.place, raw.MaxSize.place},
+	empty := !c.reported(raw.place.Path) && !slices.ContainsFunc([]place{raw.Path.place, raw.Serial.place, raw.WWN.place, raw.Model.place, raw.MinSize.place, raw.MaxSize.place},
 		func(p place) bool { return p.Path != "" })
 	if raw.place.Path != "" && empty {
 		c.add(raw.Pos, raw.place.Path, "disk:\n  path: /dev/disk/by-id/…", "selects nothing: a disk is only written when a rule names it")

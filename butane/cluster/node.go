@@ -57,9 +57,14 @@ func (n *node) member(key string) (member, bool) {
 // maxDepth bounds nesting; the deepest legitimate file has about eight levels.
 const maxDepth = 64
 
-// yamlLine finds the line in yaml.v3's syntax errors, which carry no position
-// otherwise.
-var yamlLine = regexp.MustCompile(`line (\d+): `)
+var (
+	// yamlLine finds the line in yaml.v3's syntax errors, which carry no position
+	// otherwise.
+	yamlLine = regexp.MustCompile(`line (\d+): `)
+	// yamlParserError are the errors of its parser, whose line is one too low; the
+	// line of its scanner's errors is right (yaml.v3 decode.go, func fail).
+	yamlParserError = regexp.MustCompile(`did not find expected (<|key|'-'|',' or|node content)`)
+)
 
 // parseYAML reads one document into a tree. It returns nil when there is none
 // to work with.
@@ -73,6 +78,9 @@ func parseYAML(file string, text []byte, found *diag.List) *node {
 		if m := yamlLine.FindStringSubmatchIndex(msg); m != nil {
 			if n, err := strconv.Atoi(msg[m[2]:m[3]]); err == nil {
 				line = n
+			}
+			if yamlParserError.MatchString(msg) {
+				line++
 			}
 			msg = msg[:m[0]] + msg[m[1]:]
 		}

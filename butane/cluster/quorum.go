@@ -31,7 +31,8 @@ func (c *checker) quorum(raw rawFile, s Spec) {
 	switch {
 	case n == 0:
 		// A role that does not exist is reported already, and may be the reason.
-		if !slices.ContainsFunc(raw.Machines, func(m rawMachine) bool { _, ok := s.role(m.Role.V); return !ok }) {
+		unknown := func(m rawMachine) bool { _, ok := s.role(m.Role.V); return !ok }
+		if !c.reported("roles") && !slices.ContainsFunc(raw.Machines, unknown) {
 			c.add(at.Pos, at.Path, "", "no machine has a role of kind control-plane")
 		}
 		return

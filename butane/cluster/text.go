@@ -84,7 +84,7 @@ func (c *checker) choice(f rawString, def string, now, later []string) string {
 	case slices.Contains(now, f.V):
 		return f.V
 	case slices.Contains(later, f.V):
-		c.add(f.Pos, f.Path, lastKey(f.Path)+": "+def, "%s: %s is not supported yet", f.Path, f.V)
+		c.add(f.Pos, f.Path, lastKey(f.Path)+": "+def, "%s is not supported yet", f.V)
 	default:
 		all := strings.Join(append(slices.Clone(now), later...), ", ")
 		if near, ok := nearest(f.V, append(slices.Clone(now), later...)); ok {

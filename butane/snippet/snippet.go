@@ -71,7 +71,9 @@ func findings(file string, rep report.Report) diag.List {
 			line, col := e.Marker.Start()
 			f.Line, f.Column = int(line), int(col)
 		}
-		if !e.Kind.IsFatal() {
+		// Butane only warns of a key that it does not know; a misspelt one must not
+		// become a node that lacks something.
+		if !e.Kind.IsFatal() && !strings.HasPrefix(e.Message, "unused key") {
 			f.Severity = diag.Warning
 		}
 		out = append(out, f)

@@ -4,5 +4,8 @@ import "github.com/spf13/cobra"
 
 // verbs lists every command, in the order of a cluster's life.
 func verbs(g *globals) []*cobra.Command {
-	return []*cobra.Command{}
+	return []*cobra.Command{
+		newInit(g),
+		newValidate(g),
+	}
 }

@@ -1,0 +1,55 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/imagectl/imagectl/butane/cluster"
+	"github.com/imagectl/imagectl/butane/diag"
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/images/lock"
+)
+
+// dir is the directory of cluster.yaml, where relative sources start.
+func (g *globals) dir() string { return filepath.Dir(g.file) }
+
+// lockFile is imagectl.lock beside cluster.yaml.
+func (g *globals) lockFile() string { return filepath.Join(g.dir(), lock.FileName) }
+
+// report prints findings to Err and returns an error of exit code 2 when one of
+// them is an error.
+func (g *globals) report(found diag.List) error {
+	if err := diag.Fprint(g.stdio.Err, found, os.ReadFile); err != nil {
+		return err
+	}
+	if err := found.Err(); err != nil {
+		return usageError{reportedError{err}}
+	}
+	return nil
+}
+
+// spec reads cluster.yaml and prints what there is to say about it.
+func (g *globals) spec() (cluster.Spec, error) {
+	spec, found := cluster.Parse(os.ReadFile, g.file)
+	return spec, g.report(found)
+}
+
+// plan reads cluster.yaml and the lock file.
+func (g *globals) plan() (plan.Plan, error) {
+	spec, err := g.spec()
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	l, err := lock.Read(g.lockFile())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return plan.Plan{}, usageError{fmt.Errorf("%s is missing; run imagectl lock", g.lockFile())}
+	case err != nil:
+		return plan.Plan{}, usageError{err}
+	}
+	p, found := plan.Resolve(spec, l, g.lockFile())
+	return p, g.report(found)
+}
