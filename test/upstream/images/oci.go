@@ -2,14 +2,12 @@ package main
 
 import (
 	"bytes"
-	"io"
 
-	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -34,11 +32,7 @@ func (s *layerSet) add(t tree) v1.Layer {
 	if s.err != nil {
 		return nil
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(content.Bytes())), nil
-	}, tarball.WithCompression(compression.None), tarball.WithMediaType(types.OCIUncompressedLayer))
-	s.err = err
-	return layer
+	return static.NewLayer(content.Bytes(), types.OCIUncompressedLayer)
 }
 
 // writeLayout writes an OCI image layout with the images into the directory.
