@@ -1,0 +1,218 @@
+// Package coordinator decides what each machine is to do next, from what the
+// plan wants, what machines last said and what was chosen before. It is pure.
+//
+// What may happen only once in a cluster's life, the first etcd member and
+// kubeadm init, hangs on Choices: Choose advances them, the caller stores them,
+// and only stored choices reach Direct. So a server that dies at any moment
+// never tells two machines to start a cluster.
+package coordinator
+
+import (
+	"fmt"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+)
+
+// Node is one machine of the plan with what is known about it.
+type Node struct {
+	Name         string
+	ControlPlane bool
+	State        machine.State
+	// Seen is what it last said; nil when it has not called lately.
+	Seen *Seen
+}
+
+// Seen is a machine's own report.
+type Seen struct {
+	// Installer: the netbooted system in memory calls, not the installed one.
+	Installer bool
+	// EtcdHealthy: its member answers and is no learner.
+	EtcdHealthy bool
+	// EtcdMember: it is a member, learners included.
+	EtcdMember bool
+	// APIServerReady: its API server answers /readyz.
+	APIServerReady bool
+	// Joined: kubeadm init or join is complete.
+	Joined bool
+	// NodeReady: its Kubernetes node is Ready.
+	NodeReady bool
+	// AddonsApplied: every add-on is applied (the node that ran init).
+	AddonsApplied bool
+}
+
+// Choices are decisions that outlive everything. The zero value is a cluster
+// that does not exist yet. A set field never changes.
+type Choices struct {
+	// EtcdFirst is the machine that starts the etcd cluster.
+	EtcdFirst string `json:"etcdFirst,omitempty"`
+	// EtcdFormed: it has been seen healthy once; nothing starts a cluster again.
+	EtcdFormed bool `json:"etcdFormed,omitempty"`
+	// KubernetesFirst is the machine that runs kubeadm init.
+	KubernetesFirst string `json:"kubernetesFirst,omitempty"`
+	// KubernetesFormed: init is complete and its API server was ready once.
+	KubernetesFormed bool `json:"kubernetesFormed,omitempty"`
+}
+
+// Choose advances the choices. Nodes are in the order of cluster.yaml, which is
+// the order of preference.
+func Choose(nodes []Node, c Choices) Choices {
+	if c.EtcdFirst == "" {
+		for _, n := range nodes {
+			if n.ControlPlane && n.Seen != nil && !n.Seen.Installer && working(n.State) {
+				c.EtcdFirst = n.Name
+				break
+			}
+		}
+	}
+	if n := find(nodes, c.EtcdFirst); n != nil && n.Seen != nil && n.Seen.EtcdHealthy {
+		c.EtcdFormed = true
+	}
+	if c.EtcdFormed && c.KubernetesFirst == "" {
+		c.KubernetesFirst = c.EtcdFirst
+	}
+	if n := find(nodes, c.KubernetesFirst); n != nil && n.Seen != nil && n.Seen.Joined && n.Seen.APIServerReady {
+		c.KubernetesFormed = true
+	}
+	return c
+}
+
+// working states are those in which an installed system may be put to work.
+func working(s machine.State) bool {
+	switch s {
+	case machine.Installed, machine.Enrolled, machine.Member, machine.Ready, machine.Failed:
+		return true
+	}
+	return false
+}
+
+func find(nodes []Node, name string) *Node {
+	for i := range nodes {
+		if name != "" && nodes[i].Name == name {
+			return &nodes[i]
+		}
+	}
+	return nil
+}
+
+// Kind is what a directive tells a machine.
+type Kind string
+
+// The kinds.
+const (
+	Wait    Kind = "wait"
+	Install Kind = "install"
+	Reboot  Kind = "reboot"
+	Run     Kind = "run"
+)
+
+// EtcdAction is what a node does about etcd.
+type EtcdAction string
+
+// The actions about etcd.
+const (
+	EtcdNone      EtcdAction = "none"
+	EtcdWait      EtcdAction = "wait"
+	EtcdBootstrap EtcdAction = "bootstrap"
+	EtcdRun       EtcdAction = "run"
+)
+
+// KubernetesAction is what a node does about Kubernetes.
+type KubernetesAction string
+
+// The actions about Kubernetes.
+const (
+	KubernetesWait       KubernetesAction = "wait"
+	KubernetesInit       KubernetesAction = "init"
+	KubernetesJoinWorker KubernetesAction = "join-worker"
+	KubernetesRun        KubernetesAction = "run"
+)
+
+// Directive is what one machine is to do.
+type Directive struct {
+	Kind Kind
+	// Code and Reason explain a Wait or a Reboot.
+	Code, Reason string
+	// The rest is set for Run. A wait has its reason.
+	Etcd             EtcdAction
+	EtcdReason       string
+	Kubernetes       KubernetesAction
+	KubernetesReason string
+	// First says that this machine runs init, and so applies the add-ons.
+	First bool
+}
+
+// Direct says what a machine that calls is to do. c must be stored already.
+func Direct(nodes []Node, c Choices, name string) Directive {
+	n := find(nodes, name)
+	if n == nil || n.Seen == nil {
+		return Directive{Kind: Wait, Code: "not-in-plan", Reason: "cluster.yaml does not list this machine any more"}
+	}
+	if n.Seen.Installer {
+		return installer(*n)
+	}
+	d := Directive{Kind: Run, First: c.KubernetesFirst == name}
+	d.Etcd, d.EtcdReason = etcd(*n, c)
+	d.Kubernetes, d.KubernetesReason = kubernetes(nodes, *n, c)
+	return d
+}
+
+func installer(n Node) Directive {
+	switch n.State {
+	case machine.Armed, machine.Installing:
+		return Directive{Kind: Install}
+	case machine.Installed:
+		return Directive{Kind: Reboot, Code: "installed", Reason: "the image is on the disk and verified"}
+	case machine.Failed:
+		return Directive{Kind: Wait, Code: "failed", Reason: fmt.Sprintf("the last attempt failed; arm it again: imagectl machines arm %s", n.Name)}
+	default:
+		return Directive{Kind: Wait, Code: "not-armed", Reason: fmt.Sprintf("%s is %s; to install it: imagectl machines arm %s", n.Name, n.State, n.Name)}
+	}
+}
+
+func etcd(n Node, c Choices) (EtcdAction, string) {
+	switch {
+	case !n.ControlPlane:
+		return EtcdNone, ""
+	case c.EtcdFirst == "":
+		return EtcdWait, fmt.Sprintf("%s is %s and takes no part until it is approved again", n.Name, n.State)
+	case c.EtcdFirst != n.Name:
+		return EtcdWait, fmt.Sprintf("%s holds etcd; adding more members is not supported yet", c.EtcdFirst)
+	case c.EtcdFormed:
+		return EtcdRun, ""
+	default:
+		return EtcdBootstrap, ""
+	}
+}
+
+func kubernetes(nodes []Node, n Node, c Choices) (KubernetesAction, string) {
+	if n.Seen.Joined {
+		return KubernetesRun, ""
+	}
+	if n.ControlPlane {
+		switch {
+		case c.KubernetesFirst == "":
+			return KubernetesWait, "etcd is not healthy yet"
+		case c.KubernetesFirst != n.Name:
+			return KubernetesWait, fmt.Sprintf("%s is the control plane; adding more is not supported yet", c.KubernetesFirst)
+		case c.KubernetesFormed:
+			return KubernetesWait, fmt.Sprintf("%s ran kubeadm init before and has lost what it made; init never runs twice", n.Name)
+		case !n.Seen.EtcdHealthy:
+			return KubernetesWait, "its etcd member is not healthy"
+		default:
+			return KubernetesInit, ""
+		}
+	}
+	first := find(nodes, c.KubernetesFirst)
+	switch {
+	case first == nil:
+		return KubernetesWait, "no control plane has started yet"
+	case !c.KubernetesFormed:
+		return KubernetesWait, fmt.Sprintf("%s has not finished kubeadm init", first.Name)
+	case first.Seen == nil:
+		return KubernetesWait, fmt.Sprintf("%s has not called lately", first.Name)
+	case !first.Seen.APIServerReady:
+		return KubernetesWait, fmt.Sprintf("the API server on %s is not ready", first.Name)
+	default:
+		return KubernetesJoinWorker, ""
+	}
+}

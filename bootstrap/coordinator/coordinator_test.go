@@ -1,0 +1,188 @@
+package coordinator
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+)
+
+// reports is everything a machine can say that the decisions look at.
+func reports() []*Seen {
+	out := []*Seen{nil, {Installer: true}}
+	for bits := range 8 {
+		out = append(out, &Seen{
+			EtcdHealthy: bits&1 != 0, EtcdMember: bits&1 != 0,
+			Joined: bits&2 != 0, APIServerReady: bits&4 != 0,
+		})
+	}
+	return out
+}
+
+// choices is every value that Choices can take for control planes a and b.
+func choices() []Choices {
+	out := []Choices{{}}
+	for _, first := range []string{"a", "b"} {
+		out = append(out,
+			Choices{EtcdFirst: first},
+			Choices{EtcdFirst: first, EtcdFormed: true, KubernetesFirst: first},
+			Choices{EtcdFirst: first, EtcdFormed: true, KubernetesFirst: first, KubernetesFormed: true})
+	}
+	return out
+}
+
+// check asserts what must hold in every situation.
+func check(t *testing.T, nodes []Node, before Choices) {
+	t.Helper()
+	c := Choose(nodes, before)
+	if again := Choose(nodes, c); again != c {
+		t.Fatalf("%+v %+v: choosing again changes %+v to %+v", nodes, before, c, again)
+	}
+	switch {
+	case before.EtcdFirst != "" && c.EtcdFirst != before.EtcdFirst,
+		before.KubernetesFirst != "" && c.KubernetesFirst != before.KubernetesFirst,
+		before.EtcdFormed && !c.EtcdFormed,
+		before.KubernetesFormed && !c.KubernetesFormed:
+		t.Fatalf("%+v: a choice changed from %+v to %+v", nodes, before, c)
+	}
+	bootstraps, inits := 0, 0
+	for _, n := range nodes {
+		d := Direct(nodes, c, n.Name)
+		bad := func(what string) { t.Fatalf("%+v %+v: %s gets %+v: %s", nodes, c, n.Name, d, what) }
+		if d.Etcd == EtcdBootstrap {
+			bootstraps++
+			if before.EtcdFormed {
+				bad("etcd starts a second time")
+			}
+		}
+		if d.Kubernetes == KubernetesInit {
+			inits++
+			if before.KubernetesFormed || !c.EtcdFormed || !n.Seen.EtcdHealthy {
+				bad("kubeadm init at the wrong time")
+			}
+		}
+		if d.Kubernetes == KubernetesJoinWorker && (n.ControlPlane || !c.KubernetesFormed) {
+			bad("a join at the wrong time")
+		}
+		if d.Kind == Install && (n.State != machine.Armed && n.State != machine.Installing || !n.Seen.Installer) {
+			bad("a disk is wiped unasked")
+		}
+		if n.Seen != nil && !n.Seen.Installer && n.Seen.Joined && d.Kubernetes != KubernetesRun {
+			bad("a member of the cluster is told to stop or start over")
+		}
+		if d.Kind == Wait && (d.Code == "" || d.Reason == "") || (d.Etcd == EtcdWait) != (d.EtcdReason != "") ||
+			(d.Kubernetes == KubernetesWait) != (d.KubernetesReason != "") {
+			bad("a wait without reason, or a reason without wait")
+		}
+		if d.Etcd != "" && d.Etcd != EtcdNone && !n.ControlPlane {
+			bad("etcd on a worker")
+		}
+	}
+	if bootstraps > 1 || inits > 1 {
+		t.Fatalf("%+v %+v: %d machines start etcd, %d run init", nodes, c, bootstraps, inits)
+	}
+}
+
+func TestTwoMachinesInEverySituation(t *testing.T) {
+	t.Parallel()
+	n := 0
+	for _, c := range choices() {
+		for _, sa := range machine.States() {
+			for _, sb := range machine.States() {
+				for _, ra := range reports() {
+					for _, rb := range reports() {
+						for _, bControls := range []bool{false, true} {
+							check(t, []Node{{"a", true, sa, ra}, {"b", bControls, sb, rb}}, c)
+							n++
+						}
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d situations", n)
+}
+
+func TestThreeMachinesInEveryReport(t *testing.T) {
+	t.Parallel()
+	for _, c := range choices() {
+		for _, state := range []machine.State{machine.Approved, machine.Enrolled, machine.Ready} {
+			for _, ra := range reports() {
+				for _, rb := range reports() {
+					for _, rc := range reports() {
+						check(t, []Node{{"a", true, state, ra}, {"b", true, state, rb}, {"c", false, state, rc}}, c)
+						check(t, []Node{{"a", true, state, ra}, {"b", false, state, rb}, {"c", false, state, rc}}, c)
+					}
+				}
+			}
+		}
+	}
+}
+
+// The main job, told as a story: one control plane, one worker.
+func TestOneControlPlaneAndOneWorker(t *testing.T) {
+	t.Parallel()
+	var c Choices
+	cp, w := Node{Name: "cp1", ControlPlane: true}, Node{Name: "w1"}
+	step := func(wantCP, wantW Directive) {
+		t.Helper()
+		nodes := []Node{cp, w}
+		c = Choose(nodes, c)
+		if diff := cmp.Diff(wantCP, Direct(nodes, c, "cp1")); diff != "" {
+			t.Errorf("cp1 (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(wantW, Direct(nodes, c, "w1")); diff != "" {
+			t.Errorf("w1 (-want +got):\n%s", diff)
+		}
+	}
+	cp.State, w.State = machine.Approved, machine.Armed
+	cp.Seen, w.Seen = &Seen{Installer: true}, &Seen{Installer: true}
+	step(Directive{Kind: Wait, Code: "not-armed", Reason: "cp1 is approved; to install it: imagectl machines arm cp1"},
+		Directive{Kind: Install})
+
+	cp.State, w.State = machine.Enrolled, machine.Enrolled
+	cp.Seen, w.Seen = &Seen{}, &Seen{}
+	step(Directive{Kind: Run, Etcd: EtcdBootstrap, Kubernetes: KubernetesWait, KubernetesReason: "etcd is not healthy yet"},
+		Directive{Kind: Run, Etcd: EtcdNone, Kubernetes: KubernetesWait, KubernetesReason: "no control plane has started yet"})
+
+	cp.Seen = &Seen{EtcdHealthy: true}
+	step(Directive{Kind: Run, Etcd: EtcdRun, Kubernetes: KubernetesInit, First: true},
+		Directive{Kind: Run, Etcd: EtcdNone, Kubernetes: KubernetesWait, KubernetesReason: "cp1 has not finished kubeadm init"})
+
+	cp.Seen = &Seen{EtcdHealthy: true, Joined: true, APIServerReady: true}
+	step(Directive{Kind: Run, Etcd: EtcdRun, Kubernetes: KubernetesRun, First: true},
+		Directive{Kind: Run, Etcd: EtcdNone, Kubernetes: KubernetesJoinWorker})
+
+	cp.Seen, w.Seen = &Seen{EtcdHealthy: true, Joined: true}, &Seen{}
+	step(Directive{Kind: Run, Etcd: EtcdRun, Kubernetes: KubernetesRun, First: true},
+		Directive{Kind: Run, Etcd: EtcdNone, Kubernetes: KubernetesWait, KubernetesReason: "the API server on cp1 is not ready"})
+
+	cp.Seen, w.Seen = &Seen{}, &Seen{Joined: true}
+	step(Directive{Kind: Run, Etcd: EtcdRun, First: true, Kubernetes: KubernetesWait,
+		KubernetesReason: "cp1 ran kubeadm init before and has lost what it made; init never runs twice"},
+		Directive{Kind: Run, Etcd: EtcdNone, Kubernetes: KubernetesRun})
+}
+
+func TestSummary(t *testing.T) {
+	t.Parallel()
+	formed := Choices{EtcdFirst: "a", EtcdFormed: true, KubernetesFirst: "a", KubernetesFormed: true}
+	for _, c := range []struct {
+		nodes   []Node
+		choices Choices
+		ready   bool
+		want    string
+	}{
+		{nil, Choices{}, false, "cluster.yaml lists no machines"},
+		{[]Node{{Name: "a", State: machine.Approved}, {Name: "b", State: machine.Ready}}, Choices{}, false, "to be armed: a; imagectl machines arm"},
+		{[]Node{{Name: "a", State: machine.Enrolled}}, Choices{EtcdFirst: "a"}, false, "waiting for etcd to form on a"},
+		{[]Node{{Name: "a", State: machine.Ready}, {Name: "b", State: machine.Enrolled}}, formed, false, "waiting for b to become Ready"},
+		{[]Node{{Name: "a", State: machine.Ready}}, formed, false, "every node is Ready; the add-ons are not applied yet"},
+		{[]Node{{Name: "a", State: machine.Ready, Seen: &Seen{AddonsApplied: true}}}, formed, true, "all 1 nodes are Ready"},
+	} {
+		ready, got := Summary(c.nodes, c.choices)
+		if ready != c.ready || got != c.want {
+			t.Errorf("got %v, %q; want %v, %q", ready, got, c.ready, c.want)
+		}
+	}
+}
