@@ -246,7 +246,7 @@ func fromText(s string, v any) (want, hint string, ok bool) {
 		return "text without control characters", "", s == strings.Map(printableOnly, s)
 	case *netip.Addr:
 		*v, err = netip.ParseAddr(s)
-		return "an IP address", "such as 10.0.0.10", err == nil && v.Zone() == ""
+		return "an IP address", "such as 10.0.0.10", err == nil && v.Zone() == "" && !v.Is4In6()
 	case *netip.Prefix:
 		*v, err = netip.ParsePrefix(s)
 		if err == nil && *v != v.Masked() {

@@ -66,8 +66,11 @@ func (c *checker) usable(f rawAddr, p netip.Prefix) {
 	}
 }
 
-// broadcast is the last address of an IPv4 prefix.
+// broadcast is the last address of an IPv4 prefix, and no address for any other.
 func broadcast(p netip.Prefix) netip.Addr {
+	if !p.Addr().Is4() {
+		return netip.Addr{}
+	}
 	a := p.Masked().Addr().As4()
 	n := binary.BigEndian.Uint32(a[:]) | uint32(uint64(1)<<(32-p.Bits())-1)
 	binary.BigEndian.PutUint32(a[:], n)
@@ -82,6 +85,10 @@ func (s Subnet) inRange(a netip.Addr) bool {
 func (c *checker) networks(raw rawFile, s Spec) {
 	c.overlaps(raw, s)
 	server := raw.Server.Address
+	if server.Set && !server.V.Is4() {
+		c.add(server.Pos, server.Path, "", "IPv6 is not supported yet")
+		server.Set = false
+	}
 	authoritative := s.Boot.DHCP == "authoritative"
 	if authoritative {
 		if !raw.Boot.Interface.Set && raw.Boot.Path != "" {
@@ -112,12 +119,16 @@ func (c *checker) networks(raw rawFile, s Spec) {
 			continue
 		}
 		c.unique(seen, "address", a.V.String(), a.place)
+		if !a.V.Is4() {
+			c.add(a.Pos, a.Path, "", "IPv6 is not supported yet")
+			continue
+		}
 		if server.Set && a.V == server.V {
 			c.add(a.Pos, a.Path, "", "%s is the server's own address", a.V)
 		}
 		sub, ok := subnetOf(s.Boot.Subnets, a.V)
 		switch {
-		case !ok && (authoritative || len(s.Boot.Subnets) > 0):
+		case !ok && len(s.Boot.Subnets) > 0:
 			c.add(a.Pos, a.Path, "", "%s of %s is in none of boot.subnets", a.V, s.Machines[i].Name)
 		case !ok:
 		case sub.inRange(a.V):

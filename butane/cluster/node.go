@@ -101,6 +101,7 @@ func parseYAML(file string, text []byte, found *diag.List) *node {
 
 // convert copies a yaml.Node. What it refuses it reports, and returns nil.
 func convert(file string, y *yaml.Node, depth int, found *diag.List) *node {
+	const anchorHint = "write the value out, or share it with extends"
 	pos := diag.Pos{File: file, Line: y.Line, Column: y.Column}
 	refuse := func(msg, hint string) *node {
 		*found = append(*found, diag.Finding{Pos: pos, Message: msg, Hint: hint})
@@ -110,7 +111,7 @@ func convert(file string, y *yaml.Node, depth int, found *diag.List) *node {
 		return refuse(fmt.Sprintf("nested more than %d levels deep", maxDepth), "")
 	}
 	if y.Anchor != "" {
-		return refuse("YAML anchors are not accepted: a reviewer should see every value where it is used", "write the value out, or share it with extends")
+		refuse("YAML anchors are not accepted: a reviewer should see every value where it is used", anchorHint)
 	}
 	n := &node{pos: pos}
 	switch y.Kind {
@@ -139,7 +140,7 @@ func convert(file string, y *yaml.Node, depth int, found *diag.List) *node {
 			}
 		}
 	default:
-		return refuse("YAML aliases are not accepted: a reviewer should see every value where it is used", "write the value out, or share it with extends")
+		return refuse("YAML aliases are not accepted: a reviewer should see every value where it is used", anchorHint)
 	}
 	return n
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"net"
 	"net/netip"
+	"reflect"
 	"time"
 )
 
@@ -166,6 +167,26 @@ type rawSecret struct {
 	File rawString `key:"file"`
 	Env  rawString `key:"env"`
 	Age  rawString `key:"age"`
+}
+
+// decodeNode refuses a secret that is written out, in words of its own.
+func (s *rawSecret) decodeNode(d *decoder, n *node, path string) {
+	const hint = "file: a path outside git, env: the name of a variable, or age: an encrypted file"
+	if n.kind == scalarKind && n.tag != "!!null" {
+		d.add(n.pos, path, hint, "a secret is never written here, only where it is: one of file, env, age")
+		return
+	}
+	type plain rawSecret
+	d.value(n, path, reflect.ValueOf((*plain)(s)).Elem())
+	set := 0
+	for _, f := range []rawString{s.File, s.Env, s.Age} {
+		if f.Set {
+			set++
+		}
+	}
+	if n.kind == mappingKind && set != 1 && !d.reported(path) {
+		d.add(n.pos, path, hint, "want exactly one of file, env, age")
+	}
 }
 
 type rawFirmware struct {

@@ -1,0 +1,231 @@
+package cluster
+
+import (
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/imagectl/imagectl/butane/diag"
+)
+
+// edit is the starter with pieces of text replaced, in pairs.
+func edit(t *testing.T, pairs ...string) string {
+	t.Helper()
+	s := string(Minimal)
+	for i := 0; i < len(pairs); i += 2 {
+		if !strings.Contains(s, pairs[i]) {
+			t.Fatalf("the starter does not contain %q", pairs[i])
+		}
+		s = strings.Replace(s, pairs[i], pairs[i+1], 1)
+	}
+	return s
+}
+
+func texts(found diag.List) []string {
+	var out []string
+	for _, f := range found {
+		f.Line, f.Column = 0, 0
+		out = append(out, strings.TrimPrefix(f.String(), "cluster.yaml: "))
+	}
+	return out
+}
+
+const (
+	cp1     = "  - name: cp1\n    role: control-plane\n    match: {mac: [\"52:54:00:00:00:11\"]}\n    address: 10.0.0.11\n    disk: {path: /dev/vda}"
+	cp2     = "\n  - {name: cp2, role: control-plane, match: {mac: [\"52:54:00:00:00:12\"]}, address: 10.0.0.12, disk: {path: /dev/vda}}\n"
+	cp3     = "  - {name: cp3, role: control-plane, match: {mac: [\"52:54:00:00:00:13\"]}, address: 10.0.0.13, disk: {path: /dev/vda}}\n"
+	comment = " # on hardware rather serial, wwn or /dev/disk/by-id/..."
+)
+
+func zoned(s, zone string) string { return strings.Replace(s, "disk:", "zone: "+zone+", disk:", 1) }
+
+func TestFindings(t *testing.T) {
+	tests := []struct {
+		name  string
+		pairs []string
+		want  []string
+	}{
+		// The format.
+		{"a later format", []string{"version: 1\n", "version: 2\n"}, []string{`error: version: version 2 of the format is not known, want 1`}},
+		{"a missing section", []string{"etcd:\n  version: v3.6.5\n", ""}, []string{`error: required key "etcd" is missing`}},
+		{"an empty section", []string{"cluster: lab", "cluster:"}, []string{`error: cluster: is empty, want a value`}},
+		{"a section of the wrong shape", []string{"etcd:\n  version: v3.6.5\n", "etcd: [v3.6.5]\n"}, []string{`error: etcd: is a list, want a mapping`}},
+		{"a key twice", []string{"cluster: lab", "cluster: lab\ncluster: lab"}, []string{`error: key "cluster" is here twice; the first is on line 4`}},
+		{"an anchor and an alias", []string{"cluster: lab", "cluster: &a lab\nidentity: *a"}, []string{
+			`error: YAML anchors are not accepted: a reviewer should see every value where it is used`,
+			`error: YAML aliases are not accepted: a reviewer should see every value where it is used`,
+		}},
+		{"a merge key", []string{"cluster: lab", "cluster: lab\n<<: {a: b}"}, []string{`error: <<: unknown key "<<"`}},
+		{"control characters", []string{"cluster: lab", `cluster: "a\u0007b"`}, []string{`error: cluster: "a\ab" is not text without control characters`}},
+
+		// Flatcar, Kubernetes and the components.
+		{"a version of another channel", []string{"4593.2.5", "4790.0.0"}, []string{`error: flatcar.version: 4790.0.0 is a version of channel alpha, and flatcar.channel is stable`}},
+		{"a mirror may hold any channel", []string{"4593.2.5", "4790.0.0", "  # mirror: https://mirror.example.org/flatcar", "  mirror: https://mirror.example.org/flatcar"}, nil},
+		{"a key that no keyring holds", []string{"  # mirror:", "  primaryKey: " + strings.Repeat("AB", 20) + "\n  # mirror:"}, []string{`error: flatcar.primaryKey: another key than Flatcar's is pinned, but no keyring holds it`}},
+		{"a short key id", []string{"  # mirror:", "  keyring: k.asc\n  primaryKey: \"0593B34A\"\n  # mirror:"}, []string{`error: flatcar.primaryKey: want the fingerprint of the primary key: 40 or 64 hexadecimal digits`}},
+		{"Kubernetes without v", []string{"v1.36.3", "1.36.3"}, []string{`error: kubernetes.version: "1.36.3" lacks the leading v`}},
+		{"Kubernetes too old", []string{"v1.36.3", "v1.33.0"}, []string{`error: kubernetes.version: Kubernetes 1.33 is not supported: this imagectl knows 1.34 to 1.36`}},
+		{"etcd too old", []string{"v3.6.5", "v3.4.1"}, []string{`error: etcd.version: "v3.4.1" is not a version that imagectl knows how to use`}},
+		{"an endpoint as URL", []string{"  podCIDR", "  endpoint: https://api:6443/\n  podCIDR"}, []string{`error: kubernetes.endpoint: want host:port without https://`}},
+		{"an endpoint without port", []string{"  podCIDR", "  endpoint: api.example.org\n  podCIDR"}, []string{`error: kubernetes.endpoint: "api.example.org" is not host:port`}},
+		{"a password in a URL", []string{"bin/bootstrapd", "https://me:hunter2@example.org/b"}, []string{`error: agent.source: a URL here must not carry a user or a password: cluster.yaml and the lock file are in git`}},
+		{"another scheme", []string{"bin/bootstrapd", "file:///bin/b"}, []string{`error: agent.source: a source is an http or https URL or a path, not file://`}},
+		{"a secret written out", []string{"roles:", "upload:\n  - {name: a, type: s3, password: hunter2}\nroles:"}, []string{`error: upload[0].password: a secret is never written here, only where it is: one of file, env, age`}},
+		{"a secret in two places", []string{"roles:", "upload:\n  - {name: a, type: s3, password: {env: A, file: b}}\nroles:"}, []string{`error: upload[0].password: want exactly one of file, env, age`}},
+
+		// Networks.
+		{"pods overlap services", []string{"10.244.0.0/16", "10.100.0.0/16"}, []string{`error: kubernetes.serviceCIDR: kubernetes.serviceCIDR 10.96.0.0/12 overlaps kubernetes.podCIDR 10.100.0.0/16`}},
+		{"pods overlap the boot network", []string{"10.244.0.0/16", "10.0.0.0/16"}, []string{`error: boot.subnets[0].cidr: boot.subnets[0] 10.0.0.0/24 overlaps kubernetes.podCIDR 10.0.0.0/16`}},
+		{"too few pod networks", []string{"10.244.0.0/16", "10.244.0.0/24"}, []string{`error: kubernetes.podCIDR: 10.244.0.0/24 has room for 1 nodes of a /24 each, and there are 2 machines`}},
+		{"an IPv6 pod network", []string{"10.244.0.0/16", "fd00::/48"}, []string{`error: kubernetes.podCIDR: IPv6 is not supported yet`}},
+		{"an IPv6 boot network", []string{"10.0.0.0/24", "fd00::/64"}, []string{
+			`error: server.address: the server's address 10.0.0.2 is in none of boot.subnets, so no machine would reach it without a relay; relays are not supported yet`,
+			`error: boot.subnets[0].cidr: IPv6 boot networks are not supported yet`,
+			`error: machines[0].address: 10.0.0.11 of cp1 is in none of boot.subnets`,
+			`error: machines[1].address: 10.0.0.21 of worker1 is in none of boot.subnets`,
+		}},
+		{"a server of IPv6", []string{"  address: 10.0.0.2\n", "  address: fd00::1\n"}, []string{`error: server.address: IPv6 is not supported yet`}},
+		{"the server outside", []string{"  address: 10.0.0.2\n", "  address: 10.1.0.2\n"}, []string{`error: server.address: the server's address 10.1.0.2 is in none of boot.subnets, so no machine would reach it without a relay; relays are not supported yet`}},
+		{"the server in the range", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.210\n"}, []string{`error: server.address: the server's address 10.0.0.210 is inside the dynamic range 10.0.0.200 to 10.0.0.250`}},
+		{"a range backwards", []string{"first: 10.0.0.200, last: 10.0.0.250", "first: 10.0.0.250, last: 10.0.0.200"}, []string{`error: boot.subnets[0].range.last: the range ends at 10.0.0.200, before it begins at 10.0.0.250`}},
+		{"a range that leaves the subnet", []string{"last: 10.0.0.250", "last: 10.0.1.5"}, []string{`error: boot.subnets[0].range.last: 10.0.1.5 is not inside 10.0.0.0/24`}},
+		{"a range with the broadcast address", []string{"last: 10.0.0.250", "last: 10.0.0.255"}, []string{`error: boot.subnets[0].range.last: 10.0.0.255 is the broadcast address of 10.0.0.0/24`}},
+		{"a range over a machine", []string{"first: 10.0.0.200", "first: 10.0.0.20"}, []string{`error: machines[1].address: 10.0.0.21 is inside the dynamic range 10.0.0.20 to 10.0.0.250, where another machine may get it`}},
+		{"the network address", []string{"address: 10.0.0.11", "address: 10.0.0.0"}, []string{`error: machines[0].address: 10.0.0.0 is the network address of 10.0.0.0/24`}},
+		{"the server's address", []string{"address: 10.0.0.11", "address: 10.0.0.2"}, []string{`error: machines[0].address: 10.0.0.2 is the server's own address`}},
+		{"the router's address", []string{"address: 10.0.0.11", "address: 10.0.0.1"}, []string{`error: machines[0].address: 10.0.0.1 is the router's address`}},
+		{"one address twice", []string{"address: 10.0.0.21", "address: 10.0.0.11"}, []string{`error: machines[1].address: address 10.0.0.11 is used twice: first at cluster.yaml:53:14 (machines[0].address)`}},
+		{"no address", []string{"    address: 10.0.0.21\n", ""}, []string{`error: machines[1]: required key "address" is missing: under dhcp: authoritative every machine has a reserved address`}},
+		{"DHCP of somebody else's needs neither addresses nor subnets", []string{"dhcp: authoritative", "dhcp: off", "    address: 10.0.0.21\n", "", "  interface: eth1\n", ""}, nil},
+		{"authoritative DHCP without a network", []string{"  interface: eth1\n", "", "  subnets:\n    - cidr: 10.0.0.0/24\n", "  # \n", "      range: {first: 10.0.0.200, last: 10.0.0.250}\n      router: 10.0.0.1\n      dns: [10.0.0.1]\n", ""}, []string{
+			`error: boot: required key "interface" is missing: dhcp: authoritative answers on one interface`,
+			`error: boot: required key "subnets" is missing: dhcp: authoritative gives out addresses`,
+		}},
+		{"ports that are the same", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  httpPort: 8443\n"}, []string{`error: server.httpPort: httpPort and httpsPort are both 8443`}},
+		{"a port out of range", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  httpPort: 70000\n"}, []string{`error: server.httpPort: 70000 is not a port: want 1 to 65535`}},
+
+		// Machines.
+		{"a group MAC", []string{"52:54:00:00:00:11", "01:00:5e:00:00:11"}, []string{`error: machines[0].match.mac[0]: 01:00:5e:00:00:11 is a group address, no network card has it`}},
+		{"one MAC twice, in another spelling", []string{"52:54:00:00:00:21", "52-54-00-00-00-11"}, []string{`error: machines[1].match.mac[0]: MAC 52:54:00:00:00:11 is used twice: first at cluster.yaml:52:19 (machines[0].match.mac[0])`}},
+		{"an empty match", []string{`{mac: ["52:54:00:00:00:11"]}`, "{}"}, []string{`error: machines[0].match: says nothing: want mac, uuid or serial`}},
+		{"a UUID that every such board has", []string{`{mac: ["52:54:00:00:00:11"]}`, "{uuid: 00000000-0000-0000-0000-000000000000}"}, []string{`error: machines[0].match.uuid: 00000000-0000-0000-0000-000000000000 is what firmware without a UUID says`}},
+		{"a serial that YAML takes for a number", []string{`{mac: ["52:54:00:00:00:11"]}`, "{serial: 0123}"}, []string{`error: machines[0].match.serial: 0123 is a number for YAML, want text`}},
+		{"a role that is misspelt", []string{"    role: worker\n", "    role: wroker\n"}, []string{`error: machines[1].role: there is no role "wroker"`}},
+		{"a disk without a rule", []string{"disk: {path: /dev/vda}\n\n# addons", "disk: {}\n\n# addons"}, []string{`error: machines[1].disk: selects nothing: a disk is only written when a rule names it`}},
+		{"a disk that is a path elsewhere", []string{"/dev/vda}" + comment, "/dev/../etc/passwd}"}, []string{`error: machines[0].disk.path: "/dev/../etc/passwd" is not the path of a device`}},
+		{"disk sizes that exclude each other", []string{"path: /dev/vda}" + comment, "minSize: 2TB, maxSize: 1TiB}"}, []string{`error: machines[0].disk.maxSize: maxSize is below minSize: no disk matches`}},
+		{"what comes later", []string{
+			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    bmc: {address: 10.9.0.1, password: {env: BMC}}\n    firmware: {nbp: ipxe.efi}\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",
+		}, []string{
+			`error: machines[1].bmc: is not supported yet`,
+			`error: machines[1].firmware.nbp: is not supported yet`,
+			`error: machines[1].network.vlans: is not supported yet`,
+		}},
+		{"proxy DHCP and other policies", []string{"dhcp: authoritative", "dhcp: proxy", "roles:", "identity: {policy: tpm}\nroles:"}, []string{
+			`error: boot.dhcp: proxy is not supported yet`, `error: identity.policy: tpm is not supported yet`,
+		}},
+
+		// Roles.
+		{"an extension of ours", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: etcd, source: a.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: the extension etcd is built by imagectl; choose another name`}},
+		{"one extension, two sources", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: a.raw}]\n", "    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: b.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: extension gvisor has the source a.raw here and b.raw at cluster.yaml:42:25`}},
+		{"a label that a kubelet may not set", []string{"    kind: worker\n", "    kind: worker\n    labels: {node-role.kubernetes.io/worker: \"\"}\n"}, []string{`error: roles.worker.labels.node-role.kubernetes.io/worker: a kubelet may not set node-role.kubernetes.io/worker on its own node and would not start`}},
+		{"a label that it may", []string{"    kind: worker\n", "    kind: worker\n    labels: {topology.kubernetes.io/zone: a, example.org/disk: ssd, node.kubernetes.io/pool: x}\n"}, nil},
+		{"a taint without effect", []string{"    kind: worker\n", "    kind: worker\n    taints: [example.org/a=b]\n"}, []string{`error: roles.worker.taints[0]: "example.org/a=b" is not a taint: want key=value:NoSchedule, PreferNoSchedule or NoExecute`}},
+		{"SSH by the kernel command line", []string{"[console=tty0, \"console=ttyS0,115200n8\"]\n  worker", "[sshkey=AAAA, systemd.debug-shell=1, ignition.config.url=http://e/]\n  worker"}, []string{
+			`error: roles.control-plane.kernelArgs[0]: kernel argument sshkey is not accepted: it adds a key for SSH, and nobody logs in to a node`,
+			`error: roles.control-plane.kernelArgs[1]: kernel argument systemd.debug-shell is not accepted: it opens a shell without a key`,
+			`error: roles.control-plane.kernelArgs[2]: kernel argument ignition.config.url is not accepted: it is set by imagectl`,
+		}},
+		{"kernel arguments that GRUB would cut", []string{"[console=tty0, \"console=ttyS0,115200n8\"]\n  worker", "[a." + strings.Repeat("b", 2000) + "]\n  worker"}, []string{`error: roles.control-plane.kernelArgs[0]: with this argument the kernel command line has ` + strconv.Itoa(len(commandLine)+2003) + ` characters with Flatcar's own; the kernel reads 2047`}},
+
+		// Quorum.
+		{"no machines", []string{"machines:\n", "x: |\n"}, []string{`warning: there are no machines: images can be built, and nothing will boot`, `error: x: unknown key "x"`}},
+		{"no control plane", []string{"role: control-plane", "role: worker"}, []string{`error: machines: no machine has a role of kind control-plane`}},
+		{"an even number", []string{cp1 + comment, cp1 + cp2}, []string{`warning: machines: 2 control planes: quorum is 2 of 2, so 0 may fail, no more than with 1`}},
+		{"a zone that is too much", []string{cp1 + comment, cp1 + "\n    zone: rack1" + zoned(cp2, "rack1") + zoned(cp3, "rack2")}, []string{`warning: machines: losing zone rack1 loses 2 of 3 etcd members, quorum is 2`}},
+		{"zones that are well", []string{cp1 + comment, cp1 + "\n    zone: rack1" + zoned(cp2, "rack2") + zoned(cp3, "rack3")}, nil},
+		{"a zone that nobody named", []string{cp1 + comment, cp1 + "\n    zone: rack1" + zoned(cp2, "rack2") + cp3}, []string{`warning: machines[2]: control plane cp3 has no zone, while others have: the loss of its zone is not accounted for`}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			_, found := Parse(fake{"cluster.yaml": edit(t, tt.pairs...)}.read, "cluster.yaml")
+			if diff := cmp.Diff(texts(found), tt.want); diff != "" {
+				t.Error("got -, want +\n" + diff)
+			}
+			for _, f := range found {
+				if f.Line == 0 || f.Column == 0 {
+					t.Errorf("no position: %s", f)
+				}
+			}
+		})
+	}
+}
+
+func TestSyntaxErrorsPointAtTheirLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                            "cluster.yaml:1:1: error: the file is empty",
+		"- a\n":                       "cluster.yaml:1:1: error: the file holds a list, want a mapping with keys such as version and cluster",
+		"version: 1\na: {b: 1\nc: 2}": "",
+		"version: 1\n\ta: 1\n":        "cluster.yaml:2: error: not valid YAML: found a tab character that violates indentation",
+		"version: 1\na: b: c\n":       "cluster.yaml:2: error: not valid YAML: mapping values are not allowed in this context",
+		"version: 1\na: [1, 2\nb: 3":  "cluster.yaml:2: error: not valid YAML: did not find expected ',' or ']'",
+		"\xff\xfe\x00":                "",
+		strings.Repeat("[", 20000):    "",
+	} {
+		_, found := Parse(fake{"cluster.yaml": text}.read, "cluster.yaml")
+		if len(found) == 0 {
+			t.Errorf("%.20q: no finding", text)
+		} else if want != "" && found[0].String() != want {
+			t.Errorf("%.20q: got %s, want %s", text, found[0], want)
+		}
+	}
+}
+
+func TestRawTypesCanAllBeDecoded(t *testing.T) {
+	walkRaw(t, func(path string, f reflect.StructField, _ string) {
+		switch f.Type.Kind() {
+		case reflect.Struct, reflect.Slice:
+		default:
+			t.Errorf("%s: a field of kind %s", path, f.Type.Kind())
+		}
+	})
+}
+
+// walkRaw visits every key of the format.
+func walkRaw(t *testing.T, visit func(path string, f reflect.StructField, option string)) {
+	t.Helper()
+	var walk func(path string, typ reflect.Type, option string)
+	walk = func(path string, typ reflect.Type, inherited string) {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			if f.Type == reflect.TypeFor[place]() {
+				continue
+			}
+			key, option, _ := strings.Cut(f.Tag.Get("key"), ",")
+			if key == "" {
+				t.Errorf("%s.%s has no key", typ, f.Name)
+			}
+			if inherited == "later" {
+				option = "later"
+			}
+			path := join(path, key)
+			visit(path, f, option)
+			inner := f.Type
+			if inner.Kind() == reflect.Slice {
+				path += "[]"
+				inner = inner.Elem()
+				if v, ok := inner.FieldByName("V"); ok && strings.HasPrefix(inner.Name(), "dictEntry") {
+					path, inner = strings.TrimSuffix(path, "[]")+".NAME", v.Type
+				}
+			}
+			if inner.Kind() == reflect.Struct && !strings.HasPrefix(inner.Name(), "field[") {
+				walk(path, inner, option)
+			}
+		}
+	}
+	walk("", reflect.TypeFor[rawFile](), "")
+}
