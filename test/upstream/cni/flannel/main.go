@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -84,6 +85,11 @@ func delegation(stdin []byte, lease string) (config, []byte, error) {
 	if err != nil {
 		return c, nil, fmt.Errorf("reading flanneld's lease: %w", err)
 	}
+	// flanneld writes the gateway's address with the subnet's length.
+	subnet, err := netip.ParsePrefix(env["FLANNEL_SUBNET"])
+	if err != nil {
+		return c, nil, fmt.Errorf("reading FLANNEL_SUBNET in %s: %w", lease, err)
+	}
 	mtu, err := strconv.Atoi(env["FLANNEL_MTU"])
 	if err != nil {
 		return c, nil, fmt.Errorf("reading FLANNEL_MTU in %s: %w", lease, err)
@@ -100,7 +106,7 @@ func delegation(stdin []byte, lease string) (config, []byte, error) {
 	d["ipam"] = map[string]any{
 		"type":    "host-local",
 		"dataDir": stateDir,
-		"ranges":  [][]map[string]string{{{"subnet": env["FLANNEL_SUBNET"]}}},
+		"ranges":  [][]map[string]string{{{"subnet": subnet.Masked().String()}}},
 		"routes":  []map[string]string{{"dst": env["FLANNEL_NETWORK"]}},
 	}
 	if len(c.PrevResult) > 0 {
