@@ -1,0 +1,147 @@
+// Package etcd is what a control plane's etcd member is told: one static
+// configuration file, and where its files lie. Membership is the server's
+// decision; a member never adds or removes another.
+//
+// Peers and clients use mutual TLS 1.3, keys are made on the node, and the key
+// of etcd's CA never comes here.
+package etcd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Where things lie on a node. A certificate and its key are one file, so that
+// both change in one rename; Go's TLS and with it etcd and kube-apiserver take
+// the blocks they need from it.
+const (
+	ConfigPath = "/etc/etcd/etcd.yaml"
+	DataDir    = "/var/lib/etcd"
+	CAPath     = "/etc/etcd/pki/ca.crt"
+	ServerPath = "/etc/etcd/pki/server.pem"
+	PeerPath   = "/etc/etcd/pki/peer.pem"
+	ClientPath = "/etc/etcd/pki/agent.pem"
+	Unit       = "etcd.service"
+	// LocalEndpoint is for clients on the node itself.
+	LocalEndpoint = "https://127.0.0.1:2379"
+)
+
+// Member is one member's configuration.
+type Member struct {
+	// Name is the machine's name.
+	Name string
+	// Address is where other members reach it.
+	Address netip.Addr
+	// InitialCluster is NAME=https://ADDRESS:2380,… and must hold this member.
+	// etcd reads it only while its data directory is empty.
+	InitialCluster string
+	// Token keeps members of different clusters apart.
+	Token string
+	// Bootstrap: this is the first member of a new cluster; otherwise it has been
+	// added to one.
+	Bootstrap bool
+}
+
+// file is etcd's configuration file (etcd 3.6, server/embed/config.go).
+type file struct {
+	Name                     string    `json:"name"`
+	DataDir                  string    `json:"data-dir"`
+	ListenPeerURLs           string    `json:"listen-peer-urls"`
+	ListenClientURLs         string    `json:"listen-client-urls"`
+	InitialAdvertisePeerURLs string    `json:"initial-advertise-peer-urls"`
+	AdvertiseClientURLs      string    `json:"advertise-client-urls"`
+	InitialCluster           string    `json:"initial-cluster"`
+	InitialClusterState      string    `json:"initial-cluster-state"`
+	InitialClusterToken      string    `json:"initial-cluster-token"`
+	StrictReconfigCheck      bool      `json:"strict-reconfig-check"`
+	ClientTransportSecurity  transport `json:"client-transport-security"`
+	PeerTransportSecurity    transport `json:"peer-transport-security"`
+	TLSMinVersion            string    `json:"tls-min-version"`
+	AutoCompactionMode       string    `json:"auto-compaction-mode"`
+	AutoCompactionRetention  string    `json:"auto-compaction-retention"`
+	QuotaBackendBytes        int64     `json:"quota-backend-bytes"`
+	FeatureGates             string    `json:"feature-gates"`
+	LogLevel                 string    `json:"log-level"`
+	Logger                   string    `json:"logger"`
+}
+
+type transport struct {
+	CertFile       string `json:"cert-file"`
+	KeyFile        string `json:"key-file"`
+	ClientCertAuth bool   `json:"client-cert-auth"`
+	TrustedCAFile  string `json:"trusted-ca-file"`
+}
+
+// Config writes etcd's configuration file. Nothing listens but the two ports
+// with mutual TLS; metrics are served on the client port to clients with a
+// certificate.
+func (m Member) Config() ([]byte, error) {
+	if err := m.check(); err != nil {
+		return nil, fmt.Errorf("configuring etcd member %q: %w", m.Name, err)
+	}
+	state := "existing"
+	if m.Bootstrap {
+		state = "new"
+	}
+	f := file{
+		Name: m.Name, DataDir: DataDir,
+		ListenPeerURLs:           m.url("2380"),
+		ListenClientURLs:         m.url("2379") + "," + LocalEndpoint,
+		InitialAdvertisePeerURLs: m.url("2380"),
+		AdvertiseClientURLs:      m.url("2379"),
+		InitialCluster:           m.InitialCluster,
+		InitialClusterState:      state,
+		InitialClusterToken:      m.Token,
+		StrictReconfigCheck:      true,
+		ClientTransportSecurity:  transport{CertFile: ServerPath, KeyFile: ServerPath, ClientCertAuth: true, TrustedCAFile: CAPath},
+		PeerTransportSecurity:    transport{CertFile: PeerPath, KeyFile: PeerPath, ClientCertAuth: true, TrustedCAFile: CAPath},
+		TLSMinVersion:            "TLS1.3",
+		// kube-apiserver compacts every five minutes; this is for what it forgets.
+		AutoCompactionMode:      "periodic",
+		AutoCompactionRetention: "8h",
+		// etcd's documentation advises at most 8 GiB; its default of 2 GiB is hit by
+		// clusters with many custom resources, and a full etcd refuses writes.
+		QuotaBackendBytes: 8 << 30,
+		// A member that finds its data differing from its peers' stops instead of
+		// spreading it.
+		FeatureGates: "InitialCorruptCheck=true,CompactHashCheck=true",
+		LogLevel:     "info",
+		Logger:       "zap",
+	}
+	b, err := yaml.Marshal(f)
+	if err != nil {
+		return nil, fmt.Errorf("configuring etcd member %q: %w", m.Name, err)
+	}
+	return b, nil
+}
+
+func (m Member) check() error {
+	switch {
+	case m.Name == "":
+		return errors.New("it has no name")
+	case !m.Address.IsValid() || m.Address.IsUnspecified():
+		return fmt.Errorf("%s is no address that peers could reach", m.Address)
+	case m.Token == "":
+		return errors.New("the cluster token is empty")
+	}
+	want := m.Name + "=" + m.url("2380")
+	members := strings.Split(m.InitialCluster, ",")
+	for _, have := range members {
+		if have == want {
+			if m.Bootstrap && len(members) != 1 {
+				return fmt.Errorf("the first member of a new cluster starts alone, the initial cluster is %s", m.InitialCluster)
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("the initial cluster %q does not hold %s", m.InitialCluster, want)
+}
+
+func (m Member) url(port string) string {
+	return "https://" + net.JoinHostPort(m.Address.String(), port)
+}

@@ -1,0 +1,34 @@
+//go:build judge
+
+package kubeadm
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestKubeadmAcceptsOurFiles asks the real kubeadm, whose path is in
+// IMAGECTL_KUBEADM.
+func TestKubeadmAcceptsOurFiles(t *testing.T) {
+	kubeadm := os.Getenv("IMAGECTL_KUBEADM")
+	if kubeadm == "" {
+		t.Fatal("IMAGECTL_KUBEADM does not say where kubeadm is")
+	}
+	for name, content := range goldens(t) {
+		if !strings.HasSuffix(name, ".yaml") {
+			continue
+		}
+		f := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(f, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(kubeadm, "config", "validate", "--config", f).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", name, err, out)
+		} else {
+			t.Logf("%s: %s", name, out)
+		}
+	}
+}
