@@ -1,0 +1,86 @@
+// Package agent is bootstrapd's inside: it enrols the machine, keeps the server
+// informed, and makes the node what the server's directive says, by ordered
+// idempotent steps.
+//
+// It needs the server for change and never for running: the last directive, the
+// key, certificates and every service's files are on the node's disk, so a
+// reboot without a server brings everything back.
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/host"
+	"github.com/imagectl/imagectl/bootstrap/nodeconf"
+)
+
+// Agent is one machine's agent. All fields but the listeners are needed.
+type Agent struct {
+	Host    *host.Host
+	Config  nodeconf.Config
+	Log     *slog.Logger
+	Version string
+	Now     func() time.Time
+	// Rand is a cryptographic source.
+	Rand io.Reader
+	// Jitter returns a number from 0 to 1.
+	Jitter func() float64
+	// Balancer takes connections for the API servers, and API those of operators
+	// for the node API; both are used in the mode nodeconf.Node only, and closed by
+	// Run. Nil means not to serve.
+	Balancer, API net.Listener
+	// Ready is called once when the agent does its work; may be nil.
+	Ready func()
+
+	id      *identity
+	servers *servers
+	// renewAfter holds back the next attempt to renew; only talk uses it.
+	renewAfter time.Time
+}
+
+// Run works until ctx ends, which is no error.
+func (a *Agent) Run(ctx context.Context) error {
+	var err error
+	if a.id, err = loadIdentity(a.Host, a.Rand); err != nil {
+		return err
+	}
+	if a.servers, err = newServers(a.Config, a.id, a.Now); err != nil {
+		return err
+	}
+	switch a.Config.Mode {
+	case nodeconf.Installer:
+		return a.install(ctx)
+	case nodeconf.Node:
+		return a.node(ctx)
+	default:
+		return fmt.Errorf("running the agent: there is no mode %q", a.Config.Mode)
+	}
+}
+
+func (a *Agent) ready() {
+	if a.Ready != nil {
+		a.Ready()
+	}
+}
+
+func (a *Agent) spki() ([]byte, error) { return x509.MarshalPKIXPublicKey(a.id.key.Public()) }
+
+// poke wakes whoever waits on a channel of one, without blocking.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// step is a status for the server.
+func step(name string, state api.StepStatus_State, detail string) *api.StepStatus {
+	return &api.StepStatus{Name: name, State: state, Detail: detail}
+}

@@ -1,0 +1,21 @@
+package agent
+
+import (
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/host"
+)
+
+// wireFacts is Facts on the wire.
+func wireFacts(f host.Facts) *api.Facts {
+	out := &api.Facts{
+		Uuid: f.UUID, Serial: f.Serial, Manufacturer: f.Manufacturer, Product: f.Product,
+		Cpus: uint32(f.CPUs), MemoryBytes: f.MemoryBytes, Firmware: f.Firmware, Kernel: f.Kernel, OsVersion: f.OS,
+	}
+	for _, i := range f.Interfaces {
+		out.Interfaces = append(out.Interfaces, &api.NetworkInterface{Name: i.Name, Mac: i.MAC, Addresses: i.Addresses, Up: i.Up})
+	}
+	for _, d := range f.Disks {
+		out.Disks = append(out.Disks, &api.Disk{Path: d.Path, SizeBytes: uint64(d.Size), Serial: d.Serial, Model: d.Model, Wwn: d.WWN, Rotational: d.Rotational, Removable: d.Removable})
+	}
+	return out
+}

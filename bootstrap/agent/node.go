@@ -1,0 +1,184 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/balancer"
+	"github.com/imagectl/imagectl/bootstrap/nodeapi"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// RunPath holds the last Run directive, from which a node comes back without a
+// server.
+const RunPath = StateDir + "/run.json"
+
+const (
+	// resettle is how often a node that is as it should be looks again.
+	resettle = 20 * time.Second
+	// retry is how soon a node that is not there yet looks again.
+	retry = 2 * time.Second
+)
+
+// node is the state of the mode nodeconf.Node, between its three tasks: talking
+// to the server, bringing the machine to where the directive says, and serving.
+type node struct {
+	*Agent
+	balancer *balancer.Balancer
+	// changed wakes talk, wake wakes settle.
+	changed, wake chan struct{}
+
+	// renewalsAfter holds back the next attempt; only settle uses it.
+	renewalsAfter time.Time
+	// kubelet is kubelet's version, which does not change while it is mounted; only
+	// settle uses it.
+	kubelet string
+
+	mu     sync.Mutex
+	run    *api.Run
+	report report
+}
+
+// node is the mode of an installed machine.
+func (a *Agent) node(ctx context.Context) error {
+	n := &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+	if err := n.remember(); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	if a.Balancer != nil {
+		g.Go(func() error { return n.balancer.Serve(ctx, a.Balancer) })
+	}
+	if a.API != nil {
+		g.Go(func() error { return nodeapi.Serve(ctx, a.API, n.apiTLS, n) })
+	}
+	g.Go(func() error {
+		n.settle(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		return a.talk(ctx, api.Mode_MODE_NODE, n.changed, n.news, n.handle)
+	})
+	a.ready()
+	return g.Wait()
+}
+
+// remember loads the last directive. One that cannot be read is forgotten: the
+// server has another.
+func (n *node) remember() error {
+	b, err := n.Host.ReadFile(RunPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("reading the last directive: %w", err)
+	}
+	run := &api.Run{}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, run); err != nil {
+		n.Log.Error("forgetting the last directive, which cannot be read", "file", RunPath, "err", err)
+		return nil
+	}
+	n.run = run
+	return nil
+}
+
+func (n *node) news() report {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.report
+}
+
+func (n *node) directive() *api.Run {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.run
+}
+
+// handle keeps a directive before it is acted on.
+func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
+	switch d := resp.GetDirective().(type) {
+	case *api.SyncResponse_Run:
+		if proto.Equal(d.Run, n.directive()) {
+			return
+		}
+		b, err := protojson.MarshalOptions{Multiline: true}.Marshal(d.Run)
+		if err == nil {
+			err = n.Host.WriteFile(RunPath, b, 0o600)
+		}
+		if err != nil {
+			n.Log.Error("keeping the directive failed; acting on it all the same", "err", err)
+		}
+		n.mu.Lock()
+		n.run = d.Run
+		n.mu.Unlock()
+		n.Log.Info("new directive", "revision", resp.GetRevision(), "etcd", d.Run.GetEtcd().GetAction(), "kubernetes", d.Run.GetKubernetes().GetAction())
+		poke(n.wake)
+	case *api.SyncResponse_Wait:
+		n.Log.Info("waiting", "code", d.Wait.GetReasonCode(), "because", d.Wait.GetReason())
+	default:
+		// Install and Reboot are for installers: nothing on the wire makes a running
+		// node write its disk.
+		n.Log.Warn("the server sent a directive that is not for an installed node", "directive", fmt.Sprintf("%T", d))
+	}
+}
+
+// settle brings the machine to where the directive says, again and again.
+func (n *node) settle(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait := resettle
+		if run := n.directive(); run != nil {
+			out := runSteps(ctx, n.Log, n.steps(run), n.publishSteps)
+			n.publish(n.observe(ctx, run, out))
+			if len(out.changed) > 0 {
+				n.Log.Info("changed", "steps", out.changed)
+			}
+			if !out.done {
+				wait = retry
+			}
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-n.wake:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+func (n *node) publishSteps(s []*api.StepStatus) {
+	n.mu.Lock()
+	r := n.report
+	n.mu.Unlock()
+	r.steps = s
+	n.publish(r)
+}
+
+// publish replaces the report and wakes talk if the server does not know it yet.
+func (n *node) publish(r report) {
+	n.mu.Lock()
+	same := slices.EqualFunc(n.report.steps, r.steps, func(a, b *api.StepStatus) bool { return proto.Equal(a, b) }) &&
+		proto.Equal(n.report.etcd, r.etcd) && proto.Equal(n.report.kubernetes, r.kubernetes)
+	n.report = r
+	n.mu.Unlock()
+	if !same {
+		poke(n.changed)
+	}
+}
+
+// apiTLS is what the node API shows and demands, as of now.
+func (n *node) apiTLS() (nodeapi.Trust, error) {
+	cert, _ := n.id.current()
+	run := n.directive()
+	if cert == nil || run.GetClientCaPem() == "" {
+		return nodeapi.Trust{}, errors.New("this node is not enrolled yet")
+	}
+	return nodeapi.Trust{Certificate: cert, ClientCA: []byte(run.GetClientCaPem()), Cluster: n.Config.Cluster, Now: n.Now}, nil
+}

@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/etcd"
+	"github.com/imagectl/imagectl/bootstrap/host"
+	"github.com/imagectl/imagectl/bootstrap/kubeadm"
+)
+
+// askTimeout bounds one question to a service on this node.
+const askTimeout = 5 * time.Second
+
+// observe is what the server learns besides the steps. What cannot be observed
+// is reported as not there.
+func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
+	r := report{steps: out.steps, kubernetes: &api.KubernetesObserved{}}
+	stepDone := func(name string) bool {
+		for _, s := range out.steps {
+			if s.GetName() == name {
+				return s.GetState() == api.StepStatus_STATE_DONE
+			}
+		}
+		return false
+	}
+	if wantsEtcd(run) {
+		r.etcd = &api.EtcdObserved{}
+		if state, err := n.Host.UnitState(ctx, etcd.Unit); err == nil {
+			r.etcd.Running = state == "active" || state == "activating"
+		}
+		if s, err := n.askEtcd(ctx); err == nil {
+			r.etcd.MemberId, r.etcd.Learner, r.etcd.Healthy = s.MemberID, s.Learner, s.Healthy
+		}
+	}
+	if joined, err := n.Host.Exists(joinedPath); err == nil {
+		r.kubernetes.Joined = joined
+	}
+	r.kubernetes.NodeReady = stepDone(stepNodeReady)
+	r.kubernetes.AddonsApplied = stepDone(stepAddons)
+	if run.GetControlPlane() && r.kubernetes.Joined {
+		r.kubernetes.ApiserverReady = n.apiServerReady(ctx, run) == nil
+	}
+	if n.kubelet == "" {
+		if b, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubelet", "--version"}}); err == nil {
+			n.kubelet = strings.TrimPrefix(strings.TrimSpace(string(b)), "Kubernetes ")
+		}
+	}
+	r.kubernetes.KubeletVersion = n.kubelet
+	return r
+}
+
+func (n *node) askEtcd(ctx context.Context) (etcd.Status, error) {
+	ca, err := n.Host.ReadFile(etcd.CAPath)
+	if err != nil {
+		return etcd.Status{}, err
+	}
+	bundle, err := n.Host.ReadFile(etcd.ClientPath)
+	if err != nil {
+		return etcd.Status{}, err
+	}
+	cert, err := tls.X509KeyPair(bundle, bundle)
+	if err != nil {
+		return etcd.Status{}, fmt.Errorf("reading etcd's client certificate: %w", err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return etcd.Ask(ctx, etcd.LocalEndpoint, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}})
+}
+
+// apiServerReady asks this node's own API server, past the balancer.
+func (n *node) apiServerReady(ctx context.Context, run *api.Run) error {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(run.GetKubernetes().GetCaPem()))
+	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}}
+	defer t.CloseIdleConnections()
+	c := &http.Client{Transport: t, Timeout: askTimeout}
+	at := "https://" + net.JoinHostPort(run.GetAddress(), strconv.Itoa(kubeadm.BindPort)) + "/readyz"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("asking %s: %s", at, resp.Status)
+	}
+	return nil
+}

@@ -1,0 +1,299 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/enrol"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+const (
+	// poll is how long the server may hold a Sync.
+	poll = 30 * time.Second
+	// settle joins reports that come at once into one Sync.
+	settle = 200 * time.Millisecond
+	// skew is the clock error above which the server's time is taken.
+	skew = time.Minute
+	// announceEvery is how often a machine that waits shows its code.
+	announceEvery = 30 * time.Second
+)
+
+// report is what a mode tells the server with each Sync.
+type report struct {
+	steps      []*api.StepStatus
+	etcd       *api.EtcdObserved
+	kubernetes *api.KubernetesObserved
+	installed  bool
+	failure    string
+}
+
+// talk keeps the machine enrolled and the server informed: it enrols, syncs,
+// hands each directive to handle, and renews the certificate. It returns when
+// ctx ends. changed wakes a waiting Sync because there is news.
+func (a *Agent) talk(ctx context.Context, mode api.Mode, changed <-chan struct{}, news func() report, handle func(context.Context, *api.SyncResponse)) error {
+	var revision uint64
+	var back backoff
+	first := true
+	for ctx.Err() == nil {
+		if err := a.ensureEnrolled(ctx, mode); err != nil {
+			return err
+		}
+		resp, err := a.sync(ctx, mode, revision, first, changed, news())
+		switch {
+		case ctx.Err() != nil:
+		case err == nil && resp == nil: // there is news
+		case err == nil:
+			back.reset()
+			first = false
+			revision = resp.GetRevision()
+			a.setClock(resp.GetServerTime())
+			handle(ctx, resp)
+		case connect.CodeOf(err) == connect.CodeUnauthenticated:
+			// The server does not know this certificate any more. Enrolling again with
+			// the same key is harmless: an operator decides.
+			a.Log.Warn("the server refuses our certificate; enrolling again", "err", err)
+			if err := a.id.drop(); err != nil {
+				return err
+			}
+			a.servers.reconnect()
+			revision = 0
+			a.rest(ctx, &back)
+		default:
+			a.Log.Warn("the server does not answer", "server", a.servers.current().url, "err", err)
+			a.servers.failed(err)
+			// Another server counts revisions of its own.
+			revision, first = 0, true
+			a.rest(ctx, &back)
+		}
+	}
+	return nil
+}
+
+// sync makes one call. A nil response without an error means that there is news
+// to tell first.
+func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first bool, changed <-chan struct{}, r report) (*api.SyncResponse, error) {
+	facts := a.Host.Facts()
+	req := &api.SyncRequest{
+		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
+		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
+	}
+	if first {
+		req.WaitMs = 0
+	}
+	call, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		resp *connect.Response[api.SyncResponse]
+		err  error
+	}
+	done := make(chan answer, 1)
+	sent := a.Now()
+	go func() {
+		resp, err := a.servers.current().agent.Sync(call, connect.NewRequest(req))
+		done <- answer{resp, err}
+	}()
+	select {
+	case got := <-done:
+		if got.err != nil {
+			return nil, got.err
+		}
+		return got.resp.Msg, nil
+	case <-changed:
+	}
+	// The report on its way has to arrive, or a quick series of changes would
+	// starve the server of every one of them.
+	if wait := settle - a.Now().Sub(sent); wait > 0 {
+		_ = pause(ctx, wait)
+	}
+	cancel()
+	got := <-done
+	if got.err == nil {
+		return got.resp.Msg, nil
+	}
+	if connect.CodeOf(got.err) == connect.CodeCanceled {
+		return nil, ctx.Err()
+	}
+	return nil, got.err
+}
+
+// ensureEnrolled returns with a certificate that is good now, or with ctx's end.
+func (a *Agent) ensureEnrolled(ctx context.Context, mode api.Mode) error {
+	_, leaf := a.id.current()
+	now := a.Now()
+	switch {
+	case leaf == nil:
+		return a.enrol(ctx, mode)
+	case now.After(leaf.NotAfter):
+		a.Log.Warn("our certificate has expired; enrolling again", "expired", leaf.NotAfter)
+		return a.enrol(ctx, mode)
+	case now.After(renewAt(leaf)) && now.After(a.renewAfter):
+		if err := a.renew(ctx); err != nil {
+			a.Log.Warn("renewing our certificate failed; it stays good for now", "until", leaf.NotAfter, "err", err)
+			a.renewAfter = now.Add(min(time.Hour, leaf.NotAfter.Sub(now)/10))
+		}
+	}
+	return nil
+}
+
+func (a *Agent) renew(ctx context.Context) error {
+	csr, err := request(a.Rand, a.id.key)
+	if err != nil {
+		return err
+	}
+	resp, err := a.servers.current().agent.IssueCertificates(ctx, connect.NewRequest(&api.IssueCertificatesRequest{
+		Items: []*api.IssueCertificatesRequest_Item{{Profile: api.CertificateProfile_CERTIFICATE_PROFILE_NODE, CsrDer: csr}},
+	}))
+	if err != nil {
+		return err
+	}
+	if n := len(resp.Msg.GetItems()); n != 1 {
+		return fmt.Errorf("renewing our certificate: the server sent %d certificates, want 1", n)
+	}
+	if err := a.id.store([]byte(resp.Msg.GetItems()[0].GetCertificatePem())); err != nil {
+		return err
+	}
+	a.servers.reconnect()
+	_, leaf := a.id.current()
+	a.Log.Info("renewed our certificate", "until", leaf.NotAfter)
+	return nil
+}
+
+// enrol asks until an operator has decided. It shows the code meanwhile.
+func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
+	csr, err := request(a.Rand, a.id.key)
+	if err != nil {
+		return err
+	}
+	var back backoff
+	var shown time.Time
+	var last string
+	for ctx.Err() == nil {
+		resp, err := a.servers.current().enrol.Enrol(ctx, connect.NewRequest(&api.EnrolRequest{
+			CsrDer: csr, Facts: wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version,
+		}))
+		if ctx.Err() != nil {
+			return nil
+		}
+		status := fmt.Sprintf("no server answers: %v", err)
+		if err == nil {
+			a.setClock(resp.Msg.GetServerTime())
+			status = resp.Msg.GetReason()
+			if resp.Msg.GetStatus() == api.EnrolResponse_STATUS_APPROVED {
+				if err := a.id.store([]byte(resp.Msg.GetCertificatePem())); err != nil {
+					return err
+				}
+				a.servers.reconnect()
+				a.Log.Info("enrolled", "machine", resp.Msg.GetMachine())
+				a.Host.Print("imagectl: enrolled as " + resp.Msg.GetMachine())
+				return nil
+			}
+		}
+		if now := a.Now(); status != last || now.Sub(shown) >= announceEvery {
+			if status != last {
+				a.Log.Info("waiting to be enrolled", "code", a.code(), "status", status)
+			}
+			last, shown = status, now
+			a.announce(status)
+		}
+		if err != nil {
+			a.servers.failed(err)
+			a.rest(ctx, &back)
+			continue
+		}
+		back.reset()
+		// Bounded both ways: a server's mistake must neither flood it nor put the
+		// machine to sleep.
+		wait := time.Duration(resp.Msg.GetRetryAfterMs()) * time.Millisecond
+		_ = pause(ctx, min(max(wait, 500*time.Millisecond), announceEvery))
+	}
+	return nil
+}
+
+// code is what an operator compares.
+func (a *Agent) code() string {
+	csr, err := a.spki()
+	if err != nil {
+		return "?"
+	}
+	roots, err := a.Config.Roots()
+	if err != nil {
+		return "?"
+	}
+	return enrol.Code(roots[0], csr)
+}
+
+// announce shows on the console who this is and what to compare.
+func (a *Agent) announce(status string) {
+	f := a.Host.Facts()
+	sum := "?"
+	if spki, err := a.spki(); err == nil {
+		s := sha256.Sum256(spki)
+		sum = hex.EncodeToString(s[:8])
+	}
+	var nics []string
+	for _, i := range f.Interfaces {
+		nics = append(nics, i.Name+" "+i.MAC+" "+strings.Join(i.Addresses, " "))
+	}
+	for _, line := range []string{
+		"",
+		"imagectl: this machine asks to join the cluster " + a.Config.Cluster,
+		"  server  " + a.servers.current().url,
+		"  network " + strings.Join(nics, ", "),
+		"  machine " + strings.TrimSpace(f.Manufacturer+" "+f.Product) + ", serial " + f.Serial + ", uuid " + f.UUID,
+		"  key     " + sum,
+		"  CODE    " + a.code(),
+		"  status  " + status,
+		"Compare the code with \"imagectl machines ls\" before you approve.",
+	} {
+		a.Host.Print(line)
+	}
+}
+
+// setClock takes the server's time when ours is plainly wrong. The server is
+// authenticated by then; certificates, etcd and kubelet all need a clock.
+func (a *Agent) setClock(server *timestamppb.Timestamp) {
+	if server == nil || !server.IsValid() {
+		return
+	}
+	t, now := server.AsTime(), a.Now()
+	if d := t.Sub(now); d < skew && d > -skew {
+		return
+	}
+	a.Log.Warn("our clock is wrong; taking the server's time", "ours", now, "server", t)
+	if err := a.Host.SetClock(t); err != nil {
+		a.Log.Error("setting the clock failed", "err", err)
+	}
+}
+
+// rest waits longer after each failure, never two machines in step.
+func (a *Agent) rest(ctx context.Context, b *backoff) { _ = pause(ctx, b.next(a.Jitter())) }
+
+// backoff doubles from half a second to thirty. The zero value is ready.
+type backoff struct{ fails int }
+
+func (b *backoff) reset() { b.fails = 0 }
+
+// next returns the pause after another failure; jitter is from 0 to 1.
+func (b *backoff) next(jitter float64) time.Duration {
+	d := min(500*time.Millisecond<<min(b.fails, 10), 30*time.Second)
+	b.fails++
+	return d/2 + time.Duration(jitter*float64(d)/2)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

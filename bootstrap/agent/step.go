@@ -1,0 +1,92 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"google.golang.org/protobuf/proto"
+)
+
+// Step is one idempotent change of the node. A list of them is run in order:
+// observe, act if that is needed, observe again. What a step knows is on disk,
+// written atomically, so that SIGKILL between any two system calls leaves a node
+// that the next run continues.
+type Step struct {
+	// Name is stable: operators and tests see it.
+	Name string
+	// Observe says whether there is nothing to do, and if there is, what is
+	// missing.
+	Observe func(context.Context) (done bool, missing string, err error)
+	// Act does it. A waiting error means that it is somebody else's turn.
+	Act func(context.Context) error
+}
+
+// waiting is the reason why a step cannot go on yet through no fault of its own;
+// one sentence.
+type waiting string
+
+func (w waiting) Error() string { return string(w) }
+
+// outcome is what one run of a list did.
+type outcome struct {
+	steps []*api.StepStatus
+	// changed are the steps that acted; empty on a second run.
+	changed []string
+	// done: every step is.
+	done bool
+}
+
+// runSteps runs a list up to the first step that is not done afterwards. report
+// is called with a copy whenever a step's state changes.
+func runSteps(ctx context.Context, log *slog.Logger, steps []Step, report func([]*api.StepStatus)) outcome {
+	var out outcome
+	for _, s := range steps {
+		out.steps = append(out.steps, &api.StepStatus{Name: s.Name, State: api.StepStatus_STATE_PENDING})
+	}
+	set := func(i int, state api.StepStatus_State, detail string) {
+		out.steps[i].State, out.steps[i].Detail = state, detail
+		report(clone(out.steps))
+	}
+	for i, s := range steps {
+		if ctx.Err() != nil {
+			return out
+		}
+		done, missing, err := s.Observe(ctx)
+		if err == nil && !done {
+			set(i, api.StepStatus_STATE_RUNNING, missing)
+			log.Info("acting", "step", s.Name, "because", missing)
+			if err = s.Act(ctx); err == nil {
+				out.changed = append(out.changed, s.Name)
+				done, missing, err = s.Observe(ctx)
+			}
+		}
+		var wait waiting
+		switch {
+		case errors.As(err, &wait):
+			set(i, api.StepStatus_STATE_PENDING, wait.Error())
+			return out
+		case err != nil:
+			if ctx.Err() == nil {
+				log.Error("step failed", "step", s.Name, "err", err)
+			}
+			set(i, api.StepStatus_STATE_FAILED, err.Error())
+			return out
+		case !done:
+			set(i, api.StepStatus_STATE_FAILED, "it acted, and still: "+missing)
+			return out
+		}
+		set(i, api.StepStatus_STATE_DONE, "")
+	}
+	out.done = true
+	return out
+}
+
+func clone(in []*api.StepStatus) []*api.StepStatus {
+	out := make([]*api.StepStatus, len(in))
+	for i, s := range in {
+		out[i] = proto.CloneOf(s)
+	}
+	return out
+}

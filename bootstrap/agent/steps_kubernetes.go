@@ -1,0 +1,300 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/host"
+	"github.com/imagectl/imagectl/bootstrap/kubeadm"
+)
+
+const (
+	// startedPath marks that kubeadm was begun, so that a second attempt clears
+	// away what the first one may have left half-written.
+	startedPath = StateDir + "/kubeadm.started"
+	kubeadmConf = StateDir + "/kubeadm.yaml"
+	applied     = StateDir + "/applied"
+)
+
+// secrets are the files that a control plane gets from the server.
+func secretNames() []string {
+	return []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.pub", "sa.key"}
+}
+
+// kubernetesSecrets lets kubeadm find its CAs ready made. Keys are 0600.
+func (n *node) kubernetesSecrets() Step {
+	return Step{
+		Name: "kubernetes-secrets",
+		Observe: func(context.Context) (bool, string, error) {
+			for _, name := range append(secretNames(), path.Base(kubeadm.AuthPath)) {
+				if ok, err := n.Host.Exists(kubeadm.PKIDir + "/" + name); err != nil || !ok {
+					return false, name + " is missing", err
+				}
+			}
+			return true, "", nil
+		},
+		Act: func(ctx context.Context) error {
+			resp, err := n.servers.current().agent.FetchKubernetesSecrets(ctx, connect.NewRequest(&api.FetchKubernetesSecretsRequest{}))
+			if err != nil {
+				return fmt.Errorf("fetching the Kubernetes CAs: %w", err)
+			}
+			for _, f := range resp.Msg.GetFiles() {
+				name := path.Base(f.GetPath())
+				if !slices.Contains(secretNames(), name) {
+					return fmt.Errorf("fetching the Kubernetes CAs: the server sent %s, which is none of them", f.GetPath())
+				}
+				mode := uint32(0o644)
+				if strings.HasSuffix(name, ".key") {
+					mode = 0o600
+				}
+				if err := n.write(file{kubeadm.PKIDir + "/" + name, f.GetContent(), mode}); err != nil {
+					return err
+				}
+			}
+			return n.write(file{kubeadm.AuthPath, kubeadm.Authentication(), 0o600})
+		},
+	}
+}
+
+// kubeadm runs init or join to its end, once.
+func (n *node) kubeadm(run *api.Run) Step {
+	action := run.GetKubernetes().GetAction()
+	name := "kubeadm-join"
+	if action == api.KubernetesWanted_ACTION_INIT {
+		name = "kubeadm-init"
+	}
+	return Step{
+		Name: name,
+		Observe: func(context.Context) (bool, string, error) {
+			done, err := n.Host.Exists(joinedPath)
+			if err == nil && !done && action == api.KubernetesWanted_ACTION_RUN {
+				err = waiting("the server takes this node for joined, which it is not: arm it to install it again")
+			}
+			return done, "kubeadm has not come to its end here", err
+		},
+		Act: func(ctx context.Context) error { return n.runKubeadm(ctx, run) },
+	}
+}
+
+func (n *node) runKubeadm(ctx context.Context, run *api.Run) error {
+	again, err := n.Host.Exists(startedPath)
+	if err != nil {
+		return err
+	}
+	if again {
+		joined, err := n.joinedBefore(ctx, run)
+		if err != nil {
+			return err
+		}
+		if joined {
+			return n.write(file{joinedPath, []byte("found joined\n"), 0o600})
+		}
+		if err := n.clearKubeadm(ctx, run); err != nil {
+			return err
+		}
+	}
+	if err := n.write(file{startedPath, []byte(run.GetKubernetes().GetVersion() + "\n"), 0o600}); err != nil {
+		return err
+	}
+	argv, err := n.prepareKubeadm(ctx, run)
+	if err != nil {
+		return err
+	}
+	if again {
+		// Static pods of the first attempt may still run; kubelet takes them over.
+		argv = append(argv, "--ignore-preflight-errors=Port-6443,Port-10250,Port-10257,Port-10259")
+	}
+	if _, err := n.Host.Run(ctx, host.Command{Argv: argv}); err != nil {
+		return err
+	}
+	if err := n.Host.Remove(kubeadm.Discovery); err != nil {
+		return err
+	}
+	return n.write(file{joinedPath, []byte(strings.Join(argv, " ") + "\n"), 0o600})
+}
+
+// prepareKubeadm writes kubeadm's files and returns its command line.
+func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, error) {
+	address, err := netip.ParseAddr(run.GetAddress())
+	if err != nil {
+		return nil, fmt.Errorf("reading this node's address: %w", err)
+	}
+	k := run.GetKubernetes()
+	self := kubeadm.Node{Name: run.GetMachine(), Address: address, Labels: run.GetLabels(), Taints: run.GetTaints(), ControlPlane: run.GetControlPlane()}
+	if k.GetAction() == api.KubernetesWanted_ACTION_INIT {
+		conf, err := kubeadm.Init(kubeadm.Cluster{
+			Name: run.GetCluster(), Version: k.GetVersion(), PodCIDR: k.GetPodCidr(), ServiceCIDR: k.GetServiceCidr(), DNSDomain: k.GetDnsDomain(), SANs: k.GetApiServerSans(),
+		}, self)
+		if err != nil {
+			return nil, err
+		}
+		return []string{"kubeadm", "init", "--config", kubeadmConf}, n.write(file{kubeadmConf, conf, 0o600})
+	}
+	conf, err := kubeadm.Join(self)
+	if err != nil {
+		return nil, err
+	}
+	certs, err := n.issue(ctx, []api.CertificateProfile{api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP})
+	if err != nil {
+		return nil, err
+	}
+	discovery, err := kubeadm.DiscoveryConfig([]byte(k.GetCaPem()), certs[0].certificate, certs[0].key)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.write(file{kubeadm.Discovery, discovery, 0o600}); err != nil {
+		return nil, err
+	}
+	return []string{"kubeadm", "join", "--config", kubeadmConf}, n.write(file{kubeadmConf, conf, 0o600})
+}
+
+// joinedBefore notices a worker whose kubeadm was killed after the only thing
+// that matters: kubelet has its own certificate. kubeadm itself would refuse,
+// because a Ready node of that name exists.
+func (n *node) joinedBefore(ctx context.Context, run *api.Run) (bool, error) {
+	if run.GetControlPlane() {
+		return false, nil
+	}
+	for name, want := range map[string]bool{
+		kubeadm.KubeletConf:                               true,
+		"/var/lib/kubelet/config.yaml":                    true,
+		"/var/lib/kubelet/pki/kubelet-client-current.pem": true,
+		"/etc/kubernetes/bootstrap-kubelet.conf":          false,
+	} {
+		if have, err := n.Host.Exists(name); err != nil || have != want {
+			return false, err
+		}
+	}
+	state, err := n.Host.UnitState(ctx, kubeadm.Unit)
+	return state == "active", err
+}
+
+// clearKubeadm removes what kubeadm makes itself and may have left half-written;
+// what the server gave stays. kubeadm's phases repeat without harm on what is in
+// the cluster already.
+func (n *node) clearKubeadm(ctx context.Context, run *api.Run) error {
+	if err := n.Host.StopUnit(ctx, kubeadm.Unit); err != nil {
+		return err
+	}
+	patterns := []string{"/etc/kubernetes/*.conf", "/etc/kubernetes/manifests/*.yaml", "/etc/kubernetes/tmp", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env"}
+	if run.GetControlPlane() {
+		for _, leaf := range []string{"apiserver", "apiserver-kubelet-client", "front-proxy-client"} {
+			patterns = append(patterns, kubeadm.PKIDir+"/"+leaf+".crt", kubeadm.PKIDir+"/"+leaf+".key")
+		}
+	} else {
+		patterns = append(patterns, kubeadm.CAPath)
+	}
+	for _, p := range patterns {
+		found, err := n.Host.Glob(p)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			if err := n.Host.Remove(f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (n *node) kubeletRunning() Step { return n.unitRunning("kubelet-running", kubeadm.Unit) }
+
+// manifest is something to apply once.
+type manifest struct {
+	name, digest string
+	content      []byte
+}
+
+func (m manifest) marker() string { return applied + "/" + m.name }
+
+// apply applies manifests whose marker is not theirs.
+func (n *node) apply(step string, all []manifest) Step {
+	next := func() (manifest, bool, error) {
+		for _, m := range all {
+			have, err := n.Host.ReadFile(m.marker())
+			if err != nil && !notExist(err) {
+				return m, false, err
+			}
+			if strings.TrimSpace(string(have)) != m.digest {
+				return m, true, nil
+			}
+		}
+		return manifest{}, false, nil
+	}
+	return Step{
+		Name: step,
+		Observe: func(context.Context) (bool, string, error) {
+			m, todo, err := next()
+			return !todo && err == nil, m.name + " is not applied", err
+		},
+		Act: func(ctx context.Context) error {
+			for {
+				m, todo, err := next()
+				if err != nil || !todo {
+					return err
+				}
+				// Our manifests are the reviewed ones, so they win over other writers.
+				if _, err := n.Host.Run(ctx, host.Command{
+					Argv:  []string{"kubectl", "--kubeconfig", kubeadm.AdminConf, "apply", "--server-side", "--force-conflicts", "--field-manager", "imagectl", "--filename", "-"},
+					Stdin: m.content,
+				}); err != nil {
+					return fmt.Errorf("applying %s: %w", m.name, err)
+				}
+				if err := n.write(file{m.marker(), []byte(m.digest + "\n"), 0o600}); err != nil {
+					return err
+				}
+			}
+		},
+	}
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func (n *node) bindings() Step {
+	b := kubeadm.Bindings()
+	return n.apply("join-permissions", []manifest{{"imagectl-join-permissions", digest(b), b}})
+}
+
+func (n *node) addons(run *api.Run) Step {
+	var all []manifest
+	for _, a := range run.GetKubernetes().GetAddons() {
+		if got := digest(a.GetManifest()); got != a.GetSha256() || a.GetName() != path.Base(a.GetName()) || strings.HasPrefix(a.GetName(), ".") {
+			err := fmt.Errorf("the add-on %q has SHA-256 %s, the lock file says %s", a.GetName(), got, a.GetSha256())
+			return Step{Name: stepAddons, Observe: func(context.Context) (bool, string, error) { return false, "", err }}
+		}
+		all = append(all, manifest{"addon-" + a.GetName(), a.GetSha256(), a.GetManifest()})
+	}
+	return n.apply(stepAddons, all)
+}
+
+// nodeReady waits for Kubernetes to find this node Ready, as the node itself may
+// see it.
+func (n *node) nodeReady(run *api.Run) Step {
+	return Step{
+		Name: stepNodeReady,
+		Observe: func(ctx context.Context) (bool, string, error) {
+			out, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubectl", "--kubeconfig", kubeadm.KubeletConf, "--request-timeout", "10s", "get", "node", run.GetMachine(),
+				"--output", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].message}`}})
+			if err != nil {
+				return false, "", waiting("the API server does not answer about this node: " + err.Error())
+			}
+			status, why, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
+			if status != "True" {
+				return false, "", waiting("the node is not Ready: " + why)
+			}
+			return true, "", nil
+		},
+	}
+}

@@ -1,0 +1,168 @@
+// Package nodeapi is the only way into a node: a Connect service over mutual
+// TLS 1.3. Operators and servers of this cluster may call it, by role; other
+// nodes may not, although the same CA signed their certificates.
+//
+// It changes nothing on the node; whoever adds a call that does must have the
+// server's audit log write it down.
+package nodeapi
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// Trust is what the API shows to callers and demands from them.
+type Trust struct {
+	// Certificate is the node's own.
+	Certificate *tls.Certificate
+	// ClientCA is PEM.
+	ClientCA []byte
+	Cluster  string
+	Now      func() time.Time
+}
+
+// Node is the node as the API sees it.
+type Node interface {
+	Version(context.Context) *api.VersionResponse
+	Health(context.Context) *api.HealthResponse
+	// Journal hands lines of the journal, as journalctl's JSON, to read.
+	Journal(ctx context.Context, q Query, read func(io.Reader) error) error
+}
+
+// Query selects from the journal.
+type Query struct {
+	// Unit is empty for everything.
+	Unit   string
+	Follow bool
+	// Since is the zero time for the beginning.
+	Since time.Time
+	// Lines is how many of the last ones; at least 1.
+	Lines int
+}
+
+// access says who may call what. A call that is missing here may be called by
+// nobody.
+func access() map[string]struct {
+	roles  []pki.Role
+	server bool
+} {
+	type a = struct {
+		roles  []pki.Role
+		server bool
+	}
+	return map[string]a{
+		apiconnect.NodeServiceVersionProcedure: {pki.Roles(), true},
+		apiconnect.NodeServiceHealthProcedure:  {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, true},
+		apiconnect.NodeServiceLogsProcedure:    {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, true},
+	}
+}
+
+// allowed returns the reason why a caller may not call a procedure, or nil.
+func allowed(who pki.Identity, procedure string) error {
+	rule, ok := access()[procedure]
+	switch {
+	case !ok:
+		return fmt.Errorf("there is no call %s", procedure)
+	case who.Kind == pki.KindServer && rule.server:
+		return nil
+	case who.Kind == pki.KindOperator && slices.Contains(rule.roles, who.Role):
+		return nil
+	case who.Kind == pki.KindOperator:
+		return fmt.Errorf("%s with the role %s may not call %s", who, who.Role, procedure)
+	}
+	return fmt.Errorf("%s may not call %s: the node API is for operators and servers", who, procedure)
+}
+
+// Serve answers calls on ln, which it closes, until ctx ends. trust is asked for
+// every connection, so that it may change; while it fails, nobody gets in.
+func Serve(ctx context.Context, ln net.Listener, trust func() (Trust, error), node Node) error {
+	conf := &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			t, err := trust()
+			if err != nil {
+				return nil, err
+			}
+			return t.config()
+		},
+	}
+	mux := http.NewServeMux()
+	s := &service{node: node, streams: make(chan struct{}, streamsMax)}
+	mux.Handle(apiconnect.NewNodeServiceHandler(s, connect.WithReadMaxBytes(64<<10)))
+	srv := &http.Server{
+		Handler:           authorize(trust, mux),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	tlsConf := conf.Clone()
+	tlsConf.NextProtos = []string{"h2", "http/1.1"}
+	srv.TLSConfig = tlsConf
+	if err := srv.ServeTLS(ln, "", ""); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the node API: %w", err)
+	}
+	return nil
+}
+
+func (t Trust) config() (*tls.Config, error) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(t.ClientCA) {
+		return nil, errors.New("the CA of the node API's callers is not PEM")
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}, Time: t.Now,
+		Certificates: []tls.Certificate{*t.Certificate}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
+		// A resumed session would outlive a change of the CA.
+		SessionTicketsDisabled: true,
+	}, nil
+}
+
+// authorize lets a request pass whose certificate, verified by TLS, has a role
+// for it.
+func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
+	refuse := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := func() error {
+			t, err := trust()
+			if err != nil {
+				return err
+			}
+			if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+				return errors.New("the caller shows no certificate")
+			}
+			leaf := r.TLS.VerifiedChains[0][0]
+			// TLS looked at this when the connection began; it may be old.
+			if now := t.Now(); now.After(leaf.NotAfter) {
+				return fmt.Errorf("the caller's certificate has expired at %s", leaf.NotAfter)
+			}
+			who, err := pki.IdentityOf(leaf, t.Cluster)
+			if err != nil {
+				return err
+			}
+			return allowed(who, r.URL.Path)
+		}()
+		if err == nil {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if werr := refuse.Write(w, r, connect.NewError(connect.CodePermissionDenied, err)); werr != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+		}
+	})
+}
