@@ -70,8 +70,8 @@ var layers = map[string][]string{
 	"bootstrap/kubeadm":       {},
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
-	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
+	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki"},
 }
 
 // only says who may use what reaches outside the process or exits it.
