@@ -126,16 +126,19 @@ func convert(file string, y *yaml.Node, depth int, found *diag.List) *node {
 		}
 	case yaml.MappingNode:
 		n.kind = mappingKind
+		lines := map[string]int{} // of each key
 		for i := 0; i+1 < len(y.Content); i += 2 {
 			k := y.Content[i]
 			keyPos := diag.Pos{File: file, Line: k.Line, Column: k.Column}
 			val := convert(file, y.Content[i+1], depth+1, found)
-			switch first, dup := n.member(k.Value); {
+			first, dup := lines[k.Value]
+			switch {
 			case k.Kind != yaml.ScalarNode:
 				*found = append(*found, diag.Finding{Pos: keyPos, Message: "a key must be a plain word"})
 			case dup:
-				*found = append(*found, diag.Finding{Pos: keyPos, Message: fmt.Sprintf("key %q is here twice; the first is on line %d", k.Value, first.pos.Line)})
+				*found = append(*found, diag.Finding{Pos: keyPos, Message: fmt.Sprintf("key %q is here twice; the first is on line %d", k.Value, first)})
 			case val != nil:
+				lines[k.Value] = k.Line
 				n.members = append(n.members, member{key: k.Value, pos: keyPos, val: val})
 			}
 		}
@@ -229,37 +232,42 @@ func merge(base, over *node) *node {
 			}
 		}
 		return out
-	case base.allNamed() && over.allNamed():
+	default:
+		baseNames, overNames := base.byName(), over.byName()
+		if baseNames == nil || overNames == nil {
+			return over
+		}
 		out := &node{kind: sequenceKind, pos: over.pos}
 		for _, item := range base.items {
-			if o := over.named(item.name()); o != nil {
+			if o := overNames[item.name()]; o != nil {
 				item = merge(item, o)
 			}
 			out.items = append(out.items, item)
 		}
 		for _, item := range over.items {
-			if base.named(item.name()) == nil {
+			if baseNames[item.name()] == nil {
 				out.items = append(out.items, item)
 			}
 		}
 		return out
-	default:
-		return over
 	}
 }
 
-// allNamed says whether n is a list of mappings that have a name each, with no
-// name twice (a duplicate must survive to be reported).
-func (n *node) allNamed() bool {
-	seen := map[string]bool{}
+// byName indexes a list of mappings that have a name each. It is nil for
+// anything else, a name twice included: a duplicate must survive to be reported.
+func (n *node) byName() map[string]*node {
+	if n.kind != sequenceKind || len(n.items) == 0 {
+		return nil
+	}
+	out := map[string]*node{}
 	for _, item := range n.items {
 		name := item.name()
-		if name == "" || seen[name] {
-			return false
+		if name == "" || out[name] != nil {
+			return nil
 		}
-		seen[name] = true
+		out[name] = item
 	}
-	return n.kind == sequenceKind && len(n.items) > 0
+	return out
 }
 
 func (n *node) name() string {
@@ -267,13 +275,4 @@ func (n *node) name() string {
 		return m.val.text
 	}
 	return ""
-}
-
-func (n *node) named(name string) *node {
-	for _, item := range n.items {
-		if item.name() == name {
-			return item
-		}
-	}
-	return nil
 }
