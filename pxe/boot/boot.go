@@ -83,6 +83,30 @@ type Source interface {
 	Ignition(Machine) ([]byte, error)
 }
 
+// Subnet is one IPv4 network in which DHCP gives out addresses.
+type Subnet struct {
+	Prefix netip.Prefix
+	// First and Last bound the dynamic range, both included; both are the zero
+	// value when there is none.
+	First, Last netip.Addr
+	// Router may be the zero value.
+	Router netip.Addr
+	DNS    []netip.Addr
+	NTP    []netip.Addr
+	// Domain may be empty.
+	Domain string
+	// Lease is the lifetime of a lease.
+	Lease time.Duration
+}
+
+// Network is what DHCP knows besides single machines. It is immutable.
+type Network struct {
+	Subnets []Subnet
+	// Reserved holds the machine's name for every reserved address: nobody else
+	// gets it.
+	Reserved map[netip.Addr]string
+}
+
 // Stage is a step of the boot path that a server has seen.
 type Stage string
 

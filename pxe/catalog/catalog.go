@@ -1,0 +1,193 @@
+// Package catalog decides what each machine of a plan boots. It implements
+// boot.Source from an immutable snapshot in memory: indexed once, swapped whole,
+// so that a packet costs a few map look-ups and never sees half a change.
+package catalog
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+// States tells how far a machine is. It is asked for every packet: it answers
+// from memory and is safe for concurrent use. The zero State means that nothing
+// is known about the machine yet.
+type States interface {
+	State(name string) machine.State
+}
+
+// Config is the content of a snapshot. All fields but Files are required.
+type Config struct {
+	Plan plan.Plan
+	// Kernel and Initrd are the installer's.
+	Kernel boot.Blob
+	Initrd []boot.Blob
+	// Files may be fetched by anyone besides Kernel and Initrd: what the
+	// installer's Ignition config names.
+	Files []boot.Blob
+	// Ignition renders the first config of the installer on a machine; the empty
+	// name stands for machines that are not in cluster.yaml.
+	Ignition func(machine string) ([]byte, error)
+	States   States
+}
+
+// Catalog implements boot.Source, dhcp.Source and httpboot.Source. It is safe for
+// concurrent use.
+type Catalog struct {
+	current atomic.Pointer[snapshot]
+
+	mu sync.RWMutex
+	// cards are network cards that cluster.yaml does not list, by the machine that
+	// showed its UUID or serial number with them. An operating system's DHCP shows
+	// neither, and yet its machine must get the reserved address.
+	cards map[card]string
+}
+
+type card [6]byte
+
+// cardsPerMachine bounds what is learned.
+const cardsPerMachine = 8
+
+// New builds a catalog. It fails when anything in it could not be served as it is.
+func New(cfg Config) (*Catalog, error) {
+	c := &Catalog{cards: map[card]string{}}
+	return c, c.Replace(cfg)
+}
+
+// Replace swaps the whole content. After an error the old content stays.
+func (c *Catalog) Replace(cfg Config) error {
+	s, err := newSnapshot(cfg)
+	if err != nil {
+		return err
+	}
+	c.current.Store(s)
+	return nil
+}
+
+// Network implements dhcp.Source.
+func (c *Catalog) Network() *boot.Network { return &c.current.Load().network }
+
+// Blob finds a public file by its digest.
+func (c *Catalog) Blob(sha256 string) (boot.Blob, bool) {
+	b, ok := c.current.Load().blobs[sha256]
+	return b, ok
+}
+
+// Decide implements boot.Source.
+func (c *Catalog) Decide(m boot.Machine) boot.Answer {
+	s := c.current.Load()
+	found := s.find(m)
+	if len(found) == 0 {
+		if name, ok := c.learned(m.MAC); ok {
+			if i, ok := s.byName[name]; ok {
+				found = []int{i}
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return s.unknown(m)
+	case 1:
+		e := s.entries[found[0]]
+		c.learn(s, m, e.Name)
+		return s.known(e)
+	}
+	names := []string{s.entries[found[0]].Name, s.entries[found[1]].Name}
+	slices.Sort(names)
+	return boot.Answer{Action: boot.None, Code: "conflict", Reason: fmt.Sprintf(
+		"it shows marks of two machines of cluster.yaml, %s and %s: correct their mac, uuid or serial", names[0], names[1])}
+}
+
+// Ignition implements boot.Source.
+func (c *Catalog) Ignition(m boot.Machine) ([]byte, error) {
+	a := c.Decide(m)
+	if a.Action != boot.Install && a.Action != boot.Discover {
+		return nil, fmt.Errorf("rendering Ignition: the machine is to %s, not to boot an installer: %s", a.Action, a.Reason)
+	}
+	return c.current.Load().ignitionOf(a.Name)
+}
+
+func (c *Catalog) learned(mac net.HardwareAddr) (string, bool) {
+	if len(mac) != 6 {
+		return "", false
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	name, ok := c.cards[card(mac)]
+	return name, ok
+}
+
+// learn remembers the card of a machine that was recognised by something else.
+func (c *Catalog) learn(s *snapshot, m boot.Machine, name string) {
+	if len(m.MAC) != 6 || (m.UUID == "" && m.Serial == "") {
+		return
+	}
+	if _, listed := s.byMAC[card(m.MAC)]; listed {
+		return
+	}
+	if known, ok := c.learned(m.MAC); ok && known == name {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.cards) < cardsPerMachine*len(s.entries) {
+		c.cards[card(m.MAC)] = name
+	}
+}
+
+// entry is a machine with everything its answer needs.
+type entry struct {
+	Name      string
+	Address   netip.Addr
+	LocalBoot string
+	Args      []string
+}
+
+// known answers for a machine of cluster.yaml: its own disk, unless an operator
+// has armed it.
+func (s *snapshot) known(e entry) boot.Answer {
+	a := boot.Answer{Action: boot.Local, Name: e.Name, Address: e.Address, LocalBoot: e.LocalBoot}
+	state := s.states.State(e.Name)
+	a.Code = string(state)
+	arm := "imagectl machines arm " + e.Name
+	switch state {
+	case machine.Armed:
+		a.Action, a.Reason = boot.Install, "it is armed: once its key is approved the installer writes its disk"
+	case machine.Installing:
+		a.Action, a.Reason = boot.Install, "its installation has begun and goes on"
+	case machine.Installed, machine.Enrolled, machine.Member, machine.Ready:
+		a.Reason = "it is installed and boots its own disk"
+	case machine.Failed:
+		a.Reason = "it has failed (imagectl status " + e.Name + "); to install it again: " + arm
+	case machine.Quarantined:
+		a.Reason = "two keys claim to be it; compare the codes: imagectl machines show " + e.Name
+	case machine.Resetting:
+		a.Reason = "it is being reset"
+	case machine.Retired:
+		a.Reason = "it is retired"
+	default: // Approved, Discovered, or nothing known yet
+		a.Code, a.Reason = "not-armed", "it is not armed, its disk stays as it is; to install it: "+arm
+	}
+	if a.Action == boot.Install {
+		a.Kernel, a.Initrd, a.Args = s.kernel, s.initrd, e.Args
+	}
+	return a
+}
+
+func (s *snapshot) unknown(m boot.Machine) boot.Answer {
+	if s.unknownPolicy == plan.Ignore {
+		return boot.Answer{Action: boot.None, Code: "unknown-machine", Reason: "it is not in cluster.yaml, which says to ignore such machines"}
+	}
+	return boot.Answer{
+		Action: boot.Discover, Code: "unknown-machine", LocalBoot: defaultLocalBoot,
+		Reason: "it is not in cluster.yaml: it reports itself and writes no disk",
+		Kernel: s.kernel, Initrd: s.initrd, Args: s.args,
+	}
+}

@@ -1,0 +1,225 @@
+package catalog
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/ignition/v2/config"
+
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+// defaultLocalBoot suits most firmware; see docs/netboot.md for the others.
+const defaultLocalBoot = "exit"
+
+// firstBoot makes Flatcar's initramfs run Ignition.
+const firstBoot = "flatcar.first_boot=1"
+
+// snapshot is immutable.
+type snapshot struct {
+	entries  []entry
+	byMAC    map[card]int
+	byUUID   map[[16]byte]int
+	bySerial map[string]int
+	byName   map[string]int
+
+	kernel boot.Blob
+	initrd []boot.Blob
+	args   []string
+	blobs  map[string]boot.Blob
+	// ignition by machine name.
+	ignition map[string][]byte
+
+	network       boot.Network
+	unknownPolicy plan.UnknownMachines
+	states        States
+}
+
+func newSnapshot(cfg Config) (*snapshot, error) {
+	p := cfg.Plan
+	s := &snapshot{
+		byMAC: map[card]int{}, byUUID: map[[16]byte]int{}, bySerial: map[string]int{}, byName: map[string]int{},
+		kernel: cfg.Kernel, initrd: cfg.Initrd, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
+		unknownPolicy: p.Boot.Unknown, states: cfg.States,
+	}
+	for _, b := range slices.Concat([]boot.Blob{cfg.Kernel}, cfg.Initrd, cfg.Files) {
+		if err := s.addBlob(b); err != nil {
+			return nil, err
+		}
+	}
+	s.args = append([]string{firstBoot}, p.Boot.InstallerArgs...)
+	if err := checkArgs(s.args); err != nil {
+		return nil, fmt.Errorf("building the boot catalog: boot.installerArgs: %w", err)
+	}
+	for _, m := range p.Machines {
+		if err := s.addMachine(m); err != nil {
+			return nil, fmt.Errorf("building the boot catalog: machine %s: %w", m.Name, err)
+		}
+	}
+	s.network = network(p)
+	return s, s.addIgnition(cfg.Ignition)
+}
+
+var blobForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// fileForm keeps URLs and iPXE scripts free of anything to escape.
+var fileForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*$`)
+
+func (s *snapshot) addBlob(b boot.Blob) error {
+	if !blobForm.MatchString(b.SHA256) || !fileForm.MatchString(b.Name) || b.Size <= 0 {
+		return fmt.Errorf("building the boot catalog: file %q with digest %q and size %d is not complete", b.Name, b.SHA256, b.Size)
+	}
+	s.blobs[b.SHA256] = b
+	return nil
+}
+
+func (s *snapshot) addMachine(m plan.Machine) error {
+	if err := checkArgs(m.InstallerArgs); err != nil {
+		return fmt.Errorf("installerArgs: %w", err)
+	}
+	e := entry{Name: m.Name, Address: m.Address, LocalBoot: m.LocalBoot, Args: slices.Concat(s.args, m.InstallerArgs)}
+	if e.LocalBoot == "" {
+		e.LocalBoot = defaultLocalBoot
+	}
+	i := len(s.entries)
+	s.entries = append(s.entries, e)
+	s.byName[m.Name] = i
+	for _, mac := range m.MACs {
+		if len(mac) != 6 {
+			return fmt.Errorf("%s is not an Ethernet address", mac)
+		}
+		if j, ok := s.byMAC[card(mac)]; ok && j != i {
+			return fmt.Errorf("%s has the same mac %s", s.entries[j].Name, mac)
+		}
+		s.byMAC[card(mac)] = i
+	}
+	if m.UUID != "" {
+		u, err := parseUUID(m.UUID)
+		if err != nil {
+			return err
+		}
+		for _, u := range [][16]byte{u, swapped(u)} {
+			if j, ok := s.byUUID[u]; ok && j != i {
+				return fmt.Errorf("%s has the same uuid %s", s.entries[j].Name, m.UUID)
+			}
+			s.byUUID[u] = i
+		}
+	}
+	if m.Serial != "" {
+		if j, ok := s.bySerial[m.Serial]; ok {
+			return fmt.Errorf("%s has the same serial %s", s.entries[j].Name, m.Serial)
+		}
+		s.bySerial[m.Serial] = i
+	}
+	return nil
+}
+
+// find returns the machines that a client shows marks of; more than one is a
+// contradiction.
+func (s *snapshot) find(m boot.Machine) []int {
+	found := make([]int, 0, 3)
+	add := func(i int, ok bool) {
+		if ok && !slices.Contains(found, i) {
+			found = append(found, i)
+		}
+	}
+	if len(m.MAC) == 6 {
+		i, ok := s.byMAC[card(m.MAC)]
+		add(i, ok)
+	}
+	if u, err := parseUUID(m.UUID); err == nil {
+		i, ok := s.byUUID[u]
+		add(i, ok)
+	}
+	if m.Serial != "" {
+		i, ok := s.bySerial[m.Serial]
+		add(i, ok)
+	}
+	return found
+}
+
+func parseUUID(text string) (u [16]byte, err error) {
+	h := strings.ReplaceAll(text, "-", "")
+	if len(h) != 32 {
+		return u, fmt.Errorf("%q is not a UUID", text)
+	}
+	if _, err := hex.Decode(u[:], []byte(h)); err != nil {
+		return u, fmt.Errorf("%q is not a UUID: %w", text, err)
+	}
+	return u, nil
+}
+
+// swapped is a UUID with its first three fields in the other byte order. SMBIOS
+// stores them little-endian; ROMs send them so in option 97, iPXE and dmidecode
+// show them turned round.
+func swapped(u [16]byte) [16]byte {
+	slices.Reverse(u[0:4])
+	slices.Reverse(u[4:6])
+	slices.Reverse(u[6:8])
+	return u
+}
+
+// checkArgs refuses what iPXE would not pass on to the kernel as it is.
+func checkArgs(args []string) error {
+	for _, a := range args {
+		bad := a == "" || a == "||" || a == "&&" || a == ";" || a[0] == '#' || strings.ContainsAny(a, "\"'\\$")
+		for _, r := range a {
+			bad = bad || r <= ' ' || r > '~'
+		}
+		if bad {
+			return fmt.Errorf("%q is not one kernel argument that iPXE can pass on: printable ASCII without blanks, quotes, backslash and $", a)
+		}
+	}
+	return nil
+}
+
+func network(p plan.Plan) boot.Network {
+	n := boot.Network{Reserved: map[netip.Addr]string{}}
+	for _, s := range p.Boot.Subnets {
+		n.Subnets = append(n.Subnets, boot.Subnet{Prefix: s.Prefix, First: s.First, Last: s.Last, Router: s.Router,
+			DNS: s.DNS, NTP: s.NTP, Domain: s.Domain, Lease: time.Duration(s.LeaseSeconds) * time.Second})
+	}
+	for _, m := range p.Machines {
+		if m.Address.IsValid() {
+			n.Reserved[m.Address] = m.Name
+		}
+	}
+	return n
+}
+
+// addIgnition renders every config now, so that an invalid one stops the change
+// and not a machine.
+func (s *snapshot) addIgnition(render func(string) ([]byte, error)) error {
+	names := make([]string, 0, len(s.entries)+1)
+	for _, e := range s.entries {
+		names = append(names, e.Name)
+	}
+	if s.unknownPolicy != plan.Ignore {
+		names = append(names, "")
+	}
+	for _, name := range names {
+		content, err := render(name)
+		if err != nil {
+			return fmt.Errorf("building the boot catalog: rendering the installer's Ignition config of %q: %w", name, err)
+		}
+		if _, report, err := config.Parse(content); err != nil || report.IsFatal() {
+			return fmt.Errorf("building the boot catalog: the installer's Ignition config of %q is not valid: %w\n%s", name, err, report.String())
+		}
+		s.ignition[name] = content
+	}
+	return nil
+}
+
+func (s *snapshot) ignitionOf(name string) ([]byte, error) {
+	content, ok := s.ignition[name]
+	if !ok {
+		return nil, fmt.Errorf("rendering Ignition: there is no config for %q any more", name)
+	}
+	return content, nil
+}

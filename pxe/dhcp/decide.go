@@ -1,0 +1,302 @@
+// Package dhcp answers DHCPv4 requests (RFC 2131) as the authority of its
+// subnets, and points netbooting machines (RFC 4578) at their boot program.
+//
+// A packet's life is decode, decide, encode. Decide is pure: it sees the request
+// and an Env, and returns a reply or the reason for silence. Server is the only
+// one that touches a socket and the lease store. An address is acknowledged only
+// after its lease is durable.
+//
+// It is not a general DHCP server: Ethernet and IPv4 only, no BOOTP, no dynamic
+// DNS, no probing of addresses before they are offered (the netbooted system may
+// itself answer the probe).
+package dhcp
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+// holdTime is how long an offered address waits for its request. UEFI sends the
+// request within its first time-out of 4 s; a later request is still honoured
+// when nobody else took the address.
+const holdTime = 30 * time.Second
+
+// declineTime is how long an address rests after a client found it in use.
+const declineTime = 10 * time.Minute
+
+// Leases is the view of the lease table that a decision needs.
+type Leases interface {
+	ByMAC(MAC) (Lease, bool)
+	ByAddr(netip.Addr) (Lease, bool)
+	// Free names an address from first to last that nobody has and skip does not
+	// reject, preferring those that were never given out, then the one whose lease
+	// ended first.
+	Free(first, last netip.Addr, skip func(netip.Addr) bool, now time.Time) (netip.Addr, bool)
+}
+
+// Env is everything a decision depends on besides the packet.
+type Env struct {
+	Now time.Time
+	// Server is our address on the boot network.
+	Server  netip.Addr
+	Network *boot.Network
+	Leases  Leases
+	// Answer is boot.Source's Decide.
+	Answer func(boot.Machine) boot.Answer
+	Files  BootFiles
+}
+
+// BootFiles are the network boot programs.
+type BootFiles struct {
+	// BIOS and UEFI are TFTP names of iPXE.
+	BIOS, UEFI string
+	// Script is the URL that iPXE continues with; iPXE expands ${...} in it.
+	Script string
+}
+
+// Change is what a decision does to the lease table.
+type Change string
+
+// The changes. Bind, End and Decline are durable.
+const (
+	Keep Change = ""
+	// Hold keeps an offered address for its client.
+	Hold Change = "hold"
+	// Bind gives the address.
+	Bind Change = "bind"
+	// End gives it back.
+	End Change = "end"
+	// Decline puts the address aside.
+	Decline Change = "decline"
+)
+
+// Decision is the outcome for one packet.
+type Decision struct {
+	// Client is the sender; Answer is what it boots when it netboots.
+	Client Client
+	Answer boot.Answer
+	// Reply is nil for silence. To is where it goes.
+	Reply *dhcpv4.DHCPv4
+	To    netip.AddrPort
+	// Change and Lease are for the table.
+	Change Change
+	Lease  Lease
+	// Code is a stable word; Reason is one sentence.
+	Code   string
+	Reason string
+}
+
+// Decide says what to do with a request. It touches nothing.
+func Decide(req *dhcpv4.DHCPv4, env Env) Decision {
+	client, err := identify(req)
+	if err != nil {
+		return silent("not-for-us", "the packet is ignored: %v", err)
+	}
+	d := decideFor(req, client, env)
+	d.Client = client
+	return d
+}
+
+func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
+	subnet, ok := subnetOf(req, env)
+	if !ok {
+		return silent("no-subnet", "no subnet of cluster.yaml contains %s, where the request comes from", origin(req, env))
+	}
+	r := &query{DHCPv4: req, Env: env, client: client, subnet: subnet, answer: env.Answer(client.machine())}
+	d := r.decide()
+	d.Answer = r.answer
+	return d
+}
+
+// query is one packet with all it is judged by.
+type query struct {
+	*dhcpv4.DHCPv4
+	Env
+	client Client
+	subnet boot.Subnet
+	answer boot.Answer
+}
+
+func silent(code, format string, args ...any) Decision {
+	return Decision{Code: code, Reason: fmt.Sprintf(format, args...)}
+}
+
+// origin is an address in the client's network: the relay's, or ours.
+func origin(req *dhcpv4.DHCPv4, env Env) netip.Addr {
+	if relay := addr(req.GatewayIPAddr); relay.IsValid() {
+		return relay
+	}
+	return env.Server
+}
+
+func subnetOf(req *dhcpv4.DHCPv4, env Env) (boot.Subnet, bool) {
+	from := origin(req, env)
+	for _, s := range env.Network.Subnets {
+		if s.Prefix.Contains(from) {
+			return s, true
+		}
+	}
+	return boot.Subnet{}, false
+}
+
+func (r *query) decide() Decision {
+	if reason, code := r.refusesBoot(); code != "" {
+		return silent(code, "%s", reason)
+	}
+	switch t := r.MessageType(); t {
+	case dhcpv4.MessageTypeDiscover:
+		return r.discover()
+	case dhcpv4.MessageTypeRequest:
+		return r.request()
+	case dhcpv4.MessageTypeInform:
+		return r.inform()
+	case dhcpv4.MessageTypeRelease:
+		return r.release()
+	case dhcpv4.MessageTypeDecline:
+		return r.decline()
+	default:
+		return silent("not-for-us", "message type %s is not for a server", t)
+	}
+}
+
+// refusesBoot says why a netbooting machine gets no answer at all: then its
+// firmware goes on to the next boot device. What a machine boots never decides
+// over the address of a running system.
+func (r *query) refusesBoot() (reason, code string) {
+	if !r.client.boots() {
+		return "", ""
+	}
+	switch {
+	case r.client.Stage == HTTPBoot:
+		return "UEFI HTTP boot is not served, choose PXE over IPv4 in the firmware's setup", "http-boot-unsupported"
+	case r.client.Firmware == boot.UEFIarm64:
+		return "there is no boot program for UEFI on arm64", "arch-unsupported"
+	case r.client.Firmware == "":
+		return fmt.Sprintf("there is no boot program for architecture %v of option 93", r.client.Archs), "arch-unsupported"
+	case r.answer.Action == boot.None:
+		return r.answer.Reason, r.answer.Code
+	}
+	return "", ""
+}
+
+func (r *query) discover() Decision {
+	address, machine, ok := r.choose()
+	if !ok {
+		return silent("pool-exhausted", "no address of %s is free: the dynamic range %s to %s is used up or not set, and there is no reservation for %s",
+			r.subnet.Prefix, r.subnet.First, r.subnet.Last, r.client.MAC)
+	}
+	return Decision{
+		Reply: r.reply(dhcpv4.MessageTypeOffer, address), To: r.destination(),
+		Change: Hold, Lease: r.lease(address, machine, holdTime),
+		Code: "offer", Reason: fmt.Sprintf("offered %s%s", address, r.bootNote()),
+	}
+}
+
+// request tells RFC 2131's four kinds of DHCPREQUEST apart (section 4.3.2).
+func (r *query) request() Decision {
+	wanted, server, ciaddr := addr(r.RequestedIPAddress()), addr(r.ServerIdentifier()), addr(r.ClientIPAddr)
+	switch {
+	case server.IsValid() && server != r.Server: // selecting, but another server
+		d := silent("other-server", "the client chose the server %s", server)
+		if l, ok := r.Leases.ByMAC(r.client.MAC); ok && l.State == Held {
+			d.Change, d.Lease = End, l
+		}
+		return d
+	case !wanted.IsValid(): // renewing or rebinding
+		wanted = ciaddr
+	}
+	if !wanted.IsValid() {
+		return silent("malformed", "the request names no address")
+	}
+	machine, why := r.mayHave(wanted)
+	if why != "" {
+		return Decision{
+			Reply: r.nak(why), To: r.nakDestination(),
+			Code: "nak", Reason: fmt.Sprintf("refused %s: %s", wanted, why),
+		}
+	}
+	return Decision{
+		Reply: r.reply(dhcpv4.MessageTypeAck, wanted), To: r.destination(),
+		Change: Bind, Lease: r.lease(wanted, machine, r.subnet.Lease),
+		Code: "ack", Reason: fmt.Sprintf("gave %s for %s%s", wanted, r.subnet.Lease, r.bootNote()),
+	}
+}
+
+func (r *query) inform() Decision {
+	ciaddr := addr(r.ClientIPAddr)
+	if !ciaddr.IsValid() {
+		return silent("malformed", "the inform message names no address")
+	}
+	return Decision{Reply: r.reply(dhcpv4.MessageTypeAck, netip.Addr{}), To: r.destination(),
+		Code: "inform", Reason: "told the options of the network to " + ciaddr.String()}
+}
+
+func (r *query) release() Decision {
+	l, ok := r.Leases.ByMAC(r.client.MAC)
+	if !ok || l.Addr != addr(r.ClientIPAddr) {
+		return silent("not-leased", "%s released %s, which it does not have", r.client.MAC, r.ClientIPAddr)
+	}
+	l.Until = r.Now
+	return Decision{Change: End, Lease: l, Code: "release", Reason: "gave back " + l.Addr.String()}
+}
+
+// decline accepts only what the client was given, so that nobody can use up the
+// pool by declining it. A reserved address stays with its owner: there is no
+// other one to give, and the event shows the conflict.
+func (r *query) decline() Decision {
+	declined := addr(r.RequestedIPAddress())
+	l, ok := r.Leases.ByMAC(r.client.MAC)
+	if !ok || l.Addr != declined {
+		return silent("not-leased", "%s declined %s, which it does not have", r.client.MAC, declined)
+	}
+	const found = "something else on the network uses %s, says %s"
+	if r.Network.Reserved[declined] != "" {
+		l.Until = r.Now
+		return Decision{Change: End, Lease: l, Code: "decline", Reason: fmt.Sprintf(found+"; it is reserved, find the other user", declined, r.client.MAC)}
+	}
+	l.Until = r.Now.Add(declineTime)
+	return Decision{Change: Decline, Lease: l, Code: "decline", Reason: fmt.Sprintf(found, declined, r.client.MAC)}
+}
+
+func (r *query) lease(address netip.Addr, machine string, life time.Duration) Lease {
+	return Lease{MAC: r.client.MAC, Addr: address, Machine: machine, Until: r.Now.Add(life)}
+}
+
+// destination follows RFC 2131 section 4.1, except that we never unicast to an
+// address the client does not have yet: that would need a forged ARP entry, and
+// clients that forget the broadcast flag exist. A ciaddr in DISCOVER means nothing.
+func (r *query) destination() netip.AddrPort {
+	if relay := addr(r.GatewayIPAddr); relay.IsValid() {
+		return netip.AddrPortFrom(relay, dhcpv4.ServerPort)
+	}
+	if ciaddr := addr(r.ClientIPAddr); ciaddr.IsValid() && r.MessageType() != dhcpv4.MessageTypeDiscover {
+		return netip.AddrPortFrom(ciaddr, dhcpv4.ClientPort)
+	}
+	return broadcast()
+}
+
+func (r *query) nakDestination() netip.AddrPort {
+	if relay := addr(r.GatewayIPAddr); relay.IsValid() {
+		return netip.AddrPortFrom(relay, dhcpv4.ServerPort)
+	}
+	return broadcast()
+}
+
+// broadcast is the limited broadcast; a subnet's own is dropped by some ROMs.
+func broadcast() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), dhcpv4.ClientPort)
+}
+
+// addr is the zero Addr for a missing or unspecified address.
+func addr(ip []byte) netip.Addr {
+	a, ok := netip.AddrFromSlice(ip)
+	if a = a.Unmap(); !ok || a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
+}

@@ -1,0 +1,143 @@
+package dhcp
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+// fileLen is the longest name that fits the fixed file field with its NUL.
+const fileLen = 127
+
+// reply makes an offer or an acknowledgement. The zero address answers INFORM.
+func (r *query) reply(t dhcpv4.MessageType, yours netip.Addr) *dhcpv4.DHCPv4 {
+	m := r.skeleton(t)
+	m.ServerIPAddr = ip(r.Server)
+	if t == dhcpv4.MessageTypeAck {
+		m.ClientIPAddr = r.ClientIPAddr
+	}
+	if yours.IsValid() {
+		m.YourIPAddr = ip(yours)
+		m.UpdateOption(dhcpv4.OptIPAddressLeaseTime(r.subnet.Lease))
+		m.UpdateOption(dhcpv4.OptRenewTimeValue(r.subnet.Lease / 2))
+		m.UpdateOption(dhcpv4.OptRebindingTimeValue(r.subnet.Lease / 8 * 7))
+	}
+	s := r.subnet
+	m.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(s.Prefix.Bits(), 32)))
+	m.UpdateOption(dhcpv4.OptBroadcastAddress(ip(lastOf(s.Prefix))))
+	if s.Router.IsValid() {
+		m.UpdateOption(dhcpv4.OptRouter(ip(s.Router)))
+	}
+	if len(s.DNS) > 0 {
+		m.UpdateOption(dhcpv4.OptDNS(ips(s.DNS)...))
+	}
+	if len(s.NTP) > 0 {
+		m.UpdateOption(dhcpv4.OptNTPServers(ips(s.NTP)...))
+	}
+	if s.Domain != "" {
+		m.UpdateOption(dhcpv4.OptDomainName(s.Domain))
+	}
+	if r.answer.Name != "" {
+		m.UpdateOption(dhcpv4.OptHostName(r.answer.Name))
+	}
+	r.addBootFile(m)
+	return m
+}
+
+// addBootFile points a netbooting client at its program.
+//
+// Options 60 and 43 are left out on purpose: with option 60 but without a boot
+// menu in option 43, UEFI takes the answer for a redirection to port 4011. Without
+// both, UEFI, old ROMs and iPXE all read a plain BOOTP answer. Option 13 (size) is
+// left out because it is believed.
+func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
+	var name string
+	switch r.client.Stage {
+	case IPXE:
+		name = r.Files.Script
+		// The encapsulated option 176, no-pxedhcp, spares iPXE its two seconds of
+		// waiting for a proxy.
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.GenericOptionCode(175), []byte{176, 1, 1}))
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
+	case Firmware:
+		name = r.Files.BIOS
+		if r.client.Firmware == boot.UEFIx64 {
+			name = r.Files.UEFI
+		}
+		// ROMs read the option as a C string and otherwise ask for name\xff.
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, append([]byte(name), 0)))
+	default:
+		return
+	}
+	// Old ROMs and U-Boot read only the fixed field, UEFI prefers the option.
+	if len(name) <= fileLen {
+		m.BootFileName = name
+	}
+	m.UpdateOption(dhcpv4.OptTFTPServerName(r.Server.String()))
+	if id := r.Options.Get(dhcpv4.OptionClientMachineIdentifier); id != nil {
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientMachineIdentifier, id))
+	}
+}
+
+func (r *query) bootNote() string {
+	switch r.client.Stage {
+	case IPXE:
+		return ", iPXE goes on with its script"
+	case Firmware:
+		if r.client.Firmware == boot.UEFIx64 {
+			return ", boot program " + r.Files.UEFI
+		}
+		return ", boot program " + r.Files.BIOS
+	}
+	return ""
+}
+
+func (r *query) nak(why string) *dhcpv4.DHCPv4 {
+	m := r.skeleton(dhcpv4.MessageTypeNak)
+	m.UpdateOption(dhcpv4.OptMessage(why))
+	if m.GatewayIPAddr != nil && !m.GatewayIPAddr.IsUnspecified() {
+		m.SetBroadcast() // the relay must not unicast to an address that is wrong
+	}
+	return m
+}
+
+// skeleton holds what every answer has (RFC 2131 table 3).
+func (r *query) skeleton(t dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+	zero := net.IPv4zero
+	m := &dhcpv4.DHCPv4{
+		OpCode: dhcpv4.OpcodeBootReply, HWType: r.HWType, TransactionID: r.TransactionID, Flags: r.Flags,
+		ClientIPAddr: zero, YourIPAddr: zero, ServerIPAddr: zero,
+		GatewayIPAddr: r.GatewayIPAddr, ClientHWAddr: r.ClientHWAddr,
+		Options: dhcpv4.Options{},
+	}
+	m.UpdateOption(dhcpv4.OptMessageType(t))
+	m.UpdateOption(dhcpv4.OptServerIdentifier(ip(r.Server)))
+	// RFC 6842 wants the client identifier back; RFC 3046 the relay's information,
+	// which the codec puts last.
+	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
+		if v := r.Options.Get(code); v != nil {
+			m.UpdateOption(dhcpv4.OptGeneric(code, v))
+		}
+	}
+	return m
+}
+
+// ScriptURL is where iPXE continues. iPXE puts its own values in; the serial
+// number is escaped because boards have blanks in theirs.
+func ScriptURL(server netip.AddrPort) string {
+	return fmt.Sprintf("http://%s/boot.ipxe?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}&platform=${platform}", server)
+}
+
+func ip(a netip.Addr) net.IP { return a.AsSlice() }
+
+func ips(as []netip.Addr) []net.IP {
+	out := make([]net.IP, len(as))
+	for i, a := range as {
+		out[i] = ip(a)
+	}
+	return out
+}

@@ -1,0 +1,218 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+const (
+	// maxPacket is more than any client's MTU; what fills it is cut off and ignored.
+	maxPacket = 4096
+	// maxPending bounds the answers that wait for the disk. The rest is dropped:
+	// clients repeat their request, and UEFI has 60 s of patience.
+	maxPending = 4096
+	// maxBatch is how many leases share one sync.
+	maxBatch = 512
+)
+
+// Source is what the server asks about machines and the network.
+type Source interface {
+	boot.Source
+	// Network is immutable; another pointer means another network.
+	Network() *boot.Network
+}
+
+// Store keeps leases across restarts. It is called by one goroutine at a time.
+type Store interface {
+	Load() ([]Lease, error)
+	// Append returns when the changes, in their order, are durable.
+	Append([]Lease) error
+}
+
+// Config is what a server needs. All fields but Recorder, Log and Now are required.
+type Config struct {
+	// Address is ours on the boot network.
+	Address  netip.Addr
+	Files    BootFiles
+	Source   Source
+	Store    Store
+	Recorder boot.Recorder
+	Log      *slog.Logger
+	// Now is time.Now unless a test says otherwise.
+	Now func() time.Time
+}
+
+// Server answers requests on one socket.
+type Server struct {
+	Config
+	mu    sync.Mutex
+	table *Table
+}
+
+// NewServer loads the leases.
+func NewServer(cfg Config) (*Server, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	leases, err := cfg.Store.Load()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{Config: cfg, table: NewTable(leases)}, nil
+}
+
+// pending is an answer that waits until its lease is durable.
+type pending struct {
+	leases []Lease
+	reply  []byte
+	to     netip.AddrPort
+}
+
+// Serve answers until ctx ends, then closes conn and returns nil. Call it once.
+//
+// One goroutine reads and decides; a second one makes leases durable, many at a
+// time, and sends the answers that depended on them. Nothing else is started, so
+// a flood costs time but no memory.
+func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
+	g, ctx := errgroup.WithContext(ctx)
+	queue := make(chan pending, maxPending)
+	g.Go(func() error {
+		<-ctx.Done()
+		return conn.Close()
+	})
+	g.Go(func() error {
+		defer close(queue)
+		return s.read(ctx, conn, queue)
+	})
+	g.Go(func() error {
+		s.commit(conn, queue)
+		return nil
+	})
+	return g.Wait()
+}
+
+func (s *Server) read(ctx context.Context, conn net.PacketConn, queue chan<- pending) error {
+	buf := make([]byte, maxPacket)
+	for {
+		n, _, err := conn.ReadFrom(buf)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading DHCP requests: %w", err)
+		}
+		if n == len(buf) {
+			continue
+		}
+		p, ok := s.handle(buf[:n])
+		if !ok {
+			continue
+		}
+		if len(p.leases) == 0 {
+			s.send(conn, p)
+			continue
+		}
+		select {
+		case queue <- p:
+		default:
+			s.Log.Warn("request dropped", "code", "overloaded", "reason", "leases wait for the disk", "pending", maxPending)
+		}
+	}
+}
+
+// handle decides over one packet and changes the table.
+func (s *Server) handle(packet []byte) (pending, bool) {
+	req, err := dhcpv4.FromBytes(packet)
+	if err != nil {
+		s.Log.Debug("packet ignored", "code", "malformed", "error", err)
+		return pending{}, false
+	}
+	network := s.Source.Network()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.table.use(network)
+	d := Decide(req, Env{Now: s.Now(), Server: s.Address, Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files})
+	s.report(req, d)
+	p := pending{leases: s.table.apply(d), to: d.To}
+	if d.Reply != nil {
+		p.reply = d.Reply.ToBytes()
+	}
+	return p, len(p.leases) > 0 || p.reply != nil
+}
+
+// Card is the network card that has an address now. It is safe for concurrent use.
+func (s *Server) Card(a netip.Addr) (net.HardwareAddr, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l, ok := s.table.ByAddr(a)
+	if !ok || l.State != Bound || !l.active(s.Now()) {
+		return nil, false
+	}
+	return net.HardwareAddr(l.MAC[:]), true
+}
+
+// report records what a netbooting machine got. Silence towards a stranger's
+// broken packet is only a debug line.
+func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
+	s.Log.Debug("request", "mac", d.Client.MAC, "xid", req.TransactionID, "type", req.MessageType(), "stage", d.Client.Stage, "code", d.Code, "reason", d.Reason)
+	if s.Recorder == nil || d.Client.MAC == (MAC{}) || (!d.Client.boots() && d.Code != "nak" && d.Code != "decline" && d.Code != "pool-exhausted") {
+		return
+	}
+	detail := fmt.Sprintf("%s from %s: %s", req.MessageType(), d.Client.Stage, d.Reason)
+	if d.Client.boots() && d.Reply != nil && d.Answer.Reason != "" {
+		detail += "; " + d.Answer.Reason
+	}
+	s.Recorder.Record(boot.Event{At: s.Now(), Machine: d.Client.machine(), Stage: boot.StageDHCP, Detail: detail})
+}
+
+// commit makes leases durable in groups and then answers. When the store fails
+// nobody is answered: the client asks again.
+func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
+	for first := range queue {
+		batch := []pending{first}
+		leases := first.leases
+	fill:
+		for len(batch) < maxBatch {
+			select {
+			case p, ok := <-queue:
+				if !ok {
+					break fill
+				}
+				batch = append(batch, p)
+				leases = append(leases, p.leases...)
+			default:
+				break fill
+			}
+		}
+		if err := s.Store.Append(leases); err != nil {
+			s.Log.Error("leases not kept, requests stay unanswered", "code", "store-failed", "error", err, "requests", len(batch))
+			continue
+		}
+		for _, p := range batch {
+			if p.reply != nil {
+				s.send(conn, p)
+			}
+		}
+	}
+}
+
+func (s *Server) send(conn net.PacketConn, p pending) {
+	_, err := conn.WriteTo(p.reply, net.UDPAddrFromAddrPort(p.to))
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		s.Log.Warn("reply not sent", "to", p.to, "error", err)
+	}
+}

@@ -1,0 +1,185 @@
+package dhcp
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+// State says how firm a lease is.
+type State string
+
+// The states. The zero value is Bound.
+const (
+	Bound State = ""
+	// Held: offered, not yet requested.
+	Held State = "held"
+	// Declined: somebody else was found to use the address.
+	Declined State = "declined"
+)
+
+// Lease gives one address to one card. A lease that has ended is remembered, so
+// that the card gets the same address again.
+type Lease struct {
+	MAC  MAC
+	Addr netip.Addr
+	// Machine is the name that the address was reserved for; empty when dynamic.
+	Machine string
+	Until   time.Time
+	State   State
+}
+
+// Table is the lease table in memory: at most one lease per card and one per
+// address. The zero value is not usable; it is not safe for concurrent use.
+type Table struct {
+	byMAC  map[MAC]Lease
+	byAddr map[netip.Addr]Lease
+	pools  map[pool]*cursor
+	// network is what the pools' cursors were worked out for.
+	network *boot.Network
+}
+
+type pool struct{ first, last netip.Addr }
+
+// cursor makes the search for a free address cheap, also when there is none: a
+// flood of requests must not scan a whole pool each time.
+type cursor struct {
+	// next: all before it are given out or kept free.
+	next netip.Addr
+	// ended are addresses whose lease had ended at the last scan, oldest first.
+	ended []netip.Addr
+	// fullUntil is when the next lease ends; nothing is free before.
+	fullUntil time.Time
+}
+
+// NewTable is a table of the leases that a Store has kept.
+func NewTable(leases []Lease) *Table {
+	t := &Table{byMAC: map[MAC]Lease{}, byAddr: map[netip.Addr]Lease{}, pools: map[pool]*cursor{}}
+	for _, l := range leases {
+		t.put(l)
+	}
+	return t
+}
+
+// ByMAC is the lease of a card, ended or not.
+func (t *Table) ByMAC(m MAC) (Lease, bool) { l, ok := t.byMAC[m]; return l, ok }
+
+// ByAddr is the lease of an address, ended or not.
+func (t *Table) ByAddr(a netip.Addr) (Lease, bool) { l, ok := t.byAddr[a]; return l, ok }
+
+// Len is the number of leases, ended ones included.
+func (t *Table) Len() int { return len(t.byAddr) }
+
+// use tells the table which network the following calls are about.
+func (t *Table) use(n *boot.Network) {
+	if t.network != n {
+		t.network = n
+		clear(t.pools)
+	}
+}
+
+// Free implements Leases.
+func (t *Table) Free(first, last netip.Addr, skip func(netip.Addr) bool, now time.Time) (netip.Addr, bool) {
+	c := t.pools[pool{first, last}]
+	if c == nil {
+		c = &cursor{next: first}
+		t.pools[pool{first, last}] = c
+	}
+	for ; c.next.IsValid() && !last.Less(c.next); c.next = c.next.Next() {
+		if _, used := t.byAddr[c.next]; !used && !skip(c.next) {
+			return c.next, true
+		}
+	}
+	if a, ok := t.firstEnded(c, now); ok {
+		return a, true
+	}
+	if now.Before(c.fullUntil) {
+		return netip.Addr{}, false
+	}
+	c.scan(t, first, last, skip, now)
+	return t.firstEnded(c, now)
+}
+
+func (t *Table) firstEnded(c *cursor, now time.Time) (netip.Addr, bool) {
+	for ; len(c.ended) > 0; c.ended = c.ended[1:] {
+		if l := t.byAddr[c.ended[0]]; !l.active(now) {
+			return c.ended[0], true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func (c *cursor) scan(t *Table, first, last netip.Addr, skip func(netip.Addr) bool, now time.Time) {
+	var ended []Lease
+	c.fullUntil = time.Time{}
+	for a := first; a.IsValid() && !last.Less(a); a = a.Next() {
+		l, used := t.byAddr[a]
+		switch {
+		case !used || skip(a):
+		case !l.active(now):
+			ended = append(ended, l)
+		case c.fullUntil.IsZero() || l.Until.Before(c.fullUntil):
+			c.fullUntil = l.Until
+		}
+	}
+	slices.SortFunc(ended, func(a, b Lease) int { return a.Until.Compare(b.Until) })
+	c.ended = nil
+	for _, l := range ended {
+		c.ended = append(c.ended, l.Addr)
+	}
+}
+
+// apply carries out a decision and returns what must be made durable for it.
+func (t *Table) apply(d Decision) []Lease {
+	l := d.Lease
+	switch d.Change {
+	case Hold:
+		// A renewed offer must not weaken what the client has: it may still use it.
+		if old, ok := t.byMAC[l.MAC]; ok && old.Addr == l.Addr && old.State == Bound && l.Until.Before(old.Until) {
+			return nil
+		}
+		l.State = Held
+		t.put(l)
+		return nil
+	case Bind:
+		l.State = Bound
+	case Decline:
+		l.State = Declined
+	case End:
+		if l.State == Held {
+			t.drop(l)
+			return nil
+		}
+		for _, c := range t.pools {
+			c.fullUntil = time.Time{}
+		}
+	default:
+		return nil
+	}
+	t.put(l)
+	return []Lease{l}
+}
+
+// put records a lease in place of whatever its card and its address had before.
+func (t *Table) put(l Lease) {
+	if old, ok := t.byMAC[l.MAC]; ok && old.Addr != l.Addr {
+		t.drop(old)
+	}
+	if old, ok := t.byAddr[l.Addr]; ok && old.MAC != l.MAC {
+		t.drop(old)
+	}
+	t.byAddr[l.Addr] = l
+	t.byMAC[l.MAC] = l
+}
+
+func (t *Table) drop(l Lease) {
+	delete(t.byMAC, l.MAC)
+	delete(t.byAddr, l.Addr)
+	for p, c := range t.pools {
+		if !l.Addr.Less(p.first) && l.Addr.Less(c.next) {
+			c.next = l.Addr
+		}
+	}
+}

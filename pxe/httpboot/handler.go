@@ -1,0 +1,225 @@
+// Package httpboot is the HTTP side of netbooting: iPXE's script, the installer's
+// first Ignition config, and the files that both name. Everything it serves is
+// public; it holds no secret and grants nothing.
+//
+// UEFI and iPXE are exact about HTTP: files have a Content-Length, a type, a
+// strong ETag and answer Range and If-Match, so that a broken transfer resumes.
+package httpboot
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+const (
+	// defaultTransfers is how many files are sent at a time.
+	defaultTransfers = 64
+	// slowest is the rate below which a transfer is cut off, in bytes per second:
+	// a client that stands still must not keep its place for ever.
+	slowest = 128 << 10
+)
+
+// Source is what the handler asks about machines.
+type Source interface {
+	boot.Source
+	// Blob finds a file by digest among those that may be served to anyone.
+	Blob(sha256 string) (boot.Blob, bool)
+}
+
+// Config is what the handler needs. Source, Open and Server are required.
+type Config struct {
+	Source Source
+	// Open opens the content with a digest; an *os.File is sent without copying.
+	Open func(sha256 string) (io.ReadSeekCloser, error)
+	// Server is our address and port as clients reach them.
+	Server netip.AddrPort
+	// Transfers is how many files are sent at a time, 0 means 64. Above it the
+	// answer is 503 with Retry-After, which iPXE honours.
+	Transfers int
+	Recorder  boot.Recorder
+	Log       *slog.Logger
+	// Now is time.Now unless a test says otherwise.
+	Now func() time.Time
+}
+
+// handler is the configuration and the places for transfers.
+type handler struct {
+	Config
+	places chan struct{}
+}
+
+// New returns the handler for
+//
+//	/boot.ipxe?mac=&uuid=&serial=&platform=   a machine's script
+//	/ignition?mac=&uuid=&serial=              its installer's first config
+//	/files/SHA256/NAME                        public files
+//	/healthz
+func New(cfg Config) http.Handler {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Transfers == 0 {
+		cfg.Transfers = defaultTransfers
+	}
+	h := handler{Config: cfg, places: make(chan struct{}, cfg.Transfers)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /boot.ipxe", h.script)
+	mux.HandleFunc("GET /ignition", h.ignition)
+	mux.HandleFunc("GET /files/{sha256}/{name}", h.file)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, "text/plain; charset=utf-8", "ok\n") })
+	return mux
+}
+
+var (
+	uuidForm   = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+	serialForm = regexp.MustCompile(`^[ -~]{1,64}$`)
+)
+
+// machine reads what a client says about itself. What has not the right form is
+// as good as absent: firmware reports odd values, and nothing is granted on them.
+func machine(r *http.Request) boot.Machine {
+	q := r.URL.Query()
+	var m boot.Machine
+	if mac, err := net.ParseMAC(q.Get("mac")); err == nil && len(mac) == 6 {
+		m.MAC = mac
+	}
+	if uuid := strings.ToLower(q.Get("uuid")); uuidForm.MatchString(uuid) {
+		m.UUID = uuid
+	}
+	if serial := strings.TrimSpace(q.Get("serial")); serialForm.MatchString(serial) {
+		m.Serial = serial
+	}
+	switch q.Get("platform") {
+	case "pcbios":
+		m.Firmware = boot.BIOS
+	case "efi":
+		m.Firmware = boot.UEFIx64
+	}
+	return m
+}
+
+func (h handler) script(w http.ResponseWriter, r *http.Request) {
+	m := machine(r)
+	if m.MAC == nil && m.UUID == "" && m.Serial == "" {
+		http.Error(w, "say who boots: /boot.ipxe?mac=...&uuid=...&serial=...", http.StatusBadRequest)
+		return
+	}
+	a := h.Source.Decide(m)
+	h.record(r, m, boot.StageScript, fmt.Sprintf("%s: %s (%s)", a.Action, a.Reason, a.Code))
+	w.Header().Set("Cache-Control", "no-store")
+	writeText(w, "text/plain; charset=utf-8", Script(h.Server, m, a))
+}
+
+func (h handler) ignition(w http.ResponseWriter, r *http.Request) {
+	m := machine(r)
+	a := h.Source.Decide(m)
+	if a.Action != boot.Install && a.Action != boot.Discover {
+		h.record(r, m, boot.StageIgnition, fmt.Sprintf("refused: %s (%s)", a.Reason, a.Code))
+		http.Error(w, a.Code+": "+a.Reason, http.StatusForbidden)
+		return
+	}
+	config, err := h.Source.Ignition(m)
+	if err != nil {
+		h.Log.Error("no Ignition config", "mac", m.MAC.String(), "machine", a.Name, "error", err)
+		h.record(r, m, boot.StageIgnition, "there is no config for it: "+err.Error())
+		http.Error(w, "there is no Ignition config for this machine, see the server's log", http.StatusInternalServerError)
+		return
+	}
+	h.record(r, m, boot.StageIgnition, fmt.Sprintf("sent the installer's config for %s", a.Action))
+	w.Header().Set("Cache-Control", "no-store")
+	writeText(w, "application/vnd.coreos.ignition+json", string(config))
+}
+
+func (h handler) file(w http.ResponseWriter, r *http.Request) {
+	blob, ok := h.Source.Blob(r.PathValue("sha256"))
+	if !ok || blob.Name != r.PathValue("name") {
+		http.Error(w, "there is no public file of this digest and name", http.StatusNotFound)
+		return
+	}
+	select {
+	case h.places <- struct{}{}:
+		defer func() { <-h.places }()
+	default:
+		// Spread the retries: all that wait would come back together.
+		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
+		http.Error(w, "too many transfers at a time, try again", http.StatusServiceUnavailable)
+		return
+	}
+	content, err := h.Open(blob.SHA256)
+	if err != nil {
+		status := http.StatusInternalServerError
+		if errors.Is(err, fs.ErrNotExist) {
+			status = http.StatusNotFound
+		}
+		h.Log.Error("file not opened", "name", blob.Name, "sha256", blob.SHA256, "error", err)
+		http.Error(w, "this file is missing on the server, see its log", status)
+		return
+	}
+	defer content.Close()
+	if m := machine(r); m.MAC != nil && r.Method == http.MethodGet {
+		if stage := stageOf(r.URL.Query().Get("stage")); stage != "" {
+			h.record(r, m, stage, "fetches "+blob.Name)
+		}
+	}
+	patience := time.Minute + time.Duration(blob.Size/slowest)*time.Second
+	// Without deadlines (a recorder in a test) the server's own remain.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
+	w.Header().Set("ETag", `"`+blob.SHA256+`"`)
+	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
+	w.Header().Set("Content-Type", contentType(blob.Name))
+	http.ServeContent(w, r, blob.Name, time.Time{}, content)
+}
+
+// stageOf says which step of the boot path a file request is.
+func stageOf(s string) boot.Stage {
+	switch stage := boot.Stage(s); stage {
+	case boot.StageKernel, boot.StageInitrd:
+		return stage
+	}
+	return ""
+}
+
+// contentType: UEFI decides by it whether it got a program.
+func contentType(name string) string {
+	switch strings.ToLower(path.Ext(name)) {
+	case ".efi":
+		return "application/efi"
+	case ".iso":
+		return "application/vnd.efi-iso"
+	case ".img":
+		return "application/vnd.efi-img"
+	}
+	return "application/octet-stream"
+}
+
+func (h handler) record(r *http.Request, m boot.Machine, stage boot.Stage, detail string) {
+	h.Log.Info("boot", "mac", m.MAC.String(), "stage", stage, "client", r.RemoteAddr, "detail", detail)
+	if h.Recorder != nil {
+		h.Recorder.Record(boot.Event{At: h.Now(), Machine: m, Stage: stage, Detail: detail})
+	}
+}
+
+// writeText sends a whole body with its length: chunked bodies are not for ROMs.
+func writeText(w http.ResponseWriter, contentType, body string) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	// A client that went away is not our failure.
+	_, _ = io.WriteString(w, body)
+}

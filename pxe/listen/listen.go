@@ -1,0 +1,193 @@
+//go:build linux
+
+// Package listen opens the sockets of the boot server, and nothing else does.
+// Ports below 1024 and binding to an interface need root or the capabilities
+// CAP_NET_BIND_SERVICE and CAP_NET_RAW.
+package listen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+// Config says what to open.
+type Config struct {
+	// Interface is the boot network's.
+	Interface string
+	// Address is the server's on that interface: all answers leave from it.
+	Address netip.Addr
+	// DHCP opens port 67. TFTP is always on port 69.
+	DHCP bool
+	// HTTPPort and HTTPSPort are opened unless 0.
+	HTTPPort, HTTPSPort int
+}
+
+// Sockets are open sockets; those not asked for are nil. Close closes all.
+type Sockets struct {
+	DHCP, TFTP  net.PacketConn
+	HTTP, HTTPS net.Listener
+	// MTU of the interface.
+	MTU int
+}
+
+// Open opens all or nothing. Its errors say what is in the way.
+func Open(ctx context.Context, cfg Config) (Sockets, error) {
+	var s Sockets
+	if err := s.open(ctx, cfg); err != nil {
+		return Sockets{}, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Sockets) open(ctx context.Context, cfg Config) error {
+	ifi, err := boundInterface(cfg.Interface, cfg.Address)
+	if err != nil {
+		return err
+	}
+	s.MTU = ifi.MTU
+	if cfg.DHCP {
+		conn, err := packet(ctx, "0.0.0.0:67", cfg.Interface)
+		if err != nil {
+			return err
+		}
+		s.DHCP = from{conn, ipv4.NewPacketConn(conn), &ipv4.ControlMessage{Src: cfg.Address.AsSlice(), IfIndex: ifi.Index}}
+	}
+	if s.TFTP, err = packet(ctx, netip.AddrPortFrom(cfg.Address, 69).String(), ""); err != nil {
+		return err
+	}
+	for _, t := range []struct {
+		port int
+		to   *net.Listener
+	}{{cfg.HTTPPort, &s.HTTP}, {cfg.HTTPSPort, &s.HTTPS}} {
+		if t.port == 0 {
+			continue
+		}
+		address := net.JoinHostPort(cfg.Address.String(), strconv.Itoa(t.port))
+		var lc net.ListenConfig
+		if *t.to, err = lc.Listen(ctx, "tcp4", address); err != nil {
+			return explain("tcp", address, err)
+		}
+	}
+	return nil
+}
+
+// boundInterface checks that answers will leave from the address that clients
+// were told. TFTP's transfers have sockets of their own, which take the
+// interface's first address.
+func boundInterface(name string, address netip.Addr) (*net.Interface, error) {
+	if !address.Is4() {
+		return nil, fmt.Errorf("listening on %s: server.address %s is not an IPv4 address", name, address)
+	}
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		var have []string
+		if all, err := net.Interfaces(); err == nil {
+			for _, i := range all {
+				have = append(have, i.Name)
+			}
+		}
+		return nil, fmt.Errorf("listening on %s: %w (set boot.interface in cluster.yaml to one of %v)", name, err, have)
+	}
+	addrs, err := ifi.Addrs()
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", name, err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == address {
+			return ifi, nil
+		}
+	}
+	return nil, fmt.Errorf("listening on %s: it has the addresses %v but not server.address %s (ip address add %s/24 dev %s, or change server.address in cluster.yaml)",
+		name, addrs, address, address, name)
+}
+
+// packet opens a UDP socket. Address reuse stays off: a second DHCP server on the
+// same interface must be an error and not a lottery. Servers that are bound to
+// other interfaces do not collide.
+func packet(ctx context.Context, address, device string) (*net.UDPConn, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { failed = options(int(fd), device) })
+		return errors.Join(err, failed)
+	}}
+	conn, err := lc.ListenPacket(ctx, "udp4", address)
+	if err != nil {
+		return nil, explain("udp", address, err)
+	}
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
+		conn.Close()
+		return nil, fmt.Errorf("listening on udp %s: got a %T", address, conn)
+	}
+	return udp, nil
+}
+
+func options(fd int, device string) error {
+	// The DF bit, which path MTU discovery sets, confuses ROMs.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
+		return fmt.Errorf("setting IP_MTU_DISCOVER: %w", err)
+	}
+	if device == "" {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1); err != nil {
+		return fmt.Errorf("setting SO_BROADCAST: %w", err)
+	}
+	if err := unix.BindToDevice(fd, device); err != nil {
+		return fmt.Errorf("binding to %s: %w", device, err)
+	}
+	return nil
+}
+
+// explain adds who is in the way or what is missing.
+func explain(network, address string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		_, port, splitErr := net.SplitHostPort(address)
+		n, atoiErr := strconv.Atoi(port)
+		if splitErr == nil && atoiErr == nil {
+			if who := holder(network, n); who != "" {
+				return fmt.Errorf("listening on %s %s: port %s is taken by %s; stop it, or let it use another interface: %w", network, address, port, who, err)
+			}
+		}
+		return fmt.Errorf("listening on %s %s: the port is taken; \"ss -lnp\" as root shows by whom: %w", network, address, err)
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("listening on %s %s: run as root, or grant CAP_NET_BIND_SERVICE and CAP_NET_RAW (AmbientCapabilities= in the unit): %w", network, address, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("listening on %s %s: no interface has this address; set server.address in cluster.yaml: %w", network, address, err)
+	}
+	return fmt.Errorf("listening on %s %s: %w", network, address, err)
+}
+
+// from sends every packet from one source address, also when the interface has
+// several.
+type from struct {
+	*net.UDPConn
+	ip4 *ipv4.PacketConn
+	cm  *ipv4.ControlMessage
+}
+
+// WriteTo implements net.PacketConn.
+func (c from) WriteTo(b []byte, to net.Addr) (int, error) { return c.ip4.WriteTo(b, c.cm, to) }
+
+// Close closes what is open.
+func (s Sockets) Close() error {
+	var errs []error
+	for _, c := range []interface{ Close() error }{s.DHCP, s.TFTP, s.HTTP, s.HTTPS} {
+		if c == nil {
+			continue
+		}
+		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,278 @@
+//go:build root
+
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/catalog"
+	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/listen"
+	"github.com/imagectl/imagectl/pxe/server"
+	"github.com/imagectl/imagectl/test/vm"
+)
+
+// These tests run in a network namespace of their own: make test-root.
+
+const (
+	bridge     = "br0"
+	serverAddr = "10.98.0.1"
+	httpPort   = 8080
+)
+
+// rack is a boot server on a bridge.
+type rack struct {
+	server.Journal
+	recorded chan struct{}
+}
+
+// Record implements boot.Recorder and wakes waitEvent.
+func (r *rack) Record(e boot.Event) {
+	r.Journal.Record(e)
+	select {
+	case r.recorded <- struct{}{}:
+	default:
+	}
+}
+
+// waitEvent waits until a machine has come to a stage for the count-th time.
+func (r *rack) waitEvent(t *testing.T, n int, stage boot.Stage, count int) {
+	t.Helper()
+	limit := time.After(5 * time.Minute)
+	for {
+		seen := 0
+		for _, e := range r.Events(mac(n)) {
+			if e.Stage == stage {
+				seen++
+			}
+		}
+		if seen >= count {
+			return
+		}
+		select {
+		case <-r.recorded:
+		case <-limit:
+			t.Fatalf("machine %d came to stage %s %d times, want %d; its events:\n%s", n, stage, seen, count, stages(r.Events(mac(n))))
+		}
+	}
+}
+
+// waitScript waits for a line of iPXE's script. SeaBIOS prints to the screen only,
+// so there the request for the script has to do.
+func (r *rack) waitScript(t *testing.T, g *vm.Guest, n int, line string) {
+	t.Helper()
+	r.waitEvent(t, n, boot.StageScript, 1)
+	if g.Firmware == vm.OVMF {
+		wait(t, g, line)
+	}
+}
+
+type states map[string]machine.State
+
+func (s states) State(name string) machine.State { return s[name] }
+
+// memory is a blob store.
+type memory map[string][]byte
+
+type nopCloser struct{ *bytes.Reader }
+
+func (nopCloser) Close() error { return nil }
+
+func (m memory) open(sha string) (io.ReadSeekCloser, error) {
+	b, ok := m[sha]
+	if !ok {
+		return nil, os.ErrNotExist
+	}
+	return nopCloser{bytes.NewReader(b)}, nil
+}
+
+func (m memory) add(name string, content []byte) boot.Blob {
+	sum := sha256.Sum256(content)
+	sha := hex.EncodeToString(sum[:])
+	m[sha] = content
+	return boot.Blob{Name: name, SHA256: sha, Size: int64(len(content))}
+}
+
+func startRack(t *testing.T, machines []plan.Machine, st states) *rack {
+	t.Helper()
+	link, err := net.InterfaceByName(bridge)
+	if err != nil {
+		if err := vm.Bridge(bridge, serverAddr+"/24"); err != nil {
+			t.Fatal(err)
+		}
+	} else if link.Flags&net.FlagUp == 0 {
+		t.Fatal("the bridge is down")
+	}
+	blobs := memory{}
+	// The kernel's content does not matter here: that it was fetched does.
+	kernel := blobs.add("vmlinuz", bytes.Repeat([]byte("not a kernel\n"), 5000))
+	initrd := blobs.add("initrd.gz", bytes.Repeat([]byte("not an initrd\n"), 5000))
+	address := netip.MustParseAddr(serverAddr)
+	cat, err := catalog.New(catalog.Config{
+		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, Subnets: []plan.Subnet{{
+			Prefix: netip.MustParsePrefix("10.98.0.0/24"), First: netip.MustParseAddr("10.98.0.100"), Last: netip.MustParseAddr("10.98.0.120"), LeaseSeconds: 3600}}}},
+		Kernel: kernel, Initrd: []boot.Blob{initrd}, States: st,
+		Ignition: func(string) ([]byte, error) { return []byte(`{"ignition":{"version":"3.4.0"}}`), nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sockets, err := listen.Open(t.Context(), listen.Config{Interface: bridge, Address: address, DHCP: true, HTTPPort: httpPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leases, err := dhcp.OpenJournal(filepath.Join(t.TempDir(), "leases"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rack{recorded: make(chan struct{}, 1)}
+	tasks, err := server.BootTasks(server.Config{
+		Sockets: sockets, Address: address, HTTPPort: httpPort, Source: cat, Open: blobs.open,
+		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: readFile(t, "/usr/lib/ipxe/snponly.efi"),
+		Leases: leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx, tasks...) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		leases.Close()
+	})
+	return r
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// guest is a machine with a sentinel disk that prefers its network card.
+func guest(t *testing.T, fw vm.Firmware, n int) (*vm.Guest, []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk.raw")
+	if err := vm.WriteSentinelDisk(disk, fw); err != nil {
+		t.Fatal(err)
+	}
+	before := digest(t, disk)
+	tap := fmt.Sprintf("tap%d", n)
+	if err := vm.Tap(tap, bridge); err != nil {
+		t.Fatal(err)
+	}
+	g, err := vm.Start(vm.Config{Name: string(fw), Firmware: fw, Accel: "tcg", CPUs: 1, MemoryMiB: 512, Disk: disk,
+		DiskSerial: "sentinel", MAC: mac(n).String(), UUID: fmt.Sprintf("12345678-9abc-4def-8123-%012d", n), Serial: fmt.Sprintf("SN %d", n), Tap: tap, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		g.Stop()
+		if t.Failed() {
+			t.Logf("console:\n%s", strings.Join(g.Console.Tail(60), "\n"))
+		}
+	})
+	return g, before
+}
+
+func mac(n int) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0x98, 0, byte(n)} }
+
+func digest(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		t.Fatal(err)
+	}
+	return h.Sum(nil)
+}
+
+func wait(t *testing.T, g *vm.Guest, text string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	if _, err := g.Console.Wait(ctx, 0, regexp.MustCompile(regexp.QuoteMeta(text))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func stages(events []boot.Event) string {
+	var s strings.Builder
+	for _, e := range events {
+		fmt.Fprintf(&s, "%s: %s\n", e.Stage, e.Detail)
+	}
+	return s.String()
+}
+
+func TestUnarmedMachineBootsItsOwnDisk(t *testing.T) {
+	for i, c := range []struct {
+		fw     vm.Firmware
+		method string
+	}{{vm.SeaBIOS, "exit"}, {vm.SeaBIOS, "sanboot"}, {vm.OVMF, "exit"}, {vm.OVMF, "sanboot"}} {
+		t.Run(fmt.Sprintf("%s by %s", c.fw, c.method), func(t *testing.T) {
+			n := i + 1
+			r := startRack(t, []plan.Machine{{Name: "node1", MACs: []net.HardwareAddr{mac(n)}, Address: netip.MustParseAddr("10.98.0.11"), LocalBoot: c.method}},
+				states{"node1": machine.Approved})
+			g, before := guest(t, c.fw, n)
+			start := time.Now()
+			r.waitScript(t, g, n, "imagectl: machine node1")
+			t.Logf("script after %s", time.Since(start))
+			wait(t, g, vm.Sentinel)
+			t.Logf("disk after %s", time.Since(start))
+			g.Stop()
+			if after := digest(t, g.Disk); !bytes.Equal(before, after) {
+				t.Error("the disk has changed")
+			}
+			t.Logf("events:\n%s", stages(r.Events(mac(n))))
+		})
+	}
+}
+
+func TestUnknownMachineGetsTheInstaller(t *testing.T) {
+	for i, fw := range []vm.Firmware{vm.SeaBIOS, vm.OVMF} {
+		t.Run(string(fw), func(t *testing.T) {
+			n := i + 11
+			r := startRack(t, nil, nil)
+			g, _ := guest(t, fw, n)
+			r.waitScript(t, g, n, "imagectl: discover (unknown-machine)")
+			// What it gets is no kernel, so iPXE says so and tries again.
+			r.waitEvent(t, n, boot.StageKernel, 2)
+			got := stages(r.Events(mac(n)))
+			for _, want := range []string{"dhcp: ", "script: discover", "kernel: fetches vmlinuz"} {
+				if !strings.Contains(got, want) {
+					t.Errorf("no event %q in:\n%s", want, got)
+				}
+			}
+			t.Logf("events:\n%s", got)
+		})
+	}
+}

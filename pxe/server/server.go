@@ -1,0 +1,163 @@
+// Package server runs the boot protocols together in one process.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/httpboot"
+	"github.com/imagectl/imagectl/pxe/listen"
+	"github.com/imagectl/imagectl/pxe/tftp"
+)
+
+const (
+	// maxConns bounds HTTP connections; a rack that boots at once waits in the
+	// kernel's queue.
+	maxConns = 1024
+	// stopTime is how long open HTTP transfers may go on after the end was asked for.
+	stopTime = 5 * time.Second
+
+	biosName     = "undionly.kpxe"
+	uefiName     = "snponly.efi"
+	autoexecName = "autoexec.ipxe"
+)
+
+// Task is one thing that runs as long as the server does. Run returns nil when
+// ctx ends.
+type Task struct {
+	Name string
+	Run  func(ctx context.Context) error
+}
+
+// Run runs tasks until one fails or ctx ends, and waits for all of them. It
+// returns the first error with the task's name; a task that ends early without
+// one is an error too.
+func Run(ctx context.Context, tasks ...Task) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, t := range tasks {
+		g.Go(func() error {
+			err := t.Run(ctx)
+			if err == nil && ctx.Err() == nil {
+				err = errors.New("it ended by itself")
+			}
+			if err != nil {
+				return fmt.Errorf("running %s: %w", t.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// Source is what all boot protocols ask; pxe/catalog implements it.
+type Source interface {
+	boot.Source
+	Network() *boot.Network
+	Blob(sha256 string) (boot.Blob, bool)
+}
+
+// Config is what the boot protocols need. All fields but Log are required; Leases
+// only with a DHCP socket.
+type Config struct {
+	Sockets listen.Sockets
+	// Address and HTTPPort are how clients reach us.
+	Address  netip.Addr
+	HTTPPort int
+	Source   Source
+	// Open opens a public file by digest.
+	Open func(sha256 string) (io.ReadSeekCloser, error)
+	// IPXEBIOS and IPXEUEFI are iPXE's undionly.kpxe and snponly.efi.
+	IPXEBIOS, IPXEUEFI []byte
+	Leases             dhcp.Store
+	Recorder           boot.Recorder
+	Log                *slog.Logger
+}
+
+// BootTasks are DHCP (when its socket is open), TFTP and HTTP. The tasks close the
+// sockets.
+func BootTasks(cfg Config) ([]Task, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	at := netip.AddrPortFrom(cfg.Address, uint16(cfg.HTTPPort))
+	script := dhcp.ScriptURL(at)
+	var tasks []Task
+	// By default nobody knows whose address it is that fetches by TFTP.
+	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
+	if cfg.Sockets.DHCP != nil {
+		s, err := dhcp.NewServer(dhcp.Config{
+			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script},
+			Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Log: cfg.Log.With("server", "dhcp"),
+		})
+		if err != nil {
+			return nil, err
+		}
+		card = s.Card
+		tasks = append(tasks, Task{"dhcp", func(ctx context.Context) error { return s.Serve(ctx, cfg.Sockets.DHCP) }})
+	}
+	tftpConfig := tftp.Config{
+		Files: map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))},
+		MTU:   cfg.Sockets.MTU,
+		Log:   cfg.Log.With("server", "tftp"),
+		Started: func(client netip.Addr, name string) {
+			if mac, ok := card(client); ok {
+				cfg.Recorder.Record(boot.Event{At: time.Now(), Machine: boot.Machine{MAC: mac}, Stage: boot.StageNBP, Detail: "fetches " + name + " by TFTP"})
+			}
+		},
+	}
+	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Recorder: cfg.Recorder, Log: cfg.Log.With("server", "http")})
+	return append(tasks,
+		Task{"tftp", func(ctx context.Context) error { return tftp.Serve(ctx, cfg.Sockets.TFTP, tftpConfig) }},
+		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
+	), nil
+}
+
+// HTTPTask serves h on l. Handlers that send much set their own write deadline.
+func HTTPTask(name string, l net.Listener, h http.Handler, log *slog.Logger) Task {
+	return Task{name, func(ctx context.Context) error {
+		s := &http.Server{
+			Handler:           h,
+			ReadHeaderTimeout: 5 * time.Second,
+			ReadTimeout:       30 * time.Second,
+			WriteTimeout:      time.Minute,
+			IdleTimeout:       time.Minute,
+			MaxHeaderBytes:    16 << 10,
+			ErrorLog:          slog.NewLogLogger(log.With("server", name).Handler(), slog.LevelDebug),
+		}
+		var g errgroup.Group
+		stopped := make(chan struct{})
+		g.Go(func() error {
+			defer close(stopped)
+			if err := s.Serve(netutil.LimitListener(l, maxConns)); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+		g.Go(func() error {
+			select {
+			case <-ctx.Done():
+			case <-stopped:
+				return nil
+			}
+			graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+			defer cancel()
+			if s.Shutdown(graceful) != nil {
+				return s.Close() // whoever still fetches resumes from the next server
+			}
+			return nil
+		})
+		return g.Wait()
+	}}
+}

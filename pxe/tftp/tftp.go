@@ -1,0 +1,171 @@
+// Package tftp serves a fixed set of small files, read only (RFC 1350 with the
+// options blksize and tsize), to the network boot programs in ROMs.
+//
+// The protocol is github.com/pin/tftp's. In front of it stands a gate that lets
+// only well-formed read requests in, a bounded number at a time and one per
+// client port: the library opens a socket for each.
+package tftp
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/pin/tftp/v3"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// overhead is IPv4 and UDP headers plus four bytes of TFTP: ROMs cannot put
+	// fragments together.
+	overhead = 20 + 8 + 4
+	// timeout and retries give a client 15 s of silence before its transfer ends.
+	timeout = 1500 * time.Millisecond
+	retries = 10
+	// defaultSessions is the number of transfers at a time; each costs a socket and
+	// a few kilobytes.
+	defaultSessions = 512
+)
+
+// Config is what a server needs. Only Files is required.
+type Config struct {
+	// Files by name, lower case and without a directory. They are not changed.
+	Files map[string][]byte
+	// MTU of the boot network; 0 means 1500.
+	MTU int
+	// Sessions is how many transfers run at a time, 0 means 512. Further requests
+	// stay unanswered and are repeated by their clients.
+	Sessions int
+	// Started is told about each transfer; it may be nil.
+	Started func(client netip.Addr, name string)
+	Log     *slog.Logger
+}
+
+// Serve answers until ctx ends, then lets running transfers fail at their next
+// block, closes conn and returns nil.
+func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Started == nil {
+		cfg.Started = func(netip.Addr, string) {}
+	}
+	if cfg.MTU == 0 {
+		cfg.MTU = 1500
+	}
+	if cfg.Sessions == 0 {
+		cfg.Sessions = defaultSessions
+	}
+	g := newGate(conn, cfg.Sessions, time.Now)
+	h := handler{Config: cfg, ctx: ctx, gate: g}
+	s := tftp.NewServer(h.read, nil)
+	// With the library's own negotiation off, the block size is the client's wish up
+	// to this limit; the library itself would allow four bytes too many.
+	s.SetBlockSizeNegotiation(false)
+	s.SetBlockSize(cfg.MTU - overhead)
+	s.SetTimeout(timeout)
+	s.SetRetries(retries)
+	s.SetBackoff(func(int) time.Duration { return 0 })
+	s.SetHook(hook{cfg.Log})
+
+	var tasks errgroup.Group
+	tasks.Go(func() error { return s.Serve(g) })
+	tasks.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-g.broken:
+		}
+		s.Shutdown()
+		// The library closes the socket only if it had begun to serve.
+		return errors.Join(g.Close(), g.failure())
+	})
+	return tasks.Wait()
+}
+
+// handler answers read requests. It lives as long as one call of Serve, whose
+// context it therefore may hold.
+type handler struct {
+	Config
+	ctx  context.Context
+	gate *gate
+}
+
+// errNotFound goes to the client as TFTP error 1.
+var errNotFound = errors.New("file not found")
+
+func (h handler) read(name string, rf io.ReaderFrom) error {
+	t, ok := rf.(tftp.OutgoingTransfer)
+	if !ok {
+		return fmt.Errorf("sending %q: the transfer has no address", name)
+	}
+	udp := t.RemoteAddr()
+	client := udp.AddrPort()
+	defer h.gate.leave(client)
+	content, ok := h.Files[clean(name)]
+	if !ok {
+		h.Log.Info("no such file", "client", client.Addr(), "name", printable(name))
+		return errNotFound
+	}
+	h.Started(client.Addr().Unmap(), clean(name))
+	// The hook logs the outcome; after a failure the library has told the client.
+	_, _ = rf.ReadFrom(stopper{bytes.NewReader(content), h.ctx})
+	return nil
+}
+
+// clean reduces what firmware asks for to one of our names: directories in both
+// styles, any case, and the \xff that ROMs append when they read past option 67.
+func clean(name string) string {
+	name = strings.TrimRightFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f })
+	name = strings.ReplaceAll(name, `\`, "/")
+	return strings.ToLower(path.Base(name))
+}
+
+// printable makes a stranger's text fit for a log.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), 80)])
+}
+
+// stopper is a file that ends with an error when the server stops. The library
+// finds its size through Seek.
+type stopper struct {
+	*bytes.Reader
+	ctx context.Context
+}
+
+func (s stopper) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, errors.New("server is stopping")
+	}
+	return s.Reader.Read(p)
+}
+
+// hook logs ends of transfers.
+type hook struct{ log *slog.Logger }
+
+// OnSuccess implements tftp.Hook.
+func (h hook) OnSuccess(s tftp.TransferStats) {
+	h.log.Debug("transfer done", "client", s.RemoteAddr, "name", printable(s.Filename), "duration", s.Duration)
+}
+
+// OnFailure implements tftp.Hook. UEFI asks for the size first and aborts with
+// error 8; ROMs do it with error 0: neither is a failure.
+func (h hook) OnFailure(s tftp.TransferStats, err error) {
+	level := slog.LevelInfo
+	if s.RemoteAddr == nil || errors.Is(err, errNotFound) || strings.Contains(err.Error(), "code=8") || strings.Contains(err.Error(), "code=0") {
+		level = slog.LevelDebug
+	}
+	h.log.Log(context.Background(), level, "transfer ended early", "client", s.RemoteAddr, "name", printable(s.Filename), "error", printable(err.Error()))
+}
