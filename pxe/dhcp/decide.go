@@ -57,6 +57,8 @@ type BootFiles struct {
 	BIOS, UEFI string
 	// Script is the URL that iPXE continues with; iPXE expands ${...} in it.
 	Script string
+	// HTTPBoot is a URL that refuses UEFI HTTP boot.
+	HTTPBoot string
 }
 
 // Change is what a decision does to the lease table.
@@ -172,8 +174,7 @@ func (r *query) refusesBoot() (reason, code string) {
 		return "", ""
 	}
 	switch {
-	case r.client.Stage == HTTPBoot:
-		return "UEFI HTTP boot is not served, choose PXE over IPv4 in the firmware's setup", "http-boot-unsupported"
+	case r.client.Stage == HTTPBoot: // gets a URL that refuses, see addBootFile
 	case r.client.Firmware == boot.UEFIarm64:
 		return "there is no boot program for UEFI on arm64", "arch-unsupported"
 	case r.client.Firmware == "":

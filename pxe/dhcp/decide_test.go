@@ -64,7 +64,7 @@ func source() fakeSource {
 	}}
 }
 
-var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: ScriptURL(netip.AddrPortFrom(us, 8080))}
+var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: ScriptURL(netip.AddrPortFrom(us, 8080)), HTTPBoot: "http://10.0.0.1:8080/no.efi"}
 
 // lab is a table with a clock: what a test does to it one packet after another.
 type lab struct {
@@ -201,7 +201,7 @@ func TestBootFileByFirmware(t *testing.T) {
 		{"quirk 14: iPXE that came by HTTP boot", []modifier{opt(60, []byte("HTTPClient:Arch:00016")...), opt(93, 0, 7), opt(77, []byte("iPXE")...)}, script},
 		{"arm64", []modifier{pxe(11)}, "arch-unsupported"},
 		{"32 bit UEFI", []modifier{pxe(6)}, "arch-unsupported"},
-		{"UEFI HTTP boot", []modifier{opt(60, []byte("HTTPClient:Arch:00016:UNDI:003001")...), opt(93, 0, 16)}, "http-boot-unsupported"},
+		{"UEFI HTTP boot", []modifier{opt(60, []byte("HTTPClient:Arch:00016:UNDI:003001")...), opt(93, 0, 16)}, files.HTTPBoot},
 		{"an operating system", nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -254,6 +254,9 @@ func TestReplyToFirmware(t *testing.T) {
 	}
 	if chain.Options.Has(dhcpv4.OptionClientMachineIdentifier) {
 		t.Error("quirk 7: option 97 is sent to a client without it")
+	}
+	if got := newLab(t).send(discover(node1, opt(60, []byte("HTTPClient:Arch:00016")...), opt(93, 0, 16))).Reply.ClassIdentifier(); got != "HTTPClient" {
+		t.Errorf("quirk 13: option 60 for HTTP boot is %q", got)
 	}
 	if got := chain.Options.Get(dhcpv4.GenericOptionCode(175)); string(got) != "\xb0\x01\x01" {
 		t.Errorf("quirk 16: no-pxedhcp is %x", got)

@@ -70,6 +70,12 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 		}
 		// ROMs read the option as a C string and otherwise ask for name\xff.
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, append([]byte(name), 0)))
+	case HTTPBoot:
+		// UEFI takes only an offer of its own class. The quick refusal by HTTP is
+		// better than a minute of silence when the machine boots its own disk.
+		name = r.Files.HTTPBoot
+		m.UpdateOption(dhcpv4.OptClassIdentifier("HTTPClient"))
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
 	default:
 		return
 	}
@@ -85,6 +91,8 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 
 func (r *query) bootNote() string {
 	switch r.client.Stage {
+	case HTTPBoot:
+		return ", but UEFI HTTP boot is not served: choose PXE over IPv4"
 	case IPXE:
 		return ", iPXE goes on with its script"
 	case Firmware:

@@ -40,6 +40,10 @@ type Source interface {
 	Blob(sha256 string) (boot.Blob, bool)
 }
 
+// HTTPBootPath is where UEFI's HTTP boot is sent: to a clear refusal, after which
+// the firmware goes on at once. Left without an answer it would wait for a minute.
+const HTTPBootPath = "/http-boot-is-not-served.efi"
+
 // Config is what the handler needs. Source, Open and Server are required.
 type Config struct {
 	Source Source
@@ -83,6 +87,9 @@ func New(cfg Config) http.Handler {
 	mux.HandleFunc("GET /boot.ipxe", h.script)
 	mux.HandleFunc("GET /ignition", h.ignition)
 	mux.HandleFunc("GET /files/{sha256}/{name}", h.file)
+	mux.HandleFunc("GET "+HTTPBootPath, func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "UEFI HTTP boot is not served, use PXE over IPv4", http.StatusNotFound)
+	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, "text/plain; charset=utf-8", "ok\n") })
 	return mux
 }

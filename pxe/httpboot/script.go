@@ -125,12 +125,14 @@ func echo(s *strings.Builder, line string) {
 }
 
 // plain leaves of a text what iPXE prints as it is: it would expand ${}, join
-// commands at || and &&, and take quotes, backslashes and # for syntax.
+// commands at ||, && and ;, and take quotes, backslashes and # for syntax.
 func plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
-		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune(" .,:;-_/()=+@%", r):
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune(" .,:-_/()=+@%", r):
 			return r
+		case r == ';':
+			return ','
 		case r == '"' || r == '\'':
 			return -1
 		}

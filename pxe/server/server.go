@@ -98,7 +98,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
 	if cfg.Sockets.DHCP != nil {
 		s, err := dhcp.NewServer(dhcp.Config{
-			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script},
+			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTPBoot: "http://" + at.String() + httpboot.HTTPBootPath},
 			Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {

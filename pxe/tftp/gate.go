@@ -65,17 +65,18 @@ func normalise(p []byte) bool {
 	}
 	for i := 1; i < len(fields); i++ {
 		if i == 1 || i%2 == 0 {
-			copy(fields[i], bytes.Map(asciiLower, fields[i]))
+			lower(fields[i])
 		}
 	}
 	return string(fields[1]) == "octet" || string(fields[1]) == "netascii"
 }
 
-func asciiLower(r rune) rune {
-	if 'A' <= r && r <= 'Z' {
-		return r + 'a' - 'A'
+func lower(b []byte) {
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
 	}
-	return r
 }
 
 // enter admits a client. A repeated request from the same port is dropped: its
