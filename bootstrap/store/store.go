@@ -218,11 +218,11 @@ func (s *Store) Machine(name string) (Machine, bool) {
 	return m, ok
 }
 
-// State returns the state of one machine from memory; false when there is no
-// record of it.
-func (s *Store) State(name string) (machine.State, bool) {
-	m, ok := s.Machine(name)
-	return m.State, ok
+// State returns the state of one machine from memory; the zero State when there
+// is no record of it.
+func (s *Store) State(name string) machine.State {
+	m, _ := s.Machine(name)
+	return m.State
 }
 
 // Machines returns all records from memory, sorted by name.

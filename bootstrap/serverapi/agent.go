@@ -1,0 +1,247 @@
+package serverapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/bootstrap/store"
+)
+
+// maxWait bounds a long poll.
+const maxWait = 30 * time.Second
+
+// agents serves AgentService.
+type agents struct{ *Server }
+
+// Sync implements apiconnect.AgentServiceHandler.
+func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest]) (*connect.Response[api.SyncResponse], error) {
+	from := callerOf(ctx)
+	name := from.identity.Name
+	if n := proto.Size(req.Msg); n > 2*maxFacts {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a report of %d bytes exceeds %d", n, 2*maxFacts))
+	}
+	s.board.put(name, s.cfg.Now(), req.Msg)
+	if err := s.observe(ctx, from, req.Msg); err != nil {
+		return nil, s.storing(name, err)
+	}
+	// The deadline is the wall's: nobody's certificate hangs on it.
+	wait := min(time.Duration(req.Msg.GetWaitMs())*time.Millisecond, maxWait)
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		news, records := s.board.Changed(), s.cfg.Store.Changed()
+		if err := s.allowNode(from); err != nil {
+			return nil, err // replaced or retired while it waited
+		}
+		resp, err := s.directive(ctx, from)
+		if err != nil {
+			return nil, s.storing(name, err)
+		}
+		resp.Revision = revision(resp)
+		resp.ServerTime = timestamppb.New(s.cfg.Now())
+		if resp.Revision != req.Msg.GetKnownRevision() || wait == 0 {
+			return connect.NewResponse(resp), nil
+		}
+		select {
+		case <-news:
+		case <-records:
+		case <-timer.C:
+			return connect.NewResponse(resp), nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (s *Server) storing(name string, err error) error {
+	if ce := new(connect.Error); errors.As(err, &ce) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	s.cfg.Log.Error("serving an agent", "machine", name, "error", err.Error())
+	return connect.NewError(connect.CodeUnavailable, errors.New("the server could not store the change; ask again"))
+}
+
+// revision names a directive: the same words have the same revision, also after
+// a restart of the server. It is never 0.
+func revision(r *api.SyncResponse) uint64 {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
+	if err != nil {
+		return 1 // only invalid UTF-8 does that; then every poll answers at once
+	}
+	h := fnv.New64a()
+	h.Write(b)
+	return h.Sum64() | 1
+}
+
+// observe moves a machine's state by what it reports.
+func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) error {
+	name := from.identity.Name
+	m, ok := s.cfg.Store.Machine(name)
+	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 {
+		return nil
+	}
+	return s.change(ctx, from.actor(), func(c *change) error {
+		m, err := c.machine(name)
+		if err != nil {
+			return err
+		}
+		events := observations(m, r, s.isControlPlane(name))
+		if len(events) == 0 {
+			return nil
+		}
+		reason := ""
+		if events[len(events)-1] == machine.Fail {
+			reason = r.GetFailure()
+		}
+		before := m.State
+		if err := c.move(&m, "machine-reported", reason, events...); err != nil {
+			return err
+		}
+		if m.State == machine.Installed || before == machine.Installing {
+			// The arming is used up, however the installation ended.
+			m.Arming = nil
+		}
+		if m.State == machine.Installed {
+			m.InstalledAt = c.now
+		}
+		return c.tx.PutMachine(m)
+	})
+}
+
+func (s *Server) isControlPlane(name string) bool {
+	m, _ := s.machineOf(name)
+	return m.ControlPlane
+}
+
+// observations are the events in a report that change the state; none most of
+// the time.
+func observations(m store.Machine, r *api.SyncRequest, controlPlane bool) []machine.Event {
+	var events []machine.Event
+	state := m.State
+	try := func(e machine.Event) {
+		// What a machine says out of turn moves nothing.
+		if to, err := machine.Next(state, e); err == nil && to != state {
+			state, events = to, append(events, e)
+		}
+	}
+	if r.GetMode() == api.Mode_MODE_INSTALLER {
+		switch {
+		case m.State != machine.Installing:
+			// Leftovers of an earlier attempt must not end a new arming.
+		case r.GetInstalled():
+			try(machine.InstallDone)
+		case r.GetFailure() != "":
+			try(machine.Fail)
+		}
+		return events
+	}
+	if r.GetFailure() != "" {
+		if m.State != machine.Armed {
+			try(machine.Fail)
+		}
+		return events
+	}
+	try(machine.NodeSeen)
+	if k := r.GetKubernetes(); k.GetJoined() && k.GetNodeReady() {
+		if controlPlane && r.GetEtcd().GetMemberId() != "" {
+			try(machine.EtcdJoined)
+		}
+		try(machine.NodeReady)
+		return events
+	}
+	try(machine.NodeNotReady)
+	if controlPlane && r.GetEtcd().GetMemberId() != "" {
+		try(machine.EtcdJoined)
+	}
+	return events
+}
+
+// directive computes what the caller is to do now, and stores what has to be
+// stored before it may know.
+func (s agents) directive(ctx context.Context, from caller) (*api.SyncResponse, error) {
+	nodes, choices, err := s.decide(ctx)
+	if err != nil {
+		return nil, err
+	}
+	name := from.identity.Name
+	d := coordinator.Direct(nodes, choices, name)
+	m, _ := s.machineOf(name)
+	switch d.Kind {
+	case coordinator.Install:
+		arming, err := s.beginInstall(ctx, from)
+		if err != nil {
+			return nil, err
+		}
+		if arming == nil { // disarmed this moment
+			d = coordinator.Directive{Kind: coordinator.Wait, Code: "not-armed", Reason: "the arming was taken back"}
+			break
+		}
+		install, err := s.install(m, arming.ID)
+		if err != nil {
+			return nil, err
+		}
+		return &api.SyncResponse{Directive: &api.SyncResponse_Install{Install: install}}, nil
+	case coordinator.Reboot:
+		return &api.SyncResponse{Directive: &api.SyncResponse_Reboot{Reboot: &api.Reboot{Reason: d.Reason}}}, nil
+	case coordinator.Run:
+		return &api.SyncResponse{Directive: &api.SyncResponse_Run{Run: s.run(m, d, choices, from)}}, nil
+	}
+	return &api.SyncResponse{Directive: &api.SyncResponse_Wait{Wait: &api.Wait{ReasonCode: d.Code, Reason: d.Reason}}}, nil
+}
+
+// beginInstall binds the arming to the caller's key and returns it; nil when the
+// machine is not armed any more.
+func (s agents) beginInstall(ctx context.Context, from caller) (*store.Arming, error) {
+	name := from.identity.Name
+	taken := func(m store.Machine) bool {
+		return m.State == machine.Installing && m.Arming != nil && m.Arming.Fingerprint == from.fingerprint
+	}
+	if m, ok := s.cfg.Store.Machine(name); ok && taken(m) {
+		return m.Arming, nil
+	}
+	var arming *store.Arming
+	err := s.change(ctx, from.actor(), func(c *change) error {
+		arming = nil
+		m, err := c.machine(name)
+		if err != nil {
+			return err
+		}
+		if m.Arming == nil || m.Key == nil || m.Key.Fingerprint != from.fingerprint {
+			return nil
+		}
+		if err := c.move(&m, "install-begun", "", machine.InstallBegun); err != nil {
+			var refused *machine.RefusedError
+			if errors.As(err, &refused) {
+				return nil
+			}
+			return err
+		}
+		if m.Arming.Fingerprint != from.fingerprint {
+			c.log(audit.Entry{Action: "arming-taken", Machine: name, Detail: fmt.Sprintf("arming %s by key %s", m.Arming.ID, from.fingerprint)})
+			m.Arming.Fingerprint = from.fingerprint
+		}
+		arming = m.Arming
+		return c.tx.PutMachine(m)
+	})
+	return arming, err
+}
+
+// ReportInstall implements apiconnect.AgentServiceHandler.
+func (s agents) ReportInstall(ctx context.Context, req *connect.Request[api.ReportInstallRequest]) (*connect.Response[api.ReportInstallResponse], error) {
+	name := callerOf(ctx).identity.Name
+	if m, ok := s.cfg.Store.Machine(name); ok && m.Arming != nil && m.Arming.ID == req.Msg.GetArmingId() {
+		s.board.progress(name, s.cfg.Now(), req.Msg.GetBytesDone(), req.Msg.GetBytesTotal())
+	}
+	return connect.NewResponse(&api.ReportInstallResponse{}), nil
+}

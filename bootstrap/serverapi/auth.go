@@ -1,0 +1,173 @@
+package serverapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// permission says who may make a call. The zero value is nobody.
+type permission struct {
+	// anyone needs no certificate.
+	anyone bool
+	// node is an enrolled machine.
+	node bool
+	// roles are operators'.
+	roles []pki.Role
+}
+
+// permissions is the whole table: a call that is not here is refused.
+func permissions() map[string]permission {
+	node := permission{node: true}
+	read := permission{roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}}
+	write := permission{roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}}
+	admin := permission{roles: []pki.Role{pki.RoleAdmin}}
+	return map[string]permission{
+		apiconnect.EnrolServiceEnrolProcedure: {anyone: true},
+
+		apiconnect.AgentServiceSyncProcedure:                   node,
+		apiconnect.AgentServiceReportInstallProcedure:          node,
+		apiconnect.AgentServiceIssueCertificatesProcedure:      node,
+		apiconnect.AgentServiceFetchKubernetesSecretsProcedure: node,
+
+		apiconnect.OperatorServiceListMachinesProcedure:    read,
+		apiconnect.OperatorServiceWatchMachinesProcedure:   read,
+		apiconnect.OperatorServiceWhyProcedure:             read,
+		apiconnect.OperatorServiceStatusProcedure:          read,
+		apiconnect.OperatorServiceApproveMachineProcedure:  write,
+		apiconnect.OperatorServiceRejectMachineProcedure:   write,
+		apiconnect.OperatorServiceArmMachineProcedure:      write,
+		apiconnect.OperatorServiceDisarmMachineProcedure:   write,
+		apiconnect.OperatorServiceIssueKubeconfigProcedure: admin,
+	}
+}
+
+// caller is who makes a call.
+type caller struct {
+	// identity is the zero value without a certificate.
+	identity pki.Identity
+	// serial is the certificate's, fingerprint its key's.
+	serial, fingerprint string
+	// source is the address without port.
+	source string
+}
+
+func (c caller) actor() audit.Actor {
+	a := audit.Actor{Serial: c.serial, Source: c.source}
+	if c.identity != (pki.Identity{}) {
+		a.Subject = c.identity.String()
+	}
+	return a
+}
+
+type callerKey struct{}
+
+// callerOf returns who makes the call; authenticate has put it there.
+func callerOf(ctx context.Context) caller {
+	c, _ := ctx.Value(callerKey{}).(caller)
+	return c
+}
+
+// authenticate decides about every request before its body is read.
+func (s *Server) authenticate(next http.Handler) http.Handler {
+	table := permissions()
+	refuse := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := s.identify(r)
+		if err == nil {
+			err = s.allow(c, table[r.URL.Path], r.URL.Path)
+		}
+		if err != nil {
+			s.cfg.Log.Info("call refused", "procedure", r.URL.Path, "caller", c.identity.String(), "source", c.source, "reason", err.Error())
+			// The client is gone if this fails.
+			_ = refuse.Write(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
+	})
+}
+
+func (s *Server) identify(r *http.Request) (caller, error) {
+	var c caller
+	c.source, _, _ = net.SplitHostPort(r.RemoteAddr)
+	if r.TLS == nil {
+		return c, connect.NewError(connect.CodeUnauthenticated, errors.New("this call needs TLS"))
+	}
+	if len(r.TLS.PeerCertificates) == 0 {
+		return c, nil
+	}
+	if len(r.TLS.VerifiedChains) == 0 {
+		return c, connect.NewError(connect.CodeUnauthenticated, errors.New("the client certificate was not verified"))
+	}
+	leaf := r.TLS.PeerCertificates[0]
+	// A connection may outlive the certificate that it was opened with.
+	if now := s.cfg.Now(); now.After(leaf.NotAfter) {
+		return c, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the client certificate of %s expired at %s", leaf.Subject.CommonName, leaf.NotAfter.Format(time.RFC3339)))
+	}
+	id, err := pki.IdentityOf(leaf, s.cfg.Cluster)
+	if err != nil {
+		return c, connect.NewError(connect.CodeUnauthenticated, err)
+	}
+	c.identity, c.serial, c.fingerprint = id, pki.Serial(leaf), fingerprint(leaf)
+	return c, nil
+}
+
+func fingerprint(leaf *x509.Certificate) string {
+	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:])
+}
+
+func (s *Server) allow(c caller, p permission, procedure string) error {
+	if p.anyone {
+		return nil
+	}
+	switch c.identity.Kind {
+	case "":
+		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("%s needs a client certificate of cluster %s", procedure, s.cfg.Cluster))
+	case pki.KindNode:
+		if p.node {
+			return s.allowNode(c)
+		}
+	case pki.KindOperator:
+		if slices.Contains(p.roles, c.identity.Role) {
+			return nil
+		}
+	}
+	return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s may not call %s", describe(c.identity), procedure))
+}
+
+func describe(id pki.Identity) string {
+	if id.Role != "" {
+		return fmt.Sprintf("%s %s with role %s", id.Kind, id.Name, id.Role)
+	}
+	return fmt.Sprintf("%s %s", id.Kind, id.Name)
+}
+
+// allowNode refuses what a certificate outlives: a key that was replaced, a
+// machine that was retired.
+func (s *Server) allowNode(c caller) error {
+	m, ok := s.cfg.Store.Machine(c.identity.Name)
+	switch {
+	case !ok:
+		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("there is no record of machine %s", c.identity.Name))
+	case m.State == machine.Retired:
+		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("machine %s was retired", m.Name))
+	case m.Key == nil || m.Key.Fingerprint != c.fingerprint:
+		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("the key of machine %s was replaced or withdrawn; enrol again", m.Name))
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+package serverapi
+
+import (
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
+)
+
+// board is what machines last said, in memory: losing it costs one heartbeat.
+type board struct {
+	mu      sync.Mutex
+	reports map[string]report
+	changed chan struct{} // closed at the next change that matters
+}
+
+// report is one machine's last word. It is immutable.
+type report struct {
+	at   time.Time
+	last *api.SyncRequest
+	// done and total are an installation's progress.
+	done, total uint64
+}
+
+func newBoard() *board {
+	return &board{reports: map[string]report{}, changed: make(chan struct{})}
+}
+
+// put keeps a report. Only news wakes those who wait.
+func (b *board) put(name string, at time.Time, r *api.SyncRequest) {
+	// What is about the call itself is no news.
+	r = proto.CloneOf(r)
+	r.KnownRevision, r.WaitMs = 0, 0
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old, ok := b.reports[name]
+	if !ok || !proto.Equal(old.last, r) {
+		close(b.changed)
+		b.changed = make(chan struct{})
+	}
+	old.at, old.last = at, r
+	b.reports[name] = old
+}
+
+// progress keeps how far an installation is; nobody waits for it.
+func (b *board) progress(name string, at time.Time, done, total uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := b.reports[name]
+	r.at, r.done, r.total = at, done, total
+	b.reports[name] = r
+}
+
+func (b *board) get(name string) (report, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, ok := b.reports[name]
+	return r, ok
+}
+
+// Changed returns a channel that is closed at the next news.
+func (b *board) Changed() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changed
+}
+
+// seen is the part of a report that decisions look at.
+func (r report) seen() *coordinator.Seen {
+	e, k := r.last.GetEtcd(), r.last.GetKubernetes()
+	return &coordinator.Seen{
+		Installer:      r.last.GetMode() == api.Mode_MODE_INSTALLER,
+		EtcdHealthy:    e.GetHealthy() && !e.GetLearner(),
+		EtcdMember:     e.GetMemberId() != "",
+		APIServerReady: k.GetApiserverReady(),
+		Joined:         k.GetJoined(),
+		NodeReady:      k.GetNodeReady(),
+		AddonsApplied:  k.GetAddonsApplied(),
+	}
+}

@@ -1,0 +1,104 @@
+package serverapi
+
+import (
+	"io"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/store"
+)
+
+// Config is what a Server works with. Fields are needed unless said otherwise.
+type Config struct {
+	Cluster string
+	// Version of this program, for status.
+	Version string
+	// Machines are in the order of cluster.yaml.
+	Machines   []Machine
+	Kubernetes Kubernetes
+	// IgnoreUnknown turns machines away that cluster.yaml does not list.
+	IgnoreUnknown bool
+	// NodeServers are the https URLs that installed nodes call.
+	NodeServers []string
+	// ServerNames and ServerAddresses are what clients reach this server by.
+	ServerNames     []string
+	ServerAddresses []netip.Addr
+
+	Store *store.Store
+	// Boot explains the boot path; nil when this server boots nobody.
+	Boot BootPath
+	// Lifetimes of certificates; the zero value means the defaults.
+	Lifetimes pki.Lifetimes
+	Now       func() time.Time
+	// Rand makes serial numbers and arming ids.
+	Rand io.Reader
+	Log  *slog.Logger
+}
+
+// Machine is one machine of the plan.
+type Machine struct {
+	Name, Role, Zone string
+	ControlPlane     bool
+	// MACs and UUID are lower case.
+	MACs         []string
+	UUID, Serial string
+	// Address may be the zero value; then a node is known by the address that it
+	// calls from.
+	Address netip.Addr
+	Labels  map[string]string
+	Taints  []string
+	Disk    *api.DiskRule
+	// Image is what an installation writes.
+	Image Image
+	// Files are written to ROOT besides node.json.
+	Files []*api.File
+}
+
+// Image is an install stream.
+type Image struct {
+	URL, SHA256 string
+	// Size is that of the compressed stream, RawSize that of the disk image.
+	Size, RawSize uint64
+	// RawSHA256 is the digest of the uncompressed stream.
+	RawSHA256 string
+}
+
+// Kubernetes is what nodes are told about the cluster.
+type Kubernetes struct {
+	Version, PodCIDR, ServiceCIDR, DNSDomain string
+	// Endpoint is the host:port that kubeconfigs outside the nodes use; empty
+	// means the first control plane's address.
+	Endpoint string
+	SANs     []string
+	Addons   []*api.Addon
+}
+
+// BootPath explains what a machine gets when it netboots.
+type BootPath interface {
+	// Explain takes a MAC address, or a machine's name in cluster.yaml; false when
+	// it is neither.
+	Explain(machine string) (BootAnswer, bool)
+	// Last returns the newest event of any of these MAC addresses.
+	Last(macs []string) (BootEvent, bool)
+}
+
+// BootAnswer is an answer on the boot path with its reason.
+type BootAnswer struct {
+	// Action is install, discover, local or none.
+	Action, Code, Reason string
+	// Machine is its name; empty when unknown.
+	Machine string
+	// Script is the iPXE script it would be given.
+	Script string
+	// Events are oldest first.
+	Events []BootEvent
+}
+
+// BootEvent is one observation on the boot path.
+type BootEvent struct {
+	At            time.Time
+	Stage, Detail string
+}

@@ -1,0 +1,124 @@
+package serverapi
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
+	"github.com/imagectl/imagectl/bootstrap/nodeconf"
+)
+
+// Ports of architecture.md.
+const (
+	etcdClientPort = 2379
+	etcdPeerPort   = 2380
+	apiServerPort  = 6443
+)
+
+// install words the Install directive of a machine.
+func (s *Server) install(m Machine, armingID string) (*api.Install, error) {
+	conf, err := nodeconf.Config{
+		Cluster: s.cfg.Cluster, Mode: nodeconf.Node, Servers: s.cfg.NodeServers,
+		CA: string(s.CAPEM()), Machine: m.Name,
+	}.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return &api.Install{
+		ImageUrl: m.Image.URL, ImageSha256: m.Image.SHA256, ImageSize: m.Image.Size, Compression: "zstd",
+		RawSize: m.Image.RawSize, RawSha256: m.Image.RawSHA256,
+		Disk: m.Disk, Machine: m.Name, NodeConfig: conf, ArmingId: armingID,
+		Files: append([]*api.File{{Path: "/etc/hostname", Mode: 0o644, Content: []byte(m.Name + "\n")}}, m.Files...),
+	}, nil
+}
+
+// address of a machine: cluster.yaml's, or where it calls from.
+func (s *Server) address(m Machine, source string) string {
+	if m.Address.IsValid() {
+		return m.Address.String()
+	}
+	if a, err := netip.ParseAddr(source); err == nil {
+		return a.Unmap().String()
+	}
+	return ""
+}
+
+// addressOf is address for a machine that does not call now.
+func (s *Server) addressOf(name string) string {
+	m, ok := s.machineOf(name)
+	if !ok {
+		return ""
+	}
+	r, _ := s.board.get(name)
+	return s.address(m, r.last.GetAddress())
+}
+
+// run words the Run directive of a machine.
+func (s *Server) run(m Machine, d coordinator.Directive, c coordinator.Choices, from caller) *api.Run {
+	return &api.Run{
+		Machine: m.Name, Cluster: s.cfg.Cluster, Role: m.Role, ControlPlane: m.ControlPlane,
+		Address: s.address(m, from.source), Labels: maps.Clone(m.Labels), Taints: m.Taints,
+		Etcd: s.etcdWanted(m, d, c, from), Kubernetes: s.kubernetesWanted(d, c),
+		ClientCaPem: string(s.CAPEM()),
+	}
+}
+
+func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Choices, from caller) *api.EtcdWanted {
+	w := &api.EtcdWanted{Reason: d.EtcdReason}
+	switch d.Etcd {
+	case coordinator.EtcdBootstrap:
+		w.Action = api.EtcdWanted_ACTION_BOOTSTRAP
+	case coordinator.EtcdRun:
+		w.Action = api.EtcdWanted_ACTION_RUN
+	case coordinator.EtcdWait:
+		w.Action = api.EtcdWanted_ACTION_WAIT
+	default:
+		w.Action = api.EtcdWanted_ACTION_NONE
+	}
+	w.ClusterToken = "imagectl-" + s.cfg.Cluster
+	if c.EtcdFirst == m.Name {
+		w.InitialCluster = fmt.Sprintf("%s=https://%s", m.Name, hostPort(s.address(m, from.source), etcdPeerPort))
+	}
+	if first := s.addressOf(c.EtcdFirst); first != "" {
+		w.Endpoints = []string{"https://" + hostPort(first, etcdClientPort)}
+	}
+	return w
+}
+
+func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices) *api.KubernetesWanted {
+	k := s.cfg.Kubernetes
+	w := &api.KubernetesWanted{
+		Reason: d.KubernetesReason, Version: k.Version, PodCidr: k.PodCIDR, ServiceCidr: k.ServiceCIDR, DnsDomain: k.DNSDomain,
+		CaPem: string(s.authority.kubernetes.CertificatePEM()),
+	}
+	switch d.Kubernetes {
+	case coordinator.KubernetesInit:
+		w.Action = api.KubernetesWanted_ACTION_INIT
+	case coordinator.KubernetesJoinWorker:
+		w.Action = api.KubernetesWanted_ACTION_JOIN_WORKER
+	case coordinator.KubernetesRun:
+		w.Action = api.KubernetesWanted_ACTION_RUN
+	default:
+		w.Action = api.KubernetesWanted_ACTION_WAIT
+	}
+	if first := s.addressOf(c.KubernetesFirst); first != "" {
+		w.ApiServers = []string{hostPort(first, apiServerPort)}
+	}
+	w.ApiServerSans = slices.Clone(k.SANs)
+	if host, _, err := net.SplitHostPort(k.Endpoint); err == nil {
+		w.ApiServerSans = append(w.ApiServerSans, host)
+	}
+	slices.Sort(w.ApiServerSans)
+	w.ApiServerSans = slices.Compact(w.ApiServerSans)
+	if d.First {
+		w.Addons = k.Addons
+	}
+	return w
+}
+
+func hostPort(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }

@@ -1,0 +1,227 @@
+package serverapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/enrol"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/store"
+)
+
+// retryEnrol is when a machine that waits shall ask again.
+const retryEnrol = 2 * time.Second
+
+// maxFacts bounds what a stranger can make us keep.
+const maxFacts = 32 << 10
+
+// enrolment serves EnrolService.
+type enrolment struct{ *Server }
+
+// Enrol implements apiconnect.EnrolServiceHandler.
+func (s enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
+	from := callerOf(ctx)
+	key, err := pki.ParseRequest(req.Msg.GetCsrDer())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	facts := req.Msg.GetFacts()
+	if n := proto.Size(facts); n > maxFacts {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("facts of %d bytes exceed %d", n, maxFacts))
+	}
+	hw := hardware(facts)
+	name, refusal := s.index.Match(hw)
+	if refusal != nil {
+		return s.answer(enrol.Decision{Status: enrol.Pending, Code: refusal.Code, Reason: refusal.Reason}), nil
+	}
+	if name == "" {
+		if s.cfg.IgnoreUnknown {
+			return s.answer(enrol.Decision{Status: enrol.Rejected, Code: enrol.CodeUnknownMachine,
+				Reason: "cluster.yaml lists no such machine and says to ignore those"}), nil
+		}
+		if name = enrol.UnknownName(hw); name == "" {
+			return s.answer(enrol.Decision{Status: enrol.Pending, Code: enrol.CodeNoFacts,
+				Reason: "this machine shows neither a MAC address nor a UUID, so there is nothing to tell it by"}), nil
+		}
+	}
+
+	// Most calls ask again and change nothing: they are answered from memory.
+	if r, ok := s.cfg.Store.Machine(name); ok {
+		d := enrol.Decide(recordOf(r), key.Fingerprint())
+		if d.Status == enrol.Approved && s.holdsFresh(r.Key) {
+			return s.approved(d, r), nil
+		}
+		if d.Status != enrol.Approved && !d.Remember {
+			return s.answer(d), nil
+		}
+	}
+	if !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
+		return nil, connect.NewError(connect.CodeResourceExhausted, errors.New("too many new machines at once; ask again in a few seconds"))
+	}
+	d, r, err := s.enrol(ctx, from, name, key, facts)
+	if err != nil {
+		s.cfg.Log.Error("enrolling", "machine", name, "error", err.Error())
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the server could not store the request; ask again"))
+	}
+	if d.Status == enrol.Approved {
+		return s.approved(d, r), nil
+	}
+	return s.answer(d), nil
+}
+
+// holdsFresh tells whether a key has a certificate that is not due yet.
+func (s *Server) holdsFresh(k *store.Key) bool {
+	return k != nil && k.Certificate != "" &&
+		k.NotAfter.Sub(s.cfg.Now()) > s.lifetimes.Agent-pki.RenewAfter(s.lifetimes.Agent)
+}
+
+func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.PublicKey, facts *api.Facts) (enrol.Decision, store.Machine, error) {
+	var d enrol.Decision
+	var m store.Machine
+	var issued pki.Issued
+	if r, ok := s.cfg.Store.Machine(name); ok && r.Key != nil && r.Key.Fingerprint == key.Fingerprint() {
+		// Signed before the transaction, which may run twice, and worthless unless
+		// it commits: only what is recorded leaves.
+		var err error
+		if issued, err = s.signNode(name, key); err != nil {
+			return d, m, err
+		}
+	}
+	actor := from.actor()
+	if actor.Subject == "" {
+		actor.Subject = "key " + key.Fingerprint()
+	}
+	err := s.change(ctx, actor, func(c *change) error {
+		var ok bool
+		var err error
+		if m, ok, err = c.tx.Machine(name); err != nil {
+			return err
+		}
+		if !ok {
+			if m, err = s.newUnknown(c, name); err != nil {
+				return err
+			}
+		}
+		if b, err := protojson.Marshal(facts); err == nil {
+			m.Facts = b
+		}
+		d = enrol.Decide(recordOf(m), key.Fingerprint())
+		if d.Remember {
+			remember(&m, s.keyOf(key, c.now, from.source))
+			c.log(audit.Entry{Action: "enrol-asked", Machine: name, Detail: "key " + key.Fingerprint()})
+		}
+		if d.Conflict {
+			// The alarm: once for each key.
+			c.log(audit.Entry{Action: "key-conflict", Machine: name, Detail: fmt.Sprintf("key %s claims a machine whose approved key is %s", key.Fingerprint(), m.Key.Fingerprint)})
+			if err := c.move(&m, "machine-quarantined", "a second key claims it", machine.KeyConflict); err != nil {
+				return err
+			}
+		}
+		if d.Status == enrol.Approved {
+			if issued.Certificate == nil {
+				return errors.New("the key was approved this moment")
+			}
+			hold(m.Key, issued)
+			c.log(certificateEntry(name, "node", issued))
+		}
+		return c.tx.PutMachine(m)
+	})
+	if d.Conflict && err == nil {
+		s.cfg.Log.Warn("a second key claims a machine", "machine", name, "source", from.source)
+	}
+	return d, m, err
+}
+
+// newUnknown makes room for an unlisted machine and starts its record.
+func (s enrolment) newUnknown(c *change, name string) (store.Machine, error) {
+	var unknown []store.Machine
+	for _, r := range s.cfg.Store.Machines() {
+		if !r.Known && r.State == machine.Discovered {
+			unknown = append(unknown, r)
+		}
+	}
+	if len(unknown) >= maxUnknown {
+		oldest := slices.MinFunc(unknown, func(a, b store.Machine) int { return a.FirstSeen.Compare(b.FirstSeen) })
+		c.tx.DeleteMachine(oldest.Name)
+		c.log(audit.Entry{Action: "machine-forgotten", Machine: oldest.Name, Before: string(oldest.State),
+			Detail: fmt.Sprintf("more than %d unlisted machines", maxUnknown)})
+	}
+	c.log(audit.Entry{Action: "machine-discovered", Machine: name, After: string(machine.Discovered)})
+	return store.Machine{Name: name, State: machine.Discovered, Since: c.now, FirstSeen: c.now}, nil
+}
+
+// signNode issues the agent's certificate. Names come from the plan.
+func (s *Server) signNode(name string, key pki.PublicKey) (pki.Issued, error) {
+	m, _ := s.machineOf(name)
+	profile, err := pki.Node(pki.Machine{Cluster: s.cfg.Cluster, Name: name, Address: m.Address}, s.lifetimes)
+	if err != nil {
+		return pki.Issued{}, err
+	}
+	return s.authority.imagectl.Sign(profile, key, s.cfg.Now(), s.cfg.Rand)
+}
+
+func (s *Server) keyOf(key pki.PublicKey, now time.Time, source string) store.Key {
+	return store.Key{
+		SPKI: key.SPKI(), Fingerprint: key.Fingerprint(), Code: enrol.Code(s.authority.imagectl.Certificate(), key.SPKI()),
+		FirstSeen: now, Source: source,
+	}
+}
+
+// remember puts a key among the pending ones; the oldest gives way.
+func remember(m *store.Machine, k store.Key) {
+	m.Pending = append(m.Pending, k)
+	if n := len(m.Pending) - enrol.MaxPending; n > 0 {
+		m.Pending = slices.Delete(m.Pending, 0, n)
+	}
+}
+
+// hold notes a key's newest certificate.
+func hold(k *store.Key, i pki.Issued) {
+	k.Certificate, k.Serial, k.NotAfter = string(i.PEM), i.Serial(), i.Certificate.NotAfter
+}
+
+func certificateEntry(name, profile string, i pki.Issued) audit.Entry {
+	return audit.Entry{Action: "certificate-issued", Machine: name,
+		Detail: fmt.Sprintf("%s, subject %s, serial %s, until %s", profile, i.Certificate.Subject, i.Serial(), i.Certificate.NotAfter.Format(time.RFC3339))}
+}
+
+// recordOf is what enrolment looks at.
+func recordOf(m store.Machine) enrol.Record {
+	r := enrol.Record{Name: m.Name, State: m.State, Known: m.Known, Rejected: m.Rejected}
+	if m.Key != nil {
+		r.Approved = m.Key.Fingerprint
+	}
+	for _, k := range m.Pending {
+		r.Pending = append(r.Pending, enrol.Waiting{Fingerprint: k.Fingerprint, Code: k.Code})
+	}
+	return r
+}
+
+func (s *Server) answer(d enrol.Decision) *connect.Response[api.EnrolResponse] {
+	status := api.EnrolResponse_STATUS_PENDING
+	if d.Status == enrol.Rejected {
+		status = api.EnrolResponse_STATUS_REJECTED
+	}
+	return connect.NewResponse(&api.EnrolResponse{
+		Status: status, ReasonCode: d.Code, Reason: d.Reason,
+		RetryAfterMs: uint32(retryEnrol.Milliseconds()), ServerTime: timestamppb.New(s.cfg.Now()),
+	})
+}
+
+func (s *Server) approved(d enrol.Decision, m store.Machine) *connect.Response[api.EnrolResponse] {
+	return connect.NewResponse(&api.EnrolResponse{
+		Status: api.EnrolResponse_STATUS_APPROVED, ReasonCode: d.Code, Reason: d.Reason,
+		CertificatePem: m.Key.Certificate, Machine: m.Name, ServerTime: timestamppb.New(s.cfg.Now()),
+	})
+}

@@ -1,0 +1,192 @@
+package serverapi
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/net/netutil"
+
+	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// Limits of the https listener.
+const (
+	// maxConns bounds connections: an agent needs one.
+	maxConns = 4096
+	// maxRequest bounds a request's body.
+	maxRequest = 256 << 10
+	stopTime   = 3 * time.Second
+)
+
+// Handler serves all three services. Requests must come through the TLS of
+// TLSConfig.
+func (s *Server) Handler() http.Handler {
+	limit := connect.WithReadMaxBytes(maxRequest)
+	mux := http.NewServeMux()
+	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, limit))
+	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, limit))
+	mux.Handle(apiconnect.NewOperatorServiceHandler(operators{s}, limit))
+	return s.authenticate(unhurried(mux))
+}
+
+// unhurried lifts the write deadline for the one call that streams for hours.
+func unhurried(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == apiconnect.OperatorServiceWatchMachinesProcedure {
+			// Without support for it the stream ends early, and clients come back.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// TLSConfig is TLS 1.3 with this server's own certificate, which is made anew
+// when it is due: its key never touches a disk. A client may come without a
+// certificate (to enrol); one that it shows must be this cluster's.
+func (s *Server) TLSConfig() (*tls.Config, error) {
+	own := &ownCertificate{server: s}
+	if _, err := own.get(nil); err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(s.authority.imagectl.Certificate())
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		ClientAuth:     tls.VerifyClientCertIfGiven,
+		ClientCAs:      pool,
+		GetCertificate: own.get,
+		NextProtos:     []string{"h2", "http/1.1"},
+		Time:           s.cfg.Now,
+		// A resumed session would not look at the certificate again.
+		SessionTicketsDisabled: true,
+	}, nil
+}
+
+type ownCertificate struct {
+	server *Server
+
+	mu    sync.Mutex
+	cert  *tls.Certificate
+	renew time.Time
+}
+
+func (o *ownCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := o.server
+	now := s.cfg.Now()
+	if o.cert != nil && now.Before(o.renew) {
+		return o.cert, nil
+	}
+	names := append([]string{"localhost"}, s.cfg.ServerNames...)
+	addresses := append([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, s.cfg.ServerAddresses...)
+	profile, err := pki.Server(s.cfg.Cluster, names, addresses, s.lifetimes)
+	if err != nil {
+		return nil, err
+	}
+	key, err := pki.NewKey(s.cfg.Rand)
+	if err != nil {
+		return nil, fmt.Errorf("making the server's key: %w", err)
+	}
+	public, err := pki.OwnKey(key)
+	if err != nil {
+		return nil, err
+	}
+	issued, err := s.authority.imagectl.Sign(profile, public, now, s.cfg.Rand)
+	if err != nil {
+		return nil, err
+	}
+	err = s.change(context.Background(), s.self(), func(c *change) error {
+		c.log(certificateEntry("", "server", issued))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	o.cert = &tls.Certificate{Certificate: [][]byte{issued.Certificate.Raw}, PrivateKey: key, Leaf: issued.Certificate}
+	o.renew = now.Add(pki.RenewAfter(s.lifetimes.Agent))
+	return o.cert, nil
+}
+
+// Serve answers on a TCP listener until ctx ends, and closes it.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	config, err := s.TLSConfig()
+	if err != nil {
+		l.Close()
+		return err
+	}
+	// Long polls end when the server does, not half a minute later.
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	srv := &http.Server{
+		Handler:           s.Handler(),
+		TLSConfig:         config,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      maxWait + 30*time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ErrorLog:          slog.NewLogLogger(s.cfg.Log.With("server", "https").Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.ServeTLS(netutil.LimitListener(l, maxConns), "", "") }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	cancel()
+	graceful, stop := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer stop()
+	if srv.Shutdown(graceful) != nil {
+		srv.Close()
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Operator makes a certificate and key for a context file of the machine that
+// runs this server. who is the person's name.
+func (s *Server) Operator(ctx context.Context, who string, role pki.Role) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
+	profile, err := pki.Operator(s.cfg.Cluster, who, role, s.lifetimes)
+	if err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	key, err := pki.NewKey(s.cfg.Rand)
+	if err != nil {
+		return nil, nil, time.Time{}, fmt.Errorf("making a key for %s: %w", who, err)
+	}
+	public, err := pki.OwnKey(key)
+	if err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	if keyPEM, err = pki.EncodeKey(key); err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	issued, err := s.authority.imagectl.Sign(profile, public, s.cfg.Now(), s.cfg.Rand)
+	if err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	err = s.change(ctx, s.self(), func(c *change) error {
+		c.log(certificateEntry("", "operator", issued))
+		return nil
+	})
+	if err != nil {
+		return nil, nil, time.Time{}, fmt.Errorf("recording the certificate of %s: %w", who, err)
+	}
+	return issued.PEM, keyPEM, issued.Certificate.NotAfter, nil
+}

@@ -1,0 +1,160 @@
+package serverapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// maxItems bounds the certificates of one call.
+const maxItems = 16
+
+// profile is one row of the table of what a machine may have.
+type profile struct {
+	name         string
+	controlPlane bool // only for control planes
+	ca           *pki.CA
+	make         func(pki.Machine, pki.Lifetimes) (pki.Profile, error)
+}
+
+func (s *Server) profile(p api.CertificateProfile) (profile, bool) {
+	a := s.authority
+	client := func(purpose string) func(pki.Machine, pki.Lifetimes) (pki.Profile, error) {
+		return func(m pki.Machine, l pki.Lifetimes) (pki.Profile, error) { return pki.EtcdClient(m, purpose, l) }
+	}
+	switch p {
+	case api.CertificateProfile_CERTIFICATE_PROFILE_NODE:
+		return profile{name: "node", ca: a.imagectl, make: pki.Node}, true
+	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_SERVER:
+		return profile{name: "etcd-server", controlPlane: true, ca: a.etcd, make: pki.EtcdServer}, true
+	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_PEER:
+		return profile{name: "etcd-peer", controlPlane: true, ca: a.etcd, make: pki.EtcdPeer}, true
+	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT:
+		return profile{name: "etcd-apiserver-client", controlPlane: true, ca: a.etcd, make: client("kube-apiserver")}, true
+	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT:
+		return profile{name: "etcd-agent-client", controlPlane: true, ca: a.etcd, make: client("imagectl-agent")}, true
+	case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP:
+		return profile{name: "kubelet-bootstrap", ca: a.kubernetes, make: pki.KubeletBootstrap}, true
+	}
+	return profile{}, false
+}
+
+// IssueCertificates implements apiconnect.AgentServiceHandler. All or none.
+func (s agents) IssueCertificates(ctx context.Context, req *connect.Request[api.IssueCertificatesRequest]) (*connect.Response[api.IssueCertificatesResponse], error) {
+	from := callerOf(ctx)
+	name := from.identity.Name
+	items := req.Msg.GetItems()
+	if len(items) == 0 || len(items) > maxItems {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d items asked, want 1 to %d", len(items), maxItems))
+	}
+	out := &api.IssueCertificatesResponse{}
+	var entries []audit.Entry
+	var renewed *pki.Issued
+	for _, item := range items {
+		p, issued, err := s.issue(from, item)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, certificateEntry(name, p.name, issued))
+		if item.GetProfile() == api.CertificateProfile_CERTIFICATE_PROFILE_NODE {
+			renewed = &issued
+		}
+		out.Items = append(out.Items, &api.IssueCertificatesResponse_Item{
+			Profile: item.GetProfile(), CertificatePem: string(issued.PEM), CaPem: string(p.ca.CertificatePEM()),
+		})
+	}
+	// Signed, but nothing leaves before it is on record.
+	err := s.change(ctx, from.actor(), func(c *change) error {
+		for _, e := range entries {
+			c.log(e)
+		}
+		if renewed == nil {
+			return nil
+		}
+		m, err := c.machine(name)
+		if err != nil {
+			return err
+		}
+		if m.Key == nil || m.Key.Fingerprint != from.fingerprint {
+			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("the key of machine %s was replaced", name))
+		}
+		hold(m.Key, *renewed)
+		return c.tx.PutMachine(m)
+	})
+	if err != nil {
+		return nil, s.storing(name, err)
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s agents) issue(from caller, item *api.IssueCertificatesRequest_Item) (profile, pki.Issued, error) {
+	name := from.identity.Name
+	p, ok := s.profile(item.GetProfile())
+	if !ok {
+		return p, pki.Issued{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("there is no certificate profile %d", item.GetProfile()))
+	}
+	m, ok := s.machineOf(name)
+	if !ok {
+		return p, pki.Issued{}, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("cluster.yaml no longer lists %s", name))
+	}
+	if p.controlPlane && !m.ControlPlane {
+		return p, pki.Issued{}, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s has role %s, which is no control plane: it gets no certificate for %s", name, m.Role, p.name))
+	}
+	key, err := pki.ParseRequest(item.GetCsrDer())
+	if err != nil {
+		return p, pki.Issued{}, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	if item.GetProfile() == api.CertificateProfile_CERTIFICATE_PROFILE_NODE && key.Fingerprint() != from.fingerprint {
+		return p, pki.Issued{}, connect.NewError(connect.CodePermissionDenied, errors.New("a node certificate is renewed with the key it was approved for; for another key enrol again"))
+	}
+	address, _ := netip.ParseAddr(s.address(m, from.source)) // the zero value is fine
+	made, err := p.make(pki.Machine{Cluster: s.cfg.Cluster, Name: name, Address: address}, s.lifetimes)
+	if err != nil {
+		return p, pki.Issued{}, connect.NewError(connect.CodeInternal, err)
+	}
+	issued, err := p.ca.Sign(made, key, s.cfg.Now(), s.cfg.Rand)
+	if err != nil {
+		return p, pki.Issued{}, connect.NewError(connect.CodeInternal, err)
+	}
+	return p, issued, nil
+}
+
+// FetchKubernetesSecrets implements apiconnect.AgentServiceHandler. etcd's CA key
+// is not among them and never leaves this process.
+func (s agents) FetchKubernetesSecrets(ctx context.Context, _ *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
+	from := callerOf(ctx)
+	name := from.identity.Name
+	if !s.isControlPlane(name) {
+		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is no control plane", name))
+	}
+	a := s.authority
+	k8sKey, err1 := a.kubernetes.KeyPEM()
+	frontKey, err2 := a.frontProxy.KeyPEM()
+	saKey, err3 := pki.EncodeKey(a.serviceAccounts)
+	saPub, err4 := pki.EncodePublicKey(a.serviceAccounts.Public())
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	err := s.change(ctx, from.actor(), func(c *change) error {
+		c.log(audit.Entry{Action: "kubernetes-secrets-fetched", Machine: name})
+		return nil
+	})
+	if err != nil {
+		return nil, s.storing(name, err)
+	}
+	public := func(path string, b []byte) *api.File { return &api.File{Path: path, Mode: 0o644, Content: b} }
+	secret := func(path string, b []byte) *api.File { return &api.File{Path: path, Mode: 0o600, Content: b} }
+	const dir = "/etc/kubernetes/pki/"
+	return connect.NewResponse(&api.FetchKubernetesSecretsResponse{Files: []*api.File{
+		public(dir+"ca.crt", a.kubernetes.CertificatePEM()), secret(dir+"ca.key", k8sKey),
+		public(dir+"front-proxy-ca.crt", a.frontProxy.CertificatePEM()), secret(dir+"front-proxy-ca.key", frontKey),
+		public(dir+"sa.pub", saPub), secret(dir+"sa.key", saKey),
+	}}), nil
+}

@@ -1,0 +1,275 @@
+package serverapi
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/enrol"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/store"
+)
+
+// Reason codes of outcomes, besides enrol's.
+const (
+	codeDone          = "done"
+	codeUnknownName   = "no-such-machine"
+	codeRefused       = "not-in-this-state"
+	codeNeedsWord     = "needs-reinstall"
+	codeWouldLoseEtcd = "would-lose-etcd"
+	codeStorage       = "storage"
+)
+
+// operators serves OperatorService.
+type operators struct{ *Server }
+
+// refusedError ends a change with an outcome instead of an effect.
+type refusedError struct{ code, message string }
+
+func (e *refusedError) Error() string { return e.message }
+
+// selected resolves a selection; all means every machine for which keep is true.
+func (s operators) selected(sel *api.Selection, keep func(store.Machine) bool) ([]string, error) {
+	names := sel.GetNames()
+	if (len(names) > 0) == sel.GetAll() {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say which machines: names, or all"))
+	}
+	if !sel.GetAll() {
+		return names, nil
+	}
+	for _, m := range s.records() {
+		if m.Known && m.State != machine.Retired && keep(m) {
+			names = append(names, m.Name)
+		}
+	}
+	return names, nil
+}
+
+// records are all records: cluster.yaml's in its order, then the unknown ones.
+func (s *Server) records() []store.Machine {
+	all := s.cfg.Store.Machines()
+	place := func(m store.Machine) int {
+		if i, ok := s.byName[m.Name]; ok {
+			return i
+		}
+		return len(s.byName)
+	}
+	slices.SortStableFunc(all, func(a, b store.Machine) int { return place(a) - place(b) })
+	return all
+}
+
+// each runs one transaction per machine and collects the outcomes.
+func (s operators) each(ctx context.Context, names []string, message string, f func(c *change, m *store.Machine) error) []*api.Outcome {
+	from := callerOf(ctx)
+	var out []*api.Outcome
+	for _, name := range names {
+		o := &api.Outcome{Machine: name, Ok: true, ReasonCode: codeDone, Message: message}
+		err := s.change(ctx, from.actor(), func(c *change) error {
+			m, ok, err := c.tx.Machine(name)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				return &refusedError{codeUnknownName, fmt.Sprintf("there is no machine %s; imagectl machines ls shows them", name)}
+			}
+			if err := f(c, &m); err != nil {
+				return err
+			}
+			return c.tx.PutMachine(m)
+		})
+		if err != nil {
+			o.Ok, o.ReasonCode, o.Message = false, codeStorage, err.Error()
+			var refused *refusedError
+			var state *machine.RefusedError
+			var enrolment *enrol.Refusal
+			switch {
+			case errors.As(err, &refused):
+				o.ReasonCode = refused.code
+			case errors.As(err, &state):
+				o.ReasonCode, o.Message = codeRefused, fmt.Sprintf("it is %s: %s", state.State, state.Hint)
+			case errors.As(err, &enrolment):
+				o.ReasonCode = enrolment.Code
+			default:
+				s.cfg.Log.Error("changing a machine", "machine", name, "error", err.Error())
+			}
+		}
+		if m, ok := s.cfg.Store.Machine(name); ok {
+			o.State = string(m.State)
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// ApproveMachine implements apiconnect.OperatorServiceHandler.
+func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.ApproveMachineRequest]) (*connect.Response[api.ApproveMachineResponse], error) {
+	names, err := s.selected(req.Msg.GetSelection(), func(m store.Machine) bool { return len(m.Pending) > 0 })
+	if err != nil {
+		return nil, err
+	}
+	by := callerOf(ctx).identity.Name
+	outcomes := s.each(ctx, names, "its key is approved", func(c *change, m *store.Machine) error {
+		approvedCode := ""
+		if m.Key != nil {
+			approvedCode = m.Key.Code
+		}
+		i, refusal := enrol.Approve(recordOf(*m), approvedCode, req.Msg.GetCodes()[m.Name], req.Msg.GetReplaceKey())
+		if refusal != nil {
+			return refusal
+		}
+		if i < 0 {
+			return nil // approved before; the reply was lost
+		}
+		action, detail := "key-approved", ""
+		if m.Key != nil {
+			action, detail = "key-replaced", ", replaces key "+m.Key.Fingerprint
+		}
+		key := m.Pending[i]
+		key.ApprovedAt, key.ApprovedBy = c.now, by
+		m.Key, m.Pending = &key, nil
+		c.log(audit.Entry{Action: action, Machine: m.Name, Detail: fmt.Sprintf("key %s, code %s%s", key.Fingerprint, key.Code, detail)})
+		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
+	})
+	return connect.NewResponse(&api.ApproveMachineResponse{Outcomes: outcomes}), nil
+}
+
+// RejectMachine implements apiconnect.OperatorServiceHandler.
+func (s operators) RejectMachine(ctx context.Context, req *connect.Request[api.RejectMachineRequest]) (*connect.Response[api.RejectMachineResponse], error) {
+	names, err := s.selected(req.Msg.GetSelection(), func(m store.Machine) bool { return len(m.Pending) > 0 })
+	if err != nil {
+		return nil, err
+	}
+	outcomes := s.each(ctx, names, "what asked for it is rejected", func(c *change, m *store.Machine) error {
+		if len(m.Pending) == 0 {
+			return &refusedError{enrol.CodeNothing, fmt.Sprintf("no key waits for %s", m.Name)}
+		}
+		for _, k := range m.Pending {
+			m.Rejected = append(m.Rejected, k.Fingerprint)
+			c.log(audit.Entry{Action: "key-rejected", Machine: m.Name, Detail: strings.TrimSpace(fmt.Sprintf("key %s, code %s %s", k.Fingerprint, k.Code, req.Msg.GetReason()))})
+		}
+		if n := len(m.Rejected) - enrol.MaxRejected; n > 0 {
+			m.Rejected = slices.Delete(m.Rejected, 0, n)
+		}
+		m.Pending = nil
+		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
+	})
+	return connect.NewResponse(&api.RejectMachineResponse{Outcomes: outcomes}), nil
+}
+
+// ArmMachine implements apiconnect.OperatorServiceHandler.
+func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmMachineRequest]) (*connect.Response[api.ArmMachineResponse], error) {
+	names, err := s.selected(req.Msg.GetSelection(), func(store.Machine) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	_, choices, err := s.decide(ctx)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
+	by := callerOf(ctx).identity.Name
+	reinstall := req.Msg.GetReinstall()
+	outcomes := s.each(ctx, names, "its next netboot may install it, once", func(c *change, m *store.Machine) error {
+		event := machine.Arm
+		if reinstall {
+			event = machine.ArmReinstall
+		}
+		if _, listed := s.machineOf(m.Name); !listed {
+			return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", m.Name)}
+		}
+		if !reinstall && !m.InstalledAt.IsZero() && m.State != machine.Armed {
+			return &refusedError{codeNeedsWord, "it was installed before; say --reinstall to wipe it"}
+		}
+		if choices.EtcdFormed && choices.EtcdFirst == m.Name {
+			return &refusedError{codeWouldLoseEtcd, "it holds the only copy of the cluster's etcd; wiping it would destroy the cluster"}
+		}
+		if m.State == machine.Armed {
+			return nil
+		}
+		id, err := s.newID()
+		if err != nil {
+			return err
+		}
+		if err := c.move(m, "machine-armed", "", event); err != nil {
+			return err
+		}
+		m.Arming = &store.Arming{ID: id, At: c.now, By: by}
+		return nil
+	})
+	return connect.NewResponse(&api.ArmMachineResponse{Outcomes: outcomes}), nil
+}
+
+func (s *Server) newID() (string, error) {
+	b := make([]byte, 16)
+	if _, err := io.ReadFull(s.cfg.Rand, b); err != nil {
+		return "", fmt.Errorf("reading randomness: %w", err)
+	}
+	return hex.EncodeToString(b), nil
+}
+
+// DisarmMachine implements apiconnect.OperatorServiceHandler.
+func (s operators) DisarmMachine(ctx context.Context, req *connect.Request[api.DisarmMachineRequest]) (*connect.Response[api.DisarmMachineResponse], error) {
+	names, err := s.selected(req.Msg.GetSelection(), func(m store.Machine) bool { return m.Arming != nil })
+	if err != nil {
+		return nil, err
+	}
+	outcomes := s.each(ctx, names, "nothing may write its disk", func(c *change, m *store.Machine) error {
+		reason := ""
+		if m.State == machine.Installing {
+			reason = "disarmed while it was installing: its disk is incomplete"
+		}
+		if err := c.move(m, "machine-disarmed", reason, machine.Disarm); err != nil {
+			return err
+		}
+		m.Arming = nil
+		return nil
+	})
+	return connect.NewResponse(&api.DisarmMachineResponse{Outcomes: outcomes}), nil
+}
+
+// IssueKubeconfig implements apiconnect.OperatorServiceHandler.
+func (s operators) IssueKubeconfig(ctx context.Context, req *connect.Request[api.IssueKubeconfigRequest]) (*connect.Response[api.IssueKubeconfigResponse], error) {
+	from := callerOf(ctx)
+	_, choices, err := s.decide(ctx)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
+	if !choices.KubernetesFormed {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("the Kubernetes API server has not started yet; imagectl status says what it waits for"))
+	}
+	key, err := pki.ParseRequest(req.Msg.GetCsrDer())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	made, err := pki.KubernetesAdmin(from.identity.Name, s.lifetimes)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	issued, err := s.authority.kubernetes.Sign(made, key, s.cfg.Now(), s.cfg.Rand)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	err = s.change(ctx, from.actor(), func(c *change) error {
+		c.log(certificateEntry("", "kubernetes-admin", issued))
+		return nil
+	})
+	if err != nil {
+		return nil, s.storing("", err)
+	}
+	endpoint := s.cfg.Kubernetes.Endpoint
+	if endpoint == "" {
+		endpoint = hostPort(s.addressOf(choices.KubernetesFirst), apiServerPort)
+	}
+	return connect.NewResponse(&api.IssueKubeconfigResponse{
+		CertificatePem: string(issued.PEM), CaPem: string(s.authority.kubernetes.CertificatePEM()),
+		Server: "https://" + endpoint, Cluster: s.cfg.Cluster,
+	}), nil
+}

@@ -1,0 +1,227 @@
+package serverapi
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
+	"github.com/imagectl/imagectl/bootstrap/enrol"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/store"
+)
+
+// Bounds on what callers without a certificate can make this server keep.
+const (
+	// maxUnknown is how many unlisted machines are remembered; the oldest goes.
+	maxUnknown = 256
+	// newPerSecond and newBurst limit records and keys that are new; a rack of a
+	// thousand machines that is switched on at once is through in a minute.
+	newPerSecond = 10
+	newBurst     = 400
+)
+
+// Server answers all calls. It is safe for concurrent use.
+type Server struct {
+	cfg       Config
+	lifetimes pki.Lifetimes
+	authority authority
+	start     time.Time
+
+	byName map[string]int // index in cfg.Machines
+	index  enrol.Index
+	board  *board
+	fresh  *rate.Limiter // limits what is new at enrolment
+
+	mu      sync.Mutex
+	choices coordinator.Choices
+	view    view
+}
+
+// New makes the cluster's keys at the first start and brings the records in line
+// with cluster.yaml.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	s := &Server{
+		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(),
+		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst),
+	}
+	var listed []enrol.Hardware
+	for i, m := range cfg.Machines {
+		s.byName[m.Name] = i
+		listed = append(listed, enrol.Hardware{Name: m.Name, MACs: m.MACs, UUID: m.UUID, Serial: m.Serial})
+	}
+	s.index = enrol.NewIndex(listed)
+	if err := s.loadAuthority(ctx); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
+	if err := s.list(ctx); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
+	err := cfg.Store.Change(ctx, func(tx *store.Tx) error {
+		_, err := tx.Value(valueChoices, &s.choices)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
+	return s, nil
+}
+
+// CAPEM is the certificate that this server's own chains to.
+func (s *Server) CAPEM() []byte { return s.authority.imagectl.CertificatePEM() }
+
+// list brings the records in line with cluster.yaml: new machines are approved
+// (the reviewed file is the approval of their hardware), vanished ones become
+// unknown, and what was unknown and is listed now is forgotten under its old name.
+func (s *Server) list(ctx context.Context) error {
+	const batch = 100 // records a transaction
+	var todo []string
+	for _, m := range s.cfg.Machines {
+		if r, ok := s.cfg.Store.Machine(m.Name); !ok || !r.Known {
+			todo = append(todo, m.Name)
+		}
+	}
+	for _, r := range s.cfg.Store.Machines() {
+		if _, listed := s.byName[r.Name]; listed {
+			continue
+		}
+		name, _ := s.index.Match(hardware(factsOf(r)))
+		if r.Known || name != "" {
+			todo = append(todo, r.Name)
+		}
+	}
+	for names := range slices.Chunk(todo, batch) {
+		err := s.change(ctx, s.self(), func(c *change) error {
+			for _, name := range names {
+				if err := s.listOne(c, name); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) listOne(c *change, name string) error {
+	m, ok, err := c.tx.Machine(name)
+	if err != nil {
+		return err
+	}
+	_, listed := s.byName[name]
+	switch {
+	case listed && !ok:
+		m = store.Machine{Name: name, State: machine.Approved, Since: c.now, FirstSeen: c.now, Known: true}
+		c.log(audit.Entry{Action: "machine-listed", Machine: name, After: string(m.State), Detail: "cluster.yaml lists it"})
+		return c.tx.PutMachine(m)
+	case listed:
+		m.Known = true
+		if m.State != machine.Retired {
+			if err := c.move(&m, "machine-listed", "cluster.yaml lists it", machine.Listed); err != nil {
+				return err
+			}
+		}
+		return c.tx.PutMachine(m)
+	case m.Known:
+		m.Known = false
+		c.log(audit.Entry{Action: "machine-unlisted", Machine: name, Before: string(m.State), After: string(m.State), Detail: "cluster.yaml lists it no more"})
+		return c.tx.PutMachine(m)
+	default:
+		c.log(audit.Entry{Action: "machine-forgotten", Machine: name, Before: string(m.State), Detail: "cluster.yaml lists this hardware under another name now"})
+		c.tx.DeleteMachine(name)
+		return nil
+	}
+}
+
+// machineOf returns the plan's view of a machine.
+func (s *Server) machineOf(name string) (Machine, bool) {
+	i, ok := s.byName[name]
+	if !ok {
+		return Machine{}, false
+	}
+	return s.cfg.Machines[i], true
+}
+
+// view is the coordinator's input, kept while nothing has changed: a thousand
+// waiting agents wake at once.
+type view struct {
+	store, board <-chan struct{} // closed when it is outdated
+	until        time.Time       // when somebody's silence may count
+	nodes        []coordinator.Node
+}
+
+// silence is how long a machine may say nothing before the coordinator stops
+// relying on what it said: four heartbeats.
+const silence = 2 * time.Minute
+
+// decide returns the coordinator's input with choices that are stored.
+func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Choices, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.cfg.Now()
+	if !current(s.view.store) || !current(s.view.board) || now.After(s.view.until) {
+		s.view = view{store: s.cfg.Store.Changed(), board: s.board.Changed(), until: now.Add(5 * time.Second)}
+		for _, m := range s.cfg.Machines {
+			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, State: s.cfg.Store.State(m.Name)}
+			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
+				n.Seen = r.seen()
+			}
+			s.view.nodes = append(s.view.nodes, n)
+		}
+	}
+	nodes := s.view.nodes
+	if coordinator.Choose(nodes, s.choices) == s.choices {
+		return nodes, s.choices, nil
+	}
+	var stored coordinator.Choices
+	err := s.change(ctx, s.self(), func(c *change) error {
+		stored = coordinator.Choices{}
+		if _, err := c.tx.Value(valueChoices, &stored); err != nil {
+			return err
+		}
+		next := coordinator.Choose(nodes, stored)
+		if next == stored {
+			return nil
+		}
+		c.log(audit.Entry{Action: "cluster-choice", Detail: fmt.Sprintf("from %+v to %+v", stored, next)})
+		stored = next
+		return c.tx.PutValue(valueChoices, next)
+	})
+	if err != nil {
+		return nil, coordinator.Choices{}, fmt.Errorf("storing a choice: %w", err)
+	}
+	s.choices = stored
+	return nodes, s.choices, nil
+}
+
+// current tells whether a channel is set and still open.
+func current(c <-chan struct{}) bool {
+	if c == nil {
+		return false
+	}
+	select {
+	case <-c:
+		return false
+	default:
+		return true
+	}
+}
+
+// hardware is what facts say a machine can be recognised by.
+func hardware(f *api.Facts) enrol.Hardware {
+	h := enrol.Hardware{UUID: f.GetUuid(), Serial: f.GetSerial()}
+	for _, i := range f.GetInterfaces() {
+		h.MACs = append(h.MACs, i.GetMac())
+	}
+	return h
+}
