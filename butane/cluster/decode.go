@@ -66,6 +66,10 @@ func (d *decoder) add(pos diag.Pos, path, hint, format string, args ...any) {
 	*d.found = append(*d.found, diag.Finding{Pos: pos, Path: path, Message: fmt.Sprintf(format, args...), Hint: hint})
 }
 
+func (d *decoder) warn(at place, hint, format string, args ...any) {
+	*d.found = append(*d.found, diag.Finding{Severity: diag.Warning, Pos: at.Pos, Path: at.Path, Message: fmt.Sprintf(format, args...), Hint: hint})
+}
+
 // reported says whether something at or below a path was refused already, so
 // that what follows from it is not reported as well.
 func (d *decoder) reported(path string) bool {

@@ -16,7 +16,7 @@ func TestExtendsMergesMapsAndNamedListsAndReplacesTheRest(t *testing.T) {
 		"site/prod/cluster.yaml": `version: 1
 extends: ../base.yaml
 cluster: prod
-flatcar: {mirror: ../mirror, keyring: keys/f.asc}
+flatcar: {mirror: ../mirror, keyring: k/keys/flatcar.asc}
 boot:
   subnets:
     - cidr: 10.0.0.0/24
@@ -42,7 +42,7 @@ addons:
 	}
 	got := []string{spec.Name, spec.Flatcar.Version, spec.Flatcar.Mirror, spec.Flatcar.Keyring, spec.Agent, spec.Addons[0].Source}
 	// bin/bootstrapd is written in the base file, so it starts at its directory.
-	if diff := cmp.Diff(got, []string{"prod", "4593.2.5", "../mirror", "keys/f.asc", "../bin/bootstrapd", "addons/flannel.yaml"}); diff != "" {
+	if diff := cmp.Diff(got, []string{"prod", "4593.2.5", "../mirror", "k/keys/flatcar.asc", "../bin/bootstrapd", "addons/flannel.yaml"}); diff != "" {
 		t.Error("got -, want +\n" + diff)
 	}
 	if len(spec.Boot.Subnets) != 1 || spec.Boot.Subnets[0].First.IsValid() {
@@ -73,7 +73,7 @@ func TestExtendsReportsInTheFileWhereItIs(t *testing.T) {
 		{"a snippet of the base", fake{
 			"a/cluster.yaml": "version: 1\nextends: ../base.yaml\n",
 			"base.yaml":      strings.Replace(string(Minimal), "# butane:", "butane:", 1),
-		}, `base.yaml:45:14: error: roles.worker.butane[0]: Butane file worker.bu cannot be read: no such file`},
+		}, `base.yaml:48:14: error: roles.worker.butane[0]: Butane file worker.bu cannot be read: no such file`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestExtendsReportsInTheFileWhereItIs(t *testing.T) {
 }
 
 func TestWantsExpandTemplates(t *testing.T) {
-	text := edit(t, "  # mirror: https://mirror.example.org/flatcar", "  mirror: /srv/release/{channel}\n  keyring: keys/f.asc\n  primaryKey: "+strings.Repeat("AB ", 19)+"AB",
+	text := edit(t, "  # mirror: https://mirror.example.org/flatcar", "  mirror: /srv/release/{channel}\n  primaryKey: "+strings.Repeat("AB ", 19)+"AB",
 		"  podCIDR", "  binaries: https://e.org/{version}/{arch}/\n  images: [{name: kubernetes, source: \"images-{version}.tar\"}]\n  podCIDR",
 		"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: \"ext/gvisor-{arch}.raw\"}]\n",
 		"    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: \"ext/gvisor-{arch}.raw\"}]\n")
@@ -103,7 +103,7 @@ func TestWantsExpandTemplates(t *testing.T) {
 	if err := found.Err(); err != nil {
 		t.Fatal(err)
 	}
-	signed := &release.SignedBy{Keyring: "keys/f.asc", Primary: strings.Repeat("AB", 20)}
+	signed := &release.SignedBy{Keyring: "keys/flatcar.asc", Primary: strings.Repeat("AB", 20)}
 	want := []release.Want{
 		{ID: lock.FlatcarImage, Source: "/srv/release/stable/amd64-usr/4593.2.5/flatcar_production_image.bin.bz2", Signed: signed},
 		{ID: lock.FlatcarPXEKernel, Source: "/srv/release/stable/amd64-usr/4593.2.5/flatcar_production_pxe.vmlinuz", Signed: signed},

@@ -123,14 +123,14 @@ func (c *checker) flatcar(raw rawFlatcar) Flatcar {
 	f.Mirror = c.source(mirror, map[string]string{"channel": f.Channel, "version": f.Version, "arch": f.Arch})
 	if raw.Keyring.Set {
 		f.Keyring = c.path(raw.Keyring)
+		if _, err := c.read(c.locate(raw.Keyring)); err != nil {
+			c.warn(raw.Keyring.place, "download it from "+flatcarKeyURL+"; its fingerprint is pinned", "the keyring cannot be read, and imagectl lock needs it: %s", cause(err))
+		}
 	}
 	if raw.PrimaryKey.Set {
 		f.PrimaryKey = strings.ToUpper(strings.ReplaceAll(raw.PrimaryKey.V, " ", ""))
 		if !fingerprint.MatchString(f.PrimaryKey) {
 			c.add(raw.PrimaryKey.Pos, raw.PrimaryKey.Path, "gpg --show-keys --with-fingerprint KEYRING prints it", "want the fingerprint of the primary key: 40 or 64 hexadecimal digits")
-		}
-		if !raw.Keyring.Set && f.PrimaryKey != flatcarPrimaryKey {
-			c.add(raw.PrimaryKey.Pos, raw.PrimaryKey.Path, "keyring: keys/release.asc", "another key than Flatcar's is pinned, but no keyring holds it")
 		}
 	}
 	return f

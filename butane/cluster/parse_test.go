@@ -64,8 +64,9 @@ func TestFindings(t *testing.T) {
 		// Flatcar, Kubernetes and the components.
 		{"a version of another channel", []string{"4593.2.5", "4790.0.0"}, []string{`error: flatcar.version: 4790.0.0 is a version of channel alpha, and flatcar.channel is stable`}},
 		{"a mirror may hold any channel", []string{"4593.2.5", "4790.0.0", "  # mirror: https://mirror.example.org/flatcar", "  mirror: https://mirror.example.org/flatcar"}, nil},
-		{"a key that no keyring holds", []string{"  # mirror:", "  primaryKey: " + strings.Repeat("AB", 20) + "\n  # mirror:"}, []string{`error: flatcar.primaryKey: another key than Flatcar's is pinned, but no keyring holds it`}},
-		{"a short key id", []string{"  # mirror:", "  keyring: k.asc\n  primaryKey: \"0593B34A\"\n  # mirror:"}, []string{`error: flatcar.primaryKey: want the fingerprint of the primary key: 40 or 64 hexadecimal digits`}},
+		{"no keyring", []string{"  keyring: keys/flatcar.asc\n", ""}, []string{`error: flatcar: required key "keyring" is missing`}},
+		{"a keyring that is not there yet", []string{"keys/flatcar.asc", "k.asc"}, []string{`warning: flatcar.keyring: the keyring cannot be read, and imagectl lock needs it: no such file`}},
+		{"a short key id", []string{"  # mirror:", "  primaryKey: \"0593B34A\"\n  # mirror:"}, []string{`error: flatcar.primaryKey: want the fingerprint of the primary key: 40 or 64 hexadecimal digits`}},
 		{"Kubernetes without v", []string{"v1.36.3", "1.36.3"}, []string{`error: kubernetes.version: "1.36.3" lacks the leading v`}},
 		{"Kubernetes too old", []string{"v1.36.3", "v1.33.0"}, []string{`error: kubernetes.version: Kubernetes 1.33 is not supported: this imagectl knows 1.34 to 1.36`}},
 		{"etcd too old", []string{"v3.6.5", "v3.4.1"}, []string{`error: etcd.version: "v3.4.1" is not a version that imagectl knows how to use`}},
@@ -97,7 +98,7 @@ func TestFindings(t *testing.T) {
 		{"the network address", []string{"address: 10.0.0.11", "address: 10.0.0.0"}, []string{`error: machines[0].address: 10.0.0.0 is the network address of 10.0.0.0/24`}},
 		{"the server's address", []string{"address: 10.0.0.11", "address: 10.0.0.2"}, []string{`error: machines[0].address: 10.0.0.2 is the server's own address`}},
 		{"the router's address", []string{"address: 10.0.0.11", "address: 10.0.0.1"}, []string{`error: machines[0].address: 10.0.0.1 is the router's address`}},
-		{"one address twice", []string{"address: 10.0.0.21", "address: 10.0.0.11"}, []string{`error: machines[1].address: address 10.0.0.11 is used twice: first at cluster.yaml:53:14 (machines[0].address)`}},
+		{"one address twice", []string{"address: 10.0.0.21", "address: 10.0.0.11"}, []string{`error: machines[1].address: address 10.0.0.11 is used twice: first at cluster.yaml:56:14 (machines[0].address)`}},
 		{"no address", []string{"    address: 10.0.0.21\n", ""}, []string{`error: machines[1]: required key "address" is missing: under dhcp: authoritative every machine has a reserved address`}},
 		{"DHCP of somebody else's needs neither addresses nor subnets", []string{"dhcp: authoritative", "dhcp: off", "    address: 10.0.0.21\n", "", "  interface: eth1\n", ""}, nil},
 		{"authoritative DHCP without a network", []string{"  interface: eth1\n", "", "  subnets:\n    - cidr: 10.0.0.0/24\n", "  # \n", "      range: {first: 10.0.0.200, last: 10.0.0.250}\n      router: 10.0.0.1\n      dns: [10.0.0.1]\n", ""}, []string{
@@ -109,7 +110,7 @@ func TestFindings(t *testing.T) {
 
 		// Machines.
 		{"a group MAC", []string{"52:54:00:00:00:11", "01:00:5e:00:00:11"}, []string{`error: machines[0].match.mac[0]: 01:00:5e:00:00:11 is a group address, no network card has it`}},
-		{"one MAC twice, in another spelling", []string{"52:54:00:00:00:21", "52-54-00-00-00-11"}, []string{`error: machines[1].match.mac[0]: MAC 52:54:00:00:00:11 is used twice: first at cluster.yaml:52:19 (machines[0].match.mac[0])`}},
+		{"one MAC twice, in another spelling", []string{"52:54:00:00:00:21", "52-54-00-00-00-11"}, []string{`error: machines[1].match.mac[0]: MAC 52:54:00:00:00:11 is used twice: first at cluster.yaml:55:19 (machines[0].match.mac[0])`}},
 		{"an empty match", []string{`{mac: ["52:54:00:00:00:11"]}`, "{}"}, []string{`error: machines[0].match: says nothing: want mac, uuid or serial`}},
 		{"a UUID that every such board has", []string{`{mac: ["52:54:00:00:00:11"]}`, "{uuid: 00000000-0000-0000-0000-000000000000}"}, []string{`error: machines[0].match.uuid: 00000000-0000-0000-0000-000000000000 is what firmware without a UUID says`}},
 		{"a serial that YAML takes for a number", []string{`{mac: ["52:54:00:00:00:11"]}`, "{serial: 0123}"}, []string{`error: machines[0].match.serial: 0123 is a number for YAML, want text`}},
@@ -130,7 +131,7 @@ func TestFindings(t *testing.T) {
 
 		// Roles.
 		{"an extension of ours", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: etcd, source: a.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: the extension etcd is built by imagectl; choose another name`}},
-		{"one extension, two sources", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: a.raw}]\n", "    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: b.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: extension gvisor has the source a.raw here and b.raw at cluster.yaml:42:25`}},
+		{"one extension, two sources", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: a.raw}]\n", "    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: b.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: extension gvisor has the source a.raw here and b.raw at cluster.yaml:45:25`}},
 		{"a label that a kubelet may not set", []string{"    kind: worker\n", "    kind: worker\n    labels: {node-role.kubernetes.io/worker: \"\"}\n"}, []string{`error: roles.worker.labels.node-role.kubernetes.io/worker: a kubelet may not set node-role.kubernetes.io/worker on its own node and would not start`}},
 		{"a label that it may", []string{"    kind: worker\n", "    kind: worker\n    labels: {topology.kubernetes.io/zone: a, example.org/disk: ssd, node.kubernetes.io/pool: x}\n"}, nil},
 		{"a taint without effect", []string{"    kind: worker\n", "    kind: worker\n    taints: [example.org/a=b]\n"}, []string{`error: roles.worker.taints[0]: "example.org/a=b" is not a taint: want key=value:NoSchedule, PreferNoSchedule or NoExecute`}},

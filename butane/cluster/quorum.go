@@ -1,19 +1,11 @@
 package cluster
 
-import (
-	"fmt"
-	"slices"
-
-	"github.com/imagectl/imagectl/butane/diag"
-)
+import "slices"
 
 // quorum does etcd's arithmetic: what may fail before the cluster stops.
 func (c *checker) quorum(raw rawFile, s Spec) {
-	warn := func(at place, hint, format string, args ...any) {
-		*c.found = append(*c.found, diag.Finding{Severity: diag.Warning, Pos: at.Pos, Path: at.Path, Message: fmt.Sprintf(format, args...), Hint: hint})
-	}
 	if len(raw.Machines) == 0 {
-		warn(raw.place, "", "there are no machines: images can be built, and nothing will boot")
+		c.warn(raw.place, "", "there are no machines: images can be built, and nothing will boot")
 		return
 	}
 	at := raw.Machines[0].place
@@ -37,9 +29,9 @@ func (c *checker) quorum(raw rawFile, s Spec) {
 		}
 		return
 	case n%2 == 0:
-		warn(at, "use an odd number of control planes", "%d control planes: quorum is %d of %d, so %d may fail, no more than with %d", n, need, n, n-need, n-1)
+		c.warn(at, "use an odd number of control planes", "%d control planes: quorum is %d of %d, so %d may fail, no more than with %d", n, need, n, n-need, n-1)
 	case n > 7:
-		warn(at, "use 3 or 5 control planes", "%d control planes: every write waits for %d of them", n, need)
+		c.warn(at, "use 3 or 5 control planes", "%d control planes: every write waits for %d of them", n, need)
 	}
 	if n < 3 {
 		return // losing any zone that matters stops it; nobody expects otherwise
@@ -60,12 +52,12 @@ func (c *checker) quorum(raw rawFile, s Spec) {
 	}
 	for _, m := range members {
 		if !m.Zone.Set {
-			warn(m.place, "zone: rack1", "control plane %s has no zone, while others have: the loss of its zone is not accounted for", m.Name.V)
+			c.warn(m.place, "zone: rack1", "control plane %s has no zone, while others have: the loss of its zone is not accounted for", m.Name.V)
 		}
 	}
 	for _, z := range order {
 		if n-zones[z] < need {
-			warn(at, "spread the control planes over three zones", "losing zone %s loses %d of %d etcd members, quorum is %d", z, zones[z], n, need)
+			c.warn(at, "spread the control planes over three zones", "losing zone %s loses %d of %d etcd members, quorum is %d", z, zones[z], n, need)
 		}
 	}
 }

@@ -50,7 +50,7 @@ type rawFlatcar struct {
 	Version    rawString `key:"version,required"`
 	Arch       rawString `key:"arch"`
 	Mirror     rawString `key:"mirror"`
-	Keyring    rawString `key:"keyring"`
+	Keyring    rawString `key:"keyring,required"`
 	PrimaryKey rawString `key:"primaryKey"`
 }
 

@@ -52,10 +52,7 @@ func (c *checker) snippet(f rawString) (Snippet, bool) {
 	if !f.Set {
 		return Snippet{}, false
 	}
-	file := f.V
-	if !filepath.IsAbs(file) {
-		file = filepath.Join(filepath.Dir(f.Pos.File), file)
-	}
+	file := c.locate(f)
 	content, err := c.read(file)
 	if err != nil {
 		c.add(f.Pos, f.Path, "the path starts at the directory of "+f.Pos.File, "Butane file %s cannot be read: %s", file, cause(err))

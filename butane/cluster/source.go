@@ -71,6 +71,14 @@ func (c *checker) path(f rawString) string {
 	return filepath.ToSlash(rel)
 }
 
+// locate is a path as read takes it, from the file it is written in.
+func (c *checker) locate(f rawString) string {
+	if filepath.IsAbs(f.V) {
+		return f.V
+	}
+	return filepath.Join(filepath.Dir(f.Pos.File), f.V)
+}
+
 // joinSource appends to a URL or a directory.
 func joinSource(base, elem string) string {
 	if strings.Contains(base, "://") {

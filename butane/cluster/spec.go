@@ -42,7 +42,7 @@ type Flatcar struct {
 	Channel, Version, Arch string
 	// Mirror is the URL or directory that holds ARCH-usr/VERSION/.
 	Mirror string
-	// Keyring is a path; empty means Flatcar's own keys.
+	// Keyring is a path to OpenPGP public keys.
 	Keyring string
 	// PrimaryKey is the pinned fingerprint, upper-case hexadecimal.
 	PrimaryKey string

@@ -13,6 +13,9 @@ import (
 // the subkeys that sign below it change every second year.
 const flatcarPrimaryKey = "F88CFEDEFF29A5B4D9523864E25D9AED0593B34A"
 
+// flatcarKeyURL is where Flatcar publishes its keyring.
+const flatcarKeyURL = "https://www.flatcar.org/security/image-signing-key/Flatcar_Image_Signing_Key.asc"
+
 // Where upstream publishes. The iPXE programs have no version in their URL: the
 // lock file pins what was found.
 const (

@@ -26,7 +26,7 @@ type Want struct {
 // SignedBy says whose signature is accepted.
 type SignedBy struct {
 	// Keyring is a path to OpenPGP public keys, armoured or not; a relative path
-	// starts at the directory of cluster.yaml. Empty means Flatcar's own keyring.
+	// starts at the directory of cluster.yaml. It is never empty.
 	Keyring string `json:"keyring,omitempty"`
 	// Primary is the fingerprint of the pinned primary key, upper-case hexadecimal
 	// without spaces.

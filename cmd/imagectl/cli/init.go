@@ -46,11 +46,11 @@ func newInit(g *globals) *cobra.Command {
 			if err := writeStarter(dir); err != nil {
 				return err
 			}
-			step := "edit cluster.yaml, then"
+			step := "edit cluster.yaml, put Flatcar's key into keys/flatcar.asc, then"
 			if dir != "." {
 				step = "cd " + dir + ", " + step
 			}
-			_, err := fmt.Fprintf(g.stdio.Out, "wrote %s\nnext: %s imagectl validate\n", filepath.Join(dir, "cluster.yaml"), step)
+			_, err := fmt.Fprintf(g.stdio.Out, "wrote %s\nnext: %s: imagectl validate\n", filepath.Join(dir, "cluster.yaml"), step)
 			return err
 		},
 	}
