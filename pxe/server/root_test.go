@@ -121,8 +121,9 @@ func startRack(t *testing.T, machines []plan.Machine, st states) *rack {
 		t.Fatal("the bridge is down")
 	}
 	blobs := memory{}
-	// The kernel's content does not matter here: that it was fetched does.
-	kernel := blobs.add("vmlinuz", bytes.Repeat([]byte("not a kernel\n"), 5000))
+	// The kernel's content does not matter here: that it was fetched does. A smaller
+	// file would be run as it is by iPXE under BIOS.
+	kernel := blobs.add("vmlinuz", bytes.Repeat([]byte("not a kernel\n"), 100_000))
 	initrd := blobs.add("initrd.gz", bytes.Repeat([]byte("not an initrd\n"), 5000))
 	address := netip.MustParseAddr(serverAddr)
 	cat, err := catalog.New(catalog.Config{

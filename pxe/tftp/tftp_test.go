@@ -198,14 +198,28 @@ func TestSessionsAreBounded(t *testing.T) {
 	for i := range conns {
 		conns[i].WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), peers[i])
 	}
-	for range 100 { // as firmware does
-		third.WriteToUDP([]byte(read("a", "octet")), at)
-		if got, from := answer(t, third, 100*time.Millisecond); got != "silence" {
-			third.WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), from)
-			return
+	if !fetches(t, at, 60) {
+		t.Error("no answer although the sessions have ended")
+	}
+}
+
+// fetches asks for the file a and repeats it, as firmware does: the request may
+// be the one that a full socket buffer drops.
+func fetches(t *testing.T, at *net.UDPAddr, times int) bool {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range times {
+		conn.WriteToUDP([]byte(read("a", "octet")), at)
+		if got, from := answer(t, conn, time.Second); from != nil {
+			conn.WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), from)
+			return len(got) == 516
 		}
 	}
-	t.Error("no answer although the sessions have ended")
+	return false
 }
 
 func TestGarbageNeitherStopsNorFattensTheServer(t *testing.T) {
@@ -225,10 +239,8 @@ func TestGarbageNeitherStopsNorFattensTheServer(t *testing.T) {
 		// The kernel may refuse with what came back for an earlier packet.
 		_, _ = conn.Write(b)
 	}
-	if got, other, from := ask(t, at, read("a", "octet")); len(got) != 516 {
-		t.Errorf("after the flood: got %.20q", got)
-	} else {
-		other.WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), from)
+	if !fetches(t, at, 60) {
+		t.Error("no answer after the flood")
 	}
 	if n := runtime.NumGoroutine(); n > goroutines+defaultSessions {
 		t.Errorf("%d goroutines, before the flood %d", n, goroutines)

@@ -1,0 +1,59 @@
+//go:build linux
+
+package listen
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestErrorsSayWhatToDo(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	self, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		err  error
+		want []string
+	}{
+		{"a port that we have ourselves", explain("tcp", taken.Addr().String(), syscall.EADDRINUSE),
+			[]string{"is taken by " + strings.TrimSpace(string(self)) + " (pid ", "; stop it"}},
+		{"a port that nobody has any more", explain("udp", "127.0.0.1:1", syscall.EADDRINUSE), []string{"ss -lnp"}},
+		{"no permission", explain("udp", "0.0.0.0:67", syscall.EACCES), []string{"listening on udp 0.0.0.0:67: run as root, or grant CAP_NET_BIND_SERVICE"}},
+		{"a foreign address", explain("tcp", "192.0.2.1:80", syscall.EADDRNOTAVAIL), []string{"set server.address in cluster.yaml"}},
+		{"no such interface", open("nosuch0", "127.0.0.1"), []string{"listening on nosuch0: ", "set boot.interface in cluster.yaml to one of [", "lo"}},
+		{"an address of another interface", open("lo", "192.0.2.1"), []string{"not server.address 192.0.2.1 (ip address add 192.0.2.1/24 dev lo"}},
+		{"an IPv6 address", open("lo", "::1"), []string{"server.address ::1 is not an IPv4 address"}},
+	} {
+		for _, want := range c.want {
+			if c.err == nil || !strings.Contains(c.err.Error(), want) {
+				t.Errorf("%s: got %v, want %q in it", c.name, c.err, want)
+			}
+		}
+	}
+}
+
+func open(device, address string) error {
+	s, err := Open(context.Background(), Config{Interface: device, Address: netip.MustParseAddr(address)})
+	if err == nil {
+		s.Close()
+	}
+	return err
+}
+
+func TestCloseOfNothing(t *testing.T) {
+	if err := (Sockets{}).Close(); err != nil {
+		t.Error(err)
+	}
+}

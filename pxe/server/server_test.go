@@ -1,0 +1,114 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+func TestRunNamesTheTaskThatFailed(t *testing.T) {
+	waits := Task{"patient", func(ctx context.Context) error { <-ctx.Done(); return nil }}
+	for _, c := range []struct {
+		name string
+		task Task
+		want string
+	}{
+		{"fails", Task{"dhcp", func(context.Context) error { return errors.New("no socket") }}, "running dhcp: no socket"},
+		{"ends", Task{"tftp", func(context.Context) error { return nil }}, "running tftp: it ended by itself"},
+	} {
+		if err := Run(t.Context(), waits, c.task); err == nil || err.Error() != c.want {
+			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Run(ctx, waits, waits); err != nil {
+		t.Errorf("a clean stop returns %v", err)
+	}
+}
+
+// A stop lets a running transfer finish, and then nobody is served any more.
+func TestHTTPTaskStopsCleanly(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entered, release := make(chan struct{}), make(chan struct{})
+	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(entered)
+		<-release
+		io.WriteString(w, "whole")
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- HTTPTask("http", l, h, slog.New(slog.DiscardHandler)).Run(ctx) }()
+	got := make(chan string, 1)
+	go func() {
+		r, err := http.Get("http://" + l.Addr().String())
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		defer r.Body.Close()
+		b, _ := io.ReadAll(r.Body)
+		got <- string(b)
+	}()
+	<-entered
+	cancel()
+	close(release)
+	if b := <-got; b != "whole" {
+		t.Errorf("the running transfer got %q", b)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := net.DialTimeout("tcp4", l.Addr().String(), time.Second); err == nil {
+		t.Error("the port is still open")
+	}
+}
+
+func card(n int) net.HardwareAddr {
+	return net.HardwareAddr{2, 0, 0, byte(n >> 16), byte(n >> 8), byte(n)}
+}
+
+func TestJournalKeepsTheLastEvents(t *testing.T) {
+	var j Journal
+	if got := j.Events(card(1)); len(got) != 0 {
+		t.Errorf("an empty journal has %v", got)
+	}
+	for i := range eventsPerCard + 3 {
+		j.Record(boot.Event{Machine: boot.Machine{MAC: card(1)}, Detail: fmt.Sprint(i)})
+	}
+	j.Record(boot.Event{Machine: boot.Machine{MAC: card(2)}, Detail: "other"})
+	j.Record(boot.Event{Detail: "nobody"})
+	got := j.Events(card(1))
+	if len(got) != eventsPerCard || got[0].Detail != "3" || got[eventsPerCard-1].Detail != fmt.Sprint(eventsPerCard+2) {
+		t.Errorf("got %d events from %s to %s", len(got), got[0].Detail, got[len(got)-1].Detail)
+	}
+	if got := j.Events(card(2)); len(got) != 1 || got[0].Detail != "other" {
+		t.Errorf("the other card has %v", got)
+	}
+}
+
+func TestJournalIsBounded(t *testing.T) {
+	var j Journal
+	for i := range 5 * maxCards {
+		j.Record(boot.Event{Machine: boot.Machine{MAC: card(i)}})
+		j.Record(boot.Event{Machine: boot.Machine{MAC: card(1 << 20)}, Detail: "boots again and again"})
+	}
+	if len(j.cards) > maxCards {
+		t.Errorf("%d cards, limit %d", len(j.cards), maxCards)
+	}
+	if got := j.Events(card(1 << 20)); len(got) != eventsPerCard || !strings.Contains(got[0].Detail, "again") {
+		t.Errorf("the busy card has %d events", len(got))
+	}
+}
