@@ -28,7 +28,7 @@ var layers = map[string][]string{
 	"butane/lockdown": {},
 	"butane/snippet":  {"butane/diag", "butane/lockdown"},
 	"butane/cluster":  {"butane/diag", "butane/snippet", "images/lock", "images/release"},
-	"butane/plan":     {"butane/cluster", "butane/diag", "images/lock", "images/release"},
+	"butane/plan":     {"butane/cluster", "butane/diag", "butane/lockdown", "images/lock", "images/release"},
 	"butane/render":   {"butane/lockdown", "butane/plan", "butane/snippet", "bootstrap/nodeconf"},
 
 	"images/fstree":   {},

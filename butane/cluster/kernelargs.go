@@ -15,7 +15,7 @@ var kernelArg = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.,:/=+@%~-]*$`)
 const commandLine = "BOOT_IMAGE=/flatcar/vmlinuz-a mount.usr=/dev/mapper/usr verity.usr=PARTUUID=7130c94a-213a-4e5a-8e26-6cce9662f132 " +
 	"rootflags=rw mount.usrflags=ro consoleblank=0 root=LABEL=ROOT console=ttyS0,115200n8 console=tty0 " +
 	"flatcar.first_boot=detected flatcar.randomize_disk_guid=00000000-0000-0000-0000-000000000001 flatcar.oem.id= " +
-	"verity.usrhash=0000000000000000000000000000000000000000000000000000000000000000 systemd.ssh_auto=no "
+	"verity.usrhash=0000000000000000000000000000000000000000000000000000000000000000 systemd.ssh_auto=no systemd.import_credentials=no "
 
 // maxCommandLine is COMMAND_LINE_SIZE of x86 without its final NUL.
 const maxCommandLine = 2047
@@ -42,7 +42,7 @@ func forbiddenArgs() []forbiddenArg {
 		{"init", other}, {"rdinit", other}, {"systemd.unit", other}, {"rd.systemd.unit", other}, {"systemd.run*", other}, {"systemd.wants", other},
 		{"systemd.mask", "could mask what keeps the node closed"}, {"rd.systemd.mask", "could mask what keeps the node closed"},
 		{"systemd.ssh_auto", "is set to no by imagectl"}, {"systemd.ssh_listen", "makes SSH listen"},
-		{"systemd.getty_auto", "brings login prompts back"}, {"systemd.set_credential*", "can carry a password or a key"}, {"systemd.import_credentials", "can carry a password or a key"},
+		{"systemd.getty_auto", "brings login prompts back"}, {"systemd.set_credential*", "can carry a password or a key"}, {"systemd.import_credentials", "is set to no by imagectl"}, {"rd.systemd.import_credentials", "is set to no by imagectl"},
 		{"systemd.volatile", "hides the installed root"}, {"systemd.machine_id", "makes machines share an identity"},
 		{"ignition.config.url", ours}, {"flatcar.config.url", ours}, {"coreos.config.url", ours},
 		{"ignition.platform.id", ours}, {"flatcar.oem.id", ours}, {"coreos.oem.id", ours},

@@ -57,6 +57,15 @@ func Users() []User {
 	return []User{{Name: "core", Shell: "/sbin/nologin", Groups: []string{"systemd-journal"}}}
 }
 
+// KernelArgs lists what the doors add to every kernel command line.
+func KernelArgs() []string {
+	var args []string
+	for _, d := range Doors() {
+		args = append(args, d.KernelArgs...)
+	}
+	return args
+}
+
 func generator(name string) Link {
 	return Link{Path: "/etc/systemd/system-generators/" + name, Target: "/dev/null"}
 }
@@ -156,6 +165,13 @@ func Doors() []Door {
 			Name:  "docker",
 			Why:   "whoever may talk to Docker's socket is root; Kubernetes uses containerd",
 			Masks: []string{"docker.socket", "docker.service", "early-docker.service", "early-docker.socket", "etcd-member.service", "flanneld.service"},
+		},
+		{
+			Name: "credentials",
+			Why:  "SMBIOS strings, fw_cfg keys and kernel arguments become system credentials, which add units, files, keys and passwords (tmpfiles.extra, systemd.extra-unit.*, ssh.authorized_keys.root)",
+			// systemd(1); 252 knows it. The last one on a command line counts, so
+			// cluster.yaml may not bring its own.
+			KernelArgs: []string{"systemd.import_credentials=no"},
 		},
 		{
 			Name:  "guest-agents",

@@ -98,7 +98,8 @@ type Boot struct {
 	Subnets   []Subnet
 	IPXEBIOS  lock.Blob
 	IPXEUEFI  lock.Blob
-	// InstallerArgs are kernel arguments of the netbooted installer (console=...).
+	// InstallerArgs are kernel arguments of the netbooted installer: the
+	// lock-down's, then cluster.yaml's (console=...).
 	InstallerArgs []string
 }
 

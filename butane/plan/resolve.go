@@ -7,6 +7,7 @@ import (
 
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/butane/diag"
+	"github.com/imagectl/imagectl/butane/lockdown"
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/release"
 )
@@ -43,7 +44,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		Boot: Boot{
 			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown),
 			IPXEBIOS: r.blob(lock.IPXEBIOS), IPXEUEFI: r.blob(lock.IPXEUEFIx64),
-			InstallerArgs: spec.Boot.InstallerArgs,
+			InstallerArgs: append(lockdown.KernelArgs(), spec.Boot.InstallerArgs...),
 		},
 		Agent: r.blob(lock.Agent),
 	}

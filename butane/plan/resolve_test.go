@@ -62,6 +62,9 @@ func TestResolveLeavesNothingOpen(t *testing.T) {
 	if p.Boot.DHCP != DHCPAuthoritative || p.Boot.Unknown != Discover || p.Boot.Subnets[0].LeaseSeconds != 43200 {
 		t.Errorf("boot: %+v", p.Boot)
 	}
+	if diff := cmp.Diff(p.Boot.InstallerArgs, []string{"systemd.ssh_auto=no", "systemd.import_credentials=no"}); diff != "" {
+		t.Error("installerArgs: got -, want +\n" + diff)
+	}
 	if !p.Roles[0].ControlPlane || p.Roles[1].ControlPlane {
 		t.Errorf("roles: %+v", p.Roles)
 	}

@@ -84,17 +84,7 @@ func Installer(in InstallerInput) ([]byte, error) {
 // GrubCfg returns grub.cfg for the root of the OEM file system. Its one line has
 // the only form that Flatcar's ignition-kargs-helper understands.
 func GrubCfg(r plan.Role) []byte {
-	return []byte("set linux_append=\"" + strings.Join(append(KernelArgs(), r.KernelArgs...), " ") + "\"\n")
-}
-
-// KernelArgs returns what the lock-down adds to every kernel command line, the
-// installer's too.
-func KernelArgs() []string {
-	var args []string
-	for _, d := range lockdown.Doors() {
-		args = append(args, d.KernelArgs...)
-	}
-	return args
+	return []byte("set linux_append=\"" + strings.Join(append(lockdown.KernelArgs(), r.KernelArgs...), " ") + "\"\n")
 }
 
 func closedDoors() types.Config {

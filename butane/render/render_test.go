@@ -232,7 +232,7 @@ func TestGrubCfgHasTheFormThatFlatcarUnderstands(t *testing.T) {
 	if got := GrubCfg(worker(t)); !line.Match(got) {
 		t.Errorf("got %q", got)
 	}
-	if got, want := string(GrubCfg(plan.Role{})), "set linux_append=\"systemd.ssh_auto=no\"\n"; got != want {
+	if got, want := string(GrubCfg(plan.Role{})), "set linux_append=\"systemd.ssh_auto=no systemd.import_credentials=no\"\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
