@@ -75,6 +75,9 @@ func TestE2fsckAndDebugfsAgree(t *testing.T) {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
 			t.Parallel()
 			tree := fstreetest.Sample(t)
+			if err := tree.AddSymlink("links/longest", strings.Repeat("t", 4095)); err != nil {
+				t.Fatal(err)
+			}
 			image := write(t, size, tree, options())
 			check(t, image)
 			restore(t, tree, image)

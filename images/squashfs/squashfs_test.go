@@ -57,6 +57,9 @@ func TestUnsquashfsRestoresTheTree(t *testing.T) {
 		t.Run(fmt.Sprintf("block size %d", blockSize), func(t *testing.T) {
 			t.Parallel()
 			tree := fstreetest.Sample(t)
+			if err := tree.AddSymlink("links/longest", strings.Repeat("t", 4095)); err != nil {
+				t.Fatal(err)
+			}
 			image := write(t, tree, squashfs.Options{ModTime: fstreetest.Time, BlockSize: blockSize})
 			unpack(t, tree, image)
 			stat := fstreetest.Run(t, apt, "unsquashfs", "-stat", image)
