@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -60,8 +61,12 @@ func check(t testing.TB, image string) {
 func restore(t testing.TB, tree *fstree.Tree, image string) {
 	t.Helper()
 	dir := t.TempDir()
-	fstreetest.Run(t, apt, "btrfs", "restore", "--metadata", "--symlinks", image, dir)
-	fstreetest.Compare(t, tree, dir, fstreetest.Except{Root: true, Links: true, DirTimes: true, SpecialBits: true})
+	argv := []string{"btrfs", "restore", "--symlinks", image, dir}
+	if os.Getuid() == 0 { // it stops at the first owner it may not set
+		argv = append(argv[:2], append([]string{"--metadata"}, argv[2:]...)...)
+	}
+	fstreetest.Run(t, apt, argv...)
+	fstreetest.Compare(t, tree, dir, fstreetest.Except{Root: true, Links: true, DirTimes: true, SpecialBits: true, Metadata: os.Getuid() != 0})
 }
 
 // grubReads lets GRUB's own driver compare every file of the tree.
@@ -198,6 +203,30 @@ func TestContentAroundTheSuperblockCopy(t *testing.T) {
 		image := write(t, 128*mib, tree, options())
 		check(t, image)
 		restore(t, tree, image)
+	}
+}
+
+// The kernel keeps names of one hash in one item.
+func TestNamesWithEqualHashes(t *testing.T) {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	seen := map[uint32]string{}
+	tree, pairs := new(fstree.Tree), 0
+	for i := 0; pairs < 5; i++ {
+		name := fmt.Sprintf("%08x", i*2654435761)
+		hash := crc32.Update(1, table, []byte(name))
+		if other, ok := seen[hash]; ok {
+			pairs++
+			add(t, tree, name, fstree.Bytes(name))
+			add(t, tree, other, fstree.Bytes(other))
+		}
+		seen[hash] = name
+	}
+	image := write(t, 64*mib, tree, options())
+	check(t, image)
+	restore(t, tree, image)
+	grubReads(t, tree, image)
+	if got := fstreetest.Run(t, apt, "btrfs", "inspect-internal", "dump-tree", "-t", "fs", image); strings.Count(got, "DIR_ITEM") != pairs {
+		t.Errorf("there should be %d items for %d names:\n%s", pairs, 2*pairs, got)
 	}
 }
 

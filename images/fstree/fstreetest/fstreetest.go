@@ -176,6 +176,8 @@ type Except struct {
 	Links bool
 	// DirTimes: the judge does not restore the times of directories.
 	DirTimes bool
+	// Metadata: the judge restores neither modes nor times nor owners.
+	Metadata bool
 	// SpecialBits: the judge does not restore set-uid, set-gid and sticky.
 	SpecialBits bool
 }
@@ -237,7 +239,13 @@ func compareEntry(e fstree.Entry, p string, except Except) string {
 		return err.Error()
 	}
 	kinds := map[fstree.Type]uint32{fstree.Dir: syscall.S_IFDIR, fstree.File: syscall.S_IFREG, fstree.Symlink: syscall.S_IFLNK}
+	if got, want := st.Mode&syscall.S_IFMT, kinds[e.Type]; got != want {
+		return fmt.Sprintf("type %o, want %o", got, want)
+	}
 	root := os.Getuid() == 0
+	if except.Metadata {
+		return compareContent(e, p, &st)
+	}
 	mask := ^uint32(0)
 	if except.SpecialBits || e.Type == fstree.File && !root {
 		mask &^= syscall.S_ISUID | syscall.S_ISGID | syscall.S_ISVTX
@@ -252,6 +260,13 @@ func compareEntry(e fstree.Entry, p string, except Except) string {
 	if got, want := st.Mtim.Sec, e.Unix(Time); got != want && !noTime {
 		return fmt.Sprintf("modification time %d, want %d", got, want)
 	}
+	if !root && e.Mode&0o400 == 0 && e.Type == fstree.File {
+		return ""
+	}
+	return compareContent(e, p, &st)
+}
+
+func compareContent(e fstree.Entry, p string, st *syscall.Stat_t) string {
 	switch e.Type {
 	case fstree.Symlink:
 		if got, err := os.Readlink(p); err != nil || got != e.Link {
@@ -260,9 +275,6 @@ func compareEntry(e fstree.Entry, p string, except Except) string {
 	case fstree.File:
 		if st.Size != e.Content.Size() {
 			return fmt.Sprintf("%d bytes, want %d", st.Size, e.Content.Size())
-		}
-		if !root && e.Mode&0o400 == 0 {
-			return ""
 		}
 		got, err := digest(os.Open(p))
 		if err != nil {
