@@ -9,6 +9,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 )
@@ -41,17 +43,20 @@ type Agent struct {
 
 	id      *identity
 	servers *servers
+	// askEtcd is etcd.Ask but in tests.
+	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
 	// renewAfter holds back the next attempt to renew; only talk uses it.
 	renewAfter time.Time
 }
 
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
-	var err error
-	if a.id, err = loadIdentity(a.Host, a.Rand); err != nil {
-		return err
-	}
-	if a.servers, err = newServers(a.Config, a.id, a.Now); err != nil {
+	a.askEtcd = etcd.Ask
+	return a.run(ctx)
+}
+
+func (a *Agent) run(ctx context.Context) error {
+	if err := a.open(); err != nil {
 		return err
 	}
 	switch a.Config.Mode {
@@ -62,6 +67,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	default:
 		return fmt.Errorf("running the agent: there is no mode %q", a.Config.Mode)
 	}
+}
+
+// open loads what is on disk.
+func (a *Agent) open() error {
+	var err error
+	if a.id, err = loadIdentity(a.Host, a.Rand); err != nil {
+		return err
+	}
+	a.servers, err = newServers(a.Config, a.id, a.Now)
+	return err
 }
 
 func (a *Agent) ready() {

@@ -37,7 +37,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		if state, err := n.Host.UnitState(ctx, etcd.Unit); err == nil {
 			r.etcd.Running = state == "active" || state == "activating"
 		}
-		if s, err := n.askEtcd(ctx); err == nil {
+		if s, err := n.etcdStatus(ctx); err == nil {
 			r.etcd.MemberId, r.etcd.Learner, r.etcd.Healthy = s.MemberID, s.Learner, s.Healthy
 		}
 	}
@@ -58,7 +58,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 	return r
 }
 
-func (n *node) askEtcd(ctx context.Context) (etcd.Status, error) {
+func (n *node) etcdStatus(ctx context.Context) (etcd.Status, error) {
 	ca, err := n.Host.ReadFile(etcd.CAPath)
 	if err != nil {
 		return etcd.Status{}, err
@@ -75,7 +75,7 @@ func (n *node) askEtcd(ctx context.Context) (etcd.Status, error) {
 	roots.AppendCertsFromPEM(ca)
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return etcd.Ask(ctx, etcd.LocalEndpoint, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}})
+	return n.askEtcd(ctx, etcd.LocalEndpoint, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}})
 }
 
 // apiServerReady asks this node's own API server, past the balancer.

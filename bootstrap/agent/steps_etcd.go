@@ -239,7 +239,7 @@ func (n *node) etcdHealthy() Step {
 	return Step{
 		Name: "etcd-healthy",
 		Observe: func(ctx context.Context) (bool, string, error) {
-			s, err := n.askEtcd(ctx)
+			s, err := n.etcdStatus(ctx)
 			switch {
 			case err != nil:
 				return false, "", waiting("etcd on this node does not answer yet: " + err.Error())

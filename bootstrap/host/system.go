@@ -13,7 +13,7 @@ import (
 // the serial port sees it. A machine without a console is no error: the journal
 // has the same words.
 func (h *Host) Print(line string) {
-	f, err := os.OpenFile(h.path("/dev/console"), os.O_WRONLY|unix.O_NOCTTY, 0)
+	f, err := os.OpenFile(h.path("/dev/console"), os.O_WRONLY|os.O_APPEND|unix.O_NOCTTY, 0)
 	if err != nil {
 		return
 	}

@@ -1,0 +1,266 @@
+package nodeapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// fake is a node with a journal of two lines.
+type fake struct{ asked chan Query }
+
+func (fake) Version(context.Context) *api.VersionResponse { return &api.VersionResponse{Agent: "test"} }
+func (fake) Health(context.Context) *api.HealthResponse   { return &api.HealthResponse{Healthy: true} }
+func (f fake) Journal(_ context.Context, q Query, read func(io.Reader) error) error {
+	select {
+	case f.asked <- q:
+	default:
+	}
+	return read(strings.NewReader(`{"__REALTIME_TIMESTAMP":"1700000000000000","_SYSTEMD_UNIT":"etcd.service","MESSAGE":"ready"}
+not json
+{"__REALTIME_TIMESTAMP":"1700000001000000","MESSAGE":[104,105,255]}
+`))
+}
+
+type lab struct {
+	t    *testing.T
+	ca   *pki.CA
+	url  string
+	node fake
+	err  error
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	ca, err := pki.NewCA("imagectl", 24*time.Hour*365, 48*time.Hour, time.Now(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{t: t, ca: ca, node: fake{make(chan Query, 1)}}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.url = "https://" + ln.Addr().String()
+	own := l.cert(ca, l.profile("node", ""))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(ctx, ln, func() (Trust, error) {
+			return Trust{Certificate: &own, ClientCA: ca.CertificatePEM(), Cluster: "lab", Now: time.Now}, l.err
+		}, l.node)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return l
+}
+
+func (l *lab) profile(kind string, role pki.Role) pki.Profile {
+	l.t.Helper()
+	var p pki.Profile
+	var err error
+	switch kind {
+	case "node":
+		p, err = pki.Node(pki.Machine{Cluster: "lab", Name: "w1", Address: netip.MustParseAddr("127.0.0.1")}, pki.Lifetimes{})
+	case "server":
+		p, err = pki.Server("lab", []string{"server"}, nil, pki.Lifetimes{})
+	case "operator":
+		p, err = pki.Operator("lab", "jo@example.org", role, pki.Lifetimes{})
+	case "operator of another cluster":
+		p, err = pki.Operator("prod", "jo@example.org", role, pki.Lifetimes{})
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return p
+}
+
+func (l *lab) cert(ca *pki.CA, p pki.Profile) tls.Certificate {
+	l.t.Helper()
+	key, err := pki.NewKey(rand.Reader)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	own, err := pki.OwnKey(key)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	prepared, err := ca.Prepare(p, own, time.Now(), rand.Reader)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	issued, err := ca.Issue(prepared)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{issued.Certificate.Raw}, PrivateKey: key, Leaf: issued.Certificate}
+}
+
+func (l *lab) client(certs ...tls.Certificate) apiconnect.NodeServiceClient {
+	roots := x509.NewCertPool()
+	roots.AddCert(l.ca.Certificate())
+	t := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "w1", Certificates: certs}, ForceAttemptHTTP2: true}
+	l.t.Cleanup(t.CloseIdleConnections)
+	return apiconnect.NewNodeServiceClient(&http.Client{Transport: t, Timeout: time.Minute}, l.url)
+}
+
+// call makes one call and returns what became of it.
+func call(c apiconnect.NodeServiceClient, procedure string) error {
+	ctx := context.Background()
+	switch procedure {
+	case apiconnect.NodeServiceVersionProcedure:
+		_, err := c.Version(ctx, connect.NewRequest(&api.VersionRequest{}))
+		return err
+	case apiconnect.NodeServiceHealthProcedure:
+		_, err := c.Health(ctx, connect.NewRequest(&api.HealthRequest{}))
+		return err
+	case apiconnect.NodeServiceLogsProcedure:
+		s, err := c.Logs(ctx, connect.NewRequest(&api.LogsRequest{}))
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		for s.Receive() {
+		}
+		return s.Err()
+	}
+	return fmt.Errorf("the test does not know %s", procedure)
+}
+
+func TestEveryCallByEveryCaller(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	all := []string{apiconnect.NodeServiceVersionProcedure, apiconnect.NodeServiceHealthProcedure, apiconnect.NodeServiceLogsProcedure}
+	if len(access()) != len(all) {
+		t.Fatalf("the test knows %d calls, there are %d", len(all), len(access()))
+	}
+	for _, tc := range []struct {
+		kind string
+		role pki.Role
+		may  [3]bool // version, health, logs
+	}{
+		{"server", "", [3]bool{true, true, true}},
+		{"operator", pki.RoleAdmin, [3]bool{true, true, true}},
+		{"operator", pki.RoleOperator, [3]bool{true, true, true}},
+		{"operator", pki.RoleReader, [3]bool{true, true, true}},
+		{"operator", pki.RoleBackup, [3]bool{true, false, false}},
+		{"node", "", [3]bool{}},
+		{"operator of another cluster", pki.RoleAdmin, [3]bool{}},
+	} {
+		c := l.client(l.cert(l.ca, l.profile(tc.kind, tc.role)))
+		for i, procedure := range all {
+			err := call(c, procedure)
+			if tc.may[i] != (err == nil) {
+				t.Errorf("%s %s: %s: got %v, want allowed %v", tc.kind, tc.role, procedure, err, tc.may[i])
+			}
+			if err != nil && connect.CodeOf(err) != connect.CodePermissionDenied {
+				t.Errorf("%s %s: %s: got code %s", tc.kind, tc.role, procedure, connect.CodeOf(err))
+			}
+		}
+	}
+	for err, want := range map[error]string{
+		call(l.client(l.cert(l.ca, l.profile("node", ""))), all[0]):                             "permission_denied: imagectl://lab/node/w1 may not call /imagectl.v1.NodeService/Version: the node API is for operators and servers",
+		call(l.client(l.cert(l.ca, l.profile("operator", pki.RoleBackup))), all[2]):             "permission_denied: imagectl://lab/operator/jo@example.org with the role backup may not call /imagectl.v1.NodeService/Logs",
+		call(l.client(l.cert(l.ca, l.profile("operator of another cluster", "admin"))), all[0]): "permission_denied: reading identity of CN=jo@example.org,O=imagectl:admin: it belongs to cluster prod, this is lab",
+	} {
+		if err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+}
+
+func TestWithoutAGoodCertificateThereIsNoConnection(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	other, err := pki.NewCA("imagectl", 24*time.Hour*365, 0, time.Now(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]apiconnect.NodeServiceClient{
+		"none":          l.client(),
+		"of another CA": l.client(l.cert(other, l.profile("operator", pki.RoleAdmin))),
+	} {
+		if err := call(c, apiconnect.NodeServiceVersionProcedure); err == nil || connect.CodeOf(err) == connect.CodePermissionDenied {
+			t.Errorf("%s: got %v, want a broken handshake", name, err)
+		}
+	}
+	if _, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}}).Dial("tcp", strings.TrimPrefix(l.url, "https://")); err == nil {
+		t.Error("TLS 1.2 is accepted")
+	}
+	l.err = errors.New("this node is not enrolled yet")
+	if err := call(l.client(l.cert(l.ca, l.profile("operator", pki.RoleAdmin))), apiconnect.NodeServiceVersionProcedure); err == nil {
+		t.Error("a node that is not enrolled answers")
+	}
+}
+
+func TestLogs(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	c := l.client(l.cert(l.ca, l.profile("operator", pki.RoleReader)))
+	s, err := c.Logs(context.Background(), connect.NewRequest(&api.LogsRequest{Unit: "etcd.service", Lines: 1 << 30, Follow: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var got []string
+	for s.Receive() {
+		got = append(got, fmt.Sprintf("%d %s %q", s.Msg().GetAt().GetSeconds(), s.Msg().GetUnit(), s.Msg().GetLine()))
+	}
+	if want := `[1700000000 etcd.service "ready" 1700000001  "hi�"]`; s.Err() != nil || fmt.Sprint(got) != want {
+		t.Errorf("got %v, %v, want %s", got, s.Err(), want)
+	}
+	if q := <-l.node.asked; q != (Query{Unit: "etcd.service", Follow: true, Lines: linesMax}) {
+		t.Errorf("asked for %+v", q)
+	}
+	for _, unit := range []string{"--file=/etc/shadow", "a b", "x;y", strings.Repeat("x", 300)} {
+		s, err := c.Logs(context.Background(), connect.NewRequest(&api.LogsRequest{Unit: unit}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Receive() || connect.CodeOf(s.Err()) != connect.CodeInvalidArgument {
+			t.Errorf("unit %q: got %v", unit, s.Err())
+		}
+		_ = s.Close()
+	}
+}
+
+func TestTooManyLogStreamsAreRefused(t *testing.T) {
+	t.Parallel()
+	s := &service{streams: make(chan struct{}, 1)}
+	s.streams <- struct{}{}
+	err := s.Logs(context.Background(), connect.NewRequest(&api.LogsRequest{}), nil)
+	if connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzEntry(f *testing.F) {
+	f.Add([]byte(`{"__REALTIME_TIMESTAMP":"1","MESSAGE":[1,2,999]}`))
+	f.Add([]byte(`{"__REALTIME_TIMESTAMP":"1","MESSAGE":null}`))
+	f.Add(bytes.Repeat([]byte("["), 100))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if m, ok := entry(b); ok && len(m.GetLine()) > 3*lineMax {
+			t.Errorf("a line of %d bytes", len(m.GetLine()))
+		}
+	})
+}
