@@ -98,7 +98,7 @@ func TestOutputsAreGolden(t *testing.T) {
 
 func TestOutputsAreTheSameEachTime(t *testing.T) {
 	first := outputs(t)
-	for range 20 {
+	for range 5 {
 		for name, b := range outputs(t) {
 			if !bytes.Equal(b, first[name]) {
 				t.Fatalf("%s differs between two runs", name)

@@ -7,6 +7,7 @@ package snippet
 import (
 	"fmt"
 	"path"
+	"regexp"
 	"strings"
 
 	"github.com/coreos/butane/config/common"
@@ -14,6 +15,7 @@ import (
 	ignition "github.com/coreos/ignition/v2/config/v3_4"
 	"github.com/coreos/ignition/v2/config/v3_4/types"
 	"github.com/coreos/vcontext/report"
+	"github.com/vincent-petithory/dataurl"
 	"gopkg.in/yaml.v3"
 
 	"github.com/imagectl/imagectl/butane/diag"
@@ -188,6 +190,13 @@ func refuse(cfg types.Config, tree position) diag.List {
 			}
 		}
 	}
+	for i, f := range cfg.Storage.Files {
+		for _, r := range append([]types.Resource{f.Contents}, f.Append...) {
+			if secret(r) {
+				add(tree.item("path", f.Path, "storage", "files"), fmt.Sprintf("storage.files[%d]", i), "bring it with a Kubernetes Secret, or let the node make its own key", "%s holds a private key, and images are handed to any machine on the boot network", f.Path)
+			}
+		}
+	}
 	for i, d := range cfg.Storage.Directories {
 		paths("directories", d.Path, i)
 	}
@@ -210,6 +219,18 @@ func refuse(cfg types.Config, tree position) diag.List {
 		add(tree.at("ignition", "config"), "ignition.config", "list more files in cluster.yaml: roles.NAME.butane", "another config is fetched at first boot, unreviewed, and may drop the lock-down")
 	}
 	return out
+}
+
+// privateKey is how PEM, OpenSSH and age begin one.
+var privateKey = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----|AGE-SECRET-KEY-1`)
+
+// secret says whether embedded content holds a private key.
+func secret(r types.Resource) bool {
+	if r.Source == nil || !strings.HasPrefix(*r.Source, "data:") {
+		return false
+	}
+	u, err := dataurl.DecodeString(*r.Source)
+	return err == nil && privateKey.Match(u.Data)
 }
 
 // position finds where things stand in a Butane file.

@@ -39,6 +39,8 @@ func TestFindings(t *testing.T) {
 		{"a download without a digest", head + "storage:\n  files:\n    - path: /opt/a\n      contents:\n        source: https://e.org/a\n", []string{`s.bu:5:13: error: storage.files[0].contents: /opt/a is fetched from the network and nothing says which bytes it must have`}},
 		{"kernel arguments", head + "kernel_arguments:\n  should_exist: [quiet]\n", []string{`s.bu:4:3: error: kernel_arguments: Ignition would rewrite GRUB's configuration and reboot once more; arguments are part of the image`}},
 		{"another config", head + "ignition:\n  config:\n    merge:\n      - source: https://e.org/a.ign\n", []string{`s.bu:5:5: error: ignition.config: another config is fetched at first boot, unreviewed, and may drop the lock-down`}},
+		{"a private key", head + "storage:\n  files:\n    - path: /etc/tls.key\n      contents:\n        inline: |\n          -----BEGIN EC PRIVATE KEY-----\n          MHc=\n", []string{`s.bu:5:13: error: storage.files[0]: /etc/tls.key holds a private key, and images are handed to any machine on the boot network`}},
+		{"a certificate", head + "storage:\n  files:\n    - path: /etc/tls.crt\n      contents:\n        inline: |\n          -----BEGIN CERTIFICATE-----\n          MHc=\n", nil},
 		{"imagectl's own files", head + "storage:\n  files:\n    - path: /etc/imagectl/node.json\n      contents: {inline: a}\n", []string{`s.bu:5:13: error: storage.files[0]: /etc/imagectl/node.json belongs to imagectl`}},
 	}
 	for _, tt := range tests {
