@@ -158,16 +158,17 @@ func describe(id pki.Identity) string {
 }
 
 // allowNode refuses what a certificate outlives: a key that was replaced, a
-// machine that was retired.
+// machine that was retired. The first is unauthenticated, which tells the agent
+// to enrol again.
 func (s *Server) allowNode(c caller) error {
 	m, ok := s.cfg.Store.Machine(c.identity.Name)
 	switch {
 	case !ok:
-		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("there is no record of machine %s", c.identity.Name))
+		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("there is no record of machine %s", c.identity.Name))
 	case m.State == machine.Retired:
 		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("machine %s was retired", m.Name))
 	case m.Key == nil || m.Key.Fingerprint != c.fingerprint:
-		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("the key of machine %s was replaced or withdrawn; enrol again", m.Name))
+		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the key of machine %s was replaced or withdrawn; enrol again", m.Name))
 	}
 	return nil
 }

@@ -267,7 +267,7 @@ func TestAnInstallerThatLostItsKey(t *testing.T) {
 	if o := r.approve("w1", again.console(), true); !o.GetOk() {
 		t.Fatalf("with the word: %v", o)
 	}
-	if _, err := f.agent().Sync(t.Context(), connect.NewRequest(installer())); connect.CodeOf(err) != connect.CodePermissionDenied {
+	if _, err := f.agent().Sync(t.Context(), connect.NewRequest(installer())); connect.CodeOf(err) != connect.CodeUnauthenticated {
 		t.Errorf("the replaced key: %v", err)
 	}
 	again.enrol()
@@ -349,7 +349,9 @@ func TestUnknownMachinesAreBounded(t *testing.T) {
 	}
 }
 
-func twoDigits(i int) string { return string("0123456789abcdef"[i>>4]) + string("0123456789abcdef"[i&15]) }
+func twoDigits(i int) string {
+	return string("0123456789abcdef"[i>>4]) + string("0123456789abcdef"[i&15])
+}
 
 func TestNoPrivateKeyRestsInClear(t *testing.T) {
 	t.Parallel()

@@ -99,6 +99,7 @@ func (s *Server) list(ctx context.Context) error {
 	}
 	for names := range slices.Chunk(todo, batch) {
 		err := s.change(ctx, s.self(), func(c *change) error {
+			c.tx.Prefetch(names)
 			for _, name := range names {
 				if err := s.listOne(c, name); err != nil {
 					return err

@@ -42,6 +42,15 @@ func (t *Tx) Machine(name string) (Machine, bool, error) {
 	return m, ok, err
 }
 
+// Prefetch reads many records in one round trip, for the Machine calls that follow.
+func (t *Tx) Prefetch(names []string) {
+	keys := make([]string, len(names))
+	for i, n := range names {
+		keys[i] = t.store.machineKey(n)
+	}
+	t.stm.Get(keys...)
+}
+
 // PutMachine writes a record.
 func (t *Tx) PutMachine(m Machine) error {
 	t.machines = true

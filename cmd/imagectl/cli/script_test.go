@@ -6,7 +6,9 @@ import (
 	"flag"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -17,7 +19,10 @@ var update = flag.Bool("update", false, "rewrite what scripts compare with")
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"imagectl": func() {
-			os.Exit(Main(context.Background(), Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, os.Args[1:]))
+			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+			code := Main(ctx, Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, os.Args[1:])
+			stop()
+			os.Exit(code)
 		},
 	})
 }

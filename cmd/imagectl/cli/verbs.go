@@ -7,5 +7,11 @@ func verbs(g *globals) []*cobra.Command {
 	return []*cobra.Command{
 		newInit(g),
 		newValidate(g),
+		newServe(g),
+		newMachines(g),
+		newWhy(g),
+		newStatus(g),
+		newLogs(g),
+		newKubeconfig(g),
 	}
 }

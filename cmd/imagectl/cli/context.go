@@ -1,0 +1,179 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// serverContext is the context file: whom client verbs call, and as whom.
+type serverContext struct {
+	Cluster string `json:"cluster"`
+	// Server is an https URL.
+	Server string `json:"server"`
+	// CA, Certificate and Key are PEM.
+	CA          string `json:"ca"`
+	Certificate string `json:"certificate"`
+	Key         string `json:"key"`
+}
+
+// contextPath is where the context file lies.
+func contextPath() (string, error) {
+	if p := os.Getenv("IMAGECTL_CONFIG"); p != "" {
+		return p, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", fmt.Errorf("finding the context file: %w; say where it is in IMAGECTL_CONFIG", err)
+	}
+	return filepath.Join(dir, "imagectl", "context.json"), nil
+}
+
+// write replaces the file in one step, readable by its owner only.
+func (c serverContext) write(path string) error {
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("writing context %s: %w", path, err)
+	}
+	if err := writePrivate(path, append(b, '\n')); err != nil {
+		return fmt.Errorf("writing context %s: %w", path, err)
+	}
+	return nil
+}
+
+// writePrivate writes a file with a private key in it.
+func writePrivate(path string, b []byte) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func readContext() (serverContext, error) {
+	path, err := contextPath()
+	if err != nil {
+		return serverContext{}, err
+	}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return serverContext{}, fmt.Errorf("there is no context file %s: imagectl serve writes it on the machine it runs on; copy it from there, or point IMAGECTL_CONFIG to it", path)
+	}
+	if err != nil {
+		return serverContext{}, fmt.Errorf("reading context: %w", err)
+	}
+	var c serverContext
+	if err := json.Unmarshal(b, &c); err != nil {
+		return serverContext{}, fmt.Errorf("reading context %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// remote is a context that is ready for calls.
+type remote struct {
+	serverContext
+	roots *x509.CertPool
+	cert  tls.Certificate
+}
+
+// dial checks the context; nothing is sent yet.
+func dial() (*remote, error) {
+	c, err := readContext()
+	if err != nil {
+		return nil, err
+	}
+	r := &remote{serverContext: c, roots: x509.NewCertPool()}
+	if !r.roots.AppendCertsFromPEM([]byte(c.CA)) {
+		return nil, errors.New("reading context: its ca holds no certificate")
+	}
+	if r.cert, err = tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key)); err != nil {
+		return nil, fmt.Errorf("reading context: %w", err)
+	}
+	if end := r.cert.Leaf.NotAfter; time.Now().After(end) {
+		return nil, fmt.Errorf("the operator certificate in the context file expired at %s: imagectl serve keeps the file on its machine fresh; start it there, or copy the file again", end.Local().Format(time.DateTime))
+	}
+	return r, nil
+}
+
+// operator calls the server.
+func (r *remote) operator() apiconnect.OperatorServiceClient {
+	return apiconnect.NewOperatorServiceClient(r.client(""), r.Server)
+}
+
+// node calls a node's own API at an address; the certificate must be that
+// machine's whatever the address is.
+func (r *remote) node(name, address string) apiconnect.NodeServiceClient {
+	return apiconnect.NewNodeServiceClient(r.client(name), "https://"+address)
+}
+
+// client speaks TLS 1.3 as the operator. With a node's name, the other side must
+// be that node.
+func (r *remote) client(node string) *http.Client {
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: r.roots, Certificates: []tls.Certificate{r.cert}, ServerName: node,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			id, err := pki.IdentityOf(s.PeerCertificates[0], r.Cluster)
+			if err != nil {
+				return err
+			}
+			if want := (pki.Identity{Cluster: r.Cluster, Kind: pki.KindNode, Name: node}); node != "" && id != want {
+				return fmt.Errorf("it is %s, want %s", id, want)
+			}
+			if node == "" && id.Kind != pki.KindServer {
+				return fmt.Errorf("it is %s, not the server", id)
+			}
+			return nil
+		},
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}}
+}
+
+// explain turns the error of a call into what to do about it.
+func (r *remote) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	var ce *connect.Error
+	if !errors.As(err, &ce) {
+		return err
+	}
+	host := r.Server
+	if u, err := url.Parse(r.Server); err == nil {
+		host = u.Host
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case ce.Code() == connect.CodeUnavailable && strings.Contains(ce.Message(), "connect"):
+		return fmt.Errorf("no imagectl serve answers at %s (%s); is it running, and is this machine on its network?", host, ce.Message())
+	case ce.Code() == connect.CodeUnavailable && strings.Contains(ce.Message(), "certificate"):
+		return fmt.Errorf("the server at %s and this context file do not trust each other (%s); copy the file from the server again", host, ce.Message())
+	case ce.Code() == connect.CodeUnauthenticated, ce.Code() == connect.CodePermissionDenied:
+		return fmt.Errorf("the server refuses: %s", ce.Message())
+	}
+	return errors.New(ce.Message())
+}

@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
+	statestore "github.com/imagectl/imagectl/bootstrap/store"
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/pxe/catalog"
+	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/listen"
+	"github.com/imagectl/imagectl/pxe/server"
+)
+
+// serveFlags are the flags of imagectl serve.
+type serveFlags struct {
+	state, out, cache string
+	operator          string
+	debug             bool
+}
+
+func newServe(g *globals) *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the rack's server: network boot, enrolment, coordination",
+		Long: "Run the rack's server: DHCP, TFTP and HTTP for machines that netboot, HTTPS for\n" +
+			"everything after. It needs root, or the capabilities CAP_NET_BIND_SERVICE and\n" +
+			"CAP_NET_RAW. All that must not be lost is in the state directory.\n\n" +
+			"While it runs it keeps the context file ($IMAGECTL_CONFIG) fresh: an operator\n" +
+			"certificate of twelve hours, renewed every four.",
+		Example: "  sudo imagectl serve\n  sudo imagectl serve --state /var/lib/imagectl --out out",
+		Args:    needVerb,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := g.plan()
+			if err != nil {
+				return err
+			}
+			return g.serve(cmd.Context(), p, f)
+		},
+	}
+	cmd.Flags().StringVar(&f.state, "state", "/var/lib/imagectl", "state directory")
+	cmd.Flags().StringVar(&f.out, "out", "out", "output directory of imagectl build")
+	cmd.Flags().StringVar(&f.operator, "operator", "", "operator's name in the context file (default the user who calls, also through sudo)")
+	cmd.Flags().BoolVar(&f.debug, "debug", false, "log why requests were not answered")
+	cmd.Flags().StringVar(&f.cache, "cache", "", "cache directory (default $IMAGECTL_CACHE, else the user's cache directory)")
+	return cmd
+}
+
+// serve brings everything up in the order in which it can fail without trace:
+// what was built, sockets, state; then it runs until ctx ends.
+func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
+	level := slog.LevelInfo
+	if f.debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(g.stdio.Err, &slog.HandlerOptions{Level: level}))
+
+	site, err := g.loadSite(ctx, p, f.out, f.cache)
+	if err != nil {
+		return err
+	}
+	sockets, err := listen.Open(ctx, listen.Config{
+		Interface: p.Boot.Interface, Address: p.Server.Address, DHCP: p.Boot.DHCP == plan.DHCPAuthoritative,
+		HTTPPort: p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
+	})
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	st, err := statestore.Open(ctx, statestore.Config{Dir: f.state, Cluster: p.Cluster, Log: g.stdio.Err})
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+
+	journal := &server.Journal{}
+	bootPath := &bootPath{journal: journal, plan: p}
+	config := site.serverConfig()
+	config.Store, config.Boot, config.Log = st, bootPath, log
+	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
+	api, err := serverapi.New(ctx, config)
+	if err != nil {
+		return err
+	}
+	boots, err := site.catalogConfig(string(api.CAPEM()), st)
+	if err != nil {
+		return err
+	}
+	cat, err := catalog.New(boots)
+	if err != nil {
+		return err
+	}
+	bootPath.catalog = cat
+
+	var leases dhcp.Store
+	if sockets.DHCP != nil {
+		j, err := dhcp.OpenJournal(filepath.Join(f.state, "leases"))
+		if err != nil {
+			return err
+		}
+		defer j.Close()
+		leases = j
+	}
+	tasks, err := server.BootTasks(server.Config{
+		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open,
+		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Recorder: journal, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	keep, err := g.contextTask(ctx, api, p, f.operator, log)
+	if err != nil {
+		return err
+	}
+	tasks = append(tasks,
+		server.Task{Name: "https", Run: func(ctx context.Context) error { return api.Serve(ctx, sockets.HTTPS) }},
+		server.Task{Name: "state", Run: func(ctx context.Context) error {
+			select {
+			case <-st.Done():
+				return st.Err()
+			case <-ctx.Done():
+				return nil
+			}
+		}},
+		keep,
+	)
+	// The sockets are open: who calls from now on is answered.
+	fmt.Fprintf(g.stdio.Out, "imagectl serve: ready: cluster %s, %d machines, https://%s\n", p.Cluster, len(p.Machines), netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPSPort)))
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.Warn("telling systemd that we are ready failed", "error", err.Error())
+	}
+	err = server.Run(ctx, tasks...)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyStopping); err != nil {
+		log.Warn("telling systemd that we stop failed", "error", err.Error())
+	}
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
+
+// contextTask writes the context file now and keeps its certificate fresh.
+func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan.Plan, operator string, log *slog.Logger) (server.Task, error) {
+	path, err := contextPath()
+	if err != nil {
+		return server.Task{}, err
+	}
+	if operator == "" {
+		operator = os.Getenv("SUDO_USER")
+	}
+	if operator == "" {
+		operator = "local"
+		if u, err := user.Current(); err == nil {
+			operator = u.Username
+		}
+	}
+	write := func(ctx context.Context) (time.Time, error) {
+		cert, key, end, err := api.Operator(ctx, operator, pki.RoleAdmin)
+		if err != nil {
+			return time.Time{}, err
+		}
+		return end, serverContext{
+			Cluster: p.Cluster, Server: "https://" + netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPSPort)).String(),
+			CA: string(api.CAPEM()), Certificate: string(cert), Key: string(key),
+		}.write(path)
+	}
+	end, err := write(ctx)
+	if err != nil {
+		return server.Task{}, err
+	}
+	log.Info("operator's context file written", "path", path, "operator", operator, "until", end)
+	return server.Task{Name: "context", Run: func(ctx context.Context) error {
+		for {
+			select {
+			case <-time.After(pki.RenewAfter(time.Until(end))):
+			case <-ctx.Done():
+				return nil
+			}
+			if next, err := write(ctx); err == nil {
+				end = next
+			} else if ctx.Err() == nil {
+				// The old one is good for hours; serving machines goes on.
+				log.Error("refreshing the context file", "error", err.Error())
+			}
+		}
+	}}, nil
+}

@@ -1,0 +1,300 @@
+//go:build root
+
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/butane/cluster"
+	"github.com/imagectl/imagectl/images/lock"
+	"github.com/imagectl/imagectl/images/release"
+	"github.com/imagectl/imagectl/images/store"
+)
+
+// These tests run in a network namespace of their own: make test-root.
+
+const rackAddress = "10.97.0.1"
+
+// rackSite is a directory with everything serve reads. Files that only machines
+// would read are small and made up.
+func rackSite(t *testing.T, machines int) string {
+	t.Helper()
+	if out, err := exec.Command("sh", "-c", "ip link set lo up; ip link show br97 >/dev/null 2>&1 || { ip link add br97 type bridge && ip addr add "+rackAddress+"/16 dev br97 && ip link set br97 up; }").CombinedOutput(); err != nil {
+		t.Fatalf("making the boot network: %v: %s", err, out)
+	}
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("keys/flatcar.asc", "no key\n")
+	write("bin/bootstrapd", "agent")
+	write("addons/cni.yaml", "kind: ConfigMap\n")
+	var y strings.Builder
+	fmt.Fprintf(&y, `version: 1
+cluster: demo
+flatcar: {channel: stable, version: 4593.2.5, keyring: keys/flatcar.asc}
+kubernetes: {version: v1.36.3, podCIDR: 10.128.0.0/12, serviceCIDR: 10.96.0.0/16}
+etcd: {version: v3.6.5}
+cni: {version: v1.9.1}
+agent: {source: bin/bootstrapd}
+server: {address: %s}
+boot:
+  interface: br97
+  dhcp: authoritative
+  subnets:
+    - cidr: 10.97.0.0/16
+      range: {first: 10.97.250.1, last: 10.97.250.250}
+  ipxe: {bios: /usr/lib/ipxe/undionly.kpxe, uefi: /usr/lib/ipxe/snponly.efi}
+addons:
+  - {name: cni, source: addons/cni.yaml}
+roles:
+  control-plane: {kind: control-plane}
+  worker: {kind: worker}
+machines:
+  - {name: cp1, role: control-plane, match: {mac: ["52:54:00:00:00:00"]}, address: 10.97.1.1, disk: {path: /dev/vda}}
+`, rackAddress)
+	for i := 1; i < machines; i++ {
+		fmt.Fprintf(&y, "  - {name: w%d, role: worker, match: {mac: [\"52:54:00:00:%02x:%02x\"]}, address: 10.97.%d.%d, disk: {path: /dev/vda}}\n",
+			i, i>>8, i&255, 2+i/200, 1+i%200)
+	}
+	write("cluster.yaml", y.String())
+
+	spec, found := cluster.Parse(os.ReadFile, filepath.Join(dir, "cluster.yaml"))
+	if err := found.Err(); err != nil {
+		t.Fatal(found)
+	}
+	wants := spec.Wants()
+	l := lock.Lock{Version: 1, Wants: release.Digest(wants)}
+	for _, w := range wants {
+		b := lock.Blob{ID: w.ID, Source: w.Source, SHA256: strings.Repeat("0", 64), Size: 1}
+		path := w.Source
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(dir, path)
+		}
+		if content, err := os.ReadFile(path); err == nil {
+			sum := sha256.Sum256(content)
+			b.SHA256, b.Size = hex.EncodeToString(sum[:]), int64(len(content))
+		}
+		if w.Signed != nil {
+			b.Signer = &lock.Signer{Primary: w.Signed.Primary, Subkey: w.Signed.Primary, SignedAt: "2026-01-01T00:00:00Z"}
+		}
+		l.Inputs = append(l.Inputs, b)
+	}
+	slices.SortFunc(l.Inputs, func(a, b lock.Blob) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	if err := lock.Write(filepath.Join(dir, lock.FileName), l); err != nil {
+		t.Fatal(err)
+	}
+	m := store.Manifest{Version: 1, Cluster: "demo", Flatcar: "4593.2.5", Kubernetes: "v1.36.3"}
+	for _, a := range []store.Artefact{
+		{Name: "demo-pxe.vmlinuz", Format: store.PXEKernel}, {Name: "demo-pxe.cpio.gz", Format: store.PXEInitrd}, {Name: "imagectl.raw", Format: store.Sysext},
+		{Name: "demo-control-plane.raw.zst", Role: "control-plane", Format: store.RawZstd}, {Name: "demo-worker.raw.zst", Role: "worker", Format: store.RawZstd},
+	} {
+		write("out/"+a.Name, a.Name)
+		sum := sha256.Sum256([]byte(a.Name))
+		a.SHA256, a.Size, a.Recipe = hex.EncodeToString(sum[:]), int64(len(a.Name)), strings.Repeat("1", 64)
+		if a.Format == store.RawZstd {
+			a.RawSize, a.RawSHA256 = 1<<20, strings.Repeat("2", 64)
+		}
+		m.Artefacts = append(m.Artefacts, a)
+	}
+	if err := store.WriteManifest(filepath.Join(dir, "out"), m); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("IMAGECTL_CONFIG", filepath.Join(dir, "context.json"))
+	t.Setenv("IMAGECTL_CACHE", filepath.Join(dir, "cache"))
+	t.Setenv("SUDO_USER", "ada")
+	return dir
+}
+
+// served is a running imagectl serve.
+type served struct {
+	*exec.Cmd
+	errors bytes.Buffer
+}
+
+// startServe runs this test binary as imagectl and waits for its readiness line.
+func startServe(t *testing.T, dir string) *served {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &served{Cmd: &exec.Cmd{Path: self, Args: []string{"imagectl", "serve", "--state", filepath.Join(dir, "state")}, Dir: dir,
+		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}}
+	s.Stderr = &s.errors
+	out, err := s.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Process.Kill(); _ = s.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "imagectl serve: ready: cluster demo, ") {
+		_ = s.Process.Kill()
+		_ = s.Wait()
+		t.Fatalf("serve says %q, %v\n%s", line, err, s.errors.String())
+	}
+	return s
+}
+
+// imagectl runs one command in this process.
+func imagectl(t *testing.T, args ...string) (string, string, int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code := Main(t.Context(), Stdio{In: strings.NewReader(""), Out: &out, Err: &errs}, args)
+	return out.String(), errs.String(), code
+}
+
+func TestServeSurvivesKillAndStopsOnRequest(t *testing.T) {
+	dir := rackSite(t, 3)
+	s := startServe(t, dir)
+
+	if out, errs, code := imagectl(t, "machines", "arm", "cp1", "w1"); code != 0 {
+		t.Fatalf("arm: %d, %s%s", code, out, errs)
+	}
+	if err := s.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Wait() // it was killed
+	if _, errs, code := imagectl(t, "status"); code != 1 || !strings.Contains(errs, "no imagectl serve answers at 10.97.0.1:8443") {
+		t.Errorf("status without a server: %d, %s", code, errs)
+	}
+
+	s = startServe(t, dir)
+	out, errs, code := imagectl(t, "machines", "ls", "-o", "json")
+	if code != 0 {
+		t.Fatalf("ls: %s", errs)
+	}
+	var machines []struct{ Name, State, Address string }
+	if err := json.Unmarshal([]byte(out), &machines); err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(machines)
+	if want := "[{cp1 armed 10.97.1.1} {w1 armed 10.97.2.2} {w2 approved 10.97.2.3}]"; got != want {
+		t.Errorf("after a kill: got %s, want %s", got, want)
+	}
+	for name, want := range map[string]string{"w1": "w1 (armed): install (armed)", "w2": "w2 (approved): local (not-armed)", "52:54:00:00:ff:ff": "discover (unknown-machine)"} {
+		if out, errs, code := imagectl(t, "why", name); code != 0 || !strings.Contains(out, want) {
+			t.Errorf("why %s: %d, %s%s; want %s", name, code, out, errs, want)
+		}
+	}
+	resp, err := http.Get("http://" + rackAddress + ":8080/ignition?mac=52:54:00:00:00:01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK || !bytes.Contains(body, []byte("imagectl.raw")) || bytes.Contains(body, []byte("PRIVATE")) {
+		t.Errorf("ignition: %s, %s, %v", resp.Status, body, err)
+	}
+	resp.Body.Close()
+	if out, err := exec.Command("ss", "-Hltn").Output(); err != nil || strings.Count(string(out), "\n") != 2 {
+		t.Errorf("want two TCP listeners, 8080 and 8443: %v\n%s", err, out)
+	}
+
+	began := time.Now()
+	if err := s.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Wait(); err != nil || time.Since(began) > 10*time.Second {
+		t.Errorf("stopping: %v after %v\n%s", err, time.Since(began), s.errors.String())
+	}
+}
+
+func TestServeWithAThousandMachinesIsSmall(t *testing.T) {
+	dir := rackSite(t, 1000)
+	began := time.Now()
+	s := startServe(t, dir)
+	t.Logf("first start with 1,000 machines: %v", time.Since(began).Round(time.Millisecond))
+	for range 3 {
+		if out, errs, code := imagectl(t, "machines", "ls", "-o", "json"); code != 0 || strings.Count(out, `"state"`) != 1000 {
+			t.Fatalf("ls: %d, %s", code, errs)
+		}
+	}
+	if got := residentMiB(t, s.Process.Pid); got > 150 {
+		t.Errorf("%d MiB resident with 1,000 machines, want at most 150", got)
+	} else {
+		t.Logf("%d MiB resident with 1,000 machines", got)
+	}
+}
+
+func residentMiB(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); f[0] == "VmRSS:" {
+			kib, err := strconv.Atoi(f[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return kib >> 10
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
+
+func TestServeSaysWhatIsMissing(t *testing.T) {
+	dir := rackSite(t, 2)
+	t.Chdir(dir)
+	state := filepath.Join(dir, "state")
+	fails := func(want string) {
+		t.Helper()
+		if _, errs, code := imagectl(t, "serve", "--state", state); code == 0 || !strings.Contains(errs, want) {
+			t.Errorf("got %d, %s; want %s", code, errs, want)
+		}
+	}
+	s := startServe(t, dir)
+	fails("port 67 is taken by ")
+	if err := s.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Wait()
+
+	if err := os.WriteFile("out/demo-pxe.vmlinuz", []byte("demo-pxe.vmlinuX"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	fails("out/demo-pxe.vmlinuz was changed after it was built")
+	if err := os.WriteFile("out/demo-worker.raw.zst", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("out/demo-pxe.vmlinuz", []byte("demo-pxe.vmlinuz"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	fails("out/demo-worker.raw.zst has 0 bytes, the manifest says 19: run imagectl build")
+	if err := os.Remove("out/" + store.ManifestName); err != nil {
+		t.Fatal(err)
+	}
+	fails("there is no out/manifest.json: run imagectl build")
+	if err := os.Remove(lock.FileName); err != nil {
+		t.Fatal(err)
+	}
+	fails("imagectl.lock is missing; run imagectl lock")
+}
