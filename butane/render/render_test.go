@@ -227,7 +227,7 @@ func TestEveryDoorIsClosedInEveryIgnition(t *testing.T) {
 }
 
 func TestGrubCfgHasTheFormThatFlatcarUnderstands(t *testing.T) {
-	// BE:dracut/30ignition/ignition-kargs-helper reads unindented lines of this form.
+	// flatcar/bootengine dracut/30ignition/ignition-kargs-helper reads unindented lines of this form.
 	line := regexp.MustCompile(`^set linux_append="[^"]*"\n$`)
 	if got := GrubCfg(worker(t)); !line.Match(got) {
 		t.Errorf("got %q", got)

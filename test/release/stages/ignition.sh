@@ -11,6 +11,7 @@ distro=github.com/coreos/ignition/v2/internal/distro
 # The command line is the one ignition-run writes (aliases resolved).
 CGO_ENABLED=1 go build -p 2 -trimpath -buildvcs=false -o "$out" -ldflags "-s -w \
 	-X github.com/coreos/ignition/v2/internal/version.Raw=${version#v} \
+	-X $distro.kargsCmd=/usr/lib/flatcar/ignition-kargs-helper \
 	-X $distro.selinuxRelabel=false \
 	-X $distro.kernelCmdlinePath=/run/ignition/cmdline" \
 	github.com/coreos/ignition/v2/internal

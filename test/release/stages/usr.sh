@@ -91,7 +91,8 @@ ln -sfn multi-user.target "$units/default.target"
 rm -f "$units"/sysinit.target.wants/systemd-firstboot.service # it could ask questions
 want sockets.target sshd.socket
 want sysinit.target systemd-sysext.service ensure-sysext.service
-want local-fs.target extend-filesystems.service oem.mount boot.automount
+cp "$usr/share/systemd/tmp.mount" "$units/" # Debian keeps it aside; Flatcar's /tmp is a tmpfs
+want local-fs.target extend-filesystems.service tmp.mount
 want multi-user.target ssh-key-proc-cmdline.service update-ssh-keys-after-ignition.service \
 	update-engine.service locksmithd.service oem-cloudinit.service
 
