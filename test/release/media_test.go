@@ -20,6 +20,7 @@ var releaseDir = flag.String("release", "", "the --out directory of test/release
 
 // Sector numbers of Flatcar >= 4593's layout that the tests touch.
 const (
+	sectorESP  = 4096
 	sectorUSRA = 2105344
 	sectorOEM  = 10493952
 	oemSize    = 1 << 30 // bytes

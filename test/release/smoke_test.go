@@ -184,6 +184,15 @@ func TestUnknownPlatformStopsTheBoot(t *testing.T) {
 	g.wait(`BOOT STOPPED: Ignition failed`)
 }
 
+func TestFirstBootWithoutItsFlagFileStopsTheBoot(t *testing.T) {
+	path := image(t)
+	withOEM(t, path, map[string]string{"grub.cfg": "set linux_append=\"flatcar.first_boot=detected\"\n"})
+	run(t, "mdel", "-i", fmt.Sprintf("%s@@%d", path, sectorESP*512), "::/flatcar/first_boot")
+	nic, _ := network(t)
+	g := boot(t, join(disk(path), nic)...)
+	g.wait(`BOOT STOPPED: ignition-quench: no first_boot file`)
+}
+
 func TestNetworkBootTakesConfigByURLBeforeOEM(t *testing.T) {
 	cfg := config(t, "from-url", nil)
 	asked := make(chan string, 16)
