@@ -8,11 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -165,15 +165,19 @@ func (r *remote) explain(err error) error {
 	if u, err := url.Parse(r.Server); err == nil {
 		host = u.Host
 	}
+	var op *net.OpError
 	switch {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
-	case ce.Code() == connect.CodeUnavailable && strings.Contains(ce.Message(), "connect"):
+	case connect.IsWireError(err):
+		if c := ce.Code(); c == connect.CodeUnauthenticated || c == connect.CodePermissionDenied {
+			return fmt.Errorf("the server refuses: %s", ce.Message())
+		}
+	case errors.As(err, &op) && op.Op == "dial":
 		return fmt.Errorf("no imagectl serve answers at %s (%s); is it running, and is this machine on its network?", host, ce.Message())
-	case ce.Code() == connect.CodeUnavailable && strings.Contains(ce.Message(), "certificate"):
+	case op != nil || ce.Code() == connect.CodeUnavailable:
+		// TLS 1.3 lets a client learn late and in many words that it was turned away.
 		return fmt.Errorf("the server at %s and this context file do not trust each other (%s); copy the file from the server again", host, ce.Message())
-	case ce.Code() == connect.CodeUnauthenticated, ce.Code() == connect.CodePermissionDenied:
-		return fmt.Errorf("the server refuses: %s", ce.Message())
 	}
 	return errors.New(ce.Message())
 }
