@@ -134,7 +134,7 @@ func (n *node) settle(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := resettle
 		if run := n.directive(); run != nil {
-			out := runSteps(ctx, n.Log, n.steps(run), n.publishSteps)
+			out := runSteps(ctx, n.Log, n.steps(run), n.news().steps, n.publishSteps)
 			n.publish(n.observe(ctx, run, out))
 			if len(out.changed) > 0 {
 				n.Log.Info("changed", "steps", out.changed)

@@ -118,7 +118,7 @@ func (l *lab) newNode() *node {
 }
 
 func once(n *node, run *api.Run) outcome {
-	return runSteps(context.Background(), n.Log, n.steps(run), func([]*api.StepStatus) {})
+	return runSteps(context.Background(), n.Log, n.steps(run), nil, func([]*api.StepStatus) {})
 }
 
 func states(o outcome) string { return stepsOf(&api.SyncRequest{Steps: o.steps}) }
@@ -255,6 +255,46 @@ func TestAStepSaysWhatItWaitsFor(t *testing.T) {
 	}
 	if want := `the add-on "flannel" has SHA-256 ` + digest(run.Kubernetes.Addons[0].Manifest) + ", the lock file says " + strings.Repeat("0", 64); detail != want {
 		t.Errorf("got  %s\nwant %s", detail, want)
+	}
+}
+
+func TestLookingAgainIsNoNewsAndAFailureIs(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	broken := false
+	steps := make([]Step, 3)
+	for i := range steps {
+		steps[i] = Step{Name: string(rune('a' + i)), Observe: func(context.Context) (bool, string, error) {
+			if broken && i == 1 {
+				return false, "", errors.New("it broke")
+			}
+			return true, "", nil
+		}}
+	}
+	var news []string
+	var last []*api.StepStatus
+	look := func() outcome {
+		return runSteps(context.Background(), l.agent(nodeconf.Node).Log, steps, last, func(s []*api.StepStatus) {
+			news = append(news, stepsOf(&api.SyncRequest{Steps: s}))
+		})
+	}
+	last = look().steps
+	if len(news) != 3 {
+		t.Errorf("first: %v", news)
+	}
+	news = nil
+	last = look().steps
+	if len(news) != 0 {
+		t.Errorf("again: %v", news)
+	}
+	broken = true
+	last = look().steps
+	if want := []string{"a=done b=failed c=pending"}; !slices.Equal(news, want) {
+		t.Errorf("broken: %v, want %v", news, want)
+	}
+	broken = false
+	if out := look(); !out.done || len(out.changed) != 0 || len(news) != 3 {
+		t.Errorf("mended: %v %v", out, news)
 	}
 }
 

@@ -45,7 +45,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		r.kubernetes.Joined = joined
 	}
 	r.kubernetes.NodeReady = stepDone(stepNodeReady)
-	r.kubernetes.AddonsApplied = stepDone(stepAddons)
+	r.kubernetes.AddonsApplied = stepDone(stepAddons) || r.kubernetes.GetJoined() && len(run.GetKubernetes().GetAddons()) == 0
 	if run.GetControlPlane() && r.kubernetes.Joined {
 		r.kubernetes.ApiserverReady = n.apiServerReady(ctx, run) == nil
 	}

@@ -38,15 +38,33 @@ type outcome struct {
 	done bool
 }
 
-// runSteps runs a list up to the first step that is not done afterwards. report
-// is called with a copy whenever a step's state changes.
-func runSteps(ctx context.Context, log *slog.Logger, steps []Step, report func([]*api.StepStatus)) outcome {
+// runSteps runs a list up to the first step that is not done afterwards. before
+// is what the last run ended with: a step that was done counts as done until it
+// is found not to be, so that looking again is no news. report is called with a
+// copy whenever a step's state changes.
+func runSteps(ctx context.Context, log *slog.Logger, steps []Step, before []*api.StepStatus, report func([]*api.StepStatus)) outcome {
 	var out outcome
 	for _, s := range steps {
-		out.steps = append(out.steps, &api.StepStatus{Name: s.Name, State: api.StepStatus_STATE_PENDING})
+		status := &api.StepStatus{Name: s.Name, State: api.StepStatus_STATE_PENDING}
+		for _, b := range before {
+			if b.GetName() == s.Name && b.GetState() != api.StepStatus_STATE_RUNNING {
+				status = proto.CloneOf(b)
+			}
+		}
+		out.steps = append(out.steps, status)
 	}
 	set := func(i int, state api.StepStatus_State, detail string) {
-		out.steps[i].State, out.steps[i].Detail = state, detail
+		now := &api.StepStatus{Name: out.steps[i].GetName(), State: state, Detail: detail}
+		if proto.Equal(out.steps[i], now) {
+			return
+		}
+		out.steps[i] = now
+		if state != api.StepStatus_STATE_DONE {
+			// What comes after it is not known to be as it should be.
+			for _, later := range out.steps[i+1:] {
+				later.State, later.Detail = api.StepStatus_STATE_PENDING, ""
+			}
+		}
 		report(clone(out.steps))
 	}
 	for i, s := range steps {

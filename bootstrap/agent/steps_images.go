@@ -127,7 +127,10 @@ func (n *node) notImported(ctx context.Context) ([]archive, error) {
 		if err != nil && !notExist(err) {
 			return nil, err
 		}
-		gone := slices.ContainsFunc(a.names, func(name string) bool { return !slices.Contains(have, name) })
+		gone := slices.ContainsFunc(a.names, func(name string) bool {
+			// containerd may put docker.io/library/ in front of a short name.
+			return !slices.ContainsFunc(have, func(h string) bool { return h == name || strings.HasSuffix(h, "/"+name) })
+		})
 		if gone || strings.TrimSpace(string(marked)) != a.digest {
 			todo = append(todo, a)
 		}

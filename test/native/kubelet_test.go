@@ -1,0 +1,231 @@
+//go:build root
+
+package native
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	kubeletConf   = "/etc/kubernetes/kubelet.conf"
+	bootstrapConf = "/etc/kubernetes/bootstrap-kubelet.conf"
+	clientPEM     = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+)
+
+// kubelet stands for the real one: static pods as processes, health, the
+// exchange of a bootstrap certificate for one of its own, and the Node object.
+func kubelet(s spec, stop <-chan struct{}) {
+	health := &http.Server{Addr: "127.0.0.1:10248", Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })}
+	go func() { _ = health.ListenAndServe() }()
+	defer health.Close()
+	log, err := os.OpenFile(filepath.Join(s.Dir, "kubelet.service.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return
+	}
+	defer log.Close()
+	type pod struct {
+		manifest []byte
+		cmd      *exec.Cmd
+		ended    chan struct{}
+	}
+	pods := make(map[string]*pod)
+	halt := func(p *pod) {
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+	}
+	defer func() {
+		// A real kubelet leaves its pods running. These are its children, and init
+		// cannot adopt them.
+		for _, p := range pods {
+			halt(p)
+		}
+	}()
+	for {
+		if err := register(s.Name); err != nil {
+			fmt.Fprintln(log, "registering:", err)
+		}
+		manifests, err := filepath.Glob("/etc/kubernetes/manifests/*.yaml")
+		if err != nil {
+			fmt.Fprintln(log, err)
+		}
+		present := make(map[string]bool)
+		for _, name := range manifests {
+			present[name] = true
+			text, err := os.ReadFile(name)
+			if err != nil {
+				continue
+			}
+			p := pods[name]
+			if p != nil && bytes.Equal(p.manifest, text) {
+				select {
+				case <-p.ended:
+				default:
+					continue
+				}
+			} else if p != nil {
+				halt(p)
+			}
+			argv, err := command(text)
+			if err != nil {
+				fmt.Fprintln(log, name, err)
+				continue
+			}
+			out, err := os.OpenFile(filepath.Join(s.Dir, filepath.Base(argv[0])+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+			if err != nil {
+				continue
+			}
+			p = &pod{manifest: text, cmd: program(argv), ended: make(chan struct{})}
+			p.cmd.Stdout, p.cmd.Stderr = out, out
+			if err := p.cmd.Start(); err != nil {
+				fmt.Fprintln(log, name, err)
+				continue
+			}
+			go func() {
+				defer out.Close()
+				_ = p.cmd.Wait()
+				close(p.ended)
+			}()
+			pods[name] = p
+		}
+		for name, p := range pods {
+			if !present[name] {
+				halt(p)
+				delete(pods, name)
+			}
+		}
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// command is what a static pod's only container runs.
+func command(manifest []byte) ([]string, error) {
+	var p struct {
+		Spec struct {
+			Containers []struct {
+				Command []string `json:"command"`
+			} `json:"containers"`
+		} `json:"spec"`
+	}
+	if err := yaml.Unmarshal(manifest, &p); err != nil {
+		return nil, err
+	}
+	if len(p.Spec.Containers) != 1 || len(p.Spec.Containers[0].Command) == 0 {
+		return nil, errors.New("a static pod has one container with a command")
+	}
+	return p.Spec.Containers[0].Command, nil
+}
+
+// register makes the Node object and says that it is Ready.
+func register(name string) error {
+	if _, err := os.Stat(kubeletConf); err != nil {
+		if _, err := os.Stat(bootstrapConf); err != nil {
+			return nil
+		}
+		if err := exchange(name); err != nil {
+			return err
+		}
+	}
+	if _, err := kubectl(kubeletConf, "", "get", "node", name); err != nil {
+		node := fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q,"labels":{"kubernetes.io/hostname":%q}}}`, name, name)
+		if _, err := kubectl(kubeletConf, node, "create", "-f", "-"); err != nil {
+			return err
+		}
+	}
+	now := time.Now().UTC().Format(time.RFC3339)
+	status := fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":"True","reason":"KubeletReady","message":"kubelet is posting ready status","lastHeartbeatTime":%q,"lastTransitionTime":%q}]}}`, now, now)
+	_, err := kubectl(kubeletConf, "", "patch", "node", name, "--subresource=status", "--type=merge", "-p", status)
+	return err
+}
+
+// exchange is kubelet's TLS bootstrap.
+func exchange(name string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "system:node:" + name, Organization: []string{"system:nodes"}}}, key)
+	if err != nil {
+		return err
+	}
+	csrPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})
+	id := fmt.Sprintf("csr-%s-%d", name, time.Now().UnixNano())
+	object := fmt.Sprintf(`{"apiVersion":"certificates.k8s.io/v1","kind":"CertificateSigningRequest","metadata":{"name":%q},"spec":{"request":%q,"signerName":"kubernetes.io/kube-apiserver-client-kubelet","usages":["digital signature","client auth"]}}`,
+		id, base64.StdEncoding.EncodeToString(csrPEM))
+	if _, err := kubectl(bootstrapConf, object, "create", "-f", "-"); err != nil {
+		return err
+	}
+	var cert []byte
+	for range 60 {
+		out, err := kubectl(bootstrapConf, "", "get", "csr", id, "-o", "jsonpath={.status.certificate}")
+		if err == nil && len(out) > 0 {
+			if cert, err = base64.StdEncoding.DecodeString(string(out)); err != nil {
+				return err
+			}
+			break
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	if cert == nil {
+		return fmt.Errorf("%s was not approved", id)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(clientPEM), 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(clientPEM, append(cert, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})...), 0o600); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(bootstrapConf)
+	if err != nil {
+		return err
+	}
+	var conf map[string]any
+	if err := yaml.Unmarshal(text, &conf); err != nil {
+		return err
+	}
+	users, _ := conf["users"].([]any)
+	if len(users) != 1 {
+		return errors.New("the bootstrap kubeconfig has not one user")
+	}
+	user, _ := users[0].(map[string]any)
+	user["user"] = map[string]any{"client-certificate": clientPEM, "client-key": clientPEM}
+	if text, err = yaml.Marshal(conf); err != nil {
+		return err
+	}
+	return os.WriteFile(kubeletConf, text, 0o600)
+}
+
+func kubectl(conf, stdin string, args ...string) ([]byte, error) {
+	cmd := program(append([]string{"kubectl", "--kubeconfig", conf, "--request-timeout", "10s"}, args...))
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return nil, fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, exit.Stderr)
+	}
+	return out, err
+}
