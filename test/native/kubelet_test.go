@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -152,9 +153,25 @@ func register(name string) error {
 			return err
 		}
 	}
+	text, err := kubectl(kubeletConf, "", "get", "node", name, "-o", "json")
+	if err != nil {
+		return err
+	}
+	var node map[string]any
+	if err := json.Unmarshal(text, &node); err != nil {
+		return err
+	}
 	now := time.Now().UTC().Format(time.RFC3339)
-	status := fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":"True","reason":"KubeletReady","message":"kubelet is posting ready status","lastHeartbeatTime":%q,"lastTransitionTime":%q}]}}`, now, now)
-	_, err := kubectl(kubeletConf, "", "patch", "node", name, "--subresource=status", "--type=merge", "-p", status)
+	status, _ := node["status"].(map[string]any)
+	if status == nil {
+		status = map[string]any{}
+		node["status"] = status
+	}
+	status["conditions"] = []any{map[string]any{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "kubelet is posting ready status", "lastHeartbeatTime": now, "lastTransitionTime": now}}
+	if text, err = json.Marshal(node); err != nil {
+		return err
+	}
+	_, err = kubectl(kubeletConf, string(text), "replace", "--raw", "/api/v1/nodes/"+name+"/status", "-f", "-")
 	return err
 }
 
