@@ -24,6 +24,8 @@ const RunPath = StateDir + "/run.json"
 const (
 	// resettle is how often a node that is as it should be looks again.
 	resettle = 20 * time.Second
+	// firstLook is how long a new process may look before it reports.
+	firstLook = 15 * time.Second
 	// retry is how soon a node that is not there yet looks again.
 	retry = 2 * time.Second
 )
@@ -38,11 +40,10 @@ type node struct {
 
 	// renewalsAfter holds back the next attempt; only settle uses it.
 	renewalsAfter time.Time
-	// kubelet is kubelet's version, which does not change while it is mounted; only
-	// settle uses it.
-	kubelet string
 
-	mu     sync.Mutex
+	mu sync.Mutex
+	// kubelet is kubelet's version, which does not change while it is mounted.
+	kubelet string
 	run    *api.Run
 	report report
 }
@@ -60,11 +61,13 @@ func (a *Agent) node(ctx context.Context) error {
 	if a.API != nil {
 		g.Go(func() error { return nodeapi.Serve(ctx, a.API, n.apiTLS, n) })
 	}
+	looked := make(chan struct{})
 	g.Go(func() error {
-		n.settle(ctx)
+		n.settle(ctx, looked)
 		return nil
 	})
 	g.Go(func() error {
+		n.look(ctx, looked)
 		return a.talk(ctx, api.Mode_MODE_NODE, n.changed, n.news, n.handle)
 	})
 	a.ready()
@@ -129,8 +132,28 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 	}
 }
 
-// settle brings the machine to where the directive says, again and again.
-func (n *node) settle(ctx context.Context) {
+// look waits until there is something true to report. A new process that knows
+// its directive looks first: an empty report would say that etcd is down and that
+// the node is not Ready.
+func (n *node) look(ctx context.Context, looked <-chan struct{}) {
+	run := n.directive()
+	if run == nil {
+		return
+	}
+	t := time.NewTimer(firstLook)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-looked:
+	case <-t.C:
+		n.publish(n.observe(ctx, run, outcome{steps: n.news().steps}))
+	}
+}
+
+// settle brings the machine to where the directive says, again and again. looked
+// is closed after the first time.
+func (n *node) settle(ctx context.Context, looked chan<- struct{}) {
+	first := true
 	for ctx.Err() == nil {
 		wait := resettle
 		if run := n.directive(); run != nil {
@@ -142,6 +165,10 @@ func (n *node) settle(ctx context.Context) {
 			if !out.done {
 				wait = retry
 			}
+		}
+		if first {
+			first = false
+			close(looked)
 		}
 		t := time.NewTimer(wait)
 		select {

@@ -49,13 +49,27 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 	if run.GetControlPlane() && r.kubernetes.Joined {
 		r.kubernetes.ApiserverReady = n.apiServerReady(ctx, run) == nil
 	}
-	if n.kubelet == "" {
-		if b, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubelet", "--version"}}); err == nil {
-			n.kubelet = strings.TrimPrefix(strings.TrimSpace(string(b)), "Kubernetes ")
-		}
-	}
-	r.kubernetes.KubeletVersion = n.kubelet
+	r.kubernetes.KubeletVersion = n.kubeletVersion(ctx)
 	return r
+}
+
+// kubeletVersion asks once.
+func (n *node) kubeletVersion(ctx context.Context) string {
+	n.mu.Lock()
+	v := n.kubelet
+	n.mu.Unlock()
+	if v != "" {
+		return v
+	}
+	b, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubelet", "--version"}})
+	if err != nil {
+		return ""
+	}
+	v = strings.TrimPrefix(strings.TrimSpace(string(b)), "Kubernetes ")
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.kubelet = v
+	return v
 }
 
 func (n *node) etcdStatus(ctx context.Context) (etcd.Status, error) {
