@@ -90,7 +90,7 @@ func TestFromFirstKeyToReady(t *testing.T) {
 	if install == nil || time.Since(began) > 10*time.Second {
 		t.Fatalf("the news took %v: %v", time.Since(began), install)
 	}
-	if install.GetImageSha256() != "aa" || install.GetRawSha256() != "bb" || install.GetDisk().GetPath() != "/dev/vda" || install.GetArmingId() == "" {
+	if install.GetImageSha256() != cp1().Image.SHA256 || install.GetRawSha256() != cp1().Image.RawSHA256 || install.GetDisk().GetPath() != "/dev/vda" || install.GetArmingId() == "" {
 		t.Errorf("install: %v", install)
 	}
 	if c, err := nodeconf.Parse(install.GetNodeConfig()); err != nil || c.Mode != nodeconf.Node || c.Machine != "cp1" || c.CA != string(r.CAPEM()) {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,7 +47,7 @@ func cp1() Machine {
 	return Machine{
 		Name: "cp1", Role: "control-plane", ControlPlane: true, MACs: []string{"52:54:00:00:00:01"}, Address: netip.MustParseAddr("127.0.0.1"),
 		Disk:  &api.DiskRule{Path: "/dev/vda"},
-		Image: Image{URL: "http://127.0.0.1:8080/files/aa/cp.raw.zst", SHA256: "aa", Size: 10, RawSize: 100, RawSHA256: "bb"},
+		Image: Image{URL: "http://127.0.0.1:8080/files/aa/cp.raw.zst", SHA256: strings.Repeat("a", 64), Size: 1 << 20, RawSize: 8 << 20, RawSHA256: strings.Repeat("b", 64)},
 	}
 }
 
