@@ -44,8 +44,8 @@ type node struct {
 	mu sync.Mutex
 	// kubelet is kubelet's version, which does not change while it is mounted.
 	kubelet string
-	run    *api.Run
-	report report
+	run     *api.Run
+	report  report
 }
 
 // node is the mode of an installed machine.

@@ -29,6 +29,7 @@ type cluster struct {
 	images  []string
 	applied []string
 	ready   bool
+	marked  bool
 }
 
 // programs gives the node containerd, kubeadm, kubelet and kubectl as data.
@@ -45,6 +46,10 @@ func programs(l *lab) *cluster {
 		if cmd.Argv[1] == "join" && !strings.Contains(l.read(kubeadm.Discovery), "client-key-data") {
 			return nil, errors.New("there is no discovery file")
 		}
+		if cmd.Argv[2] == "phase" {
+			c.marked = true
+			return nil, nil
+		}
 		// The real one refuses to begin over its own files.
 		for _, f := range []string{"/etc/kubernetes/manifests/kube-apiserver.yaml", kubeadm.KubeletConf} {
 			if l.exists(f) {
@@ -52,7 +57,7 @@ func programs(l *lab) *cluster {
 			}
 			l.put(f, "half")
 		}
-		for _, f := range []string{kubeadm.AdminConf, "/var/lib/kubelet/config.yaml", kubeadm.PKIDir + "/apiserver.crt"} {
+		for _, f := range []string{kubeadm.AdminConf, kubeadm.SuperAdmin, "/var/lib/kubelet/config.yaml", kubeadm.PKIDir + "/apiserver.crt"} {
 			l.put(f, "half")
 		}
 		l.node.SetUnit(kubeadm.Unit, "active")
@@ -63,6 +68,12 @@ func programs(l *lab) *cluster {
 			c.applied = append(c.applied, string(cmd.Stdin))
 			c.ready = true
 			return nil, nil
+		}
+		if cmd.Argv[len(cmd.Argv)-1] == "jsonpath={.metadata.labels}" {
+			if c.marked {
+				return []byte(`{"kubernetes.io/hostname":"cp1","node-role.kubernetes.io/control-plane":""}`), nil
+			}
+			return []byte(`{"kubernetes.io/hostname":"cp1"}`), nil
 		}
 		if c.ready {
 			return []byte("True kubelet is posting ready status"), nil
@@ -130,7 +141,7 @@ func TestTheFirstControlPlaneComesUpAndASecondRunChangesNothing(t *testing.T) {
 	n, run := l.newNode(), initRun(l)
 	out := once(n, run)
 	want := []string{"hostname", "balancer", "container-runtime", "images", "etcd-certificates", "etcd-configuration", "etcd-running",
-		"kubernetes-secrets", "etcd-client-certificate", "kubeadm-init", "join-permissions", "addons"}
+		"kubernetes-secrets", "etcd-client-certificate", "kubeadm-init", "join-permissions", "control-plane-marked", "addons"}
 	if diff := cmp.Diff(want, out.changed); diff != "" || !out.done {
 		t.Fatalf("changed (-want +got):\n%s\n%s\n%s", diff, states(out), l.log)
 	}
@@ -147,6 +158,9 @@ func TestTheFirstControlPlaneComesUpAndASecondRunChangesNothing(t *testing.T) {
 		if got, err := l.node.Mode(name); err != nil || got != want {
 			t.Errorf("%s: got mode %v, %v, want %v", name, got, err, want)
 		}
+	}
+	if l.exists(kubeadm.SuperAdmin) || !c.marked {
+		t.Error("the super-admin's credentials are left, or the node has no role label")
 	}
 	if got, want := l.read("/etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n127.0.0.1 cp1\n"; got != want {
 		t.Errorf("got hosts %q, want %q", got, want)
@@ -241,7 +255,7 @@ func TestAStepSaysWhatItWaitsFor(t *testing.T) {
 	run = initRun(l)
 	run.Kubernetes.Action = api.KubernetesWanted_ACTION_RUN
 	out = once(n, run)
-	if !strings.Contains(states(out), "kubeadm-join=pending") {
+	if !strings.Contains(states(out), "kubeadm-done=pending") {
 		t.Errorf("got %s", states(out))
 	}
 	run = initRun(l)

@@ -46,7 +46,7 @@ func (n *node) steps(run *api.Run) []Step {
 	}
 	s = append(s, n.kubeadm(run), n.kubeletRunning())
 	if len(run.GetKubernetes().GetAddons()) > 0 || k == api.KubernetesWanted_ACTION_INIT {
-		s = append(s, n.bindings(), n.addons(run))
+		s = append(s, n.bindings(), n.marked(run), n.addons(run))
 	}
 	return append(s, n.nodeReady(run), n.renewals(run))
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -68,8 +69,11 @@ func (n *node) kubernetesSecrets() Step {
 func (n *node) kubeadm(run *api.Run) Step {
 	action := run.GetKubernetes().GetAction()
 	name := "kubeadm-join"
-	if action == api.KubernetesWanted_ACTION_INIT {
+	switch action {
+	case api.KubernetesWanted_ACTION_INIT:
 		name = "kubeadm-init"
+	case api.KubernetesWanted_ACTION_RUN:
+		name = "kubeadm-done"
 	}
 	return Step{
 		Name: name,
@@ -115,8 +119,10 @@ func (n *node) runKubeadm(ctx context.Context, run *api.Run) error {
 	if _, err := n.Host.Run(ctx, host.Command{Argv: argv}); err != nil {
 		return err
 	}
-	if err := n.Host.Remove(kubeadm.Discovery); err != nil {
-		return err
+	for _, secret := range []string{kubeadm.Discovery, kubeadm.SuperAdmin} {
+		if err := n.Host.Remove(secret); err != nil {
+			return err
+		}
 	}
 	return n.write(file{joinedPath, []byte(strings.Join(argv, " ") + "\n"), 0o600})
 }
@@ -207,6 +213,26 @@ func (n *node) clearKubeadm(ctx context.Context, run *api.Run) error {
 }
 
 func (n *node) kubeletRunning() Step { return n.unitRunning("kubelet-running", kubeadm.Unit) }
+
+// marked sees to the control plane's label and taint. kubeadm 1.36's phase for
+// them waits for the Node object for a while and then ends well without them,
+// when kubelet registers late on a slow machine.
+func (n *node) marked(run *api.Run) Step {
+	return Step{
+		Name: "control-plane-marked",
+		Observe: func(ctx context.Context) (bool, string, error) {
+			out, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubectl", "--kubeconfig", kubeadm.KubeletConf, "--request-timeout", "10s", "get", "node", run.GetMachine(), "--output", "jsonpath={.metadata.labels}"}})
+			if err != nil {
+				return false, "", waiting("the API server does not answer about this node: " + err.Error())
+			}
+			return strings.Contains(string(out), strconv.Quote(kubeadm.RoleLabel)), "the node has no label " + kubeadm.RoleLabel, nil
+		},
+		Act: func(ctx context.Context) error {
+			_, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubeadm", "init", "phase", "mark-control-plane", "--config", kubeadmConf}})
+			return err
+		},
+	}
+}
 
 // manifest is something to apply once.
 type manifest struct {

@@ -33,6 +33,11 @@ const (
 	AuthPath    = PKIDir + "/authentication.yaml"
 	AdminConf   = "/etc/kubernetes/admin.conf"
 	KubeletConf = "/etc/kubernetes/kubelet.conf"
+	// SuperAdmin is in system:masters, which no RBAC can restrain. Nothing needs it
+	// after init: AdminConf is enough.
+	SuperAdmin = "/etc/kubernetes/super-admin.conf"
+	// RoleLabel is what kubeadm marks control planes with.
+	RoleLabel = "node-role.kubernetes.io/control-plane"
 	// Discovery is the kubeconfig for file discovery; it is removed after joining.
 	Discovery = "/run/imagectl/discovery.conf"
 	// Unit is kubelet's, started by kubeadm and by systemd at boot.
@@ -101,7 +106,7 @@ type timeouts struct {
 }
 
 func patience() timeouts {
-	return timeouts{ControlPlane: "20m0s", Kubelet: "10m0s", APICall: "3m0s", Discovery: "10m0s", TLSBootstrap: "10m0s"}
+	return timeouts{ControlPlane: "20m0s", Kubelet: "10m0s", APICall: "10m0s", Discovery: "10m0s", TLSBootstrap: "10m0s"}
 }
 
 type initConfiguration struct {

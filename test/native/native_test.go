@@ -92,6 +92,7 @@ func newRack(t *testing.T, names ...string) *rack {
 	r.programs()
 	run(t, "ip", "link", "set", "lo", "up")
 	run(t, "ip", "link", "add", "br0", "type", "bridge")
+	t.Cleanup(func() { run(t, "ip", "link", "del", "br0") })
 	run(t, "ip", "addr", "add", "10.98.0.1/24", "dev", "br0")
 	run(t, "ip", "link", "set", "br0", "up")
 	r.image = r.makeImage()
@@ -471,6 +472,12 @@ func (r *rack) check() {
 	}
 	if out, err := cp.on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "--namespace", "kube-system", "get", "secrets", "--field-selector", "type=bootstrap.kubernetes.io/token", "--no-headers"); err != nil || !strings.Contains(out, "No resources found") {
 		r.t.Errorf("there is a bootstrap token: %v %s", err, out)
+	}
+	if out, err := cp.on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "auth", "can-i", "get", "nodes", "--subresource", "proxy", "--as", "kube-apiserver-kubelet-client"); err != nil || !strings.HasSuffix(strings.TrimSpace(out), "yes") {
+		r.t.Errorf("the API server may not ask kubelets for logs: %v %s", err, out)
+	}
+	if out, err := cp.on("sh", "-c", "ls /etc/kubernetes/super-admin.conf /etc/kubernetes/pki/etcd/ca.key /etc/kubernetes/pki/etcd-ca.key 2>/dev/null | wc -l"); err != nil || strings.TrimSpace(out) != "0" {
+		r.t.Errorf("secrets that nothing needs are on the control plane: %v %s", err, out)
 	}
 	for name, m := range r.nodes {
 		// Only ports of architecture.md listen on the network.
