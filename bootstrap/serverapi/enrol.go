@@ -23,6 +23,11 @@ import (
 // retryEnrol is when a machine that waits shall ask again.
 const retryEnrol = 2 * time.Second
 
+// maxAsked is how many keys of one machine are in the audit log one by one before
+// an operator decides. Beyond it they only count: whoever can forge a MAC address
+// must not be able to fill the log.
+const maxAsked = 16
+
 // maxFacts bounds what a stranger can make us keep.
 const maxFacts = 32 << 10
 
@@ -113,17 +118,15 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.
 				return err
 			}
 		}
-		if b, err := protojson.Marshal(facts); err == nil {
-			m.Facts = b
-		}
 		d = enrol.Decide(recordOf(m), key.Fingerprint())
+		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) {
+			m.Facts = b // a stranger's do not replace the machine's own
+		}
 		if d.Remember {
 			remember(&m, s.keyOf(key, c.now, from.source))
-			c.log(audit.Entry{Action: "enrol-asked", Machine: name, Detail: "key " + key.Fingerprint()})
+			c.logAsking(m, key, d.Conflict)
 		}
 		if d.Conflict {
-			// The alarm: once for each key.
-			c.log(audit.Entry{Action: "key-conflict", Machine: name, Detail: fmt.Sprintf("key %s claims a machine whose approved key is %s", key.Fingerprint(), m.Key.Fingerprint)})
 			if err := c.move(&m, "machine-quarantined", "a second key claims it", machine.KeyConflict); err != nil {
 				return err
 			}
@@ -143,6 +146,19 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.
 	return d, m, err
 }
 
+// logAsking records that a key asks: once for each key, up to a bound.
+func (c *change) logAsking(m store.Machine, key pki.PublicKey, conflict bool) {
+	switch {
+	case m.Asked > maxAsked+1:
+	case m.Asked == maxAsked+1:
+		c.log(audit.Entry{Action: "enrol-flood", Machine: m.Name, Detail: fmt.Sprintf("more than %d keys asked; further ones are not recorded one by one until an operator approves or rejects", maxAsked)})
+	case conflict:
+		c.log(audit.Entry{Action: "key-conflict", Machine: m.Name, Detail: fmt.Sprintf("key %s claims a machine whose approved key is %s", key.Fingerprint(), m.Key.Fingerprint)})
+	default:
+		c.log(audit.Entry{Action: "enrol-asked", Machine: m.Name, Detail: "key " + key.Fingerprint()})
+	}
+}
+
 // newUnknown makes room for an unlisted machine and starts its record.
 func (s enrolment) newUnknown(c *change, name string) (store.Machine, error) {
 	var unknown []store.Machine
@@ -154,10 +170,9 @@ func (s enrolment) newUnknown(c *change, name string) (store.Machine, error) {
 	if len(unknown) >= maxUnknown {
 		oldest := slices.MinFunc(unknown, func(a, b store.Machine) int { return a.FirstSeen.Compare(b.FirstSeen) })
 		c.tx.DeleteMachine(oldest.Name)
-		c.log(audit.Entry{Action: "machine-forgotten", Machine: oldest.Name, Before: string(oldest.State),
-			Detail: fmt.Sprintf("more than %d unlisted machines", maxUnknown)})
 	}
-	c.log(audit.Entry{Action: "machine-discovered", Machine: name, After: string(machine.Discovered)})
+	// Not in the audit log: nothing is granted, and strangers must not fill it.
+	s.cfg.Log.Info("an unlisted machine asks", "machine", name)
 	return store.Machine{Name: name, State: machine.Discovered, Since: c.now, FirstSeen: c.now}, nil
 }
 
@@ -180,6 +195,7 @@ func (s *Server) keyOf(key pki.PublicKey, now time.Time, source string) store.Ke
 
 // remember puts a key among the pending ones; the oldest gives way.
 func remember(m *store.Machine, k store.Key) {
+	m.Asked++
 	m.Pending = append(m.Pending, k)
 	if n := len(m.Pending) - enrol.MaxPending; n > 0 {
 		m.Pending = slices.Delete(m.Pending, 0, n)

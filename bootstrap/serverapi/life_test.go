@@ -13,6 +13,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 	"github.com/imagectl/imagectl/bootstrap/pki"
@@ -310,6 +311,35 @@ func TestFailureAndSecondAttempt(t *testing.T) {
 	// It still tells of its failure when the new directive reaches it.
 	if d := f.sync(failed).GetInstall(); d == nil || d.GetArmingId() == first.GetArmingId() {
 		t.Errorf("the second attempt: %v", d)
+	}
+}
+
+// Whoever can forge a MAC address can neither fill the audit log nor keep the
+// true machine out.
+func TestAFloodOfKeysIsBounded(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	r.machine("52:54:00:00:00:99").enrol() // the server's own certificate is on record now
+	before, err := r.VerifyAudit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 * maxAsked {
+		r.machine("52:54:00:00:00:02").enrol()
+	}
+	after, err := r.VerifyAudit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := after.Seq - before.Seq; n != maxAsked+1 {
+		t.Errorf("%d keys made %d audit entries, want %d", 3*maxAsked, n, maxAsked+1)
+	}
+	if m, _ := r.store.Machine("w1"); len(m.Pending) != enrol.MaxPending {
+		t.Errorf("%d keys are pending, want %d", len(m.Pending), enrol.MaxPending)
+	}
+	r.approvedMachine("w1", "52:54:00:00:00:02")
+	if m, _ := r.store.Machine("w1"); m.Asked != 0 {
+		t.Errorf("the count goes on after an operator's decision: %d", m.Asked)
 	}
 }
 

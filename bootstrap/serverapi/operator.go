@@ -135,7 +135,7 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 		}
 		key := m.Pending[i]
 		key.ApprovedAt, key.ApprovedBy = c.now, by
-		m.Key, m.Pending = &key, nil
+		m.Key, m.Pending, m.Asked = &key, nil, 0
 		c.log(audit.Entry{Action: action, Machine: m.Name, Detail: fmt.Sprintf("key %s, code %s%s", key.Fingerprint, key.Code, detail)})
 		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
 	})
@@ -159,7 +159,7 @@ func (s operators) RejectMachine(ctx context.Context, req *connect.Request[api.R
 		if n := len(m.Rejected) - enrol.MaxRejected; n > 0 {
 			m.Rejected = slices.Delete(m.Rejected, 0, n)
 		}
-		m.Pending = nil
+		m.Pending, m.Asked = nil, 0
 		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
 	})
 	return connect.NewResponse(&api.RejectMachineResponse{Outcomes: outcomes}), nil

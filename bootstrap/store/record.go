@@ -27,6 +27,8 @@ type Machine struct {
 	Key *Key `json:"key,omitempty"`
 	// Pending are keys that wait for an operator, oldest first.
 	Pending []Key `json:"pending,omitempty"`
+	// Asked counts the keys that asked since an operator last decided about one.
+	Asked int `json:"asked,omitempty"`
 	// Rejected are fingerprints of keys that an operator turned down, oldest first.
 	Rejected []string `json:"rejected,omitempty"`
 
