@@ -152,7 +152,7 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	}
 	d := Directive{Kind: Run, First: c.KubernetesFirst == name}
 	d.Etcd, d.EtcdReason = etcd(*n, c)
-	d.Kubernetes, d.KubernetesReason = kubernetes(nodes, *n, c)
+	d.Kubernetes, d.KubernetesReason = kubernetes(*n, c)
 	return d
 }
 
@@ -184,7 +184,10 @@ func etcd(n Node, c Choices) (EtcdAction, string) {
 	}
 }
 
-func kubernetes(nodes []Node, n Node, c Choices) (KubernetesAction, string) {
+// kubernetes looks at choices, which only advance, and not at how healthy etcd or
+// an API server is this moment: a hiccup must not call back a kubeadm that is at
+// work, and kubeadm waits for both by itself.
+func kubernetes(n Node, c Choices) (KubernetesAction, string) {
 	if n.Seen.Joined {
 		return KubernetesRun, ""
 	}
@@ -196,22 +199,15 @@ func kubernetes(nodes []Node, n Node, c Choices) (KubernetesAction, string) {
 			return KubernetesWait, fmt.Sprintf("%s is the control plane; adding more is not supported yet", c.KubernetesFirst)
 		case c.KubernetesFormed:
 			return KubernetesWait, fmt.Sprintf("%s ran kubeadm init before and has lost what it made; init never runs twice", n.Name)
-		case !n.Seen.EtcdHealthy:
-			return KubernetesWait, "its etcd member is not healthy"
 		default:
 			return KubernetesInit, ""
 		}
 	}
-	first := find(nodes, c.KubernetesFirst)
 	switch {
-	case first == nil:
+	case c.KubernetesFirst == "":
 		return KubernetesWait, "no control plane has started yet"
 	case !c.KubernetesFormed:
-		return KubernetesWait, fmt.Sprintf("%s has not finished kubeadm init", first.Name)
-	case first.Seen == nil:
-		return KubernetesWait, fmt.Sprintf("%s has not called lately", first.Name)
-	case !first.Seen.APIServerReady:
-		return KubernetesWait, fmt.Sprintf("the API server on %s is not ready", first.Name)
+		return KubernetesWait, fmt.Sprintf("%s has not finished kubeadm init", c.KubernetesFirst)
 	default:
 		return KubernetesJoinWorker, ""
 	}
