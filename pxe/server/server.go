@@ -8,11 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imagectl/imagectl/pxe/boot"
@@ -23,12 +21,6 @@ import (
 )
 
 const (
-	// maxConns bounds HTTP connections; a rack that boots at once waits in the
-	// kernel's queue.
-	maxConns = 1024
-	// stopTime is how long open HTTP transfers may go on after the end was asked for.
-	stopTime = 5 * time.Second
-
 	biosName     = "undionly.kpxe"
 	uefiName     = "snponly.efi"
 	autoexecName = "autoexec.ipxe"
@@ -122,42 +114,4 @@ func BootTasks(cfg Config) ([]Task, error) {
 		Task{"tftp", func(ctx context.Context) error { return tftp.Serve(ctx, cfg.Sockets.TFTP, tftpConfig) }},
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
 	), nil
-}
-
-// HTTPTask serves h on l. Handlers that send much set their own write deadline.
-func HTTPTask(name string, l net.Listener, h http.Handler, log *slog.Logger) Task {
-	return Task{name, func(ctx context.Context) error {
-		s := &http.Server{
-			Handler:           h,
-			ReadHeaderTimeout: 5 * time.Second,
-			ReadTimeout:       30 * time.Second,
-			WriteTimeout:      time.Minute,
-			IdleTimeout:       time.Minute,
-			MaxHeaderBytes:    16 << 10,
-			ErrorLog:          slog.NewLogLogger(log.With("server", name).Handler(), slog.LevelDebug),
-		}
-		var g errgroup.Group
-		stopped := make(chan struct{})
-		g.Go(func() error {
-			defer close(stopped)
-			if err := s.Serve(netutil.LimitListener(l, maxConns)); !errors.Is(err, http.ErrServerClosed) {
-				return err
-			}
-			return nil
-		})
-		g.Go(func() error {
-			select {
-			case <-ctx.Done():
-			case <-stopped:
-				return nil
-			}
-			graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
-			defer cancel()
-			if s.Shutdown(graceful) != nil {
-				return s.Close() // whoever still fetches resumes from the next server
-			}
-			return nil
-		})
-		return g.Wait()
-	}}
 }

@@ -112,3 +112,41 @@ func TestJournalIsBounded(t *testing.T) {
 		t.Errorf("the busy card has %d events", len(got))
 	}
 }
+
+func TestConnectionsAreBounded(t *testing.T) {
+	inner, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	l := limiter{Listener: inner, places: make(chan struct{}, 1)}
+	accepted := make(chan net.Conn, 2)
+	go func() {
+		for range 2 {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	for range 2 {
+		c, err := net.Dial("tcp4", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	first := <-accepted
+	if _, ok := first.(*net.TCPConn); !ok {
+		t.Errorf("the connection is a %T, which costs sendfile", first)
+	}
+	select {
+	case <-accepted:
+		t.Error("a second connection is accepted beside the first")
+	case <-time.After(50 * time.Millisecond):
+	}
+	first.Close()
+	l.left(first, http.StateClosed)
+	(<-accepted).Close()
+}

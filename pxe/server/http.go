@@ -1,0 +1,84 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// maxConns bounds HTTP connections; a rack that boots at once waits in the
+	// kernel's queue.
+	maxConns = 1024
+	// stopTime is how long open HTTP transfers may go on after the end was asked for.
+	stopTime = 5 * time.Second
+)
+
+// HTTPTask serves h on l. Handlers that send much set their own write deadline.
+func HTTPTask(name string, l net.Listener, h http.Handler, log *slog.Logger) Task {
+	return Task{name, func(ctx context.Context) error {
+		limited := limiter{Listener: l, places: make(chan struct{}, maxConns)}
+		s := &http.Server{
+			Handler:           h,
+			ReadHeaderTimeout: 5 * time.Second,
+			ReadTimeout:       30 * time.Second,
+			WriteTimeout:      time.Minute,
+			IdleTimeout:       time.Minute,
+			MaxHeaderBytes:    16 << 10,
+			ErrorLog:          slog.NewLogLogger(log.With("server", name).Handler(), slog.LevelDebug),
+			ConnState:         limited.left,
+		}
+		var g errgroup.Group
+		stopped := make(chan struct{})
+		g.Go(func() error {
+			defer close(stopped)
+			if err := s.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+		g.Go(func() error {
+			select {
+			case <-ctx.Done():
+			case <-stopped:
+				return nil
+			}
+			graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+			defer cancel()
+			if s.Shutdown(graceful) != nil {
+				return s.Close() // whoever still fetches resumes from the next server
+			}
+			return nil
+		})
+		return g.Wait()
+	}}
+}
+
+// limiter accepts a bounded number of connections. Unlike netutil.LimitListener it
+// hands out the connections as they are: a wrapped one would cost us sendfile.
+type limiter struct {
+	net.Listener
+	places chan struct{}
+}
+
+// Accept implements net.Listener.
+func (l limiter) Accept() (net.Conn, error) {
+	l.places <- struct{}{}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.places
+	}
+	return c, err
+}
+
+// left is the server's ConnState hook.
+func (l limiter) left(_ net.Conn, s http.ConnState) {
+	if s == http.StateClosed || s == http.StateHijacked {
+		<-l.places
+	}
+}
