@@ -56,8 +56,6 @@ type Artefact struct {
 	// RawSHA256 is the digest of the uncompressed extent stream (images/extent),
 	// for Raw and RawZstd: it names the disk's content whatever the format.
 	RawSHA256 string `json:"rawSha256,omitempty"`
-	// Recipe is a digest over everything that the artefact depends on.
-	Recipe string `json:"recipe"`
 	// Inputs by digest, sorted by ID.
 	Inputs []Input `json:"inputs"`
 }
@@ -159,7 +157,7 @@ func (m Manifest) check() error {
 		if i > 0 && m.Artefacts[i-1].Name >= a.Name {
 			return fmt.Errorf("artefact %q does not come after %q: artefacts must be sorted and unique", a.Name, m.Artefacts[i-1].Name)
 		}
-		if !digestForm.MatchString(a.SHA256) || !digestForm.MatchString(a.Recipe) || (a.RawSHA256 != "" && !digestForm.MatchString(a.RawSHA256)) {
+		if !digestForm.MatchString(a.SHA256) || (a.RawSHA256 != "" && !digestForm.MatchString(a.RawSHA256)) {
 			return fmt.Errorf("artefact %q has a malformed digest", a.Name)
 		}
 		if a.Size < 0 || a.RawSize < 0 {

@@ -12,8 +12,6 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -186,21 +184,6 @@ func explainSpace(err error) error {
 		return fmt.Errorf("%w: the cache's file system is full; free some space or point IMAGECTL_CACHE (or --cache) to a larger one", err)
 	}
 	return err
-}
-
-// HashFile returns the SHA-256 digest and the size of a file.
-func HashFile(ctx context.Context, path string) (digest string, size int64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", 0, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, ctxReader{ctx, f})
-	if err != nil {
-		return "", 0, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), n, nil
 }
 
 // ctxReader stops reading once its context is over.

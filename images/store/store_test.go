@@ -290,8 +290,8 @@ func TestManifestRoundTrip(t *testing.T) {
 	dir := t.TempDir()
 	_, digest := content(1)
 	m := store.Manifest{Version: 1, Cluster: "demo", Artefacts: []store.Artefact{
-		{Name: "b.raw", Role: "b", Format: store.Raw, SHA256: digest, Recipe: digest},
-		{Name: "a.raw", Role: "a", Format: store.Raw, SHA256: digest, Recipe: digest},
+		{Name: "b.raw", Role: "b", Format: store.Raw, SHA256: digest},
+		{Name: "a.raw", Role: "a", Format: store.Raw, SHA256: digest},
 	}}
 	if err := store.WriteManifest(dir, m); err != nil {
 		t.Fatal(err)
