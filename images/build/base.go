@@ -1,0 +1,97 @@
+package build
+
+import (
+	"bufio"
+	stdbzip2 "compress/bzip2"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/imagectl/imagectl/images/bzip2"
+	"github.com/imagectl/imagectl/images/disk"
+	"github.com/imagectl/imagectl/images/sparse"
+)
+
+// openBase returns the decompressed base image, which is unpacked once and kept
+// in the store. The caller closes it and does not write to it.
+func (r *run) openBase(ctx context.Context) (*os.File, disk.Layout, error) {
+	if r.base == "" {
+		key := recipe([]string{"base 1", r.in.Image.SHA256}, nil)
+		path, err := r.in.Store.Derived(ctx, key, func(f *os.File) error { return r.unpackBase(ctx, f) })
+		if err != nil {
+			return nil, disk.Layout{}, err
+		}
+		r.base = path
+	}
+	f, err := os.Open(r.base)
+	if err != nil {
+		return nil, disk.Layout{}, fmt.Errorf("opening the base image: %w", err)
+	}
+	l, err := disk.ReadLayout(f)
+	if err == nil {
+		err = disk.CheckOEMEmpty(f, l)
+	}
+	if err != nil {
+		f.Close()
+		return nil, disk.Layout{}, fmt.Errorf("using %s as base: %w", r.in.Image.Source, err)
+	}
+	return f, l, nil
+}
+
+func (r *run) unpackBase(ctx context.Context, f *os.File) error {
+	if !strings.HasSuffix(r.in.Image.Source, ".bz2") {
+		return fmt.Errorf("unpacking %s: only flatcar_production_image.bin.bz2 is supported", r.in.Image.Source)
+	}
+	src, err := os.Open(r.in.Store.Path(r.in.Image.SHA256))
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	err = r.unpackAs(ctx, f, func(w io.Writer) error { return bzip2.Decompress(ctx, w, src, r.in.Image.Size) })
+	if errors.Is(err, bzip2.ErrParallel) {
+		// Damage, or a mark of a block where there is none: the plain decoder tells.
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+		err = r.unpackAs(ctx, f, func(w io.Writer) error {
+			_, err := io.Copy(w, stdbzip2.NewReader(bufio.NewReader(src)))
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("unpacking %s: %w", r.in.Image.Source, err)
+	}
+	return nil
+}
+
+// unpackAs writes what unpack produces into f with holes.
+func (r *run) unpackAs(ctx context.Context, f *os.File, unpack func(io.Writer) error) error {
+	const step = "unpacking the base image (once for each release)"
+	r.obs.step(step)
+	var done int64
+	w := sparse.NewWriter(f)
+	err := unpack(writerFunc(func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		n, err := w.Write(p)
+		done += int64(n)
+		if r.obs != nil {
+			r.obs(Event{Step: step, Done: done})
+		}
+		return n, err
+	}))
+	if err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
+
+var errNoPrograms = errors.New("the archive lacks programs")
