@@ -7,6 +7,9 @@ func verbs(g *globals) []*cobra.Command {
 	return []*cobra.Command{
 		newInit(g),
 		newValidate(g),
+		newLock(g),
+		newBuild(g),
+		newVerify(g),
 		newServe(g),
 		newMachines(g),
 		newWhy(g),

@@ -1,0 +1,173 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/butane/render"
+	"github.com/imagectl/imagectl/images/build"
+	"github.com/imagectl/imagectl/images/release"
+	"github.com/imagectl/imagectl/images/store"
+)
+
+func newBuild(g *globals) *cobra.Command {
+	var formats []string
+	var out, cache string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "build [ROLE...]",
+		Short: "Build disk images and what machines netboot",
+		Long: "Build the image of each role, the stream that machines install it from, and the\n" +
+			"files that a machine netboots, from the inputs in imagectl.lock. No root, no\n" +
+			"mounts. The same lock and cluster.yaml give the same bytes; what is up to date\n" +
+			"is not built again. The output directory changes only when all is complete.\n\n" +
+			"Formats: raw is a plain disk image of each role; pxe is kernel, initrd and agent\n" +
+			"of the installer. Both include the install stream (.raw.zst).",
+		Example: "  imagectl build\n  imagectl build worker --format raw -o out",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			started := time.Now()
+			p, err := g.plan()
+			if err != nil {
+				return err
+			}
+			in, err := buildInputs(p)
+			if err != nil {
+				return err
+			}
+			for _, f := range formats {
+				if s := build.Set(f); s != build.SetRaw && s != build.SetPXE {
+					return usageError{fmt.Errorf("format %q is not supported yet; supported are raw and pxe", f)}
+				}
+				in.Sets = append(in.Sets, build.Set(f))
+			}
+			for _, name := range args {
+				if !hasRole(p, name) {
+					return usageError{fmt.Errorf("there is no role %q in %s; roles are %s", name, g.file, strings.Join(roleNames(p), ", "))}
+				}
+			}
+			in.Only, in.Out = args, out
+			if in.Store, err = openCache(cache); err != nil {
+				return err
+			}
+			if in.Builder, err = builder(cmd.Context()); err != nil {
+				return err
+			}
+			res, err := runBuild(cmd.Context(), g, in)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(g.stdio.Out, buildReport{Out: out, Built: res.Built, Unchanged: res.Unchanged, Manifest: res.Manifest})
+			}
+			return printBuild(g.stdio.Out, out, res, time.Since(started))
+		},
+	}
+	cmd.Flags().StringSliceVar(&formats, "format", []string{"raw", "pxe"}, "what to build: raw, pxe")
+	cmd.Flags().StringVarP(&out, "out", "o", "out", "output directory")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print what was built as JSON")
+	cacheFlag(cmd, &cache)
+	return cmd
+}
+
+// buildReport is the JSON form.
+type buildReport struct {
+	Out       string         `json:"out"`
+	Built     []string       `json:"built"`
+	Unchanged []string       `json:"unchanged"`
+	Manifest  store.Manifest `json:"manifest"`
+}
+
+// buildInputs renders a plan into what images/build needs.
+func buildInputs(p plan.Plan) (build.Inputs, error) {
+	in := build.Inputs{
+		Cluster: p.Cluster, Flatcar: p.Flatcar.Version, Kubernetes: p.Kubernetes.Version, Arch: p.Flatcar.Arch,
+		Image: p.Flatcar.Image, PXEKernel: p.Flatcar.PXEKernel, PXEInitrd: p.Flatcar.PXEInitrd,
+		Kubeadm: p.Kubernetes.Kubeadm, Kubelet: p.Kubernetes.Kubelet, Kubectl: p.Kubernetes.Kubectl,
+		CNIArchive: p.Kubernetes.CNI, EtcdArchive: p.Etcd.Archive, Agent: p.Agent, Images: p.Images,
+	}
+	for _, r := range p.Roles {
+		ign, err := render.Role(r)
+		if err != nil {
+			return build.Inputs{}, err
+		}
+		role := build.Role{Name: r.Name, ControlPlane: r.ControlPlane, ConfigIgn: ign, GrubCfg: render.GrubCfg(r)}
+		for _, e := range r.Extensions {
+			role.Extensions = append(role.Extensions, build.Extension{Name: e.Name, Blob: e.Blob})
+		}
+		in.Roles = append(in.Roles, role)
+	}
+	return in, nil
+}
+
+// runBuild fetches what the cache lacks, then builds.
+func runBuild(ctx context.Context, g *globals, in build.Inputs) (build.Result, error) {
+	p := newProgress(g.stdio.Err)
+	defer p.close()
+	for _, b := range in.Blobs() {
+		_, err := release.Fetch(ctx, in.Store, g.dir(), b, func(done, total int64) { p.step("fetching "+string(b.ID), done, total) })
+		if err != nil {
+			return build.Result{}, err
+		}
+	}
+	return build.Run(ctx, in, func(e build.Event) { p.step(e.Step, e.Done, e.Total) })
+}
+
+// builder names the running program by digest: artefacts of another imagectl
+// are built again, since it may build them otherwise.
+func builder(ctx context.Context) (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("finding the running program: %w", err)
+	}
+	digest, _, err := store.HashFile(ctx, exe)
+	if err != nil {
+		return "", fmt.Errorf("reading the running program: %w", err)
+	}
+	return digest, nil
+}
+
+func printBuild(w io.Writer, out string, res build.Result, took time.Duration) error {
+	built := map[string]bool{}
+	for _, name := range res.Built {
+		built[name] = true
+	}
+	for _, a := range res.Manifest.Artefacts {
+		what := "unchanged"
+		if built[a.Name] {
+			what = "built"
+		}
+		fmt.Fprintf(w, "%-9s  %s  %s  sha256 %s\n", what, filepath.Join(out, a.Name), size(a.Size), a.SHA256[:16])
+	}
+	if len(res.Built) == 0 {
+		fmt.Fprintf(w, "%s: everything is up to date\n", filepath.Join(out, store.ManifestName))
+	} else {
+		fmt.Fprintf(w, "%s: %s built in %s\n", filepath.Join(out, store.ManifestName), count(len(res.Built), "artefact"), took.Round(100*time.Millisecond))
+	}
+	_, err := fmt.Fprintf(w, "next: imagectl verify %s, then imagectl serve\n", out)
+	return err
+}
+
+func roleNames(p plan.Plan) []string {
+	var names []string
+	for _, r := range p.Roles {
+		names = append(names, r.Name)
+	}
+	return names
+}
+
+func hasRole(p plan.Plan, name string) bool {
+	for _, r := range p.Roles {
+		if r.Name == name {
+			return true
+		}
+	}
+	return false
+}
