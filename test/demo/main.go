@@ -31,6 +31,7 @@ func run(ctx context.Context) error {
 	flag.StringVar(&l.Bin, "bin", "bin", "directory of imagectl and bootstrapd")
 	flag.StringVar(&l.Release, "release", "", "directory of the test release")
 	flag.StringVar(&l.Upstream, "upstream", "", "directory of the upstream programs")
+	flag.StringVar(&l.Cache, "cache", "", "imagectl's cache directory, kept from run to run; empty for a new one")
 	flag.StringVar(&l.Work, "work", "/var/tmp/imagectl-demo", "directory for everything else; emptied first")
 	namespace := flag.String("namespace", "", "name of the network namespace this runs in, for the commands to try")
 	keep := flag.Bool("keep", isTerminal(os.Stdin), "leave the cluster running until Ctrl-C")

@@ -42,7 +42,7 @@ func (l *Lab) Views(ctx context.Context) (map[string]View, error) {
 }
 
 // codeOnConsole is how bootstrapd shows the enrolment code.
-var codeOnConsole = regexp.MustCompile(`\b([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})\b`)
+var codeOnConsole = regexp.MustCompile(`CODE +([0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4})$`)
 
 // ReadCode waits for the enrolment code on a machine's console, as the person
 // standing in front of it would.

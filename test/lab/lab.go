@@ -63,6 +63,8 @@ type Lab struct {
 	// Bin holds imagectl and bootstrapd, Release the test release, Upstream the
 	// programs of others, Site cluster.yaml and what belongs to it, Work all else.
 	Bin, Release, Upstream, Site, Work string
+	// Cache is imagectl's cache directory; New sets it to one below Work.
+	Cache string
 	Accel                              vm.Accel
 	Machines                           []Machine
 	Guests                             map[string]*vm.Guest
@@ -76,6 +78,9 @@ type Lab struct {
 func New(ctx context.Context, l Lab) (*Lab, error) {
 	l.Guests = map[string]*vm.Guest{}
 	l.Site = filepath.Join(l.Work, "site")
+	if l.Cache == "" {
+		l.Cache = filepath.Join(l.Work, "cache")
+	}
 	if l.Log == nil {
 		l.Log = func(string, ...any) {}
 	}
@@ -114,7 +119,7 @@ func (l *Lab) Close() {
 func (l *Lab) environment() []string {
 	return append(os.Environ(),
 		"IMAGECTL_CONFIG="+filepath.Join(l.Work, "context.json"),
-		"IMAGECTL_CACHE="+filepath.Join(l.Work, "cache"))
+		"IMAGECTL_CACHE="+l.Cache)
 }
 
 // Imagectl runs one command in the site's directory and returns its standard
