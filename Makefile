@@ -65,7 +65,7 @@ demo: build release ## the main job, for a person to watch
 	$(ROOT) ip netns delete imagectl-demo 2>/dev/null || true; \
 	$(ROOT) ip netns add imagectl-demo; \
 	$(ROOT) ip netns exec imagectl-demo unshare --pid --fork --mount-proc --kill-child -- \
-	    bin/demo --bin bin --release $(RELEASE) --upstream $(UPSTREAM) --namespace imagectl-demo
+	    bin/demo --bin bin --release $(RELEASE) --upstream $(UPSTREAM) --cache $(CACHE)/imagectl --namespace imagectl-demo
 
 .PHONY: unit
 unit: ## no root and no network

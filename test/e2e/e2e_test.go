@@ -47,7 +47,7 @@ func newRack(t *testing.T, ctx context.Context) *lab.Lab {
 		dir = t.TempDir()
 	}
 	start := time.Now()
-	l, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir,
+	l, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir, Deaths: true,
 		Machines: append(lab.Rack(), lab.IdleMachines()...),
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
@@ -79,7 +79,20 @@ func TestMainJob(t *testing.T) {
 	}
 	stage(t, "known, unarmed machines boot their own disks, which stay as they were", func(t *testing.T) { idleMachines(t, ctx, rack) })
 	stage(t, "empty machines become a Ready cluster", func(t *testing.T) {
-		if err := rack.Form(ctx); err != nil {
+		// Every node kills its agent once in the middle of kubeadm's work; the server
+		// dies while both machines download their images.
+		if err := rack.Launch(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := rack.WaitState(ctx, "cp1", "installing"); err != nil {
+			t.Fatal(err)
+		}
+		rack.KillServe()
+		rack.Log("imagectl serve: killed")
+		if err := rack.Serve(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := rack.WaitReady(ctx); err != nil {
 			t.Fatal(err)
 		}
 	})

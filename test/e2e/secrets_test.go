@@ -41,6 +41,9 @@ func noSecretLeft(t *testing.T, ctx context.Context, rack *lab.Lab, pcap string)
 			}
 			all = append(all, keys...)
 			nothingPlanted(t, m, dir)
+			if _, err := os.Stat(filepath.Join(dir, lab.DeathMark)); err != nil {
+				t.Errorf("%s: its agent was not killed in the middle of kubeadm's work, so that proved nothing: %v", m.Name, err)
+			}
 			noCAKey(t, m, dir, server)
 		})
 	}

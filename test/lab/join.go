@@ -89,9 +89,24 @@ func (l *Lab) Active() []Machine {
 	return out
 }
 
-// Form takes a rack of empty machines to a Ready cluster: arm, power on, approve
-// each by its code, wait. It prints each machine's progress through Log.
+// Form takes a rack of empty machines to a Ready cluster.
 func (l *Lab) Form(ctx context.Context) error {
+	if err := l.Launch(ctx); err != nil {
+		return err
+	}
+	return l.WaitReady(ctx)
+}
+
+// WaitState waits until a machine is in a state.
+func (l *Lab) WaitState(ctx context.Context, name, state string) error {
+	return Until(ctx, func() (bool, string, error) {
+		views, err := l.Views(ctx)
+		return err == nil && views[name].State == state, fmt.Sprintf("waiting for %s to be %s, it is %s", name, state, views[name].State), err
+	})
+}
+
+// Launch arms the machines, powers them on and approves each by its code.
+func (l *Lab) Launch(ctx context.Context) error {
 	arm := []string{"machines", "arm"}
 	for _, m := range l.Active() {
 		arm = append(arm, m.Name)
@@ -111,7 +126,7 @@ func (l *Lab) Form(ctx context.Context) error {
 		}
 		l.Log("%s: code on the console equals the server's: approved", m.Name)
 	}
-	return l.WaitReady(ctx)
+	return nil
 }
 
 // WaitReady waits until every machine is ready, and fails early when a console

@@ -64,10 +64,12 @@ type Lab struct {
 	// programs of others, Site cluster.yaml and what belongs to it, Work all else.
 	Bin, Release, Upstream, Site, Work string
 	// Cache is imagectl's cache directory; New sets it to one below Work.
-	Cache string
-	Accel                              vm.Accel
-	Machines                           []Machine
-	Guests                             map[string]*vm.Guest
+	Cache    string
+	Accel    vm.Accel
+	Machines []Machine
+	Guests   map[string]*vm.Guest
+	// Deaths makes every node kill its agent once in the middle of kubeadm's work.
+	Deaths bool
 	// Log receives one line per step; it may be nil.
 	Log func(format string, args ...any)
 

@@ -28,6 +28,11 @@ func (l *Lab) writeSite() error {
 			return err
 		}
 	}
+	for role, path := range deathPaths() {
+		if err := os.WriteFile(filepath.Join(l.Site, deathSnippet(role)), fmt.Appendf(nil, deathButane, path, DeathMark), 0o644); err != nil {
+			return err
+		}
+	}
 	text, err := l.clusterYAML()
 	if err != nil {
 		return err
@@ -103,14 +108,14 @@ roles:
   control-plane:
     kind: control-plane
     kernelArgs: [console=ttyS0]
-  worker:
+%[11]s  worker:
     kind: worker
     kernelArgs: [console=ttyS0]
-addons:
+%[12]saddons:
   - name: flannel
     source: addons/flannel.yaml
 machines:
-`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName)
+`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"))
 	for _, m := range l.Machines {
 		fmt.Fprintf(&b, `  - name: %s
     role: %s
@@ -121,6 +126,48 @@ machines:
 	}
 	return b.String(), nil
 }
+
+// DeathMark is left on a node's ROOT when its agent was killed.
+const DeathMark = "/var/lib/agent-killed-once"
+
+// deathPaths are files that kubeadm writes in the middle of init and of join.
+func deathPaths() map[string]string {
+	return map[string]string{
+		"control-plane": "/etc/kubernetes/manifests/kube-apiserver.yaml",
+		"worker":        "/etc/kubernetes/bootstrap-kubelet.conf",
+	}
+}
+
+func deathSnippet(role string) string { return "kill-agent-" + role + ".bu" }
+
+// snippets is the part of a role in cluster.yaml that asks for its death.
+func (l *Lab) snippets(role string) string {
+	if !l.Deaths {
+		return ""
+	}
+	return fmt.Sprintf("    butane: [%s]\n", deathSnippet(role))
+}
+
+// deathButane kills the agent once, as soon as a file appears: the only way to
+// do it on a machine that nobody can log in to.
+const deathButane = `variant: flatcar
+version: 1.1.0
+systemd:
+  units:
+    - name: kill-agent-once.path
+      enabled: true
+      contents: |
+        [Path]
+        PathExists=%[1]s
+        [Install]
+        WantedBy=multi-user.target
+    - name: kill-agent-once.service
+      contents: |
+        [Service]
+        Type=oneshot
+        RemainAfterExit=yes
+        ExecStart=/bin/sh -c 'test -e %[2]s && exit 0; systemctl kill --signal=KILL --kill-whom=main bootstrapd.service && touch %[2]s'
+`
 
 // primaryFingerprint reads what cluster.yaml pins from an armored keyring.
 func primaryFingerprint(keyring string) (string, error) {
