@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -41,6 +42,10 @@ func walkSource(t *testing.T, f func(path string, fset *token.FileSet, file *ast
 	}
 }
 
+// impossible are files that may panic, on a mistake in the same file that no
+// input can cause: encoding/binary refuses a structure of variable size.
+var impossible = []string{"images/btrfs/format.go", "images/ext4/format.go", "images/squashfs/metadata.go"}
+
 func TestLibrariesNeitherExitNorPanicNorRunAtImport(t *testing.T) {
 	walkSource(t, func(path string, fset *token.FileSet, file *ast.File) {
 		isMain := file.Name.Name == "main"
@@ -51,7 +56,7 @@ func TestLibrariesNeitherExitNorPanicNorRunAtImport(t *testing.T) {
 					t.Errorf("%s: func init(): nothing runs at import", fset.Position(n.Pos()))
 				}
 			case *ast.CallExpr:
-				if id, ok := n.Fun.(*ast.Ident); ok && id.Name == "panic" && id.Obj == nil {
+				if id, ok := n.Fun.(*ast.Ident); ok && id.Name == "panic" && id.Obj == nil && !slices.Contains(impossible, path) {
 					t.Errorf("%s: panic: return an error", fset.Position(n.Pos()))
 				}
 				sel, ok := n.Fun.(*ast.SelectorExpr)
