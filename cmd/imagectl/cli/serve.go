@@ -55,7 +55,7 @@ func newServe(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&f.out, "out", "out", "output directory of imagectl build")
 	cmd.Flags().StringVar(&f.operator, "operator", "", "operator's name in the context file (default the user who calls, also through sudo)")
 	cmd.Flags().BoolVar(&f.debug, "debug", false, "log why requests were not answered")
-	cmd.Flags().StringVar(&f.cache, "cache", "", "cache directory (default $IMAGECTL_CACHE, else the user's cache directory)")
+	cacheFlag(cmd, &f.cache)
 	return cmd
 }
 

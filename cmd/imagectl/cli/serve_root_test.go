@@ -114,7 +114,7 @@ machines:
 	} {
 		write("out/"+a.Name, a.Name)
 		sum := sha256.Sum256([]byte(a.Name))
-		a.SHA256, a.Size, a.Recipe = hex.EncodeToString(sum[:]), int64(len(a.Name)), strings.Repeat("1", 64)
+		a.SHA256, a.Size = hex.EncodeToString(sum[:]), int64(len(a.Name))
 		if a.Format == store.RawZstd {
 			a.RawSize, a.RawSHA256 = 1<<20, strings.Repeat("2", 64)
 		}

@@ -78,7 +78,7 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 			URL: s.fileURL(a), SHA256: a.SHA256, Size: uint64(a.Size), RawSize: uint64(a.RawSize), RawSHA256: a.RawSHA256,
 		}
 	}
-	cache, err := openInputs(cacheDir)
+	cache, err := openCache(cacheDir)
 	if err != nil {
 		return nil, err
 	}
