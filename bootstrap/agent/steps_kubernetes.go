@@ -94,7 +94,7 @@ func (n *node) runKubeadm(ctx context.Context, run *api.Run) error {
 		return err
 	}
 	if again {
-		joined, err := n.joinedBefore(ctx, run)
+		joined, err := n.joinedBefore(run)
 		if err != nil {
 			return err
 		}
@@ -163,24 +163,19 @@ func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, erro
 }
 
 // joinedBefore notices a worker whose kubeadm was killed after the only thing
-// that matters: kubelet has its own certificate. kubeadm itself would refuse,
-// because a Ready node of that name exists.
-func (n *node) joinedBefore(ctx context.Context, run *api.Run) (bool, error) {
+// that matters: kubelet has its own certificate, which it gets after kubeadm has
+// written everything else. kubeadm itself would refuse, because a Ready node of
+// that name exists.
+func (n *node) joinedBefore(run *api.Run) (bool, error) {
 	if run.GetControlPlane() {
 		return false, nil
 	}
-	for name, want := range map[string]bool{
-		kubeadm.KubeletConf:                               true,
-		"/var/lib/kubelet/config.yaml":                    true,
-		"/var/lib/kubelet/pki/kubelet-client-current.pem": true,
-		"/etc/kubernetes/bootstrap-kubelet.conf":          false,
-	} {
-		if have, err := n.Host.Exists(name); err != nil || have != want {
+	for _, name := range []string{kubeadm.KubeletConf, "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki/kubelet-client-current.pem"} {
+		if have, err := n.Host.Exists(name); err != nil || !have {
 			return false, err
 		}
 	}
-	state, err := n.Host.UnitState(ctx, kubeadm.Unit)
-	return state == "active", err
+	return true, n.Host.Remove("/etc/kubernetes/bootstrap-kubelet.conf")
 }
 
 // clearKubeadm removes what kubeadm makes itself and may have left half-written;
@@ -221,7 +216,7 @@ func (n *node) marked(run *api.Run) Step {
 	return Step{
 		Name: "control-plane-marked",
 		Observe: func(ctx context.Context) (bool, string, error) {
-			out, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubectl", "--kubeconfig", kubeadm.KubeletConf, "--request-timeout", "10s", "get", "node", run.GetMachine(), "--output", "jsonpath={.metadata.labels}"}})
+			out, err := n.Host.Run(ctx, kubectl(kubeadm.KubeletConf, nil, "get", "node", run.GetMachine(), "--output", "jsonpath={.metadata.labels}"))
 			if err != nil {
 				return false, "", waiting("the API server does not answer about this node: " + err.Error())
 			}
@@ -269,10 +264,7 @@ func (n *node) apply(step string, all []manifest) Step {
 					return err
 				}
 				// Our manifests are the reviewed ones, so they win over other writers.
-				if _, err := n.Host.Run(ctx, host.Command{
-					Argv:  []string{"kubectl", "--kubeconfig", kubeadm.AdminConf, "apply", "--server-side", "--force-conflicts", "--field-manager", "imagectl", "--filename", "-"},
-					Stdin: m.content,
-				}); err != nil {
+				if _, err := n.Host.Run(ctx, kubectl(kubeadm.AdminConf, m.content, "apply", "--server-side", "--force-conflicts", "--field-manager", "imagectl", "--filename", "-")); err != nil {
 					return fmt.Errorf("applying %s: %w", m.name, err)
 				}
 				if err := n.write(file{m.marker(), []byte(m.digest + "\n"), 0o600}); err != nil {
@@ -280,6 +272,15 @@ func (n *node) apply(step string, all []manifest) Step {
 				}
 			}
 		},
+	}
+}
+
+// kubectl is a command with someone's credentials. A service has no home
+// directory for kubectl's cache.
+func kubectl(conf string, stdin []byte, args ...string) host.Command {
+	return host.Command{
+		Argv:  append([]string{"kubectl", "--kubeconfig", conf, "--cache-dir", "/run/imagectl/kubectl", "--request-timeout", "30s"}, args...),
+		Stdin: stdin,
 	}
 }
 
@@ -311,8 +312,8 @@ func (n *node) nodeReady(run *api.Run) Step {
 	return Step{
 		Name: stepNodeReady,
 		Observe: func(ctx context.Context) (bool, string, error) {
-			out, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubectl", "--kubeconfig", kubeadm.KubeletConf, "--request-timeout", "10s", "get", "node", run.GetMachine(),
-				"--output", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].message}`}})
+			out, err := n.Host.Run(ctx, kubectl(kubeadm.KubeletConf, nil, "get", "node", run.GetMachine(),
+				"--output", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].message}`))
 			if err != nil {
 				return false, "", waiting("the API server does not answer about this node: " + err.Error())
 			}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -140,6 +142,46 @@ func (h *Host) Unmount(ctx context.Context, dir string) error {
 	}
 	_, err = h.Run(ctx, Command{Argv: []string{"umount", h.path(dir)}})
 	return err
+}
+
+// releaseWithin is how long a predecessor's mount may take to come to its end.
+const releaseWithin = time.Minute
+
+// Release ends what a killed predecessor began with MountPart: its mount, and
+// one that the kernel is still making on behalf of a mount program that is dead
+// already. It returns when no loop device is on the disk any more, because the
+// file system in it would write behind our back.
+func (h *Host) Release(ctx context.Context, disk, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, releaseWithin)
+	defer cancel()
+	for {
+		if err := h.Unmount(ctx, dir); err != nil {
+			return err
+		}
+		loop, err := h.loopOn(disk)
+		if err != nil || loop == "" {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("releasing disk %s: %s is on it and does not go away: %w", disk, loop, ctx.Err())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// loopOn returns the loop device on a disk, or "".
+func (h *Host) loopOn(disk string) (string, error) {
+	found, err := h.Glob("/sys/devices/virtual/block/loop*/loop/backing_file")
+	if err != nil {
+		return "", err
+	}
+	for _, f := range found {
+		if h.line(f) == disk {
+			return filepath.Base(filepath.Dir(filepath.Dir(f))), nil
+		}
+	}
+	return "", nil
 }
 
 func (h *Host) isMountPoint(dir string) (bool, error) {

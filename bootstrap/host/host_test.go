@@ -192,3 +192,24 @@ func TestARegularFileStandsInForADisk(t *testing.T) {
 		t.Error("a directory passes for a disk")
 	}
 }
+
+func TestReleaseWaitsForALoopDeviceThatAKilledMountLeft(t *testing.T) {
+	t.Parallel()
+	h := &host.Host{Root: t.TempDir()}
+	const loop = "/sys/devices/virtual/block/loop3/loop/backing_file"
+	put(t, h, map[string]string{loop: "/dev/vda\n", "/sys/devices/virtual/block/loop4/loop/backing_file": "/dev/vdb\n"})
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	err := h.Release(ctx, "/dev/vda", "/run/imagectl/root")
+	if want := "releasing disk /dev/vda: loop3 is on it and does not go away: context deadline exceeded"; err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	done := make(chan error, 1)
+	go func() { done <- h.Release(context.Background(), "/dev/vda", "/run/imagectl/root") }()
+	if err := h.Remove(loop); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("got %v", err)
+	}
+}

@@ -78,8 +78,8 @@ func (i *Installer) Install(ctx context.Context, order *api.Install, files []*ap
 	if uint64(disk.Size) < order.GetRawSize() {
 		return Done{}, refuse(DiskTooSmall, "the disk %s has %d bytes, the image needs %d", disk.Path, disk.Size, order.GetRawSize())
 	}
-	// A predecessor that was killed may have left ROOT mounted.
-	if err := i.Host.Unmount(ctx, mountDir); err != nil {
+	// A predecessor that was killed may have left ROOT mounted, or about to be.
+	if err := i.Host.Release(ctx, disk.Path, mountDir); err != nil {
 		return Done{}, err
 	}
 	dev, err := i.Host.OpenDisk(disk.Path)
@@ -301,7 +301,8 @@ func (w *writing) verify(ctx context.Context) error {
 	}
 	header(sum, int64(w.order.GetRawSize()), 0)
 	if got := hex.EncodeToString(sum.Sum(nil)); got != w.order.GetRawSha256() {
-		return refuse(WrongImage, "the disk reads back with SHA-256 %s instead of %s: it is faulty, and is left without a partition table", got, w.order.GetRawSha256())
+		// No refusal: a disk may read well the next time. It has few chances.
+		return fmt.Errorf("the disk reads back with SHA-256 %s instead of %s: it is faulty, and is left without a partition table", got, w.order.GetRawSha256())
 	}
 	return nil
 }
@@ -323,7 +324,7 @@ func (i *Installer) identity(ctx context.Context, w *writing, disk string, files
 		return err
 	}
 	err = i.populate(w.order, files)
-	if uerr := i.Host.Unmount(ctx, mountDir); err == nil {
+	if uerr := i.Host.Release(ctx, disk, mountDir); err == nil {
 		err = uerr
 	}
 	return err

@@ -101,6 +101,9 @@ func runInit(file string) error {
 		if err := sh(fmt.Sprintf("mkdir -p %[1]s && { mountpoint -q %[1]s || mount -t ext4 -o loop,offset=%[2]d,sizelimit=%[3]d %[4]s %[1]s; }", root, s.RootOffset, s.RootSize, s.Loop)); err != nil {
 			return err
 		}
+		if err := sh("umount -l /run && mount -t tmpfs native /run"); err != nil {
+			return err
+		}
 		if err := boot(s, root); err != nil {
 			return fmt.Errorf("booting from disk: %w", err)
 		}

@@ -54,7 +54,9 @@ type rack struct {
 	server *serverapi.Server
 	image  serverapi.Image
 	op     apiconnect.OperatorServiceClient
-	nodes  map[string]*machine
+	// stop stops the server.
+	stop  func()
+	nodes map[string]*machine
 }
 
 type machine struct {
@@ -212,13 +214,17 @@ func (r *rack) serve(names []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.server.Serve(ctx, ln) }()
-	r.t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			r.t.Errorf("serving: %v", err)
-		}
-		st.Close()
-	})
+	var once sync.Once
+	r.stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				r.t.Errorf("serving: %v", err)
+			}
+			st.Close()
+		})
+	}
+	r.t.Cleanup(r.stop)
 	cert, key, _, err := r.server.Operator(r.t.Context(), "ada", pki.RoleAdmin)
 	if err != nil {
 		r.t.Fatal(err)
@@ -444,6 +450,35 @@ func TestARackComesUp(t *testing.T) {
 	r.ready(15*time.Minute, func(map[string]*api.MachineView) {})
 	t.Logf("all nodes Ready %.0f s after power-on", time.Since(began).Seconds())
 	r.check()
+	r.rebootWithoutServer()
+}
+
+// rebootWithoutServer: the cluster needs its server for change only.
+func (r *rack) rebootWithoutServer() {
+	r.t.Helper()
+	r.stop()
+	for _, m := range r.nodes {
+		if out, err := m.on("systemctl", "reboot"); err != nil {
+			r.t.Fatalf("%v %s", err, out)
+		}
+	}
+	cp := r.nodes["cp1"]
+	began := time.Now()
+	r.wait(5*time.Minute, "the cluster without its server", func() (bool, string) {
+		out, err := cp.on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "--raw", "/readyz")
+		if err != nil {
+			return false, "the API server is not ready"
+		}
+		return true, out
+	})
+	r.wait(5*time.Minute, "the worker without its server", func() (bool, string) {
+		out, err := r.nodes["w1"].on("kubectl", "--kubeconfig", "/etc/kubernetes/kubelet.conf", "get", "node", "w1", "--no-headers")
+		if err != nil {
+			return false, "it does not reach the API server"
+		}
+		return strings.Contains(out, " Ready "), out
+	})
+	r.t.Logf("back %.0f s after the reboot of everything, without the server", time.Since(began).Seconds())
 }
 
 func TestKilledAtEveryStepItStillComesUp(t *testing.T) {
