@@ -111,6 +111,11 @@ func Doors() []Door {
 			},
 		},
 		{
+			Name:  "name-resolution",
+			Why:   "systemd-resolved answers link-local name queries of the whole segment on port 5355 (RFC 4795) and 5353",
+			Files: []File{{Path: "/etc/systemd/resolved.conf.d/50-imagectl.conf", Mode: 0o644, Content: "[Resolve]\nLLMNR=no\nMulticastDNS=no\n"}},
+		},
+		{
 			Name: "cloud-config",
 			Why:  "programs and users from a platform's user data, run as root",
 			Masks: []string{

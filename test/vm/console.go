@@ -40,6 +40,7 @@ var bad = []struct {
 	{regexp.MustCompile(`Out of memory: Killed process`), "out of memory"},
 	{regexp.MustCompile(`\[FAILED\] Failed to start`), "a unit failed"},
 	{regexp.MustCompile(`Ignition failed|ignition: .*\bCRITICAL\b`), "Ignition failed"},
+	{regexp.MustCompile(`initrd: BOOT STOPPED`), "the initrd stopped the boot"},
 }
 
 func (c *Console) follow(r io.Reader) {

@@ -18,6 +18,9 @@ if [ ! -d "$usr/lib/modules" ]; then
 	exit 1
 fi
 kver=$(basename "$usr"/lib/modules/*)
+# Flatcar's kernel shows its configuration in /proc/config.gz; Debian's does not,
+# and kubeadm's preflight check looks here next.
+cp "$root/boot/config-$kver" "$usr/lib/modules/$kver/config"
 
 # --- what a node has no use for -------------------------------------------------
 rm -rf "$usr"/share/{doc,man,info,locale,i18n,lintian,bash-completion,zsh,vim,common-licenses,bug,doc-base,perl5,pixmaps,menu,initramfs-tools,applications} \
