@@ -19,6 +19,7 @@ import (
 	"io"
 	"math/bits"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -49,7 +50,8 @@ type block struct {
 }
 
 type decoded struct {
-	data []byte
+	// data comes from the pool; whoever has written it gives it back.
+	data *bytes.Buffer
 	// crc is the block's, or the one that a stream's end claims for all its blocks.
 	crc uint32
 	err error
@@ -61,6 +63,8 @@ func Decompress(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) err
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan block)
 	order := make(chan block, workers)
+	// A block of zeros unpacks to 45 MB: reuse what such ones needed.
+	pool := sync.Pool{New: func() any { return new(bytes.Buffer) }}
 	g.Go(func() error {
 		defer close(work)
 		defer close(order)
@@ -78,17 +82,17 @@ func Decompress(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) err
 	for range workers {
 		g.Go(func() error {
 			for b := range work {
-				b.out <- decode(r, b)
+				b.out <- decode(r, b, &pool)
 			}
 			return nil
 		})
 	}
-	g.Go(func() error { return collect(ctx, w, order) })
+	g.Go(func() error { return collect(ctx, w, order, &pool) })
 	return g.Wait()
 }
 
 // collect writes blocks in order and checks each stream's checksum.
-func collect(ctx context.Context, w io.Writer, order <-chan block) error {
+func collect(ctx context.Context, w io.Writer, order <-chan block, pool *sync.Pool) error {
 	var sum uint32
 	for b := range order {
 		var d decoded
@@ -108,9 +112,10 @@ func collect(ctx context.Context, w io.Writer, order <-chan block) error {
 			continue
 		}
 		sum = bits.RotateLeft32(sum, 1) ^ d.crc
-		if _, err := w.Write(d.data); err != nil {
+		if _, err := w.Write(d.data.Bytes()); err != nil {
 			return err
 		}
+		pool.Put(d.data)
 	}
 	return ctx.Err()
 }
@@ -167,7 +172,7 @@ func split(ctx context.Context, r io.Reader, size int64, emit func(block) error)
 }
 
 // decode decompresses one block.
-func decode(r io.ReaderAt, b block) decoded {
+func decode(r io.ReaderAt, b block, pool *sync.Pool) decoded {
 	if b.to-b.from < 80 {
 		return decoded{err: fmt.Errorf("%w: a block of %d bits", ErrParallel, b.to-b.from)}
 	}
@@ -184,8 +189,9 @@ func decode(r io.ReaderAt, b block) decoded {
 		return decoded{crc: crc}
 	}
 	stream = appendEnd(stream, b.to-b.from, crc)
-	data, err := io.ReadAll(stdbzip2.NewReader(bytes.NewReader(stream)))
-	if err != nil {
+	data := pool.Get().(*bytes.Buffer)
+	data.Reset()
+	if _, err := data.ReadFrom(stdbzip2.NewReader(bytes.NewReader(stream))); err != nil {
 		return decoded{err: fmt.Errorf("%w: %w", ErrParallel, err)}
 	}
 	return decoded{data: data, crc: crc}
