@@ -5,12 +5,16 @@ import (
 	"encoding/hex"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/imagectl/imagectl/pxe/boot"
 )
 
 var update = flag.Bool("update", false, "rewrite the goldens in testdata")
@@ -30,6 +34,10 @@ func TestCapturedFirmware(t *testing.T) {
 			}
 			defer f.Close()
 			l := newLab(t)
+			// As when it was captured, so that the requests fit the offers.
+			l.server = netip.MustParseAddr("10.98.0.1")
+			l.src.network = &boot.Network{Subnets: []boot.Subnet{{Prefix: netip.MustParsePrefix("10.98.0.0/24"),
+				First: netip.MustParseAddr("10.98.0.11"), Last: netip.MustParseAddr("10.98.0.11"), Lease: time.Hour}}}
 			var got strings.Builder
 			in := bufio.NewScanner(f)
 			for in.Scan() {

@@ -68,14 +68,15 @@ var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: Script
 
 // lab is a table with a clock: what a test does to it one packet after another.
 type lab struct {
-	t     *testing.T
-	src   fakeSource
-	table *Table
-	now   time.Time
+	t      *testing.T
+	server netip.Addr
+	src    fakeSource
+	table  *Table
+	now    time.Time
 }
 
 func newLab(t *testing.T) *lab {
-	return &lab{t: t, src: source(), table: NewTable(nil), now: noon}
+	return &lab{t: t, server: us, src: source(), table: NewTable(nil), now: noon}
 }
 
 func (l *lab) send(m *dhcpv4.DHCPv4) Decision {
@@ -86,7 +87,7 @@ func (l *lab) send(m *dhcpv4.DHCPv4) Decision {
 		l.t.Fatal(err)
 	}
 	l.table.use(l.src.network)
-	d := Decide(req, Env{Now: l.now, Server: us, Network: l.src.network, Leases: l.table, Answer: l.src.Decide, Files: files})
+	d := Decide(req, Env{Now: l.now, Server: l.server, Network: l.src.network, Leases: l.table, Answer: l.src.Decide, Files: files})
 	if d.Code == "" || d.Reason == "" {
 		l.t.Errorf("%s: no code or reason: %+v", m.MessageType(), d)
 	}
