@@ -147,7 +147,8 @@ mkdir -p /var/lib/containerd && mount --bind %[2]s/containerd /var/lib/container
 	for name := range y.unit {
 		y.end(name)
 	}
-	return sh("umount /var/lib/containerd && umount /var/lib && umount /etc")
+	// Lazily: a program that takes its time to end does not keep us.
+	return sh("umount -l /var/lib/containerd && umount -l /var/lib && umount -l /etc")
 }
 
 // answer carries one systemctl command out.
