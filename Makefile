@@ -17,6 +17,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,CGO_ENABLED,GO
 CACHE ?= /var/cache/imagectl-test
 UPSTREAM := $(CACHE)/upstream
 RELEASE := $(CACHE)/release
+# Disks, consoles and logs of the last run of the scenario.
+E2E_WORK ?= /var/tmp/imagectl-e2e
 export IMAGECTL_UPSTREAM := $(UPSTREAM)
 export IMAGECTL_TEST_RELEASE := $(RELEASE)
 
@@ -85,7 +87,7 @@ test-root: build deps ## kernel mounts, firmware and namespaces
 e2e: build release ## the scenario in virtual machines
 	$(call say,the scenario in virtual machines (10 to 20 minutes))
 	go test -c -tags e2e -o bin/e2e.test ./test/e2e
-	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 45m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM)
+	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 45m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 
 .PHONY: test
 test: deps unit test-root e2e ## everything

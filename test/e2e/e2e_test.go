@@ -21,7 +21,7 @@ var (
 	bin      = flag.String("bin", "", "directory of imagectl and bootstrapd")
 	release  = flag.String("release", "", "directory of the test release")
 	upstream = flag.String("upstream", "", "directory of the upstream programs")
-	work     = flag.String("work", "", "directory for disks and logs; kept when set, else a temporary one")
+	work     = flag.String("work", "", "directory for disks, consoles and logs; emptied first, kept when set, else a temporary one")
 )
 
 // stage runs one part of the scenario; the parts build on each other, so the
@@ -45,6 +45,12 @@ func newRack(t *testing.T, ctx context.Context) *lab.Lab {
 	dir := *work
 	if dir == "" {
 		dir = t.TempDir()
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	start := time.Now()
 	l, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir, Deaths: true,
