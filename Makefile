@@ -40,7 +40,7 @@ bin/bootstrapd: $(GOFILES)
 
 .PHONY: deps
 deps: ## Debian packages that the tests use
-	@missing=$$(sort -u $$(find . -name apt-packages.txt) | while read -r p; do \
+	@missing=$$(sed 's/#.*//' $$(find . -name apt-packages.txt) | sort -u | grep . | while read -r p; do \
 	    [ "$$(dpkg-query -Wf '$${Status}' "$$p" 2>/dev/null)" = 'install ok installed' ] || echo "$$p"; done); \
 	if [ -n "$$missing" ]; then \
 	    printf '== installing Debian packages (about 2 minutes): %s\n' "$$(echo $$missing)"; \
@@ -83,6 +83,19 @@ test-root: build deps ## kernel mounts, firmware and namespaces
 	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; \
 	    (cd $$p && $(ISOLATED) $(CURDIR)/bin/root/$${p//\//-}.test -test.timeout 20m); done
 
+.PHONY: native
+native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step
+	$(call say,real parts as processes (about 5 minutes))
+	go test -tags judge ./bootstrap/kubeadm
+	@mkdir -p bin/root
+	go test -c -tags root -o bin/root/native.test ./test/native
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.v
+
+.PHONY: release-test
+release-test: release ## the test release itself: firmware, verity, Ignition, doors
+	$(call say,the test release in virtual machines (about 6 minutes))
+	go test -count=1 -tags vm -timeout 40m -v ./test/release -release $(RELEASE)
+
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
 	$(call say,the scenario in virtual machines (10 to 20 minutes))
@@ -90,7 +103,7 @@ e2e: build release ## the scenario in virtual machines
 	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 45m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 
 .PHONY: test
-test: deps unit test-root e2e ## everything
+test: deps unit test-root native release-test e2e ## everything
 
 .PHONY: generate
 generate: ## rewrite the wire contract's Go code (needs protobuf-compiler, libprotobuf-dev)
