@@ -86,7 +86,7 @@ test-root: build deps ## kernel mounts, firmware and namespaces
 .PHONY: native
 native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step
 	$(call say,real parts as processes (about 5 minutes))
-	go test -tags judge ./bootstrap/kubeadm
+	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	@mkdir -p bin/root
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.v
