@@ -160,20 +160,7 @@ func TestForeignToolsAcceptWhatWeWrote(t *testing.T) {
 				t.Errorf("got name %s", raw.Name)
 			}
 			img := filepath.Join(out, raw.Name)
-			tool(t, "sfdisk", "--verify", img)
-			if got := tool(t, "sgdisk", "-v", img); !strings.Contains(got, "No problems found") {
-				t.Errorf("sgdisk -v: %s", got)
-			}
-			oem, root := extract(t, img, "OEM"), extract(t, img, "ROOT")
-			tool(t, "btrfs", "check", oem)
-			tool(t, "e2fsck", "-fn", root)
-			tool(t, "fsck.fat", "-n", extract(t, img, "EFI-SYSTEM"))
-			if got := tool(t, "grub-fstest", oem, "cat", "/grub.cfg"); got != "set linux_append=\"quiet\"\n" {
-				t.Errorf("GRUB reads %q", got)
-			}
-			if got := tool(t, "grub-fstest", oem, "cat", "/config.ign"); got != `{"ignition":{"version":"3.4.0"}}` {
-				t.Errorf("GRUB reads config.ign as %q", got)
-			}
+			root := judge(t, img)
 			for _, x := range []string{"etcd", "images", "imagectl", "kubernetes"} {
 				if got := tool(t, "debugfs", "-R", "stat /etc/extensions/"+x+".raw", root); !strings.Contains(got, "/opt/extensions/"+x+"/"+x+".raw") {
 					t.Errorf("no link for extension %s: %s", x, got)
@@ -189,6 +176,28 @@ func TestForeignToolsAcceptWhatWeWrote(t *testing.T) {
 			onlyOEMAndRootDiffer(t, s.base, img)
 		})
 	}
+}
+
+// judge has foreign tools examine an image of inputs' control plane, and returns
+// its ROOT as a file.
+func judge(t *testing.T, img string) (root string) {
+	t.Helper()
+	tool(t, "sfdisk", "--verify", img)
+	if got := tool(t, "sgdisk", "-v", img); !strings.Contains(got, "No problems found") {
+		t.Errorf("sgdisk -v: %s", got)
+	}
+	oem := extract(t, img, "OEM")
+	root = extract(t, img, "ROOT")
+	tool(t, "btrfs", "check", oem)
+	tool(t, "e2fsck", "-fn", root)
+	tool(t, "fsck.fat", "-n", extract(t, img, "EFI-SYSTEM"))
+	if got := tool(t, "grub-fstest", oem, "cat", "/grub.cfg"); got != "set linux_append=\"quiet\"\n" {
+		t.Errorf("GRUB reads %q", got)
+	}
+	if got := tool(t, "grub-fstest", oem, "cat", "/config.ign"); got != `{"ignition":{"version":"3.4.0"}}` {
+		t.Errorf("GRUB reads config.ign as %q", got)
+	}
+	return root
 }
 
 // onlyOEMAndRootDiffer compares everything in front of ROOT with the base, but
