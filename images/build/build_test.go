@@ -296,6 +296,7 @@ func TestTwoBuildsElsewhereAndLaterGiveTheSameBytes(t *testing.T) {
 	other := newSite(t, t.TempDir(), baseimage.Options{})
 	other.base = s.base
 	in := other.inputs(t.TempDir())
+	in.Builder = "the same code, compiled elsewhere"
 	second, err := build.Run(context.Background(), in, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -69,9 +69,11 @@ func (r *run) plan() []target {
 
 func (r *run) roleTargets(role Role) []target {
 	inputs := r.roleInputs(role)
-	rec := recipe([]string{"role 1", r.in.Builder, r.in.Arch, role.Name, r.time.String()}, inputs)
+	// What the image is, without who builds it: its UUIDs follow from that.
+	id := recipe([]string{"role 1", r.in.Arch, role.Name, r.time.String()}, inputs)
+	rec := recipe([]string{id, r.in.Builder}, nil)
 	name := fmt.Sprintf("%s-%s-%s-%s.raw", r.in.Cluster, role.Name, r.in.Flatcar, r.in.Kubernetes)
-	image := func(ctx context.Context) error { return r.makeRole(ctx, role, name, rec, inputs) }
+	image := func(ctx context.Context) error { return r.makeRole(ctx, role, name, id, rec, inputs) }
 	return []target{
 		{name: name, role: role.Name, format: store.Raw, recipe: rec, inputs: inputs, make: image},
 		{name: name + ".zst", role: role.Name, format: store.RawZstd, recipe: rec, inputs: inputs, make: image},

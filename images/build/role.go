@@ -22,7 +22,7 @@ import (
 )
 
 // makeRole makes a role's disk image and its install stream.
-func (r *run) makeRole(ctx context.Context, role Role, name, rec string, inputs []store.Input) error {
+func (r *run) makeRole(ctx context.Context, role Role, name, id, rec string, inputs []store.Input) error {
 	extensions, err := r.roleExtensions(ctx, role)
 	if err != nil {
 		return err
@@ -40,13 +40,13 @@ func (r *run) makeRole(ctx context.Context, role Role, name, rec string, inputs 
 	for _, e := range extensions {
 		need += 2 * e.size
 	}
-	if err := r.writeRole(ctx, role, name, rec, inputs, base, layout, extensions); err != nil {
+	if err := r.writeRole(ctx, role, name, id, rec, inputs, base, layout, extensions); err != nil {
 		return spaceError{need: need, err: fmt.Errorf("building %s: %w", filepath.Join(r.in.Out, name), err)}
 	}
 	return nil
 }
 
-func (r *run) writeRole(ctx context.Context, role Role, name, rec string, inputs []store.Input, base *os.File, layout disk.Layout, extensions []extensionFile) error {
+func (r *run) writeRole(ctx context.Context, role Role, name, id, rec string, inputs []store.Input, base *os.File, layout disk.Layout, extensions []extensionFile) error {
 	scratch := name
 	if !r.in.wants(SetRaw) {
 		scratch += ".scratch"
@@ -61,7 +61,7 @@ func (r *run) writeRole(ctx context.Context, role Role, name, rec string, inputs
 		return err
 	}
 	r.obs.step("%s: writing OEM and ROOT", role.Name)
-	layout, err = r.writePartitions(f, layout, role, rec, extensions)
+	layout, err = r.writePartitions(f, layout, role, id, extensions)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (r *run) writeRole(ctx context.Context, role Role, name, rec string, inputs
 }
 
 // writePartitions replaces OEM and ROOT, and nothing else.
-func (r *run) writePartitions(f *os.File, l disk.Layout, role Role, rec string, extensions []extensionFile) (disk.Layout, error) {
+func (r *run) writePartitions(f *os.File, l disk.Layout, role Role, id string, extensions []extensionFile) (disk.Layout, error) {
 	oem := &fstree.Tree{}
 	for name, content := range map[string][]byte{"config.ign": role.ConfigIgn, "grub.cfg": role.GrubCfg} {
 		if err := oem.AddFile(name, 0o644, fstree.Bytes(content)); err != nil {
@@ -121,13 +121,13 @@ func (r *run) writePartitions(f *os.File, l disk.Layout, role Role, rec string, 
 		}
 	}
 	err = btrfs.Write(io.NewOffsetWriter(f, l.OEM.Offset), l.OEM.Length, oem, btrfs.Options{
-		Label: "OEM", UUID: uuid(rec, "oem"), ModTime: r.time,
+		Label: "OEM", UUID: uuid(id, "oem"), ModTime: r.time,
 	})
 	if err != nil {
 		return disk.Layout{}, err
 	}
 	err = ext4.Write(io.NewOffsetWriter(f, l.Root.Offset), l.Root.Length, root, ext4.Options{
-		Label: "ROOT", UUID: uuid(rec, "root"), HashSeed: uuid(rec, "root hash seed"), ModTime: r.time,
+		Label: "ROOT", UUID: uuid(id, "root"), HashSeed: uuid(id, "root hash seed"), ModTime: r.time,
 	})
 	return l, err
 }
@@ -163,8 +163,8 @@ func rootTree(extensions []extensionFile) (*fstree.Tree, int64, error) {
 }
 
 // uuid derives a UUID from what went into an image, in version 8's form (RFC 9562).
-func uuid(rec, what string) [16]byte {
-	sum := sha256.Sum256([]byte("imagectl uuid 1\n" + rec + "\n" + what))
+func uuid(id, what string) [16]byte {
+	sum := sha256.Sum256([]byte("imagectl uuid 1\n" + id + "\n" + what))
 	u := [16]byte(sum[:16])
 	u[6] = u[6]&0x0f | 0x80
 	u[8] = u[8]&0x3f | 0x80
