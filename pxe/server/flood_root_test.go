@@ -22,6 +22,16 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 )
 
+// TestMain switches the loopback device of the fresh namespace on: the tests that
+// need no root run here too.
+func TestMain(m *testing.M) {
+	if err := run("ip", "link", "set", "lo", "up"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	m.Run()
+}
+
 // station runs f on another host of the bridge: a network namespace with a card
 // of its own. Sockets that f opens belong to it.
 func station(t *testing.T, f func(card *net.Interface) error) {

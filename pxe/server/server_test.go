@@ -62,7 +62,11 @@ func TestHTTPTaskStopsCleanly(t *testing.T) {
 		b, _ := io.ReadAll(r.Body)
 		got <- string(b)
 	}()
-	<-entered
+	select {
+	case <-entered:
+	case failed := <-got:
+		t.Fatal(failed)
+	}
 	cancel()
 	close(release)
 	if b := <-got; b != "whole" {
