@@ -54,16 +54,16 @@ func (h *Host) Run(ctx context.Context, c Command) ([]byte, error) {
 	if h.Exec != nil {
 		return h.Exec(ctx, c)
 	}
-	var out, all tail
+	// Each stream is copied by a goroutine of its own, so each has its own end.
+	var out, errOut tail
 	cmd := command(ctx, c)
-	cmd.Stdout = io.MultiWriter(&out, &all)
-	cmd.Stderr = &all
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	// Pdeathsig is tied to the thread that forks, so that thread must live as
 	// long as the program does.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
-		return out.b, &RunError{Argv: c.Argv, Output: all.b, Cause: err}
+		return out.b, &RunError{Argv: c.Argv, Output: append(bytes.Clone(out.b), errOut.b...), Cause: err}
 	}
 	return out.b, nil
 }

@@ -178,6 +178,7 @@ type proxyConfiguration struct {
 	Kind               string `json:"kind"`
 	ClusterCIDR        string `json:"clusterCIDR"`
 	MetricsBindAddress string `json:"metricsBindAddress"`
+	HealthzBindAddress string `json:"healthzBindAddress"`
 }
 
 // Init is the configuration of "kubeadm init" on the first control plane.
@@ -216,7 +217,7 @@ func Init(c Cluster, n Node) ([]byte, error) {
 		TLSMinVersion: "VersionTLS13", VolumePluginDir: volumePlugins,
 	}
 	k.Authentication.Webhook.Enabled, k.Authorization.Mode = true, "Webhook"
-	p := proxyConfiguration{APIVersion: "kubeproxy.config.k8s.io/v1alpha1", Kind: "KubeProxyConfiguration", ClusterCIDR: c.PodCIDR, MetricsBindAddress: "127.0.0.1:10249"}
+	p := proxyConfiguration{APIVersion: "kubeproxy.config.k8s.io/v1alpha1", Kind: "KubeProxyConfiguration", ClusterCIDR: c.PodCIDR, MetricsBindAddress: "127.0.0.1:10249", HealthzBindAddress: "127.0.0.1:10256"}
 	return documents(i, cc, k, p)
 }
 

@@ -122,8 +122,8 @@ func arguments(cfg Config) ([]string, error) {
 	nic := fmt.Sprintf("virtio-net-pci,netdev=net,mac=%s,bootindex=%d", cfg.MAC, net)
 	switch cfg.Firmware {
 	case SeaBIOS:
-		// The card's own ROM is iPXE; its SeaBIOS console goes to the serial port.
-		args = append(args, "-device", nic, "-fw_cfg", "name=etc/sercon-port,string=0x3f8")
+		// The card's own ROM is iPXE.
+		args = append(args, "-device", nic)
 	case OVMF:
 		vars := filepath.Join(cfg.Dir, cfg.Name+".vars")
 		if _, err := os.Stat(vars); errors.Is(err, os.ErrNotExist) {
