@@ -27,7 +27,7 @@ say = @printf '\n== %s\n' "$(1)"
 
 # A namespace of its own for network, processes and mounts: whatever a test
 # starts ends with it, also when the test is killed.
-ISOLATED := $(ROOT) unshare --net --pid --fork --mount-proc --kill-child --
+ISOLATED := $(ROOT) unshare --net --pid --fork --mount-proc --kill-child -- sh -c 'ip link set lo up && exec "$$0" "$$@"'
 
 .PHONY: build
 build: bin/imagectl bin/bootstrapd ## both programs, in bin/
