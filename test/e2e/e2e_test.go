@@ -113,5 +113,6 @@ func TestMainJob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	powerOff(t, rack)
 	stage(t, "no secret reached an unauthenticated client", func(t *testing.T) { noSecretLeft(t, ctx, rack, pcap) })
 }

@@ -52,9 +52,8 @@ func keysIn(name string, text []byte) []Secret {
 		if !bytes.HasSuffix([]byte(block.Type), []byte("PRIVATE KEY")) {
 			continue
 		}
-		out = append(out, Secret{Name: name + " (DER)", Value: block.Bytes})
 		if n := secretNumber(block.Bytes); n != nil {
-			out = append(out, Secret{Name: name + " (number)", Value: n})
+			out = append(out, Secret{Name: name, Value: n})
 		}
 	}
 	for _, m := range embeddedKey.FindAllSubmatch(text, -1) {
@@ -66,7 +65,9 @@ func keysIn(name string, text []byte) []Secret {
 }
 
 // secretNumber is the part of a key that everything else follows from: it is in
-// every encoding of the key.
+// every encoding of the key, and in nothing that is public. The rest of an
+// encoded key is not secret: object identifiers and the public key stand in
+// every certificate.
 func secretNumber(der []byte) []byte {
 	var key any
 	for _, parse := range []func([]byte) (any, error){

@@ -2,8 +2,13 @@ package lab
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/pem"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -39,4 +44,51 @@ func TestScanFindsASecretInEveryForm(t *testing.T) {
 	if finds, err := Scan("noise", bytes.NewReader(noise), []Secret{secret}); err != nil || len(finds) != 0 {
 		t.Errorf("in noise it found %v (%v)", finds, err)
 	}
+}
+
+// A key is found in another file's encoding of it, and a certificate or another
+// key of the same kind is not taken for it.
+func TestKeysAreFoundInFilesAndNotMistaken(t *testing.T) {
+	for _, kind := range []string{"PKCS#8", "SEC 1"} {
+		key, other := newKey(t), newKey(t)
+		secrets := keysIn("agent.key", encodeKey(t, key, kind))
+		if len(secrets) != 1 {
+			t.Fatalf("%s: found %d secrets in a file with one key", kind, len(secrets))
+		}
+		kubeconfig := []byte("users:\n- user:\n    client-key-data: " + base64.StdEncoding.EncodeToString(encodeKey(t, key, kind)) + "\n")
+		if again := keysIn("kubelet.conf", kubeconfig); len(again) != 1 || !bytes.Equal(again[0].Value, secrets[0].Value) {
+			t.Errorf("%s: the key inside a kubeconfig was not found", kind)
+		}
+		for name, text := range map[string][]byte{"PKCS#8": encodeKey(t, key, "PKCS#8"), "SEC 1": encodeKey(t, key, "SEC 1")} {
+			if finds, err := Scan(name, bytes.NewReader(text), secrets); err != nil || len(finds) != 1 {
+				t.Errorf("%s key in a %s file: found %v (%v)", kind, name, finds, err)
+			}
+		}
+		if finds, err := Scan("another key", bytes.NewReader(encodeKey(t, other, kind)), secrets); err != nil || len(finds) != 0 {
+			t.Errorf("%s: another key was taken for it: %v (%v)", kind, finds, err)
+		}
+	}
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func encodeKey(t *testing.T, key *ecdsa.PrivateKey, kind string) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	label := "PRIVATE KEY"
+	if kind == "SEC 1" {
+		der, err = x509.MarshalECPrivateKey(key)
+		label = "EC PRIVATE KEY"
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der})
 }
