@@ -61,7 +61,7 @@ release: upstream ## the Flatcar-shaped test release
 
 .PHONY: demo
 demo: build release ## the main job, for a person to watch
-	$(call say,from cluster.yaml to Ready nodes (5 to 12 minutes))
+	$(call say,from cluster.yaml to Ready nodes (about 12 minutes without KVM))
 	go build -o bin/demo ./test/demo
 	@trap '$(ROOT) ip netns delete imagectl-demo' EXIT; \
 	$(ROOT) ip netns delete imagectl-demo 2>/dev/null || true; \
@@ -71,7 +71,7 @@ demo: build release ## the main job, for a person to watch
 
 .PHONY: unit
 unit: ## no root and no network
-	$(call say,unit tests (1 to 3 minutes))
+	$(call say,unit tests (2 to 4 minutes))
 	go vet ./...
 	go test ./...
 
@@ -85,7 +85,7 @@ test-root: build deps ## kernel mounts, firmware and namespaces
 
 .PHONY: native
 native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step
-	$(call say,real parts as processes (about 5 minutes))
+	$(call say,real parts as processes (about 2 minutes))
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	@mkdir -p bin/root
 	go test -c -tags root -o bin/root/native.test ./test/native
@@ -93,12 +93,12 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 
 .PHONY: release-test
 release-test: release ## the test release itself: firmware, verity, Ignition, doors
-	$(call say,the test release in virtual machines (about 6 minutes))
+	$(call say,the test release in virtual machines (about 5 minutes))
 	go test -count=1 -tags vm -timeout 40m -v ./test/release -release $(RELEASE)
 
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
-	$(call say,the scenario in virtual machines (10 to 20 minutes))
+	$(call say,the scenario in virtual machines (15 to 25 minutes without KVM))
 	go test -c -tags e2e -o bin/e2e.test ./test/e2e
 	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 45m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 
