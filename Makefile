@@ -92,9 +92,9 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.v
 
 .PHONY: release-test
-release-test: release ## the test release itself: firmware, verity, Ignition, doors
+release-test: build release ## the test release itself: bad ones refused, firmware, verity, Ignition, doors
 	$(call say,the test release in virtual machines (about 5 minutes))
-	go test -count=1 -tags vm -timeout 40m -v ./test/release -release $(RELEASE)
+	go test -count=1 -tags vm -timeout 40m -v ./test/release -release $(RELEASE) -bin $(CURDIR)/bin
 
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines

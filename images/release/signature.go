@@ -115,7 +115,7 @@ func (k Key) verify(content io.Reader, signature []byte, now time.Time) (lock.Si
 	}
 	switch {
 	case md.SignatureError != nil && errors.As(md.SignatureError, new(pgperrors.SignatureError)):
-		return lock.Signer{}, fmt.Errorf("the file is not what key %s signed on %s: it was changed or cut off after that (%w)", k.issuer(made), when(made.CreationTime), md.SignatureError)
+		return lock.Signer{}, fmt.Errorf("the file is not what key %s signed on %s: it was changed or cut off after that (%w); nothing of it is used: try another mirror", k.issuer(made), when(made.CreationTime), md.SignatureError)
 	case md.SignatureError != nil:
 		return lock.Signer{}, md.SignatureError
 	case md.SignedBy == nil || md.Signature == nil:
@@ -197,7 +197,7 @@ func (k Key) judge(s *packet.Signature, now time.Time) error {
 	}
 	i := slices.IndexFunc(k.entity.Subkeys, func(sub openpgp.Subkey) bool { return sub.PublicKey.KeyId == *s.IssuerKeyId })
 	if i < 0 {
-		return fmt.Errorf("it was made by key %s, which is neither the pinned primary key %s nor one of its subkeys", k.issuer(s), primary)
+		return fmt.Errorf("it was made by key %s, which is neither the pinned primary key %s nor one of its subkeys; pin another key only after its publisher has confirmed the fingerprint", k.issuer(s), primary)
 	}
 	sub := &k.entity.Subkeys[i]
 	name := fingerprint(sub.PublicKey)
@@ -210,7 +210,7 @@ func (k Key) judge(s *packet.Signature, now time.Time) error {
 		if b, err := sub.LatestValidBindingSignature(s.CreationTime, nil); err == nil && b.KeyLifetimeSecs != nil {
 			until = when(sub.PublicKey.CreationTime.Add(time.Duration(*b.KeyLifetimeSecs) * time.Second))
 		}
-		return fmt.Errorf("it was made on %s by subkey %s of %s, which had expired on %s", when(s.CreationTime), name, primary, until)
+		return fmt.Errorf("it was made on %s by subkey %s of %s, which had expired on %s; try another mirror or release: nobody should sign with that key any more", when(s.CreationTime), name, primary, until)
 	case s.CreationTime.Before(sub.PublicKey.CreationTime):
 		return fmt.Errorf("it says it was made on %s, but subkey %s of %s exists since %s only", when(s.CreationTime), name, primary, when(sub.PublicKey.CreationTime))
 	case err != nil:

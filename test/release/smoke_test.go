@@ -3,7 +3,7 @@
 // Package release_test boots the test release in QEMU and looks whether it
 // behaves as the product expects of Flatcar. No KVM, no root, no tap devices:
 //
-//	go test -tags vm ./test/release -timeout 1h -release DIR [-artifacts -outputdir LOGS]
+//	go test -tags vm ./test/release -timeout 1h -release DIR -bin DIR [-artifacts -outputdir LOGS]
 package release_test
 
 import (
