@@ -43,6 +43,7 @@ var layers = map[string][]string{
 	"images/btrfs":             {"images/fstree"},
 	"images/cpio":              {"images/fstree"},
 	"images/disk":              {"images/sparse"},
+	"images/vmdk":              {"images/sparse"},
 	"images/store":             {"images/lock", "images/sparse"},
 	"images/release":           {"images/lock", "images/store"},
 	"images/sysext":            {"images/fstree", "images/squashfs"},
