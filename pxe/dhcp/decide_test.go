@@ -412,6 +412,62 @@ func TestPoolIsNeverOvercommitted(t *testing.T) {
 	}
 }
 
+// A client that has declined an address comes back at once and gets another one;
+// the declined one must rest all the same.
+func TestADeclinedAddressRestsWhenItsClientGotAnotherOne(t *testing.T) {
+	l := newLab(t)
+	card := func(b byte) MAC { return MAC{0x52, 0x54, 0, 0, 1, b} }
+	l.send(request(card(1), wants("10.0.0.100")))
+	l.send(packet(dhcpv4.MessageTypeDecline, card(1), wants("10.0.0.100")))
+	if got := l.offered(discover(card(1))); got != "10.0.0.102" {
+		t.Fatalf("after declining: got %s, want the other address", got)
+	}
+	l.send(request(card(1), wants("10.0.0.102")))
+	if got := l.offered(packet(dhcpv4.MessageTypeDecline, card(1), wants("10.0.0.100"))); got != "silence: not-leased" {
+		t.Errorf("the decline once more, late: %s", got)
+	}
+	for _, m := range []*dhcpv4.DHCPv4{discover(card(2)), discover(card(2), wants("10.0.0.100")), discover(laptop)} {
+		if got := l.offered(m); got != "silence: pool-exhausted" {
+			t.Errorf("%s is offered %s, which rests", m.ClientHWAddr, got)
+		}
+	}
+	var kept []Lease
+	for _, lease := range l.table.byAddr {
+		kept = append(kept, lease)
+	}
+	l.table = NewTable(kept) // as after a restart
+	if got := l.offered(discover(card(2))); got != "silence: pool-exhausted" {
+		t.Errorf("after a restart: got %s", got)
+	}
+	l.now = l.now.Add(declineTime)
+	if got := l.offered(discover(card(2))); got != "10.0.0.100" {
+		t.Errorf("after its rest: got %s", got)
+	}
+	if got := l.offered(request(card(1), from("10.0.0.102"))); got != "10.0.0.102" {
+		t.Errorf("who declined it renews its other address: got %s", got)
+	}
+}
+
+// An offer that nobody takes up must not keep its address until the next lease ends.
+func TestAnOfferNotTakenUpGivesItsAddressBack(t *testing.T) {
+	l := newLab(t)
+	card := func(b byte) MAC { return MAC{0x52, 0x54, 0, 0, 1, b} }
+	l.send(request(card(1), wants("10.0.0.100")))
+	l.now = l.now.Add(59 * time.Minute)
+	l.send(request(card(2), wants("10.0.0.102")))
+	l.now = l.now.Add(2 * time.Minute) // .100 has ended, .102 lives on
+	if got := l.offered(discover(card(3))); got != "10.0.0.100" {
+		t.Fatalf("got %s, want the address that has ended", got)
+	}
+	if got := l.offered(discover(card(4))); got != "silence: pool-exhausted" {
+		t.Fatalf("got %s while it is held", got)
+	}
+	l.now = l.now.Add(holdTime)
+	if got := l.offered(discover(card(4))); got != "10.0.0.100" {
+		t.Errorf("after the offer has ended: got %s, want 10.0.0.100", got)
+	}
+}
+
 func TestMachineKnownByUUIDKeepsItsAddressInTheSystem(t *testing.T) {
 	l := newLab(t)
 	if got := l.offered(discover(laptop)); got != "10.0.0.100" {

@@ -32,7 +32,8 @@ type Lease struct {
 }
 
 // Table is the lease table in memory: at most one lease per card and one per
-// address. The zero value is not usable; it is not safe for concurrent use.
+// address. A declined address belongs to nobody: it rests beside what its card got
+// instead. The zero value is not usable; it is not safe for concurrent use.
 type Table struct {
 	byMAC  map[MAC]Lease
 	byAddr map[netip.Addr]Lease
@@ -63,7 +64,7 @@ func NewTable(leases []Lease) *Table {
 	return t
 }
 
-// ByMAC is the lease of a card, ended or not.
+// ByMAC is the lease of a card, ended or not, but not what it has declined.
 func (t *Table) ByMAC(m MAC) (Lease, bool) { l, ok := t.byMAC[m]; return l, ok }
 
 // ByAddr is the lease of an address, ended or not.
@@ -152,9 +153,6 @@ func (t *Table) apply(d Decision) []Lease {
 			t.drop(l)
 			return nil
 		}
-		for _, c := range t.pools {
-			c.fullUntil = time.Time{}
-		}
 	default:
 		return nil
 	}
@@ -164,18 +162,31 @@ func (t *Table) apply(d Decision) []Lease {
 
 // put records a lease in place of whatever its card and its address had before.
 func (t *Table) put(l Lease) {
-	if old, ok := t.byMAC[l.MAC]; ok && old.Addr != l.Addr {
+	if old, ok := t.byMAC[l.MAC]; ok && old.Addr != l.Addr && l.State != Declined {
 		t.drop(old)
 	}
 	if old, ok := t.byAddr[l.Addr]; ok && old.MAC != l.MAC {
 		t.drop(old)
 	}
 	t.byAddr[l.Addr] = l
-	t.byMAC[l.MAC] = l
+	if l.State != Declined {
+		t.byMAC[l.MAC] = l
+	} else if t.byMAC[l.MAC].Addr == l.Addr {
+		delete(t.byMAC, l.MAC)
+	}
+	for p, c := range t.pools {
+		if p.holds(l.Addr) && l.Until.Before(c.fullUntil) {
+			c.fullUntil = l.Until
+		}
+	}
 }
 
+func (p pool) holds(a netip.Addr) bool { return !a.Less(p.first) && !p.last.Less(a) }
+
 func (t *Table) drop(l Lease) {
-	delete(t.byMAC, l.MAC)
+	if t.byMAC[l.MAC].Addr == l.Addr {
+		delete(t.byMAC, l.MAC)
+	}
 	delete(t.byAddr, l.Addr)
 	for p, c := range t.pools {
 		if !l.Addr.Less(p.first) && l.Addr.Less(c.next) {
