@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -161,5 +162,35 @@ func TestADamagedKeyIsSaidAndNotReplaced(t *testing.T) {
 	}
 	if l.read(KeyPath) != "garbage" {
 		t.Error("the key was replaced")
+	}
+}
+
+// A machine that slept past the end of its certificate and lost its clock too
+// takes the certificate for good. The server turns it away in the handshake, and
+// so it never hears what time it is unless it enrols.
+func TestAnExpiredCertificateAndAClockThatStandsStill(t *testing.T) {
+	l := newLab(t)
+	stop := l.start(nodeconf.Installer)
+	l.wait("the first report", func(*api.SyncRequest) bool { return true })
+	stop()
+	old := l.read(CertPath)
+	l.mu.Lock()
+	l.now = 60 * 24 * time.Hour // the server's clock
+	l.seen = nil
+	l.mu.Unlock()
+	a := l.agent(nodeconf.Installer)
+	a.Now = time.Now // the machine's
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	l.wait("a report with a new certificate", func(*api.SyncRequest) bool { return true })
+	if l.read(CertPath) == old {
+		t.Error("it reports with the expired certificate")
 	}
 }

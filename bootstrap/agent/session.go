@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -65,6 +67,15 @@ func (a *Agent) talk(ctx context.Context, mode api.Mode, changed <-chan struct{}
 			a.servers.reconnect()
 			revision = 0
 			a.rest(ctx, &back)
+		case turnedAway(err):
+			// Most likely our certificate has expired and our clock has not noticed. The
+			// old one is kept: whoever is on the wire can send an alert too.
+			a.Log.Warn("the server ends the handshake; enrolling again", "err", err)
+			revision, first = 0, true
+			a.rest(ctx, &back)
+			if err := a.enrol(ctx, mode); err != nil {
+				return err
+			}
 		default:
 			a.Log.Warn("the server does not answer", "server", a.servers.current().url, "err", err)
 			a.servers.failed(err)
@@ -121,6 +132,13 @@ func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first 
 		return nil, ctx.Err()
 	}
 	return nil, got.err
+}
+
+// turnedAway says whether the other side ended the handshake with an alert, as it
+// does when it does not take our certificate.
+func turnedAway(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
 }
 
 // ensureEnrolled returns with a certificate that is good now, or with ctx's end.
