@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"time"
 
 	"connectrpc.com/connect"
@@ -88,7 +89,7 @@ func revision(r *api.SyncResponse) uint64 {
 func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) error {
 	name := from.identity.Name
 	m, ok := s.cfg.Store.Machine(name)
-	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 {
+	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 && !moved(m, r) {
 		return nil
 	}
 	return s.change(ctx, from.actor(), func(c *change) error {
@@ -97,11 +98,13 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 			return err
 		}
 		events := observations(m, r, s.isControlPlane(name))
-		if len(events) == 0 {
+		if moved(m, r) {
+			m.Address = reported(r)
+		} else if len(events) == 0 {
 			return nil
 		}
 		reason := ""
-		if events[len(events)-1] == machine.Fail {
+		if len(events) > 0 && events[len(events)-1] == machine.Fail {
 			reason = r.GetFailure()
 		}
 		before := m.State
@@ -117,6 +120,23 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		}
 		return c.tx.PutMachine(m)
 	})
+}
+
+// reported is the address of an installed system; empty when it says none.
+func reported(r *api.SyncRequest) string {
+	a, err := netip.ParseAddr(r.GetAddress())
+	if err != nil || r.GetMode() != api.Mode_MODE_NODE {
+		return ""
+	}
+	return a.Unmap().String()
+}
+
+// moved says whether an installed system has another address than the one on
+// record. Others depend on a control plane's, also when it has not called since the
+// server's start.
+func moved(m store.Machine, r *api.SyncRequest) bool {
+	a := reported(r)
+	return a != "" && a != m.Address
 }
 
 func (s *Server) isControlPlane(name string) bool {

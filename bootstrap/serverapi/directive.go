@@ -55,7 +55,11 @@ func (s *Server) addressOf(name string) string {
 		return ""
 	}
 	r, _ := s.board.get(name)
-	return s.address(m, r.last.GetAddress())
+	if a := s.address(m, r.last.GetAddress()); a != "" {
+		return a
+	}
+	record, _ := s.cfg.Store.Machine(name)
+	return record.Address
 }
 
 // run words the Run directive of a machine.

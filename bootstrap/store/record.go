@@ -37,6 +37,9 @@ type Machine struct {
 	// InstalledAt is when an image was last written; zero for never.
 	InstalledAt time.Time `json:"installedAt,omitzero"`
 
+	// Address is where its installed system was last reached; empty for never. What
+	// cluster.yaml says comes first.
+	Address string `json:"address,omitempty"`
 	// Facts is what the machine last said about itself (imagectl.v1.Facts as
 	// protobuf JSON).
 	Facts json.RawMessage `json:"facts,omitempty"`
