@@ -115,7 +115,8 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 			// The arming is used up, however the installation ended.
 			m.Arming = nil
 		}
-		if m.State == machine.Installed {
+		if m.State == machine.Installed || r.GetMode() == api.Mode_MODE_NODE && m.InstalledAt.IsZero() {
+			// A system that runs was installed, whether or not its installer was heard.
 			m.InstalledAt = c.now
 		}
 		return c.tx.PutMachine(m)

@@ -1,0 +1,29 @@
+package serverapi
+
+import (
+	"testing"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+)
+
+// Wiping an installed machine takes the word for it, also when the installer's last
+// report got lost.
+func TestALostReportDoesNotMakeAnInstalledMachineNew(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(cp1(), w1()))
+	f := r.approvedMachine("w1", "52:54:00:00:00:02")
+	r.arm("w1", false)
+	if d := f.sync(installer()); d.GetInstall() == nil {
+		t.Fatalf("want an Install directive, got %v", d)
+	}
+	// The image is written and the machine starts from it; nobody heard the installer say so.
+	f.sync(&api.SyncRequest{Mode: api.Mode_MODE_NODE})
+	f.sync(&api.SyncRequest{Mode: api.Mode_MODE_NODE, Failure: "its disk is full"})
+	if s := r.store.State("w1"); s != machine.Failed {
+		t.Fatalf("it is %s, want failed", s)
+	}
+	if o := r.arm("w1", false); o.GetReasonCode() != "needs-reinstall" {
+		t.Errorf("arming it without --reinstall: %v", o)
+	}
+}
