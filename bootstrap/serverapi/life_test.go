@@ -379,6 +379,25 @@ func TestUnknownMachinesAreBounded(t *testing.T) {
 	}
 }
 
+// What a stranger says about itself becomes a name that operators see and type.
+func TestAStrangersFactsAreCheckedBeforeTheyNameIt(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	for _, mac := range []string{"\x1b]0;owned\x07", "52:54:00:00:00:99\nw1", "../w1", "52:54:00", strings.Repeat("a", 4000)} {
+		if got := r.machine(mac).enrol(); got.GetReasonCode() != "enrol-no-facts" {
+			t.Errorf("a MAC address of %.20q: %v", mac, got)
+		}
+	}
+	if got := r.machine("52:54:00:00:AB:CD").enrol(); got.GetReasonCode() != "enrol-unknown-machine" {
+		t.Errorf("a good one: %v", got)
+	}
+	for _, m := range r.store.Machines() {
+		if m.Name != "w1" && m.Name != "unknown-52540000abcd" {
+			t.Errorf("there is a record of %q", m.Name)
+		}
+	}
+}
+
 func twoDigits(i int) string {
 	return string("0123456789abcdef"[i>>4]) + string("0123456789abcdef"[i&15])
 }

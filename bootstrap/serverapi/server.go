@@ -3,7 +3,10 @@ package serverapi
 import (
 	"context"
 	"fmt"
+	"net"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -218,11 +221,19 @@ func current(c <-chan struct{}) bool {
 	}
 }
 
-// hardware is what facts say a machine can be recognised by.
+var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// hardware is what facts say a machine can be recognised by. A stranger names
+// itself by them, so what has not the right form is as good as absent.
 func hardware(f *api.Facts) enrol.Hardware {
-	h := enrol.Hardware{UUID: f.GetUuid(), Serial: f.GetSerial()}
+	h := enrol.Hardware{Serial: f.GetSerial()}
+	if u := strings.ToLower(f.GetUuid()); uuidForm.MatchString(u) {
+		h.UUID = u
+	}
 	for _, i := range f.GetInterfaces() {
-		h.MACs = append(h.MACs, i.GetMac())
+		if mac, err := net.ParseMAC(i.GetMac()); err == nil && len(mac) == 6 {
+			h.MACs = append(h.MACs, mac.String())
+		}
 	}
 	return h
 }
