@@ -75,7 +75,7 @@ func newLogs(g *globals) *cobra.Command {
 					fmt.Fprintf(g.stdio.Out, "%s\n", b)
 					continue
 				}
-				fmt.Fprintf(g.stdio.Out, "%s %s: %s\n", l.GetAt().AsTime().Local().Format(time.DateTime), l.GetUnit(), l.GetLine())
+				fmt.Fprintf(g.stdio.Out, "%s %s: %s\n", l.GetAt().AsTime().Local().Format(time.DateTime), text(l.GetUnit()), text(l.GetLine()))
 			}
 			if err := stream.Err(); err != nil && ctx.Err() == nil {
 				var ce *connect.Error

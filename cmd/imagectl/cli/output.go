@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -79,13 +80,25 @@ func table(w io.Writer, header []string, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
-			if cell == "" {
+			// A line break would end the row, a tab the cell.
+			if row[i] = strings.NewReplacer("\n", " ", "\t", " ").Replace(text(cell)); cell == "" {
 				row[i] = "-"
 			}
 		}
 		fmt.Fprintln(t, strings.TrimRight(strings.Join(row, "\t"), "\t"))
 	}
 	return t.Flush()
+}
+
+// text makes what a machine or a program on it wrote fit for a terminal: nothing in
+// it may move the cursor, change a title or turn the direction of the line.
+func text(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // ago says how long ago something was.

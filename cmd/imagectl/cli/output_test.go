@@ -1,0 +1,33 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+)
+
+// What machines say of themselves reaches an operator's terminal as text only, and
+// one machine stays one line.
+func TestTablesHoldNoControlCharacters(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	err := printMachines(&out, time.Now(), []*api.MachineView{{Name: "w1\x1b[2J", Role: "worker", State: "enrolled",
+		Steps: []*api.StepStatus{{Name: "kubeadm-join", State: api.StepStatus_STATE_FAILED, Detail: "line one\nline\ttwo \x1b]0;owned\x07\u009b2J \u202ekcab"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "NAME    ROLE    STATE     ADDRESS  CODE  SEEN  WHAT\n" +
+		"w1 [2J  worker  enrolled  -        -     -     kubeadm-join failed: line one line two  ]0;owned  2J  kcab\n"
+	if out.String() != want {
+		t.Errorf("got\n%q, want\n%q", out.String(), want)
+	}
+}
+
+func TestJournalLinesHoldNoControlSequences(t *testing.T) {
+	t.Parallel()
+	if got, want := text("a\tb\nc\x1b[31m\r\x00\u009bd ü"), "a\tb\nc [31m   d ü"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
