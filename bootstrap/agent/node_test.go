@@ -134,6 +134,23 @@ func once(n *node, run *api.Run) outcome {
 
 func states(o outcome) string { return stepsOf(&api.SyncRequest{Steps: o.steps}) }
 
+func TestNothingIsImportedBeforeContainerdAnswers(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	c := programs(l)
+	l.node.SetUnit(containerd, "activating")
+	n := l.newNode()
+	out := once(n, initRun(l))
+	if got := states(out); !strings.Contains(got, "container-runtime") || len(c.images) != 0 || out.done {
+		t.Fatalf("imported %q: %s", c.images, got)
+	}
+	for _, s := range out.steps {
+		if s.GetState() == api.StepStatus_STATE_FAILED {
+			t.Errorf("step %s failed: %s", s.GetName(), s.GetDetail())
+		}
+	}
+}
+
 func TestTheFirstControlPlaneComesUpAndASecondRunChangesNothing(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
