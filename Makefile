@@ -94,7 +94,7 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 .PHONY: release-test
 release-test: build release ## the test release itself: bad ones refused, firmware, verity, Ignition, doors
 	$(call say,the test release in virtual machines (about 5 minutes))
-	go test -count=1 -tags vm -timeout 40m -v ./test/release -release $(RELEASE) -bin $(CURDIR)/bin
+	go test -count=1 -tags vm -parallel 2 -timeout 40m -v ./test/release -release $(RELEASE) -bin $(CURDIR)/bin
 
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -55,10 +56,31 @@ func run(t *testing.T, argv ...string) string {
 // image unpacks the published disk image into a sparse file.
 func image(t *testing.T) string {
 	t.Helper()
+	unpacked.Do(func() {
+		run(t, "sh", "-c", `lbzip2 -dc "$1" | dd of="$2" bs=1M iflag=fullblock conv=sparse status=none && truncate -s 8455716864 "$2"`,
+			"sh", released(t, "flatcar_production_image.bin.bz2"), filepath.Join(shared, "disk.bin"))
+	})
 	path := filepath.Join(t.TempDir(), "disk.bin")
-	run(t, "sh", "-c", `lbzip2 -dc "$1" | dd of="$2" bs=1M iflag=fullblock conv=sparse status=none && truncate -s 8455716864 "$2"`,
-		"sh", released(t, "flatcar_production_image.bin.bz2"), path)
+	run(t, "cp", "--sparse=always", filepath.Join(shared, "disk.bin"), path)
 	return path
+}
+
+// shared is a directory for all tests, and unpacked says that the published
+// image is in it: bzip2 takes longer than some of the tests.
+var (
+	shared   string
+	unpacked sync.Once
+)
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "release-test-")
+	if err != nil {
+		panic(err)
+	}
+	shared = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
 }
 
 // withOEM replaces the OEM partition of a disk by a btrfs of these files.

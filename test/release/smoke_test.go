@@ -93,6 +93,7 @@ func wantDoors(t *testing.T, g *guest, ssh string) {
 }
 
 func TestDiskBootsOnBIOSFromOEMConfigAndOnlyOnceRunsIgnition(t *testing.T) {
+	t.Parallel()
 	path := image(t)
 	withOEM(t, path, map[string]string{
 		"grub.cfg":   serialLast + `set linux_append="standin.oem=sourced"` + "\n",
@@ -138,6 +139,7 @@ func TestDiskBootsOnBIOSFromOEMConfigAndOnlyOnceRunsIgnition(t *testing.T) {
 }
 
 func TestUntouchedDiskBootsOnUEFIFromFirmwareConfigAndTakesKernelArguments(t *testing.T) {
+	t.Parallel()
 	path := image(t)
 	cfg := filepath.Join(t.TempDir(), "config.ign")
 	write(t, cfg, config(t, "from-firmware", func(c map[string]any) {
@@ -154,6 +156,7 @@ func TestUntouchedDiskBootsOnUEFIFromFirmwareConfigAndTakesKernelArguments(t *te
 }
 
 func TestOneFlippedByteOfUSRStopsTheBoot(t *testing.T) {
+	t.Parallel()
 	path := image(t)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -177,6 +180,7 @@ func TestOneFlippedByteOfUSRStopsTheBoot(t *testing.T) {
 }
 
 func TestUnknownPlatformStopsTheBoot(t *testing.T) {
+	t.Parallel()
 	path := image(t)
 	withOEM(t, path, map[string]string{"grub.cfg": "set oem_id=opennebula\n"})
 	nic, _ := network(t)
@@ -185,6 +189,7 @@ func TestUnknownPlatformStopsTheBoot(t *testing.T) {
 }
 
 func TestFirstBootWithoutItsFlagFileStopsTheBoot(t *testing.T) {
+	t.Parallel()
 	path := image(t)
 	withOEM(t, path, map[string]string{"grub.cfg": "set linux_append=\"flatcar.first_boot=detected\"\n"})
 	run(t, "mdel", "-i", fmt.Sprintf("%s@@%d", path, sectorESP*512), "::/flatcar/first_boot")
@@ -194,6 +199,7 @@ func TestFirstBootWithoutItsFlagFileStopsTheBoot(t *testing.T) {
 }
 
 func TestNetworkBootTakesConfigByURLBeforeOEM(t *testing.T) {
+	t.Parallel()
 	cfg := config(t, "from-url", nil)
 	asked := make(chan string, 16)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
