@@ -66,16 +66,17 @@ func (d *BlockDevice) ReadAt(p []byte, off int64) (int, error) { return d.f.Read
 func (d *BlockDevice) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
 
 // Zero makes a range read as zeros, by the disk's own command where it has one
-// (the kernel writes zeros where it has none). Both must be multiples of the
+// (the kernel writes zeros where it has none). A disk that can give the space
+// back does, so that a thin volume stays thin. Both must be multiples of the
 // sector size.
 func (d *BlockDevice) Zero(off, length int64) error {
 	if length == 0 {
 		return nil
 	}
-	var err error
-	if d.regular {
-		err = unix.Fallocate(int(d.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
-	} else {
+	// On a device this is WRITE ZEROES that may unmap, or nothing; BLKZEROOUT
+	// never unmaps.
+	err := unix.Fallocate(int(d.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+	if err != nil && !d.regular {
 		r := [2]uint64{uint64(off), uint64(length)}
 		err = d.ioctl(unix.BLKZEROOUT, unsafe.Pointer(&r))
 	}
