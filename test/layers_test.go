@@ -47,6 +47,7 @@ var layers = map[string][]string{
 	"images/uki":               {"images/fstree"},
 	"images/disk":              {"images/sparse"},
 	"images/vmdk":              {"images/sparse"},
+	"images/ova":               {},
 	"images/store":             {"images/lock", "images/sparse"},
 	"images/release":           {"images/lock", "images/store"},
 	"images/sysext":            {"images/fstree", "images/squashfs"},
