@@ -36,8 +36,11 @@ var layers = map[string][]string{
 	// Only tests of the writers use it: trees to write and judges to run.
 	"images/fstree/fstreetest": {"images/fstree"},
 	"images/sparse":            {},
+	"images/sparse/sparsetest": {"images/sparse"},
 	"images/bzip2":             {},
 	"images/extent":            {"images/sparse"},
+	"images/chunk":             {"images/sparse"},
+	"images/compress":          {"images/chunk"},
 	"images/squashfs":          {"images/fstree"},
 	"images/ext4":              {"images/fstree"},
 	"images/btrfs":             {"images/fstree"},
@@ -51,7 +54,7 @@ var layers = map[string][]string{
 	"images/store":             {"images/lock", "images/sparse"},
 	"images/release":           {"images/lock", "images/store"},
 	"images/sysext":            {"images/fstree", "images/squashfs"},
-	"images/build":             {"images/btrfs", "images/bzip2", "images/disk", "images/ext4", "images/extent", "images/fstree", "images/lock", "images/sparse", "images/store", "images/sysext"},
+	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/ext4", "images/extent", "images/fstree", "images/lock", "images/sparse", "images/store", "images/sysext"},
 
 	"pxe/boot":     {},
 	"pxe/listen":   {},

@@ -25,17 +25,6 @@ import (
 	"github.com/imagectl/imagectl/images/sysext"
 )
 
-// Set is what a user asks for with --format.
-type Set string
-
-// The sets.
-const (
-	// SetRaw is a plain disk image of each role, and the install stream.
-	SetRaw Set = "raw"
-	// SetPXE is the installer's kernel, cpio and extension, and the install stream.
-	SetPXE Set = "pxe"
-)
-
 // Inputs is everything that a build depends on.
 type Inputs struct {
 	Cluster string
@@ -154,8 +143,8 @@ func Run(ctx context.Context, in Inputs, obs Observer) (Result, error) {
 
 func check(in Inputs) error {
 	for _, s := range in.Sets {
-		if s != SetRaw && s != SetPXE {
-			return fmt.Errorf("building format %q is not supported yet; supported are %s and %s", s, SetRaw, SetPXE)
+		if _, err := ParseSet(string(s)); err != nil {
+			return fmt.Errorf("building: %w", err)
 		}
 	}
 	if len(in.Sets) == 0 {
@@ -214,20 +203,17 @@ func (r *run) all(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	var res Result
-	wanted := r.plan()
-	for _, t := range wanted {
+	var missing []target
+	for _, t := range r.plan() {
 		if a, ok := upToDate(r.in.Out, old, notes, t); ok {
 			res.Unchanged = append(res.Unchanged, a.Name)
 			r.made[a.Name] = artefact{Artefact: a, recipe: t.recipe}
+		} else {
+			missing = append(missing, t)
 		}
 	}
-	for _, t := range wanted {
-		if _, done := r.made[t.name]; done {
-			continue
-		}
-		if err := t.make(ctx); err != nil {
-			return Result{}, err
-		}
+	if err := r.makeAll(ctx, missing); err != nil {
+		return Result{}, err
 	}
 	m := store.Manifest{Version: 1, Cluster: r.in.Cluster, Flatcar: r.in.Flatcar, Kubernetes: r.in.Kubernetes}
 	for _, t := range r.everything() {
@@ -254,6 +240,32 @@ func (r *run) all(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	return res, nil
+}
+
+// makeAll makes targets, those of one role from one image.
+func (r *run) makeAll(ctx context.Context, missing []target) error {
+	for _, role := range r.in.Roles {
+		var of []target
+		for _, t := range missing {
+			if t.role == role.Name {
+				of = append(of, t)
+			}
+		}
+		if len(of) > 0 {
+			if err := r.makeRole(ctx, role, of); err != nil {
+				return err
+			}
+		}
+	}
+	for _, t := range missing {
+		if t.make == nil {
+			continue
+		}
+		if err := t.make(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *run) inTmp(name string) bool {

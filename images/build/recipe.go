@@ -23,12 +23,18 @@ type target struct {
 	name   string
 	role   string
 	format store.Format
+	// sets that it is part of.
+	sets []Set
 	// recipe is a digest over everything that decides the artefact's bytes.
 	recipe string
 	inputs []store.Input
 	// verbatim is set when the artefact is a copy of its only input.
 	verbatim bool
-	make     func(context.Context) error
+	// make makes what is not a role's.
+	make func(context.Context) error
+	// write makes a role's from its image, which makeRole makes for all of them;
+	// nil for the image itself.
+	write convert
 }
 
 // recipe is a digest over inputs and words, by digest and position.
@@ -56,11 +62,10 @@ func (r *run) everything() []target {
 func (r *run) plan() []target {
 	var out []target
 	for _, t := range r.everything() {
-		switch {
-		case t.role != "" && len(r.in.Only) > 0 && !slices.Contains(r.in.Only, t.role):
-		case t.format == store.Raw && !r.in.wants(SetRaw):
-		case t.role == "" && !r.in.wants(SetPXE):
-		default:
+		if t.role != "" && len(r.in.Only) > 0 && !slices.Contains(r.in.Only, t.role) {
+			continue
+		}
+		if slices.ContainsFunc(t.sets, r.in.wants) {
 			out = append(out, t)
 		}
 	}
@@ -69,15 +74,25 @@ func (r *run) plan() []target {
 
 func (r *run) roleTargets(role Role) []target {
 	inputs := r.roleInputs(role)
-	// What the image is, without who builds it: its UUIDs follow from that.
-	id := recipe([]string{"role 1", r.in.Arch, role.Name, r.time.String()}, inputs)
-	rec := recipe([]string{id, r.in.Builder}, nil)
-	name := fmt.Sprintf("%s-%s-%s-%s.raw", r.in.Cluster, role.Name, r.in.Flatcar, r.in.Kubernetes)
-	image := func(ctx context.Context) error { return r.makeRole(ctx, role, name, id, rec, inputs) }
-	return []target{
-		{name: name, role: role.Name, format: store.Raw, recipe: rec, inputs: inputs, make: image},
-		{name: name + ".zst", role: role.Name, format: store.RawZstd, recipe: rec, inputs: inputs, make: image},
+	rec := recipe([]string{r.roleID(role), r.in.Builder}, nil)
+	var out []target
+	for _, f := range diskFormats() {
+		out = append(out, target{
+			name: r.imageName(role) + f.suffix, role: role.Name, format: f.format, sets: f.sets,
+			recipe: rec, inputs: inputs, write: f.write,
+		})
 	}
+	return out
+}
+
+// roleID is what a role's image is, without who builds it: its UUIDs follow from
+// that.
+func (r *run) roleID(role Role) string {
+	return recipe([]string{"role 1", r.in.Arch, role.Name, r.time.String()}, r.roleInputs(role))
+}
+
+func (r *run) imageName(role Role) string {
+	return fmt.Sprintf("%s-%s-%s-%s", r.in.Cluster, role.Name, r.in.Flatcar, r.in.Kubernetes)
 }
 
 // roleInputs is what a role's image depends on, sorted by ID.
@@ -103,11 +118,11 @@ func (r *run) pxeTargets() []target {
 	cluster := r.in.Cluster
 	copied := func(name string, format store.Format, b lock.Blob) target {
 		inputs := []store.Input{input(b)}
-		t := target{name: name, format: format, recipe: recipe([]string{"copy 1", name}, inputs), inputs: inputs, verbatim: true}
+		t := target{name: name, format: format, sets: []Set{SetPXE}, recipe: recipe([]string{"copy 1", name}, inputs), inputs: inputs, verbatim: true}
 		t.make = func(ctx context.Context) error { return r.copyFile(ctx, t, r.in.Store.Path(b.SHA256)) }
 		return t
 	}
-	agent := target{name: sysext.AgentName + ".raw", format: store.Sysext, inputs: []store.Input{input(r.in.Agent)}}
+	agent := target{name: sysext.AgentName + ".raw", format: store.Sysext, sets: []Set{SetPXE}, inputs: []store.Input{input(r.in.Agent)}}
 	agent.recipe = recipe([]string{"agent 1", r.in.Builder, r.in.Arch, r.time.String()}, agent.inputs)
 	agent.make = func(ctx context.Context) error {
 		path, err := r.agentExtension(ctx)

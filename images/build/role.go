@@ -9,20 +9,20 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imagectl/imagectl/images/btrfs"
 	"github.com/imagectl/imagectl/images/disk"
 	"github.com/imagectl/imagectl/images/ext4"
-	"github.com/imagectl/imagectl/images/extent"
 	"github.com/imagectl/imagectl/images/fstree"
 	"github.com/imagectl/imagectl/images/sparse"
 	"github.com/imagectl/imagectl/images/store"
 )
 
-// makeRole makes a role's disk image and its install stream.
-func (r *run) makeRole(ctx context.Context, role Role, name, id, rec string, inputs []store.Input) error {
+// makeRole makes a role's disk image, and from it what is asked for.
+func (r *run) makeRole(ctx context.Context, role Role, targets []target) error {
 	extensions, err := r.roleExtensions(ctx, role)
 	if err != nil {
 		return err
@@ -32,26 +32,27 @@ func (r *run) makeRole(ctx context.Context, role Role, name, id, rec string, inp
 		return err
 	}
 	defer base.Close()
-	data, err := sparse.DataBytes(base, layout.Table.Size)
+	need, err := sparse.DataBytes(base, layout.Table.Size)
 	if err != nil {
 		return err
 	}
-	need := 2 * data // the image, and at most as much again compressed
 	for _, e := range extensions {
-		need += 2 * e.size
+		need += e.size
 	}
-	if err := r.writeRole(ctx, role, name, id, rec, inputs, base, layout, extensions); err != nil {
-		return spaceError{need: need, err: fmt.Errorf("building %s: %w", filepath.Join(r.in.Out, name), err)}
+	need *= int64(1 + len(targets)) // the image, and at most as much again for each
+	if err := r.writeRole(ctx, role, targets, base, layout, extensions); err != nil {
+		return spaceError{need: need, err: fmt.Errorf("building %s: %w", filepath.Join(r.in.Out, r.imageName(role)), err)}
 	}
 	return nil
 }
 
-func (r *run) writeRole(ctx context.Context, role Role, name, id, rec string, inputs []store.Input, base *os.File, layout disk.Layout, extensions []extensionFile) error {
-	scratch := name
-	if !r.in.wants(SetRaw) {
-		scratch += ".scratch"
+func (r *run) writeRole(ctx context.Context, role Role, targets []target, base *os.File, layout disk.Layout, extensions []extensionFile) error {
+	keep := slices.IndexFunc(targets, func(t target) bool { return t.write == nil })
+	name := r.imageName(role) + ".scratch"
+	if keep >= 0 {
+		name = targets[keep].name
 	}
-	f, err := r.create(scratch)
+	f, err := r.create(name)
 	if err != nil {
 		return err
 	}
@@ -61,43 +62,74 @@ func (r *run) writeRole(ctx context.Context, role Role, name, id, rec string, in
 		return err
 	}
 	r.obs.step("%s: writing OEM and ROOT", role.Name)
+	id := r.roleID(role)
 	layout, err = r.writePartitions(f, layout, role, id, extensions)
 	if err != nil {
 		return err
 	}
-	size := layout.Table.Size
+	img := image{
+		file: f, size: layout.Table.Size, name: r.imageName(role), arch: r.in.Arch,
+		modTime: r.time, uuid: uuid(id, "disk"),
+	}
+	if err := r.convertAll(ctx, img, targets); err != nil {
+		return err
+	}
+	if keep < 0 {
+		return os.Remove(f.Name())
+	}
+	return nil
+}
 
-	var stream, raw artefact
-	g, gctx := errgroup.WithContext(ctx)
+// convertAll makes targets one after the other, since each uses all processors;
+// what cannot is done meanwhile.
+func (r *run) convertAll(ctx context.Context, img image, targets []target) error {
+	made := make([]artefact, len(targets))
+	var rawSum string
+	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		stream, err = r.compress(gctx, role.Name, f, size, name+".zst")
+		rawSum, err = rawSHA256(ctx, img)
 		return err
 	})
-	if r.in.wants(SetRaw) {
-		// A second descriptor: looking for holes moves the first one's offset.
-		g.Go(func() (err error) {
-			raw.SHA256, raw.Size, err = store.HashFile(gctx, f.Name())
-			return err
-		})
-	}
+	g.Go(func() error {
+		for i, t := range targets {
+			if err := r.convert(ctx, img, t); err != nil {
+				return err
+			}
+			g.Go(func() error {
+				digest, size, err := store.HashFile(ctx, filepath.Join(r.tmp, t.name))
+				made[i] = artefact{recipe: t.recipe, Artefact: store.Artefact{
+					Name: t.name, Role: t.role, Format: t.format, Size: size, SHA256: digest,
+					RawSize: img.size, Inputs: t.inputs,
+				}}
+				return err
+			})
+		}
+		return nil
+	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	stream.Role, stream.recipe, stream.Inputs = role.Name, rec, inputs
-	r.made[stream.Name] = stream
-	if !r.in.wants(SetRaw) {
-		return os.Remove(f.Name())
+	for _, a := range made {
+		a.RawSHA256 = rawSum
+		r.made[a.Name] = a
 	}
-	if err := f.Sync(); err != nil {
+	return nil
+}
+
+func (r *run) convert(ctx context.Context, img image, t target) error {
+	if t.write == nil {
+		return img.file.Sync()
+	}
+	r.obs.step("%s: making %s", t.role, t.name)
+	dst, err := r.create(t.name)
+	if err != nil {
 		return err
 	}
-	raw.Artefact = store.Artefact{
-		Name: name, Role: role.Name, Format: store.Raw, Size: raw.Size, SHA256: raw.SHA256,
-		RawSize: size, RawSHA256: stream.RawSHA256, Inputs: inputs,
+	defer dst.Close()
+	if err := t.write(ctx, dst, img); err != nil {
+		return err
 	}
-	raw.recipe = rec
-	r.made[name] = raw
-	return nil
+	return dst.Sync()
 }
 
 // writePartitions replaces OEM and ROOT, and nothing else.
@@ -169,47 +201,6 @@ func uuid(id, what string) [16]byte {
 	u[6] = u[6]&0x0f | 0x80
 	u[8] = u[8]&0x3f | 0x80
 	return u
-}
-
-// compress writes the install stream of an image.
-func (r *run) compress(ctx context.Context, role string, f *os.File, size int64, name string) (artefact, error) {
-	out, err := r.create(name)
-	if err != nil {
-		return artefact{}, err
-	}
-	defer out.Close()
-	step := role + ": compressing the install stream"
-	r.obs.step("%s", step)
-	rawSum, sum := sha256.New(), sha256.New()
-	count := &counter{}
-	pr, pw := io.Pipe()
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		err := extent.Write(gctx, io.MultiWriter(pw, rawSum), f, size)
-		pw.CloseWithError(err)
-		return err
-	})
-	g.Go(func() error {
-		err := extent.Compress(gctx, io.MultiWriter(out, sum, count), pr)
-		pr.CloseWithError(err)
-		return err
-	})
-	if err := g.Wait(); err != nil {
-		return artefact{}, err
-	}
-	if err := out.Sync(); err != nil {
-		return artefact{}, err
-	}
-	return artefact{Artefact: store.Artefact{
-		Name: name, Format: store.RawZstd, Size: count.n, SHA256: hexSum(sum), RawSize: size, RawSHA256: hexSum(rawSum),
-	}}, nil
-}
-
-type counter struct{ n int64 }
-
-func (c *counter) Write(p []byte) (int, error) {
-	c.n += int64(len(p))
-	return len(p), nil
 }
 
 func hexSum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }

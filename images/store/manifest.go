@@ -17,7 +17,9 @@ import (
 // ManifestName is the manifest's file name in the output directory.
 const ManifestName = "manifest.json"
 
-// Format says what an artefact is.
+// Format says what an artefact is. A disk format may end in .gz, .xz or .zst,
+// for the same file compressed; of Raw the last is called img.zst, since RawZstd
+// is not what zstd makes of it.
 type Format string
 
 // The formats.
@@ -51,10 +53,10 @@ type Artefact struct {
 	Size   int64  `json:"size"`
 	// SHA256 of the file as it lies there, lower-case hexadecimal.
 	SHA256 string `json:"sha256"`
-	// RawSize is the size of the disk image, for Raw and RawZstd.
+	// RawSize is the size of the disk, for disks in any format.
 	RawSize int64 `json:"rawSize,omitempty"`
 	// RawSHA256 is the digest of the uncompressed extent stream (images/extent),
-	// for Raw and RawZstd: it names the disk's content whatever the format.
+	// for disks: it names the disk's content whatever the format.
 	RawSHA256 string `json:"rawSha256,omitempty"`
 	// Inputs by digest, sorted by ID.
 	Inputs []Input `json:"inputs"`

@@ -30,8 +30,9 @@ func newBuild(g *globals) *cobra.Command {
 			"mounts. The same lock and cluster.yaml give the same bytes; what is up to date\n" +
 			"is not built again. The output directory changes only when all is complete.\n\n" +
 			"Formats: raw is a plain disk image of each role; pxe is kernel, initrd and agent\n" +
-			"of the installer. Both include the install stream (.raw.zst).",
-		Example: "  imagectl build\n  imagectl build worker --format raw -o out",
+			"of the installer. Both include the install stream (.raw.zst). All others are the\n" +
+			"disk of each role, for a platform (docs/images.md).",
+		Example: "  imagectl build\n  imagectl build worker --format raw.gz -o out",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			started := time.Now()
 			p, err := g.plan()
@@ -43,10 +44,11 @@ func newBuild(g *globals) *cobra.Command {
 				return err
 			}
 			for _, f := range formats {
-				if s := build.Set(f); s != build.SetRaw && s != build.SetPXE {
-					return usageError{fmt.Errorf("format %q is not supported yet; supported are raw and pxe", f)}
+				s, err := build.ParseSet(f)
+				if err != nil {
+					return usageError{err}
 				}
-				in.Sets = append(in.Sets, build.Set(f))
+				in.Sets = append(in.Sets, s)
 			}
 			for _, name := range args {
 				if !hasRole(p, name) {
@@ -70,11 +72,19 @@ func newBuild(g *globals) *cobra.Command {
 			return printBuild(g.stdio.Out, out, res, time.Since(started))
 		},
 	}
-	cmd.Flags().StringSliceVar(&formats, "format", []string{"raw", "pxe"}, "what to build: raw, pxe")
+	cmd.Flags().StringSliceVar(&formats, "format", []string{"raw", "pxe"}, "what to build: "+setNames())
 	cmd.Flags().StringVarP(&out, "out", "o", "out", "output directory")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what was built as JSON")
 	cacheFlag(cmd, &cache)
 	return cmd
+}
+
+func setNames() string {
+	var names []string
+	for _, s := range build.Sets() {
+		names = append(names, string(s))
+	}
+	return strings.Join(names, ", ")
 }
 
 // buildReport is the JSON form.

@@ -1,0 +1,93 @@
+package build_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/imagectl/imagectl/images/build"
+	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/test/baseimage"
+)
+
+// unpack turns an artefact back into a raw image with a foreign tool.
+func unpack(t *testing.T, path string, f store.Format) string {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), "raw")
+	var shell string
+	switch f {
+	case "raw.gz":
+		shell = `gzip -dc "$1" >"$2"`
+	case "raw.xz":
+		shell = `xz -dc "$1" >"$2"`
+	case "img.zst":
+		shell = `zstd -qdc "$1" >"$2"`
+	default:
+		t.Fatalf("nothing unpacks %s", f)
+	}
+	if out, err := exec.Command("sh", "-c", shell, "sh", path, raw).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", shell, err, out)
+	}
+	return raw
+}
+
+func TestEveryDiskFormatIsTheSameDisk(t *testing.T) {
+	t.Parallel()
+	s, out := newSite(t, t.TempDir(), baseimage.Options{Small: true}), t.TempDir()
+	in := s.inputs(out)
+	in.Only = []string{"worker"}
+	in.Sets = build.Sets()
+	res, err := build.Run(context.Background(), in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := artefact(t, res.Manifest, "worker", store.Raw)
+	for _, a := range res.Manifest.Artefacts {
+		if a.Role != "worker" || a.Format == store.Raw || a.Format == store.RawZstd {
+			continue
+		}
+		t.Run(string(a.Format), func(t *testing.T) {
+			t.Parallel()
+			if a.RawSHA256 != raw.RawSHA256 || a.RawSize != raw.RawSize {
+				t.Errorf("%s says it is disk %s of %d bytes; the raw one is %s of %d", a.Name, a.RawSHA256, a.RawSize, raw.RawSHA256, raw.RawSize)
+			}
+			got, _, err := store.HashFile(context.Background(), unpack(t, filepath.Join(out, a.Name), a.Format))
+			if err != nil || got != raw.SHA256 {
+				t.Errorf("%s unpacks to %s, the raw image is %s: %v", a.Name, got, raw.SHA256, err)
+			}
+		})
+	}
+}
+
+func TestAFormatAloneMakesOnlyThat(t *testing.T) {
+	t.Parallel()
+	ctx, s, out := context.Background(), newSite(t, t.TempDir(), baseimage.Options{Small: true}), t.TempDir()
+	in := s.inputs(out)
+	in.Sets = []build.Set{"raw.gz"}
+	res, err := build.Run(ctx, in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(res.Manifest.Artefacts) != 2 || len(res.Built) != 2 {
+		t.Errorf("raw.gz of two roles made %v", res.Built)
+	}
+	left, err := os.ReadDir(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left) != 4 { // two images, manifest.json, .recipes.json
+		t.Errorf("the output directory holds %v", left)
+	}
+	again, err := build.Run(ctx, in, nil)
+	if err != nil || len(again.Built) != 0 || len(again.Unchanged) != 2 {
+		t.Errorf("a second build made %v: %v", again.Built, err)
+	}
+	// Another format later leaves the first alone.
+	in.Sets = []build.Set{"raw.gz", "img.zst"}
+	more, err := build.Run(ctx, in, nil)
+	if err != nil || len(more.Built) != 2 || len(more.Unchanged) != 2 || len(more.Manifest.Artefacts) != 4 {
+		t.Errorf("img.zst besides raw.gz: built %v, unchanged %v: %v", more.Built, more.Unchanged, err)
+	}
+}
