@@ -335,7 +335,12 @@ func lockDir(dir string) (unlock func(), err error) {
 		}
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
-	return func() { d.Close() }, nil
+	return func() {
+		// Closing alone would leave the lock with a child process that is between
+		// fork and exec at this moment.
+		syscall.Flock(int(d.Fd()), syscall.LOCK_UN)
+		d.Close()
+	}, nil
 }
 
 func syncDir(dir string) error {
