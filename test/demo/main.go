@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/imagectl/imagectl/test/lab"
 )
 
@@ -34,7 +36,7 @@ func run(ctx context.Context) error {
 	flag.StringVar(&l.Cache, "cache", "", "imagectl's cache directory, kept from run to run; empty for a new one")
 	flag.StringVar(&l.Work, "work", "/var/tmp/imagectl-demo", "directory for everything else; emptied first")
 	namespace := flag.String("namespace", "", "name of the network namespace this runs in, for the commands to try")
-	keep := flag.Bool("keep", isTerminal(os.Stdin), "leave the cluster running until Ctrl-C")
+	keep := flag.Bool("keep", term.IsTerminal(int(os.Stdin.Fd())), "leave the cluster running until Ctrl-C")
 	limit := flag.Duration("limit", 40*time.Minute, "give up after this time")
 	flag.Parse()
 	forever := ctx
@@ -82,7 +84,8 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n%s\nFrom power-on to here nobody logged in anywhere. It took %s.\n", nodes, time.Since(start).Round(time.Second))
+	fmt.Printf("\n%s\nFrom power-on to here it took %s, with lock and build before it %s; nobody logged in anywhere.\n",
+		nodes, time.Since(rack.Powered).Round(time.Second), time.Since(start).Round(time.Second))
 	return farewell(forever, rack, *namespace, *keep)
 }
 
@@ -98,15 +101,11 @@ func farewell(ctx context.Context, rack *lab.Lab, namespace string, keep bool) e
 	for _, c := range []string{"status", "machines ls", "why cp1", "logs w1 --unit bootstrapd.service", "kubeconfig --out /tmp/kubeconfig"} {
 		fmt.Printf("  %s %s\n", script, c)
 	}
+	fmt.Printf("  ip netns exec %s %s/kubectl --kubeconfig %s get nodes -o wide\n", namespace, rack.Work, rack.Kubeconfig())
 	if !keep {
 		return nil
 	}
 	fmt.Println("\nCtrl-C pulls the plugs.")
 	<-ctx.Done()
 	return nil
-}
-
-func isTerminal(f *os.File) bool {
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
 }

@@ -114,6 +114,7 @@ func (l *Lab) Launch(ctx context.Context) error {
 	if _, err := l.Imagectl(ctx, arm...); err != nil {
 		return err
 	}
+	l.Powered = time.Now()
 	for _, m := range l.Active() {
 		l.Log("%s: power on (%s, empty disk)", m.Name, m.Firmware)
 		if err := l.PowerOn(m); err != nil {

@@ -68,6 +68,8 @@ type Lab struct {
 	Accel    vm.Accel
 	Machines []Machine
 	Guests   map[string]*vm.Guest
+	// Powered is when Launch switched the first machine on.
+	Powered time.Time
 	// Deaths makes every node kill its agent once in the middle of kubeadm's work.
 	Deaths bool
 	// Log receives one line per step; it may be nil.

@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/term"
 )
 
 // progress tells a person what is going on: one line that is rewritten on a
@@ -25,14 +27,10 @@ func newProgress(w io.Writer) *progress {
 	return &progress{w: w, terminal: isTerminal(w), now: time.Now, shown: map[string]bool{}}
 }
 
-// isTerminal tells whether w is a character device, which a pipe or file is not.
+// isTerminal tells whether w is a terminal that can rewrite a line.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 }
 
 // redraw is how often the line on a terminal changes.
