@@ -23,6 +23,11 @@ export IMAGECTL_UPSTREAM := $(UPSTREAM)
 export IMAGECTL_TEST_RELEASE := $(RELEASE)
 
 GOFILES := $(shell find cmd butane images pxe bootstrap -name '*.go' -not -name '*_test.go') go.mod go.sum
+# Programs know their commit, whatever GOFLAGS says: where git reads the checkout
+# (not a tarball's, nor one that belongs to another user). A new commit is a new
+# program.
+COMMITS := $(wildcard $(shell git rev-parse --git-path logs/HEAD 2>/dev/null))
+GOBUILD := go build -trimpath -buildvcs=$(shell git rev-parse --quiet --verify HEAD >/dev/null 2>&1 && echo true || echo false) -ldflags='-s -w -buildid='
 say = @printf '\n== %s\n' "$(1)"
 
 # A namespace of its own for network, processes and mounts: whatever a test
@@ -32,11 +37,11 @@ ISOLATED := $(ROOT) unshare --net --pid --fork --mount-proc --kill-child -- sh -
 .PHONY: build
 build: bin/imagectl bin/bootstrapd ## both programs, in bin/
 
-bin/imagectl: $(GOFILES)
-	go build -trimpath -ldflags='-s -w -buildid=' -o $@ ./cmd/imagectl
+bin/imagectl: $(GOFILES) $(COMMITS)
+	$(GOBUILD) -o $@ ./cmd/imagectl
 
-bin/bootstrapd: $(GOFILES)
-	go build -trimpath -ldflags='-s -w -buildid=' -o $@ ./cmd/bootstrapd
+bin/bootstrapd: $(GOFILES) $(COMMITS)
+	$(GOBUILD) -o $@ ./cmd/bootstrapd
 
 .PHONY: deps
 deps: ## Debian packages that the tests use

@@ -60,7 +60,8 @@ func run(ctx context.Context, log *slog.Logger) error {
 		Host: h, Config: conf, Log: log, Version: build(),
 		Now: time.Now, Rand: rand.Reader, Jitter: mathrand.Float64,
 		Ready: func() {
-			if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+			// What the agent starts must not speak for it: true takes the address away.
+			if _, err := daemon.SdNotify(true, daemon.SdNotifyReady); err != nil {
 				log.Warn("telling systemd that we are ready failed", "err", err)
 			}
 		},
@@ -77,11 +78,11 @@ func run(ctx context.Context, log *slog.Logger) error {
 	return a.Run(ctx)
 }
 
-// build is the module's version, as the Go toolchain recorded it.
+// build is the commit, as the Go toolchain recorded it.
 func build() string {
 	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "devel"
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "unknown revision"
 	}
 	return info.Main.Version
 }

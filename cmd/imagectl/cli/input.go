@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 )
 
 // maxInput bounds what is read from a file or standard input at once.
@@ -21,13 +20,4 @@ func readInput(g *globals, path string) (string, error) {
 		return "", fmt.Errorf("reading standard input: %w", err)
 	}
 	return string(b), nil
-}
-
-// buildVersion is what the Go tool put into this program.
-func buildVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "unknown"
-	}
-	return info.Main.Version
 }

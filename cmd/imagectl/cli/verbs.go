@@ -16,5 +16,6 @@ func verbs(g *globals) []*cobra.Command {
 		newStatus(g),
 		newLogs(g),
 		newKubeconfig(g),
+		newVersion(g),
 	}
 }
