@@ -111,7 +111,24 @@ func (s *selection) of(args []string) (*api.Selection, error) {
 	return &api.Selection{Names: args, All: s.all}, nil
 }
 
-// report prints one line per machine; a refusal makes the exit code 1.
+// change asks the server for something about the selected machines.
+func (g *globals) change(f format, s selection, args []string, ask func(*remote, *api.Selection) ([]*api.Outcome, error)) error {
+	sel, err := s.of(args)
+	if err != nil {
+		return err
+	}
+	r, err := dial()
+	if err != nil {
+		return err
+	}
+	all, err := ask(r, sel)
+	if err != nil {
+		return r.explain(err)
+	}
+	return g.outcomes(f, all)
+}
+
+// outcomes prints one line per machine; a refusal makes the exit code 1.
 func (g *globals) outcomes(f format, all []*api.Outcome) error {
 	refused := 0
 	for _, o := range all {
@@ -152,19 +169,13 @@ func newMachinesArm(g *globals) *cobra.Command {
 			"still quarantined until its code is compared: imagectl machines approve.",
 		Example: "  imagectl machines arm cp1 w1\n  imagectl machines arm --all\n  imagectl machines arm w1 --reinstall",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sel, err := s.of(args)
-			if err != nil {
-				return err
-			}
-			r, err := dial()
-			if err != nil {
-				return err
-			}
-			resp, err := r.operator().ArmMachine(cmd.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: sel, Reinstall: reinstall}))
-			if err != nil {
-				return r.explain(err)
-			}
-			return g.outcomes(f, resp.Msg.GetOutcomes())
+			return g.change(f, s, args, func(r *remote, sel *api.Selection) ([]*api.Outcome, error) {
+				resp, err := r.operator().ArmMachine(cmd.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: sel, Reinstall: reinstall}))
+				if err != nil {
+					return nil, err
+				}
+				return resp.Msg.GetOutcomes(), nil
+			})
 		},
 	}
 	formatFlag(cmd, &f)
@@ -181,19 +192,13 @@ func newMachinesDisarm(g *globals) *cobra.Command {
 		Short:   "Take an arming back",
 		Example: "  imagectl machines disarm w1",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sel, err := s.of(args)
-			if err != nil {
-				return err
-			}
-			r, err := dial()
-			if err != nil {
-				return err
-			}
-			resp, err := r.operator().DisarmMachine(cmd.Context(), connect.NewRequest(&api.DisarmMachineRequest{Selection: sel}))
-			if err != nil {
-				return r.explain(err)
-			}
-			return g.outcomes(f, resp.Msg.GetOutcomes())
+			return g.change(f, s, args, func(r *remote, sel *api.Selection) ([]*api.Outcome, error) {
+				resp, err := r.operator().DisarmMachine(cmd.Context(), connect.NewRequest(&api.DisarmMachineRequest{Selection: sel}))
+				if err != nil {
+					return nil, err
+				}
+				return resp.Msg.GetOutcomes(), nil
+			})
 		},
 	}
 	formatFlag(cmd, &f)
@@ -210,19 +215,13 @@ func newMachinesReject(g *globals) *cobra.Command {
 		Short:   "Turn down the keys that wait for approval",
 		Example: `  imagectl machines reject w1 --reason "nobody booted it"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sel, err := s.of(args)
-			if err != nil {
-				return err
-			}
-			r, err := dial()
-			if err != nil {
-				return err
-			}
-			resp, err := r.operator().RejectMachine(cmd.Context(), connect.NewRequest(&api.RejectMachineRequest{Selection: sel, Reason: reason}))
-			if err != nil {
-				return r.explain(err)
-			}
-			return g.outcomes(f, resp.Msg.GetOutcomes())
+			return g.change(f, s, args, func(r *remote, sel *api.Selection) ([]*api.Outcome, error) {
+				resp, err := r.operator().RejectMachine(cmd.Context(), connect.NewRequest(&api.RejectMachineRequest{Selection: sel, Reason: reason}))
+				if err != nil {
+					return nil, err
+				}
+				return resp.Msg.GetOutcomes(), nil
+			})
 		},
 	}
 	formatFlag(cmd, &f)
@@ -249,29 +248,20 @@ func newMachinesApprove(g *globals) *cobra.Command {
   imagectl machines approve --all --codes-from codes.txt     lines of NAME CODE
   imagectl machines approve --all                            asks once`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sel, err := s.of(args)
-			if err != nil {
-				return err
-			}
-			given, err := readCodes(g, codes, codesFrom)
-			if err != nil {
-				return err
-			}
-			r, err := dial()
-			if err != nil {
-				return err
-			}
-			req := &api.ApproveMachineRequest{Selection: sel, Codes: given, ReplaceKey: replace}
-			if len(given) == 0 {
-				if req.Codes, err = confirmCodes(cmd.Context(), g, r, sel); err != nil {
-					return err
+			return g.change(f, s, args, func(r *remote, sel *api.Selection) ([]*api.Outcome, error) {
+				given, err := readCodes(g, codes, codesFrom)
+				if err == nil && len(given) == 0 {
+					given, err = confirmCodes(cmd.Context(), g, r, sel)
 				}
-			}
-			resp, err := r.operator().ApproveMachine(cmd.Context(), connect.NewRequest(req))
-			if err != nil {
-				return r.explain(err)
-			}
-			return g.outcomes(f, resp.Msg.GetOutcomes())
+				if err != nil {
+					return nil, err
+				}
+				resp, err := r.operator().ApproveMachine(cmd.Context(), connect.NewRequest(&api.ApproveMachineRequest{Selection: sel, Codes: given, ReplaceKey: replace}))
+				if err != nil {
+					return nil, err
+				}
+				return resp.Msg.GetOutcomes(), nil
+			})
 		},
 	}
 	formatFlag(cmd, &f)
