@@ -76,13 +76,14 @@ var layers = map[string][]string{
 	"bootstrap/serverapi":      {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store"},
 
 	"bootstrap/host":          {},
+	"bootstrap/efiboot":       {},
 	"bootstrap/host/hosttest": {"bootstrap/host"},
 	"bootstrap/etcd":          {},
 	"bootstrap/kubeadm":       {},
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki"},
 }
 
 // only says who may use what reaches outside the process or exits it.

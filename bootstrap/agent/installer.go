@@ -50,7 +50,8 @@ func (i *installation) begin(arming string) bool {
 	return true
 }
 
-func (i *installation) end(err error) {
+// end takes what follows the installation besides, such as the boot order.
+func (i *installation) end(err error, also ...*api.StepStatus) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.running = false
@@ -60,7 +61,7 @@ func (i *installation) end(err error) {
 		return
 	}
 	i.done = true
-	i.steps = []*api.StepStatus{step("install", api.StepStatus_STATE_DONE, "")}
+	i.steps = append([]*api.StepStatus{step("install", api.StepStatus_STATE_DONE, "")}, also...)
 }
 
 // install is the mode of a netbooted machine: it writes a disk when the server
@@ -79,7 +80,12 @@ func (a *Agent) install(ctx context.Context) error {
 				return
 			}
 			work.Go(func() {
-				now.end(a.installOnto(ctx, d.Install, &now, changed))
+				done, err := a.installOnto(ctx, d.Install, &now, changed)
+				if err != nil {
+					now.end(err)
+				} else {
+					now.end(nil, a.bootFrom(ctx, d.Install.GetMachine(), done)...)
+				}
 				poke(changed)
 			})
 		case *api.SyncResponse_Reboot:
@@ -105,10 +111,10 @@ func (a *Agent) install(ctx context.Context) error {
 
 // installOnto carries an order out, several times if need be. What it returns is
 // the end of this arming.
-func (a *Agent) installOnto(ctx context.Context, order *api.Install, now *installation, changed chan<- struct{}) error {
+func (a *Agent) installOnto(ctx context.Context, order *api.Install, now *installation, changed chan<- struct{}) (install.Done, error) {
 	key, cert, err := a.id.files()
 	if err != nil {
-		return err
+		return install.Done{}, err
 	}
 	files := []*api.File{
 		{Path: KeyPath, Mode: 0o600, Content: key},
@@ -142,13 +148,13 @@ func (a *Agent) installOnto(ctx context.Context, order *api.Install, now *instal
 		if err == nil {
 			a.Log.Info("installed", "disk", done.Disk.Path, "bytes", done.Bytes)
 			a.Host.Print("imagectl: installed on " + done.Disk.Path)
-			return nil
+			return done, nil
 		}
 		a.Log.Error("installing failed", "try", try, "err", err)
 		a.Host.Print("imagectl: installing failed: " + err.Error())
 		var refused *install.RefusedError
 		if errors.As(err, &refused) || try == tries || ctx.Err() != nil {
-			return err
+			return install.Done{}, err
 		}
 		a.rest(ctx, &back)
 	}

@@ -62,6 +62,8 @@ type Done struct {
 	Disk host.Disk
 	// Bytes written to the disk, holes excluded.
 	Bytes int64
+	// ESP is the EFI system partition; nil when the image has none.
+	ESP *Partition
 }
 
 // Install carries an order out; files are the machine's identity (its key, its
@@ -92,7 +94,11 @@ func (i *Installer) Install(ctx context.Context, order *api.Install, files []*ap
 	if cerr := dev.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("closing disk %s: %w", disk.Path, cerr)
 	}
-	return Done{Disk: disk, Bytes: w.bytes}, err
+	done := Done{Disk: disk, Bytes: w.bytes}
+	if esp, noESP := findPartition(w.head, "EFI system", Partition.isESP); err == nil && noESP == nil {
+		done.ESP = &esp
+	}
+	return done, err
 }
 
 func check(o *api.Install) error {
@@ -316,10 +322,11 @@ func header(sum hash.Hash, off, length int64) {
 
 // identity writes into ROOT what makes this image this machine.
 func (i *Installer) identity(ctx context.Context, w *writing, disk string, files []*api.File) error {
-	off, length, err := findPartition(w.head, "ROOT")
+	root, err := findPartition(w.head, "ROOT", func(p Partition) bool { return p.label == "ROOT" })
 	if err != nil {
 		return refuse(WrongImage, "the image %s cannot be given an identity: %v", w.order.GetImageUrl(), err)
 	}
+	off, length := root.bytes()
 	if err := i.Host.MountPart(ctx, disk, off, length, mountDir); err != nil {
 		return err
 	}

@@ -344,9 +344,11 @@ func TestADownloadThatNeverComesIsGivenUp(t *testing.T) {
 func FuzzFindPartition(f *testing.F) {
 	f.Add(testImage()[:mib])
 	f.Fuzz(func(t *testing.T, head []byte) {
-		off, length, err := findPartition(head, "ROOT")
-		if err == nil && (off < mib || length <= 0) {
-			t.Errorf("got %d, %d", off, length)
+		for _, fits := range []func(Partition) bool{Partition.isESP, func(p Partition) bool { return p.label == "ROOT" }} {
+			p, err := findPartition(head, "it", fits)
+			if off, length := p.bytes(); err == nil && (off < mib || length <= 0) {
+				t.Errorf("got %d, %d", off, length)
+			}
 		}
 	})
 }

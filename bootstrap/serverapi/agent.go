@@ -104,8 +104,10 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 			return nil
 		}
 		reason := ""
-		if len(events) > 0 && events[len(events)-1] == machine.Fail {
+		if n := len(events); n > 0 && events[n-1] == machine.Fail {
 			reason = r.GetFailure()
+		} else if n > 0 && events[n-1] == machine.InstallDone {
+			reason = warning(r)
 		}
 		before := m.State
 		if err := c.move(&m, "machine-reported", reason, events...); err != nil {
@@ -143,6 +145,17 @@ func moved(m store.Machine, r *api.SyncRequest) bool {
 func (s *Server) isControlPlane(name string) bool {
 	m, _ := s.machineOf(name)
 	return m.ControlPlane
+}
+
+// warning is what did not work in an installation that is good all the same; empty
+// most of the time.
+func warning(r *api.SyncRequest) string {
+	for _, step := range r.GetSteps() {
+		if step.GetState() == api.StepStatus_STATE_FAILED {
+			return step.GetName() + ": " + step.GetDetail()
+		}
+	}
+	return ""
 }
 
 // observations are the events in a report that change the state; none most of

@@ -291,6 +291,26 @@ func TestAnInstallerThatLostItsKey(t *testing.T) {
 	}
 }
 
+func TestAWarningOfAnInstallationIsKept(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	f := r.approvedMachine("w1", "52:54:00:00:00:02")
+	r.arm("w1", false)
+	f.sync(installer())
+	done := installer()
+	done.Installed = true
+	done.Steps = []*api.StepStatus{
+		{Name: "install", State: api.StepStatus_STATE_DONE},
+		{Name: "boot-order", State: api.StepStatus_STATE_FAILED, Detail: "the firmware refuses"},
+	}
+	if d := f.sync(done); d.GetReboot() == nil {
+		t.Errorf("want a Reboot directive, got %v", d)
+	}
+	if m, _ := r.store.Machine("w1"); m.State != machine.Installed || m.Reason != "boot-order: the firmware refuses" {
+		t.Errorf("got %s, %q", m.State, m.Reason)
+	}
+}
+
 func TestFailureAndSecondAttempt(t *testing.T) {
 	t.Parallel()
 	r := start(t, config(w1()))
