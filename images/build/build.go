@@ -147,6 +147,9 @@ func check(in Inputs) error {
 			return fmt.Errorf("building: %w", err)
 		}
 	}
+	if in.wants(setOVA) && in.Arch != "amd64" {
+		return fmt.Errorf("building ova for %s: vSphere runs amd64; leave out --format ova", in.Arch)
+	}
 	if len(in.Sets) == 0 {
 		return errors.New("building nothing: no format is given")
 	}

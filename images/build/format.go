@@ -53,6 +53,8 @@ type image struct {
 	// name is the file name of the artefacts without their suffix.
 	name string
 	arch string
+	// flatcar is the base's version.
+	flatcar string
 	// modTime and uuid are all that may stand for time and chance.
 	modTime time.Time
 	uuid    [16]byte
@@ -69,7 +71,10 @@ func diskFormats() []diskFormat {
 	for _, f := range plain {
 		all = append(all, compressed(f)...)
 	}
-	return all
+	return append(all,
+		diskFormat{sets: []Set{"vmdk"}, format: store.VMDK, suffix: ".vmdk", write: streamVMDK},
+		diskFormat{sets: []Set{setOVA}, format: store.OVA, suffix: ".ova", write: virtualAppliance},
+	)
 }
 
 // compressed is a format as files that gunzip, xz and zstd unpack.
@@ -91,14 +96,11 @@ func compressed(f diskFormat) []diskFormat {
 				if f.write == nil {
 					return c.write(ctx, dst, img.file)
 				}
-				tmp, err := os.CreateTemp(filepath.Dir(dst.Name()), "uncompressed-")
+				tmp, err := scratch(dst)
 				if err != nil {
 					return err
 				}
 				defer tmp.Close()
-				if err := os.Remove(tmp.Name()); err != nil {
-					return err
-				}
 				if err := f.write(ctx, tmp, img); err != nil {
 					return err
 				}
@@ -107,6 +109,19 @@ func compressed(f diskFormat) []diskFormat {
 		})
 	}
 	return out
+}
+
+// scratch is a file without a name, where dst is.
+func scratch(dst *os.File) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(dst.Name()), "scratch-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func installStream(ctx context.Context, dst *os.File, img image) error {

@@ -24,6 +24,10 @@ func unpack(t *testing.T, path string, f store.Format) string {
 		shell = `xz -dc "$1" >"$2"`
 	case "img.zst":
 		shell = `zstd -qdc "$1" >"$2"`
+	case store.VMDK:
+		shell = `qemu-img check -f vmdk "$1" && qemu-img convert -f vmdk -O raw "$1" "$2"`
+	case store.OVA:
+		shell = `tar -xf "$1" -C "$(dirname "$2")" && cd "$(dirname "$2")" && sha256sum -c *.mf && qemu-img convert -f vmdk -O raw *-disk1.vmdk raw`
 	default:
 		t.Fatalf("nothing unpacks %s", f)
 	}

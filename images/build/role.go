@@ -68,7 +68,7 @@ func (r *run) writeRole(ctx context.Context, role Role, targets []target, base *
 		return err
 	}
 	img := image{
-		file: f, size: layout.Table.Size, name: r.imageName(role), arch: r.in.Arch,
+		file: f, size: layout.Table.Size, name: r.imageName(role), arch: r.in.Arch, flatcar: r.in.Flatcar,
 		modTime: r.time, uuid: uuid(id, "disk"),
 	}
 	if err := r.convertAll(ctx, img, targets); err != nil {

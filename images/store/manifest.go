@@ -26,6 +26,8 @@ type Format string
 const (
 	Raw       Format = "raw"        // a sparse disk image
 	RawZstd   Format = "raw.zst"    // the same image as a compressed extent stream
+	VMDK      Format = "vmdk"       // the image as streamOptimized VMDK
+	OVA       Format = "ova"        // a virtual machine for vSphere
 	PXEKernel Format = "pxe-kernel" // the locked, verified kernel
 	PXEInitrd Format = "pxe-initrd" // the locked, verified cpio
 	Sysext    Format = "sysext"     // a system extension, loaded by the installer

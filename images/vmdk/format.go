@@ -27,9 +27,6 @@ const (
 	descriptorLength = 20
 	// Sectors before the first grain: those of a writer that aligns to grains.
 	overhead = 128
-
-	// A grain's sector and the length of its data precede it.
-	grainHeader = 12
 )
 
 // Markers of what is not a grain.
@@ -100,15 +97,16 @@ ddb.virtualHWVersion = "4"
 `, cid, capacity/sector, cylinders, heads, sectors, o.ContentID[:12], cid)
 }
 
-// sealGrain completes a grain whose compressed data lies behind room for its
-// header, and fills its last sector.
-func sealGrain(b []byte, number int64) []byte {
-	binary.LittleEndian.PutUint64(b, uint64(number)*grainSectors)
-	binary.LittleEndian.PutUint32(b[8:], uint32(len(b)-grainHeader))
-	if rest := len(b) % sector; rest != 0 {
-		b = append(b, make([]byte, sector-rest)...)
+// appendGrain appends compressed data with a header that lacks the grain's place,
+// and fills the last sector.
+func appendGrain(dst, data []byte) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, 0)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(data)))
+	dst = append(dst, data...)
+	if rest := len(dst) % sector; rest != 0 {
+		dst = append(dst, make([]byte, sector-rest)...)
 	}
-	return b
+	return dst
 }
 
 // stream writes grains in order, and each grain table behind its grains.
@@ -149,11 +147,8 @@ func (s *stream) begin() error {
 	return s.write(b)
 }
 
-// grain writes a sealed grain; an empty one is left out.
+// grain writes what appendGrain made and notes its place.
 func (s *stream) grain(number int64, b []byte) error {
-	if len(b) == 0 {
-		return nil
-	}
 	if i := number / tableEntries; i != s.index {
 		if err := s.endTable(); err != nil {
 			return err
@@ -165,6 +160,7 @@ func (s *stream) grain(number int64, b []byte) error {
 		return err
 	}
 	s.table[number%tableEntries], s.used = at, true
+	binary.LittleEndian.PutUint64(b, uint64(number)*grainSectors)
 	return s.write(b)
 }
 

@@ -10,17 +10,15 @@
 package vmdk
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 
 	"github.com/klauspost/compress/zlib"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/imagectl/imagectl/images/sparse"
+	"github.com/imagectl/imagectl/images/chunk"
 )
 
 // GrainSize is the unit that is compressed, or left out when it is zero, in bytes.
@@ -57,121 +55,40 @@ func Write(ctx context.Context, w io.Writer, src *os.File, size int64, o Options
 	return nil
 }
 
-// grain is one piece of work; its worker sends the result. Grains are used again
-// once they are written, so their number bounds the memory.
-type grain struct {
-	number int64
-	in     []byte
-	// out is a whole number of sectors, none for a grain of zeros.
-	out  []byte
-	done chan error
-}
-
 func write(ctx context.Context, w io.Writer, src *os.File, size int64, o Options) error {
-	workers := runtime.GOMAXPROCS(0)
-	// Enough that a slow grain, or a slow write, does not leave a worker idle.
-	count := 8 * workers
-	free, work, order := make(chan *grain, count), make(chan *grain, count), make(chan *grain, count)
-	for range count {
-		free <- &grain{in: make([]byte, GrainSize), done: make(chan error, 1)}
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer close(work)
-		defer close(order)
-		return eachGrain(src, size, func(number int64) error {
-			select {
-			case next := <-free:
-				next.number = number
-				// Neither blocks: each holds all grains there are.
-				order <- next
-				work <- next
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		})
-	})
-	for range workers {
-		z, err := zlib.NewWriterLevel(io.Discard, level)
-		if err != nil {
-			return err
-		}
-		g.Go(func() error {
-			for next := range work {
-				next.done <- next.fill(src, size, z)
-			}
-			return nil
-		})
-	}
-	g.Go(func() error {
-		s := newStream(w, size, o)
-		if err := s.begin(); err != nil {
-			return err
-		}
-		for next := range order {
-			if err := <-next.done; err != nil {
-				return err
-			}
-			if err := s.grain(next.number, next.out); err != nil {
-				return err
-			}
-			free <- next
-		}
-		// The image may not have been looked at to its end.
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return s.end()
-	})
-	return g.Wait()
-}
-
-// eachGrain calls do, in ascending order, for each grain that is not all hole.
-func eachGrain(src *os.File, size int64, do func(number int64) error) error {
-	next := int64(0)
-	for {
-		r, ok, err := sparse.Next(src, next*GrainSize, size)
-		if err != nil || !ok {
-			return err
-		}
-		next = max(next, r.Offset/GrainSize)
-		for ; next*GrainSize < r.Offset+r.Length; next++ {
-			if err := do(next); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// fill reads a grain and compresses it.
-func (g *grain) fill(src io.ReaderAt, size int64, z *zlib.Writer) error {
-	off := g.number * GrainSize
-	n := min(GrainSize, size-off)
-	if got, err := src.ReadAt(g.in[:n], off); err != nil && !(errors.Is(err, io.EOF) && int64(got) == n) {
-		return fmt.Errorf("reading %d bytes at %d: %w", n, off, err)
-	}
-	clear(g.in[n:])
-	g.out = g.out[:0]
-	if sparse.IsZero(g.in) {
-		return nil
-	}
-	g.out = append(g.out, make([]byte, grainHeader)...)
-	z.Reset((*appender)(&g.out))
-	if _, err := z.Write(g.in); err != nil {
+	s := newStream(w, size, o)
+	if err := s.begin(); err != nil {
 		return err
 	}
-	if err := z.Close(); err != nil {
+	err := chunk.Encode(ctx, src, size, GrainSize, newEncoder, func(offset int64, _, encoded []byte) error {
+		return s.grain(offset/GrainSize, encoded)
+	})
+	if err != nil {
 		return err
 	}
-	g.out = sealGrain(g.out, g.number)
-	return nil
+	return s.end()
 }
 
-// appender is an io.Writer that grows a slice.
-type appender []byte
-
-func (a *appender) Write(p []byte) (int, error) {
-	*a = append(*a, p...)
-	return len(p), nil
+// newEncoder makes whole sectors of a grain, all but its number.
+func newEncoder() (chunk.Encoder, error) {
+	var out bytes.Buffer
+	z, err := zlib.NewWriterLevel(&out, level)
+	if err != nil {
+		return nil, err
+	}
+	zeros := make([]byte, GrainSize)
+	return func(dst, content []byte) ([]byte, error) {
+		out.Reset()
+		z.Reset(&out)
+		// The image may end inside its last grain.
+		for _, b := range [][]byte{content, zeros[len(content):]} {
+			if _, err := z.Write(b); err != nil {
+				return nil, err
+			}
+		}
+		if err := z.Close(); err != nil {
+			return nil, err
+		}
+		return appendGrain(dst, out.Bytes()), nil
+	}, nil
 }

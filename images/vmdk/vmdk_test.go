@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,40 +15,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imagectl/imagectl/images/sparse/sparsetest"
 	"github.com/imagectl/imagectl/images/vmdk"
 )
 
 var contentID = [16]byte{0xde, 0xad, 0xbe, 0xef, 1, 2, 3, 4, 5, 6, 7, 8, 0x0a, 0x0b, 0x0c, 0x0d}
-
-// image makes a sparse file of size bytes: runs of noise, of text and of zeros
-// that are no hole, at places that keep to no boundary.
-func image(t testing.TB, seed uint64, size int64) *os.File {
-	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "raw"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	if err := f.Truncate(size); err != nil {
-		t.Fatal(err)
-	}
-	src := rand.NewChaCha8([32]byte{byte(seed)})
-	r := rand.New(src)
-	for range 20 {
-		off := r.Int64N(size)
-		b := make([]byte, min(size-off, 1+r.Int64N(300_000)))
-		switch r.IntN(3) {
-		case 0:
-			src.Read(b)
-		case 1:
-			copy(b, strings.Repeat(fmt.Sprintf("line %d\n", off), len(b)/6))
-		}
-		if _, err := f.WriteAt(b, off); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return f
-}
 
 func write(t testing.TB, src *os.File, size int64) []byte {
 	t.Helper()
@@ -73,10 +43,10 @@ func tool(t testing.TB, name string, args ...string) string {
 func TestForeignReadersSeeTheImage(t *testing.T) {
 	t.Parallel()
 	const grain, table = vmdk.GrainSize, 512 * vmdk.GrainSize
-	for seed, size := range []int64{1, 511, 512, grain - 1, grain, grain + 1, 3_000_001, table - 512, table, table + 1, 5*table + 7*grain + 4096, 40 * table} {
+	for seed, size := range []int64{1, 511, 512, grain - 1, grain, grain + 1, 3_000_001, table - 512, table, table + 1, 5*table + 7*grain + 4096, 9 * table} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel()
-			raw := image(t, uint64(seed), size)
+			raw := sparsetest.Image(t, uint64(seed), size)
 			path := filepath.Join(t.TempDir(), "disk.vmdk")
 			b := write(t, raw, size)
 			if len(b)%512 != 0 {
@@ -122,7 +92,7 @@ const roomInVMware = 129 * 512
 func TestStreamIsInOrderAndEndsAsTheSpecificationSays(t *testing.T) {
 	t.Parallel()
 	size := int64(3*512*vmdk.GrainSize + 12345)
-	b := write(t, image(t, 42, size), size)
+	b := write(t, sparsetest.Image(t, 42, size), size)
 	u32, u64 := func(off int) uint32 { return le(b[off : off+4]) }, func(off int) uint64 {
 		return uint64(le(b[off:off+4])) | uint64(le(b[off+4:off+8]))<<32
 	}
@@ -215,7 +185,7 @@ ddb.virtualHWVersion = "4"
 // Not parallel: it changes the number of processors.
 func TestBytesDependOnTheImageAlone(t *testing.T) {
 	size := int64(20 << 20)
-	raw := image(t, 7, size)
+	raw := sparsetest.Image(t, 7, size)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	want := sha256.Sum256(write(t, raw, size))
 	for _, n := range []int{2, 3, 16} {
@@ -257,7 +227,7 @@ func (w *fullDisk) Write(p []byte) (int, error) {
 func TestFailuresEndTheWriting(t *testing.T) {
 	t.Parallel()
 	size := int64(64 << 20)
-	raw := image(t, 9, size)
+	raw := sparsetest.Image(t, 9, size)
 	for _, left := range []int{0, 70_000, 300_000} {
 		if err := vmdk.Write(context.Background(), &fullDisk{left: left}, raw, size, vmdk.Options{}); !errors.Is(err, errFull) {
 			t.Errorf("with room for %d bytes: got %v", left, err)
