@@ -24,8 +24,8 @@ export IMAGECTL_TEST_RELEASE := $(RELEASE)
 
 GOFILES := $(shell find cmd butane images pxe bootstrap -name '*.go' -not -name '*_test.go') go.mod go.sum
 # Programs know their commit, whatever GOFLAGS says: where git reads the checkout
-# (not a tarball's, nor one that belongs to another user). A new commit is a new
-# program.
+# (not a tarball, nor what belongs to another user) and Go does (no linked
+# worktree). A new commit is a new program.
 COMMITS := $(wildcard $(shell git rev-parse --git-path logs/HEAD 2>/dev/null))
 GOBUILD := go build -trimpath -buildvcs=$(shell git rev-parse --quiet --verify HEAD >/dev/null 2>&1 && echo true || echo false) -ldflags='-s -w -buildid='
 say = @printf '\n== %s\n' "$(1)"

@@ -62,11 +62,12 @@ func TestEachExtensionHoldsWhatANodeNeeds(t *testing.T) {
 		err   error
 		files []string
 		unit  string
+		says  string
 	}{
-		{agent, err1, []string{"usr/bin/bootstrapd"}, "bootstrapd.service"},
-		{kube, err2, []string{"usr/bin/kubeadm", "usr/bin/kubelet", "usr/bin/kubectl", "usr/lib/imagectl/cni/bridge", "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"}, "kubelet.service"},
-		{etcd, err3, []string{"usr/bin/etcd"}, "etcd.service"},
-		{images, err4, []string{"usr/share/imagectl/images/kubernetes.tar"}, ""},
+		{agent, err1, []string{"usr/bin/bootstrapd"}, "bootstrapd.service", "\nType=notify\nNotifyAccess=main\n"},
+		{kube, err2, []string{"usr/bin/kubeadm", "usr/bin/kubelet", "usr/bin/kubectl", "usr/lib/imagectl/cni/bridge", "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"}, "kubelet.service", "ExecStart="},
+		{etcd, err3, []string{"usr/bin/etcd"}, "etcd.service", "\nType=notify\n"},
+		{images, err4, []string{"usr/share/imagectl/images/kubernetes.tar"}, "", ""},
 	} {
 		path := write(t, tc.e, tc.err)
 		dir := unpack(t, path)
@@ -84,8 +85,9 @@ func TestEachExtensionHoldsWhatANodeNeeds(t *testing.T) {
 			if err != nil || !strings.Contains(string(upholds), "Upholds="+tc.unit+"\n") {
 				t.Errorf("%s: got %q %v, want Upholds=%s", tc.e.Name, upholds, err, tc.unit)
 			}
-			if _, err := os.Stat(filepath.Join(system, tc.unit)); err != nil {
-				t.Error(err)
+			unit, err := os.ReadFile(filepath.Join(system, tc.unit))
+			if err != nil || !strings.Contains(string(unit), tc.says) {
+				t.Errorf("%s: got %q %v, want %q in it", tc.unit, unit, err, tc.says)
 			}
 		}
 		if err := sysext.Inspect(path, tc.e.Name, "amd64"); err != nil {

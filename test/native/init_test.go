@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -37,6 +38,8 @@ type spec struct {
 type unit struct {
 	argv      []string
 	condition string
+	// notify units get the socket of systemd's Type=notify; what comes is logged.
+	notify bool
 	// run replaces argv: kubelet.
 	run func(stop <-chan struct{})
 
@@ -123,7 +126,7 @@ mkdir -p /var/lib/containerd && mount --bind %[2]s/containerd /var/lib/container
 		"containerd.service": {argv: []string{"containerd", "--config", "/dev/null"}},
 		"etcd.service":       {argv: []string{"etcd", "--config-file", "/etc/etcd/etcd.yaml"}, condition: "/etc/etcd/etcd.yaml"},
 		"kubelet.service":    {run: func(stop <-chan struct{}) { kubelet(s, stop) }, condition: "/var/lib/kubelet/config.yaml"},
-		"bootstrapd.service": {argv: []string{"bootstrapd"}, condition: "/etc/imagectl/node.json"},
+		"bootstrapd.service": {argv: []string{"bootstrapd"}, notify: true, condition: "/etc/imagectl/node.json"},
 	}
 	_ = os.Remove(socket)
 	ln, err := net.Listen("unix", socket)
@@ -234,6 +237,11 @@ func (y *system) once(name string, u *unit) <-chan struct{} {
 	}
 	cmd := program(u.argv)
 	cmd.Stdout, cmd.Stderr = log, log
+	if u.notify {
+		if err := listenNotify(cmd, log, done); err != nil {
+			fmt.Fprintln(log, "listening for notifications:", err)
+		}
+	}
 	y.mu.Lock()
 	err = cmd.Start()
 	if err == nil {
@@ -251,6 +259,33 @@ func (y *system) once(name string, u *unit) <-chan struct{} {
 		fmt.Fprintf(log, "ended: %v\n", err)
 	}()
 	return done
+}
+
+// listenNotify gives a program systemd's notification socket and logs what it
+// says there, until done.
+func listenNotify(cmd *exec.Cmd, log io.Writer, done <-chan struct{}) error {
+	path := "/run/notify.sock"
+	_ = os.Remove(path) // of the program before
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path)
+	go func() {
+		<-done
+		_ = c.Close()
+	}()
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := c.Read(b)
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(log, "notified: %s\n", b[:n])
+		}
+	}()
+	return nil
 }
 
 // end stops a unit and waits for its end.

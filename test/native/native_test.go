@@ -353,6 +353,11 @@ var codeRE = regexp.MustCompile(`CODE +([0-9A-Z]{4}-[0-9A-Z]{4}-[0-9A-Z]{4})`)
 func (r *rack) approve() {
 	r.t.Helper()
 	for name, m := range r.nodes {
+		// systemd would give up on a start that waited for an operator.
+		r.wait(time.Minute, name+"'s agent to be ready", func() (bool, string) {
+			text, err := os.ReadFile(m.Dir + "/bootstrapd.service.log")
+			return err == nil && bytes.Contains(text, []byte("notified: READY=1\n")), string(text)
+		})
 		var code string
 		r.wait(time.Minute, name+"'s code", func() (bool, string) {
 			text, err := os.ReadFile(m.Dir + "/console")
