@@ -8,10 +8,11 @@ SHELL := /bin/bash
 # One recipe at a time: the slow ones use all cores by themselves.
 .NOTPARALLEL:
 
-# sudo drops Go from the path.
-export PATH := $(PATH):/usr/local/go/bin
+# An ordinary user's path lacks Go and the directories of mkfs and friends, and
+# sudo keeps the path it is given.
+export PATH := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
 export CGO_ENABLED := 0
-ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,CGO_ENABLED,GOPROXY,GOFLAGS,GONOSUMDB,GOSUMDB)
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,CGO_ENABLED,GOPROXY,GOFLAGS,GONOSUMDB,GOSUMDB,IMAGECTL_UPSTREAM,IMAGECTL_TEST_RELEASE)
 
 # Everything slow to make, keyed by the digest of its inputs; safe to delete.
 CACHE ?= /var/cache/imagectl-test
@@ -67,7 +68,7 @@ release: upstream ## the Flatcar-shaped test release
 .PHONY: demo
 demo: build release ## the main job, for a person to watch
 	$(call say,from cluster.yaml to Ready nodes (about 12 minutes without KVM))
-	go build -o bin/demo ./test/demo
+	go build -buildvcs=false -o bin/demo ./test/demo
 	@trap '$(ROOT) ip netns delete imagectl-demo' EXIT; \
 	$(ROOT) ip netns delete imagectl-demo 2>/dev/null || true; \
 	$(ROOT) ip netns add imagectl-demo; \

@@ -141,7 +141,7 @@ func (r *rack) programs() {
 	if err := os.WriteFile(filepath.Join(r.bin, "kubeadm"), []byte(wrapper), 0o755); err != nil {
 		r.t.Fatal(err)
 	}
-	run(r.t, "go", "build", "-o", filepath.Join(r.bin, "bootstrapd"), "github.com/imagectl/imagectl/cmd/bootstrapd")
+	run(r.t, "go", "build", "-buildvcs=false", "-o", filepath.Join(r.bin, "bootstrapd"), "github.com/imagectl/imagectl/cmd/bootstrapd")
 }
 
 // makeImage is a disk with an empty ROOT, as an install stream.
