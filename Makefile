@@ -38,11 +38,16 @@ ISOLATED := $(ROOT) unshare --net --pid --fork --mount-proc --kill-child -- sh -
 .PHONY: build
 build: bin/imagectl bin/bootstrapd ## both programs, in bin/
 
-bin/imagectl: $(GOFILES) $(COMMITS)
+bin/imagectl: $(GOFILES) $(COMMITS) | bin/root
 	$(GOBUILD) -o $@ ./cmd/imagectl
 
-bin/bootstrapd: $(GOFILES) $(COMMITS)
+bin/bootstrapd: $(GOFILES) $(COMMITS) | bin/root
 	$(GOBUILD) -o $@ ./cmd/bootstrapd
+
+# They belong to whoever owns the checkout, also when root made them, or the
+# owner could build nothing after one "sudo make".
+bin/root:
+	@install -d -o "$$(stat -c %u .)" bin bin/root
 
 .PHONY: deps
 deps: ## Debian packages that the tests use
@@ -84,7 +89,6 @@ unit: ## no root and no network
 .PHONY: test-root
 test-root: build deps ## kernel mounts, firmware and namespaces
 	$(call say,tests that need root (about 5 minutes))
-	@mkdir -p bin/root
 	@for p in $$(grep -rl --include='*_test.go' '^//go:build root' cmd butane images pxe bootstrap test/vm | xargs -n1 dirname | sort -u); do \
 	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; \
 	    (cd $$p && $(ISOLATED) $(CURDIR)/bin/root/$${p//\//-}.test -test.timeout 20m); done
@@ -93,7 +97,6 @@ test-root: build deps ## kernel mounts, firmware and namespaces
 native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step
 	$(call say,real parts as processes (about 2 minutes))
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
-	@mkdir -p bin/root
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.v
 
