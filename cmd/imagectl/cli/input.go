@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,4 +23,28 @@ func readInput(g *globals, path string) (string, error) {
 		return "", fmt.Errorf("reading standard input: %w", err)
 	}
 	return string(b), nil
+}
+
+// readLine reads a person's answer; the end of input ends it too. A read from a
+// terminal cannot be called back, so when ctx ends it is left behind: the process
+// ends with it.
+func readLine(ctx context.Context, in io.Reader) (string, error) {
+	type answer struct {
+		line string
+		err  error
+	}
+	read := make(chan answer, 1)
+	go func() {
+		line, err := bufio.NewReader(in).ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		read <- answer{line, err}
+	}()
+	select {
+	case a := <-read:
+		return a.line, a.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -329,9 +328,9 @@ func confirmCodes(ctx context.Context, g *globals, r *remote, sel *api.Selection
 		return codes, nil // the server says what is wrong with each
 	}
 	fmt.Fprintf(g.stdio.Err, "Do all %d agree? Type yes: ", len(codes))
-	answer, err := bufio.NewReader(g.stdio.In).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("reading the answer: %w", err)
+	answer, err := readLine(ctx, g.stdio.In)
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer: %w; nothing was approved", err)
 	}
 	if strings.TrimSpace(answer) != "yes" {
 		return nil, errors.New("nothing was approved; imagectl machines reject turns a wrong one down")

@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"context"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -29,5 +32,22 @@ func TestJournalLinesHoldNoControlSequences(t *testing.T) {
 	t.Parallel()
 	if got, want := text("a\tb\nc\x1b[31m\r\x00\u009bd ü"), "a\tb\nc [31m   d ü"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Ctrl-C answers a question too.
+func TestAQuestionEndsWithTheContext(t *testing.T) {
+	t.Parallel()
+	in, silent := io.Pipe()
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if line, err := readLine(ctx, in); line != "" || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %q, %v", line, err)
+	}
+	for text, want := range map[string]string{"yes\nno\n": "yes\n", "yes": "yes", "": ""} {
+		if line, err := readLine(t.Context(), strings.NewReader(text)); line != want || err != nil {
+			t.Errorf("of %q: got %q, %v, want %q", text, line, err, want)
+		}
 	}
 }

@@ -185,7 +185,7 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 	return server.Task{Name: "context", Run: func(ctx context.Context) error {
 		for {
 			select {
-			case <-time.After(pki.RenewAfter(time.Until(end))):
+			case <-time.After(refreshIn(time.Until(end))):
 			case <-ctx.Done():
 				return nil
 			}
@@ -198,3 +198,7 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 		}
 	}}, nil
 }
+
+// refreshIn is when the context file is written next, by how long its certificate
+// still lives. Where writing fails, that comes to nothing.
+func refreshIn(left time.Duration) time.Duration { return max(pki.RenewAfter(left), time.Minute) }
