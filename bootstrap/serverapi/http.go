@@ -27,6 +27,8 @@ const (
 	// maxRequest bounds a request's body.
 	maxRequest = 256 << 10
 	stopTime   = 3 * time.Second
+	// renewPause is between two attempts to renew the server's own certificate.
+	renewPause = time.Minute
 )
 
 // Handler serves all three services. Requests must come through the TLS of
@@ -89,6 +91,22 @@ func (o *ownCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if o.cert != nil && now.Before(o.renew) {
 		return o.cert, nil
 	}
+	next, err := o.issue(now)
+	switch {
+	case err == nil:
+		o.cert, o.renew = next, now.Add(pki.RenewAfter(s.lifetimes.Agent))
+	case o.cert == nil || now.After(o.cert.Leaf.NotAfter):
+		return nil, err
+	default:
+		// Agents that only ask need no store that takes changes.
+		s.cfg.Log.Error("renewing the server's own certificate; the old one stays in use", "until", o.cert.Leaf.NotAfter, "error", err.Error())
+		o.renew = now.Add(renewPause)
+	}
+	return o.cert, nil
+}
+
+func (o *ownCertificate) issue(now time.Time) (*tls.Certificate, error) {
+	s := o.server
 	names := append([]string{"localhost"}, s.cfg.ServerNames...)
 	addresses := append([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, s.cfg.ServerAddresses...)
 	profile, err := pki.Server(s.cfg.Cluster, names, addresses, s.lifetimes)
@@ -114,9 +132,7 @@ func (o *ownCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.cert = &tls.Certificate{Certificate: [][]byte{issued.Certificate.Raw}, PrivateKey: key, Leaf: issued.Certificate}
-	o.renew = now.Add(pki.RenewAfter(s.lifetimes.Agent))
-	return o.cert, nil
+	return &tls.Certificate{Certificate: [][]byte{issued.Certificate.Raw}, PrivateKey: key, Leaf: issued.Certificate}, nil
 }
 
 // Serve answers on a TCP listener until ctx ends, and closes it.
