@@ -62,6 +62,7 @@ func (s enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequ
 	}
 
 	// Most calls ask again and change nothing: they are answered from memory.
+	var approved bool
 	if r, ok := s.cfg.Store.Machine(name); ok {
 		d := enrol.Decide(recordOf(r), key.Fingerprint())
 		if d.Status == enrol.Approved && s.holdsFresh(r.Key) {
@@ -70,8 +71,11 @@ func (s enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequ
 		if d.Status != enrol.Approved && !d.Remember {
 			return s.answer(d), nil
 		}
+		approved = d.Status == enrol.Approved
 	}
-	if !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
+	// Who holds an approved key does not wait behind strangers: it gets one
+	// certificate, and is answered from memory until that is due.
+	if !approved && !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
 		return nil, connect.NewError(connect.CodeResourceExhausted, errors.New("too many new machines at once; ask again in a few seconds"))
 	}
 	d, r, err := s.enrol(ctx, from, name, key, facts)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
@@ -396,6 +397,23 @@ func TestUnknownMachinesAreBounded(t *testing.T) {
 	}
 	if got := r.machine("02:00:00:00:00:ff").enrol(); got.GetStatus() != api.EnrolResponse_STATUS_REJECTED {
 		t.Errorf("unknown machines are not ignored: %v", got)
+	}
+}
+
+// Strangers' new keys have a limit together; it must not count against a machine
+// whose key an operator has approved.
+func TestAFloodDoesNotKeepApprovedMachinesOut(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(cp1(), w1()))
+	f := r.machine("52:54:00:00:00:01")
+	f.enrol()
+	if o := r.approve("cp1", f.console(), false); !o.GetOk() {
+		t.Fatal(o)
+	}
+	r.Server.fresh = rate.NewLimiter(rate.Every(time.Hour), 1)
+	r.machine("52:54:00:00:00:02").enrol() // takes all there is
+	if got := f.enrol(); got.GetStatus() != api.EnrolResponse_STATUS_APPROVED {
+		t.Errorf("got %v", got)
 	}
 }
 
