@@ -15,6 +15,9 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
+// dataDir is etcd's, in the state directory.
+const dataDir = "etcd"
+
 // quotaBytes bounds the database: a million audit entries. Past it, etcd refuses
 // to write rather than to fill the disk.
 const quotaBytes = 512 << 20
@@ -42,10 +45,10 @@ func lockDir(dir string) (*os.File, error) {
 func startEtcd(ctx context.Context, dir string, log io.Writer) (*embed.Etcd, error) {
 	cfg := embed.NewConfig()
 	cfg.Name = "imagectl"
-	cfg.Dir = filepath.Join(dir, "etcd")
+	cfg.Dir = filepath.Join(dir, dataDir)
 	// No listener at all: this process calls the server directly. The URL below is
 	// never dialled, a member has to have one.
-	nowhere := []url.URL{{Scheme: "unix", Path: filepath.Join(dir, "etcd")}}
+	nowhere := []url.URL{{Scheme: "unix", Path: filepath.Join(dir, dataDir)}}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = nil, nowhere
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = nil, nowhere
 	cfg.InitialCluster = cfg.Name + "=" + nowhere[0].String()

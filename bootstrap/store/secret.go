@@ -17,10 +17,16 @@ import (
 // form that the age tool reads.
 const identityFile = "identity.age"
 
-// openIdentity reads the identity, or makes it at the first start.
-func openIdentity(path string) (*age.X25519Identity, error) {
+// openIdentity reads the identity. At the first start, when there is no data yet
+// for which it would be the wrong one, it makes it.
+func openIdentity(path, data string) (*age.X25519Identity, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(data); err == nil {
+			return nil, fmt.Errorf("%s is missing; restore the file from a backup, the private keys in %s cannot be read without it", path, data)
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
 		return createIdentity(path)
 	}
 	if err != nil {

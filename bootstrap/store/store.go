@@ -82,7 +82,7 @@ func open(ctx context.Context, c Config) (_ *Store, err error) {
 			s.release()
 		}
 	}()
-	if s.identity, err = openIdentity(filepath.Join(dir, identityFile)); err != nil {
+	if s.identity, err = openIdentity(filepath.Join(dir, identityFile), filepath.Join(dir, dataDir)); err != nil {
 		return nil, err
 	}
 	if s.etcd, err = startEtcd(ctx, dir, c.Log); err != nil {

@@ -207,4 +207,15 @@ func TestSecretsAreEncryptedAtRest(t *testing.T) {
 	if _, err := Open(t.Context(), Config{Dir: dir, Cluster: "demo", Log: io.Discard}); err == nil || !strings.Contains(err.Error(), "there is no identity in it; restore the file") {
 		t.Errorf("a lost identity: got %v", err)
 	}
+
+	// Gone altogether: another one would only hide what is missing.
+	if err := os.Remove(filepath.Join(dir, identityFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Config{Dir: dir, Cluster: "demo", Log: io.Discard}); err == nil || !strings.Contains(err.Error(), "is missing; restore the file") {
+		t.Errorf("a missing identity: got %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, identityFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an identity was made in place of the missing one: %v", err)
+	}
 }
