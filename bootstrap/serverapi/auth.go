@@ -62,6 +62,8 @@ type caller struct {
 	identity pki.Identity
 	// serial is the certificate's, fingerprint its key's.
 	serial, fingerprint string
+	// notAfter is the certificate's end; the zero time without one.
+	notAfter time.Time
 	// source is the address without port.
 	source string
 }
@@ -115,8 +117,9 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 	}
 	leaf := r.TLS.PeerCertificates[0]
 	// A connection may outlive the certificate that it was opened with.
-	if now := s.cfg.Now(); now.After(leaf.NotAfter) {
-		return c, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the client certificate of %s expired at %s", leaf.Subject.CommonName, leaf.NotAfter.Format(time.RFC3339)))
+	c.notAfter = leaf.NotAfter
+	if err := s.allowTime(c); err != nil {
+		return c, err
 	}
 	id, err := pki.IdentityOf(leaf, s.cfg.Cluster)
 	if err != nil {
@@ -124,6 +127,14 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 	}
 	c.identity, c.serial, c.fingerprint = id, pki.Serial(leaf), fingerprint(leaf)
 	return c, nil
+}
+
+// allowTime refuses a caller whose certificate has ended.
+func (s *Server) allowTime(c caller) error {
+	if s.cfg.Now().After(c.notAfter) {
+		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the client certificate expired at %s", c.notAfter.Format(time.RFC3339)))
+	}
+	return nil
 }
 
 func fingerprint(leaf *x509.Certificate) string {

@@ -1,10 +1,17 @@
 package serverapi
 
 import (
+	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
 // A server that cannot renew its own certificate, as on a full disk, goes on with
@@ -35,5 +42,31 @@ func TestTheServersCertificateOutlivesAFailedRenewal(t *testing.T) {
 	now = now.Add(40 * 24 * time.Hour)
 	if got, err := own.get(nil); err == nil {
 		t.Errorf("an expired one is shown: %v", got.Leaf.NotAfter)
+	}
+}
+
+// A stream must not outlive the certificate that opened it: hours are all that an
+// operator who left still has.
+func TestWatchingEndsWithTheCertificate(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	cfg := config(cp1())
+	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	r := start(t, cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	stream, err := r.operator(pki.RoleReader).WatchMachines(ctx, connect.NewRequest(&api.WatchMachinesRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if !stream.Receive() {
+		t.Fatalf("nothing came: %v", stream.Err())
+	}
+	ahead.Store(int64(13 * time.Hour))
+	for stream.Receive() {
+	}
+	if code := connect.CodeOf(stream.Err()); code != connect.CodeUnauthenticated {
+		t.Errorf("it ended with %v, want unauthenticated", stream.Err())
 	}
 }
