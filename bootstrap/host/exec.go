@@ -39,6 +39,8 @@ func (e *RunError) Error() string {
 	if len(out) > outputKept {
 		out = append([]byte("…"), out[len(out)-outputKept:]...)
 	}
+	// The cut may have gone through a letter, and the message travels as UTF-8.
+	out = bytes.ToValidUTF8(out, []byte("?"))
 	if len(out) == 0 {
 		return fmt.Sprintf("running %s: %v", strings.Join(e.Argv, " "), e.Cause)
 	}

@@ -77,13 +77,14 @@ func (h *Host) Facts() Facts {
 	return f
 }
 
-// line returns a one-line file without the space around it.
+// line returns a one-line file without the space around it. What is no UTF-8 in it
+// becomes question marks: firmware has bytes of its own, and protobuf refuses them.
 func (h *Host) line(name string) string {
 	b, err := h.ReadFile(name)
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(b))
+	return strings.ToValidUTF8(strings.TrimSpace(string(b)), "?")
 }
 
 func (h *Host) memory() uint64 {

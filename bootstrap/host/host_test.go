@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/host/hosttest"
@@ -69,6 +70,24 @@ func TestRunErrorsSayWhatRanAndWhatItPrinted(t *testing.T) {
 	_, err = h.Run(context.Background(), host.Command{Argv: []string{"sh", "-c", "head -c 5000000 /dev/zero | tr '\\0' x; exit 1"}})
 	if err == nil || len(err.Error()) > 4096 {
 		t.Errorf("got an error of %d bytes for a program that babbles", len(fmt.Sprint(err)))
+	}
+}
+
+// What goes to the server must be UTF-8: protobuf refuses anything else, and the
+// whole report with it. Firmware has bytes of its own, and cutting a program's
+// output can cut a letter.
+func TestWhatIsReportedIsUTF8(t *testing.T) {
+	t.Parallel()
+	h := &host.Host{Root: t.TempDir()}
+	put(t, h, map[string]string{"/sys/class/dmi/id/product_serial": "\xff\xfeSN1\n", "/sys/class/dmi/id/product_name": "Größe\n"})
+	if f := h.Facts(); f.Serial != "?SN1" || f.Product != "Größe" {
+		t.Errorf("serial %q, product %q", f.Serial, f.Product)
+	}
+	for cut := range 3 {
+		err := &host.RunError{Argv: []string{"ctr"}, Output: []byte(strings.Repeat("│", 2000) + strings.Repeat("x", cut)), Cause: errors.New("exit status 1")}
+		if !utf8.ValidString(err.Error()) {
+			t.Errorf("an error that was cut is no UTF-8: %.60q", err.Error())
+		}
 	}
 }
 
