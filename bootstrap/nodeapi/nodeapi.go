@@ -133,11 +133,15 @@ func (t Trust) config() (*tls.Config, error) {
 	}, nil
 }
 
+// errExpired ends a call that outlives the caller's certificate.
+var errExpired = errors.New("the caller's certificate has expired meanwhile")
+
 // authorize lets a request pass whose certificate, verified by TLS, has a role
 // for it.
 func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var left time.Duration
 		err := func() error {
 			t, err := trust()
 			if err != nil {
@@ -148,7 +152,7 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 			}
 			leaf := r.TLS.VerifiedChains[0][0]
 			// TLS looked at this when the connection began; it may be old.
-			if now := t.Now(); now.After(leaf.NotAfter) {
+			if left = leaf.NotAfter.Sub(t.Now()); left < 0 {
 				return fmt.Errorf("the caller's certificate has expired at %s", leaf.NotAfter)
 			}
 			who, err := pki.IdentityOf(leaf, t.Cluster)
@@ -158,7 +162,10 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 			return allowed(who, r.URL.Path)
 		}()
 		if err == nil {
-			next.ServeHTTP(w, r)
+			// Following a journal goes on for days.
+			ctx, cancel := context.WithTimeoutCause(r.Context(), left, errExpired)
+			defer cancel()
+			next.ServeHTTP(w, r.WithContext(ctx))
 			return
 		}
 		if werr := refuse.Write(w, r, connect.NewError(connect.CodePermissionDenied, err)); werr != nil {

@@ -27,7 +27,11 @@ type fake struct{ asked chan Query }
 
 func (fake) Version(context.Context) *api.VersionResponse { return &api.VersionResponse{Agent: "test"} }
 func (fake) Health(context.Context) *api.HealthResponse   { return &api.HealthResponse{Healthy: true} }
-func (f fake) Journal(_ context.Context, q Query, read func(io.Reader) error) error {
+func (f fake) Journal(ctx context.Context, q Query, read func(io.Reader) error) error {
+	if q.Unit == "silent.service" {
+		<-ctx.Done() // nothing is ever logged
+		return ctx.Err()
+	}
 	select {
 	case f.asked <- q:
 	default:
@@ -96,6 +100,10 @@ func (l *lab) profile(kind string, role pki.Role) pki.Profile {
 }
 
 func (l *lab) cert(ca *pki.CA, p pki.Profile) tls.Certificate {
+	return l.certAt(ca, p, time.Now())
+}
+
+func (l *lab) certAt(ca *pki.CA, p pki.Profile, now time.Time) tls.Certificate {
 	l.t.Helper()
 	key, err := pki.NewKey(rand.Reader)
 	if err != nil {
@@ -105,7 +113,7 @@ func (l *lab) cert(ca *pki.CA, p pki.Profile) tls.Certificate {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	prepared, err := ca.Prepare(p, own, time.Now(), rand.Reader)
+	prepared, err := ca.Prepare(p, own, now, rand.Reader)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -263,4 +271,24 @@ func FuzzEntry(f *testing.F) {
 			t.Errorf("a line of %d bytes", len(m.GetLine()))
 		}
 	})
+}
+
+// Following a journal ends with the certificate that began it, and not without a
+// word: whoever reads it must not take it for silence.
+func TestFollowingEndsWithTheCertificate(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	c := l.certAt(l.ca, l.profile("operator", pki.RoleReader), time.Now().Add(3*time.Second-pki.Lifetimes{}.WithDefaults().Operator))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	s, err := l.client(c).Logs(ctx, connect.NewRequest(&api.LogsRequest{Follow: true, Unit: "silent.service"}))
+	if err == nil {
+		defer s.Close()
+		for s.Receive() {
+		}
+		err = s.Err()
+	}
+	if connect.CodeOf(err) != connect.CodeUnauthenticated {
+		t.Errorf("it ended with %v, want unauthenticated", err)
+	}
 }
