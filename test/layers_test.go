@@ -53,6 +53,7 @@ var layers = map[string][]string{
 	"images/ova":               {},
 	"images/store":             {"images/lock", "images/sparse"},
 	"images/release":           {"images/lock", "images/store"},
+	"images/bundle":            {"images/lock", "images/store"},
 	"images/sysext":            {"images/fstree", "images/squashfs"},
 	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/ext4", "images/extent", "images/fstree", "images/lock", "images/ova", "images/sparse", "images/store", "images/sysext", "images/vmdk"},
 

@@ -19,7 +19,8 @@ import (
 // there are:
 //
 //	release SIGNER   publish three small files signed by current, expired (a
-//	                 subkey of 2015 that lived a year, when it was good) or stranger
+//	                 subkey of 2015 that lived a year, when it was good) or
+//	                 stranger; a second argument is the image instead
 //	flip FILE        change one bit in the middle
 //	cut FILE         drop the last byte
 func TestLockScripts(t *testing.T) {
@@ -70,8 +71,8 @@ func keyConfig(at time.Time, lifetime uint32) *packet.Config {
 }
 
 func (p *publisher) release(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: release current|expired|stranger")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: release current|expired|stranger [IMAGE]")
 	}
 	signer, at := p.official, time.Now()
 	switch args[0] {
@@ -87,6 +88,9 @@ func (p *publisher) release(ts *testscript.TestScript, neg bool, args []string) 
 	ts.Check(os.MkdirAll(dir, 0o755))
 	for _, name := range []string{"flatcar_production_image.bin.bz2", "flatcar_production_pxe.vmlinuz", "flatcar_production_pxe_image.cpio.gz"} {
 		content := []byte(strings.Repeat(name, 100))
+		if len(args) == 2 && strings.HasSuffix(name, ".bin.bz2") {
+			content = []byte(ts.ReadFile(args[1]))
+		}
 		var sig bytes.Buffer
 		ts.Check(openpgp.DetachSign(&sig, []*openpgp.Entity{signer}, bytes.NewReader(content), keyConfig(at, 0)))
 		ts.Check(os.WriteFile(filepath.Join(dir, name), content, 0o644))

@@ -9,6 +9,8 @@ func verbs(g *globals) []*cobra.Command {
 		newValidate(g),
 		newLock(g),
 		newBuild(g),
+		newBundle(g),
+		newUnbundle(g),
 		newVerify(g),
 		newServe(g),
 		newMachines(g),
