@@ -29,7 +29,7 @@ func newBoard() *board {
 	return &board{reports: map[string]report{}, changed: make(chan struct{})}
 }
 
-// put keeps a report. Only news wakes those who wait.
+// put keeps a report. Only news wakes those who wait; that somebody is back is some.
 func (b *board) put(name string, at time.Time, r *api.SyncRequest) {
 	// What is about the call itself is no news.
 	r = proto.CloneOf(r)
@@ -37,7 +37,7 @@ func (b *board) put(name string, at time.Time, r *api.SyncRequest) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old, ok := b.reports[name]
-	if !ok || !proto.Equal(old.last, r) {
+	if !ok || at.Sub(old.at) >= silence || !proto.Equal(old.last, r) {
 		close(b.changed)
 		b.changed = make(chan struct{})
 	}

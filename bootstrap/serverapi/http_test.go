@@ -70,3 +70,24 @@ func TestWatchingEndsWithTheCertificate(t *testing.T) {
 		t.Errorf("it ended with %v, want unauthenticated", stream.Err())
 	}
 }
+
+// A machine that was silent for long and says the same as before is back at once,
+// not when the next one has news.
+func TestAMachineIsBackWithTheSameReport(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	cfg := config(cp1(), w1())
+	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	r := start(t, cfg)
+	f := r.approvedMachine("w1", "52:54:00:00:00:02")
+	if got := f.sync(installer()).GetWait().GetReasonCode(); got != "not-armed" {
+		t.Fatalf("got %s", got)
+	}
+	ahead.Store(int64(silence + time.Second))
+	if _, _, err := r.decide(t.Context()); err != nil { // somebody else looks
+		t.Fatal(err)
+	}
+	if got := f.sync(installer()).GetWait(); got.GetReasonCode() != "not-armed" {
+		t.Errorf("back again it is told: %s", got.GetReason())
+	}
+}
