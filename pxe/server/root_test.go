@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"flag"
 	"fmt"
@@ -16,10 +17,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/imagectl/imagectl/bootstrap/efiboot"
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
@@ -98,14 +101,11 @@ func (r *rack) waitEvent(t *testing.T, n int, stage boot.Stage, count int) {
 	}
 }
 
-// waitScript waits for a line of iPXE's script. SeaBIOS prints to the screen only,
-// so there the request for the script has to do.
+// waitScript waits for a line of iPXE's script on the console.
 func (r *rack) waitScript(t *testing.T, g *vm.Guest, n int, line string) {
 	t.Helper()
 	r.waitEvent(t, n, boot.StageScript, 1)
-	if g.Firmware == vm.OVMF {
-		wait(t, g, line)
-	}
+	wait(t, g, line)
 }
 
 type states map[string]machine.State
@@ -214,8 +214,13 @@ func guest(t *testing.T, fw vm.Firmware, n int) (*vm.Guest, []byte) {
 	if err := vm.Tap(tap, bridge); err != nil {
 		t.Fatal(err)
 	}
-	g, err := vm.Start(vm.Config{Name: string(fw), Firmware: fw, Accel: "tcg", CPUs: 1, MemoryMiB: 512, Disk: disk,
-		DiskSerial: "sentinel", MAC: mac(n).String(), UUID: fmt.Sprintf("12345678-9abc-4def-8123-%012d", n), Serial: fmt.Sprintf("SN %d", n), Tap: tap, Dir: dir})
+	return powerOn(t, vm.Config{Name: string(fw), Firmware: fw, Accel: "tcg", CPUs: 1, MemoryMiB: 512, Disk: disk,
+		DiskSerial: "sentinel", MAC: mac(n).String(), UUID: fmt.Sprintf("12345678-9abc-4def-8123-%012d", n), Serial: fmt.Sprintf("SN %d", n), Tap: tap, Dir: dir}), before
+}
+
+func powerOn(t *testing.T, cfg vm.Config) *vm.Guest {
+	t.Helper()
+	g, err := vm.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +230,7 @@ func guest(t *testing.T, fw vm.Firmware, n int) (*vm.Guest, []byte) {
 			t.Logf("console:\n%s", strings.Join(g.Console.Tail(60), "\n"))
 		}
 	})
-	return g, before
+	return g
 }
 
 func mac(n int) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0x98, 0, byte(n)} }
@@ -244,13 +249,16 @@ func digest(t *testing.T, path string) []byte {
 	return h.Sum(nil)
 }
 
-func wait(t *testing.T, g *vm.Guest, text string) {
+// wait waits for a match of an expression on the console and returns its groups.
+func wait(t *testing.T, g *vm.Guest, expr string) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	if _, err := g.Console.Wait(ctx, 0, regexp.MustCompile(regexp.QuoteMeta(text))); err != nil {
+	m, err := g.Console.Wait(ctx, 0, regexp.MustCompile(expr))
+	if err != nil {
 		t.Fatal(err)
 	}
+	return m
 }
 
 func stages(events []boot.Event) string {
@@ -285,13 +293,94 @@ func TestUnarmedMachineBootsItsOwnDisk(t *testing.T) {
 	}
 }
 
+// nvram is a machine's firmware variables as its operating system sees them:
+// BootCurrent is there only then.
+type nvram struct {
+	vm.NVRAM
+	current []byte
+}
+
+func (n nvram) Read(name string) ([]byte, error) {
+	if name == "BootCurrent" {
+		return n.current, nil
+	}
+	return n.NVRAM.Read(name)
+}
+
+// firstPartition reads the first entry of a disk's partition table where sgdisk
+// puts it.
+func firstPartition(t *testing.T, disk string) efiboot.Partition {
+	t.Helper()
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	e := make([]byte, 128)
+	if _, err := f.ReadAt(e, 2*512); err != nil {
+		t.Fatal(err)
+	}
+	first, last := binary.LittleEndian.Uint64(e[32:]), binary.LittleEndian.Uint64(e[40:])
+	return efiboot.Partition{Number: 1, First: first, Sectors: last - first + 1, GUID: [16]byte(e[16:32])}
+}
+
+// OVMF is the judge of package efiboot: with the disk's entry behind the network
+// entry it boots the disk as soon as iPXE says exit, and tries nothing else.
+func TestArrangedUEFIMachineBootsItsDiskRightAfterTheNetwork(t *testing.T) {
+	const n = 21
+	r := startRack(t, []plan.Machine{{Name: "node1", MACs: []net.HardwareAddr{mac(n)}, Address: netip.MustParseAddr("10.98.0.11"), LocalBoot: "exit"}},
+		states{"node1": machine.Approved})
+	g, _ := guest(t, vm.OVMF, n)
+	started := wait(t, g, `BdsDxe: starting Boot([0-9A-F]{4}) "UEFI PXEv4`)
+	r.waitScript(t, g, n, "imagectl: machine node1")
+	g.Stop()
+	current, err := hex.DecodeString(started[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(current)
+	vars := nvram{g.NVRAM(), current}
+	option := efiboot.DiskOption(efiboot.Prefix+"node1/disk", firstPartition(t, g.Disk), efiboot.Program("amd64"))
+	change, err := efiboot.Arrange(vars, option)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("boot order %s, then %s", efiboot.Numbers(change.Before), efiboot.Numbers(change.After()))
+	if len(change.Before) < 4 || change.Before[0] == change.Before[1] {
+		t.Errorf("this firmware has no other network entries to try: the boot order was %s", efiboot.Numbers(change.Before))
+	}
+	// Twice: the firmware must not take its own order back.
+	for range 2 {
+		g = powerOn(t, g.Config)
+		start := time.Now()
+		wait(t, g, "imagectl: machine node1")
+		script := time.Now()
+		t.Logf("script after %s", script.Sub(start))
+		wait(t, g, vm.Sentinel)
+		t.Logf("disk %s later", time.Since(script))
+		g.Stop()
+		var tried []string
+		for _, line := range g.Console.Tail(1000) {
+			if m := regexp.MustCompile(`BdsDxe: loading Boot[0-9A-F]{4} "([^"]*)"`).FindStringSubmatch(line); m != nil {
+				tried = append(tried, m[1])
+			}
+		}
+		if len(tried) != 2 || !strings.HasPrefix(tried[0], "UEFI PXEv4") || tried[1] != option.Description {
+			t.Errorf("the firmware tried %q, want its first network entry and ours", tried)
+		}
+		if again, err := efiboot.Arrange(vars, option); err != nil || !again.Empty() {
+			t.Errorf("the firmware changed the order: %s, %v", efiboot.Numbers(again.Before), err)
+		}
+	}
+}
+
 func TestUnknownMachineGetsTheInstaller(t *testing.T) {
 	for i, fw := range []vm.Firmware{vm.SeaBIOS, vm.OVMF} {
 		t.Run(string(fw), func(t *testing.T) {
 			n := i + 11
 			r := startRack(t, nil, nil)
 			g, _ := guest(t, fw, n)
-			r.waitScript(t, g, n, "imagectl: discover (unknown-machine)")
+			r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 			// What it gets is no kernel, so iPXE says so and tries again.
 			r.waitEvent(t, n, boot.StageKernel, 2)
 			got := stages(r.Events(mac(n)))

@@ -50,7 +50,8 @@ type Config struct {
 	Serial     string
 	// Tap is an existing tap device.
 	Tap string
-	// DiskFirst makes the firmware prefer its disk over the network.
+	// DiskFirst makes the firmware prefer its disk over the network. UEFI is told at
+	// the first start only: from then on its own variables count, as on hardware.
 	DiskFirst bool
 	// Dir takes the guest's console log, firmware variables and control socket.
 	Dir string
@@ -67,7 +68,11 @@ type Guest struct {
 
 // Start powers a guest on. The caller stops it.
 func Start(cfg Config) (*Guest, error) {
-	args, err := arguments(cfg)
+	remembers, err := cfg.variables()
+	if err != nil {
+		return nil, err
+	}
+	args, err := arguments(cfg, remembers)
 	if err != nil {
 		return nil, err
 	}
@@ -95,11 +100,71 @@ func Start(cfg Config) (*Guest, error) {
 		g.exit = g.cmd.Wait()
 		g.Console.end()
 	}()
+	if cfg.Firmware == OVMF && !remembers {
+		if err := g.forgetOrder(); err != nil {
+			g.Stop()
+			return nil, err
+		}
+	}
 	return g, nil
 }
 
-func arguments(cfg Config) ([]string, error) {
-	cpu := "max"
+// NVRAM holds the variables of a guest with UEFI.
+func (c Config) NVRAM() NVRAM { return NVRAM{Path: filepath.Join(c.Dir, c.Name+".vars")} }
+
+// variables gives a guest with UEFI empty variables, unless it has some.
+func (c Config) variables() (remembers bool, err error) {
+	if c.Firmware != OVMF {
+		return false, nil
+	}
+	if _, err := os.Stat(c.NVRAM().Path); !errors.Is(err, os.ErrNotExist) {
+		return true, err
+	}
+	content, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	if err != nil {
+		return false, fmt.Errorf("copying firmware variables (apt-get install ovmf): %w", err)
+	}
+	return false, os.WriteFile(c.NVRAM().Path, content, 0o644)
+}
+
+// forgetOrder takes the boot order away that QEMU shows to the firmware. What is
+// shown already stays until the next reset; from then on OVMF, which otherwise
+// sorts its entries by it at every start, follows what it remembers.
+func (g *Guest) forgetOrder() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for {
+		_, err := os.Stat(g.qmpPath())
+		if err == nil {
+			break
+		}
+		select {
+		case <-g.done:
+			return fmt.Errorf("starting guest %s: it ended: %s", g.Name, g.Console.Tail(5))
+		case <-ctx.Done():
+			return fmt.Errorf("starting guest %s: waiting for its control socket: %w", g.Name, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	for _, device := range []string{"nic", "blk"} {
+		if err := g.qmp(ctx, "qom-set", map[string]any{"path": "/machine/peripheral/" + device, "property": "bootindex", "value": -1}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// index is QEMU's boot index for a device; without one the firmware is told
+// nothing.
+func index(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(",bootindex=%d", n)
+}
+
+func arguments(cfg Config, remembers bool) ([]string, error) {
+	cpu, machine := "max", "q35"
 	if cfg.Accel == "kvm" {
 		cpu = "host"
 	}
@@ -107,8 +172,15 @@ func arguments(cfg Config) ([]string, error) {
 	if cfg.DiskFirst {
 		net, disk = 2, 1
 	}
+	if remembers {
+		net, disk = 0, 0
+	}
+	if cfg.Firmware == SeaBIOS {
+		// It and iPXE write to the serial port then, besides the screen.
+		machine += ",graphics=off"
+	}
 	args := []string{
-		"-name", cfg.Name, "-machine", "q35", "-accel", string(cfg.Accel), "-cpu", cpu,
+		"-name", cfg.Name, "-machine", machine, "-accel", string(cfg.Accel), "-cpu", cpu,
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
 		"-uuid", cfg.UUID, "-smbios", "type=1,serial=" + cfg.Serial,
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std",
@@ -116,29 +188,19 @@ func arguments(cfg Config) ([]string, error) {
 		"-qmp", "unix:" + cfg.qmpPath() + ",server=on,wait=off",
 		"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng",
 		"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap,file=" + cfg.Disk,
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=disk,serial=%s,bootindex=%d", cfg.DiskSerial, disk),
+		"-device", "virtio-blk-pci,id=blk,drive=disk,serial=" + cfg.DiskSerial + index(disk),
 		"-netdev", "tap,id=net,script=no,downscript=no,ifname=" + cfg.Tap,
 	}
-	nic := fmt.Sprintf("virtio-net-pci,netdev=net,mac=%s,bootindex=%d", cfg.MAC, net)
+	nic := "virtio-net-pci,id=nic,netdev=net,mac=" + cfg.MAC + index(net)
 	switch cfg.Firmware {
 	case SeaBIOS:
 		// The card's own ROM is iPXE.
 		args = append(args, "-device", nic)
 	case OVMF:
-		vars := filepath.Join(cfg.Dir, cfg.Name+".vars")
-		if _, err := os.Stat(vars); errors.Is(err, os.ErrNotExist) {
-			content, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
-			if err != nil {
-				return nil, fmt.Errorf("copying firmware variables (apt-get install ovmf): %w", err)
-			}
-			if err := os.WriteFile(vars, content, 0o644); err != nil {
-				return nil, err
-			}
-		}
 		// romfile= empties the card's ROM, so that the firmware's own PXE is used.
 		args = append(args, "-device", nic+",romfile=",
 			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-			"-drive", "if=pflash,format=raw,unit=1,file="+vars,
+			"-drive", "if=pflash,format=raw,unit=1,file="+cfg.NVRAM().Path,
 			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
 	default:
 		return nil, fmt.Errorf("starting guest %s: unknown firmware %q", cfg.Name, cfg.Firmware)
@@ -149,7 +211,7 @@ func arguments(cfg Config) ([]string, error) {
 func (c Config) qmpPath() string { return filepath.Join(c.Dir, c.Name+".qmp") }
 
 // Reset presses the reset button.
-func (g *Guest) Reset(ctx context.Context) error { return g.qmp(ctx, "system_reset") }
+func (g *Guest) Reset(ctx context.Context) error { return g.qmp(ctx, "system_reset", nil) }
 
 // Done is closed when the guest has ended, by itself or by Stop.
 func (g *Guest) Done() <-chan struct{} { return g.done }
@@ -164,7 +226,7 @@ func (g *Guest) Stop() {
 }
 
 // qmp runs one command of the QEMU Machine Protocol.
-func (g *Guest) qmp(ctx context.Context, command string) error {
+func (g *Guest) qmp(ctx context.Context, command string, arguments map[string]any) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", g.qmpPath())
 	if err != nil {
@@ -179,7 +241,11 @@ func (g *Guest) qmp(ctx context.Context, command string) error {
 		return fmt.Errorf("controlling guest %s: reading the greeting: %w", g.Name, err)
 	}
 	for _, c := range []string{"qmp_capabilities", command} {
-		if _, err := fmt.Fprintf(conn, `{"execute":%q}`+"\n", c); err != nil {
+		request := map[string]any{"execute": c}
+		if c == command && arguments != nil {
+			request["arguments"] = arguments
+		}
+		if err := json.NewEncoder(conn).Encode(request); err != nil {
 			return err
 		}
 		for {
