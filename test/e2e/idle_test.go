@@ -31,6 +31,10 @@ func idleMachines(t *testing.T, ctx context.Context, rack *lab.Lab) {
 			t.Fatal(err)
 		}
 		g := rack.Guests[m.Name]
+		// iPXE says why, and comes back to the firmware.
+		if _, err := g.Console.Wait(ctx, 0, regexp.MustCompile(`imagectl: local \(not-armed\)`)); err != nil {
+			t.Fatalf("%s: %v", m.Name, err)
+		}
 		if _, err := g.Console.Wait(ctx, 0, regexp.MustCompile(regexp.QuoteMeta(vm.Sentinel))); err != nil {
 			t.Fatalf("%s: %v", m.Name, err)
 		}
