@@ -122,6 +122,11 @@ generate: ## rewrite the wire contract's Go code (needs protobuf-compiler, libpr
 	    --connect-go_out=bootstrap/api --connect-go_opt=module=github.com/imagectl/imagectl/bootstrap/api \
 	    bootstrap/api/imagectl/v1/*.proto
 
+.PHONY: lint
+lint: ## golangci-lint, built from its module (the first time takes minutes)
+	GOFLAGS=-mod=mod GOBIN=$(CURDIR)/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	bin/golangci-lint run --timeout 30m ./...
+
 .PHONY: clean
 clean: ## what make built here; the cache stays
 	rm -rf bin out

@@ -341,7 +341,7 @@ func lockDir(dir string) (unlock func(), err error) {
 	return func() {
 		// Closing alone would leave the lock with a child process that is between
 		// fork and exec at this moment.
-		syscall.Flock(int(d.Fd()), syscall.LOCK_UN)
+		_ = syscall.Flock(int(d.Fd()), syscall.LOCK_UN)
 		d.Close()
 	}, nil
 }

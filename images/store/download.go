@@ -127,7 +127,7 @@ func (s *Store) attempt(ctx context.Context, p *partial, r Request) error {
 	}
 	defer resp.Body.Close()
 
-	var total int64 = -1
+	var total int64
 	switch resp.StatusCode {
 	case http.StatusOK:
 		have, total = 0, resp.ContentLength
