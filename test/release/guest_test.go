@@ -42,8 +42,15 @@ func boot(t *testing.T, args ...string) *guest {
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std", "-monitor", "none", "-serial", "stdio",
 		"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng",
 	}, args...)
+	return watch(t, "qemu-system-x86_64", args...)
+}
+
+// watch starts a program whose output is a guest's console; the test's end stops
+// it.
+func watch(t *testing.T, program string, args ...string) *guest {
+	t.Helper()
 	g := &guest{t: t, changed: make(chan struct{}), done: make(chan struct{})}
-	g.cmd = exec.Command("qemu-system-x86_64", args...)
+	g.cmd = exec.Command(program, args...)
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	g.cmd.Stderr = os.Stderr
 	out, err := g.cmd.StdoutPipe()

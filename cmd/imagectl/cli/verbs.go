@@ -9,6 +9,7 @@ func verbs(g *globals) []*cobra.Command {
 		newValidate(g),
 		newLock(g),
 		newBuild(g),
+		newRun(g),
 		newBundle(g),
 		newUnbundle(g),
 		newVerify(g),
