@@ -55,7 +55,11 @@ var layers = map[string][]string{
 	"images/release":           {"images/lock", "images/store"},
 	"images/bundle":            {"images/lock", "images/store"},
 	"images/sysext":            {"images/fstree", "images/squashfs"},
-	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/ext4", "images/extent", "images/fstree", "images/lock", "images/ova", "images/sparse", "images/store", "images/sysext", "images/vmdk"},
+	"images/inventory":         {},
+	"images/sbom":              {"images/inventory", "images/lock"},
+	"images/provenance":        {"images/lock"},
+	"images/evidence":          {"images/provenance", "images/sbom", "images/store"},
+	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/evidence", "images/ext4", "images/extent", "images/fstree", "images/inventory", "images/lock", "images/ova", "images/provenance", "images/sbom", "images/sparse", "images/store", "images/sysext", "images/vmdk"},
 
 	"pxe/boot":     {},
 	"pxe/listen":   {},

@@ -51,6 +51,8 @@ type Inputs struct {
 	// or in the store's derived files is not taken for up to date. It is not
 	// recorded in any artefact.
 	Builder string
+	// Evidence is for the documents beside the artefacts.
+	Evidence Evidence
 }
 
 // Role is one kind of machine.
@@ -174,6 +176,9 @@ func check(in Inputs) error {
 func (in Inputs) Blobs() []lock.Blob {
 	b := []lock.Blob{in.Image, in.Kubeadm, in.Kubelet, in.Kubectl, in.CNIArchive, in.EtcdArchive, in.Agent}
 	b = append(b, in.Images...)
+	if in.Evidence.BaseSBOM.SHA256 != "" {
+		b = append(b, in.Evidence.BaseSBOM)
+	}
 	if in.wants(SetPXE) {
 		b = append(b, in.PXEKernel, in.PXEInitrd)
 	}
@@ -225,10 +230,20 @@ func (r *run) all(ctx context.Context) (Result, error) {
 			r.made[a.Name] = artefact{Artefact: a, recipe: t.recipe}
 		}
 	}
-	for name, a := range r.made {
+	for _, a := range r.made {
 		m.Artefacts = append(m.Artefacts, a.Artefact)
-		if !slices.Contains(res.Unchanged, name) && r.inTmp(name) {
+	}
+	docs, err := r.documents(ctx, m, old)
+	if err != nil {
+		return Result{}, err
+	}
+	m.Artefacts = append(m.Artefacts, docs...)
+	for name := range r.made {
+		switch {
+		case r.inTmp(name):
 			res.Built = append(res.Built, name)
+		case !slices.Contains(res.Unchanged, name) && slices.ContainsFunc(docs, func(d store.Artefact) bool { return d.Name == name }):
+			res.Unchanged = append(res.Unchanged, name)
 		}
 	}
 	slices.Sort(res.Built)
@@ -236,7 +251,7 @@ func (r *run) all(ctx context.Context) (Result, error) {
 	res.Manifest = m
 	if len(res.Built) == 0 && len(m.Artefacts) == len(old.Artefacts) {
 		res.Manifest = old
-		return res, nil
+		return res, r.testify(old)
 	}
 	r.obs.step("writing the manifest")
 	if err := r.publish(res.Built, &res.Manifest); err != nil {
@@ -307,6 +322,9 @@ func (r *run) publish(built []string, m *store.Manifest) error {
 		notes[name] = note{Recipe: a.recipe, SHA256: a.SHA256}
 	}
 	if err := notes.write(r.in.Out); err != nil {
+		return err
+	}
+	if err := r.testify(*m); err != nil {
 		return err
 	}
 	return store.WriteManifest(r.in.Out, *m)

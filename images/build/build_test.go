@@ -334,7 +334,7 @@ func TestASecondBuildMakesOnlyWhatChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker := []string{"demo-worker-4593.2.5-v1.36.3.raw", "demo-worker-4593.2.5-v1.36.3.raw.zst"}
+	worker := []string{"demo-worker-4593.2.5-v1.36.3.grub.cfg", "demo-worker-4593.2.5-v1.36.3.raw", "demo-worker-4593.2.5-v1.36.3.raw.zst", "demo-worker-4593.2.5-v1.36.3.spdx.json"}
 	if !slices.Equal(changed.Built, worker) {
 		t.Errorf("another grub.cfg for workers made %v", changed.Built)
 	}

@@ -31,7 +31,14 @@ const (
 	PXEKernel Format = "pxe-kernel" // the locked, verified kernel
 	PXEInitrd Format = "pxe-initrd" // the locked, verified cpio
 	Sysext    Format = "sysext"     // a system extension, loaded by the installer
+	SPDX      Format = "spdx"       // the bill of materials of a role's image, or of the installer
+	Ignition  Format = "ignition"   // config.ign as it is in a role's OEM partition
+	GrubCfg   Format = "grub.cfg"   // grub.cfg as it is in a role's OEM partition
 )
+
+// Carries tells whether a file of this format is the system or a part of it,
+// and not a document about it.
+func (f Format) Carries() bool { return f != SPDX && f != Ignition && f != GrubCfg }
 
 // Manifest lists what a build made. It holds no time and no host's name: equal
 // inputs give equal manifests.
@@ -103,20 +110,29 @@ func ReadManifest(dir string) (Manifest, error) {
 	return m, nil
 }
 
-// WriteManifest sorts and checks a manifest and replaces the one in dir in one
-// step.
-func WriteManifest(dir string, m Manifest) error {
+// Encode returns what WriteManifest writes. It sorts m's artefacts.
+func (m Manifest) Encode() ([]byte, error) {
 	slices.SortFunc(m.Artefacts, func(a, b Artefact) int { return cmp.Compare(a.Name, b.Name) })
 	if err := m.check(); err != nil {
-		return fmt.Errorf("writing manifest: %w", err)
+		return nil, fmt.Errorf("writing manifest: %w", err)
 	}
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
-		return fmt.Errorf("writing manifest: %w", err)
+		return nil, fmt.Errorf("writing manifest: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+// WriteManifest sorts and checks a manifest and replaces the one in dir in one
+// step.
+func WriteManifest(dir string, m Manifest) error {
+	b, err := m.Encode()
+	if err != nil {
+		return err
 	}
 	path := filepath.Join(dir, ManifestName)
 	tmp := filepath.Join(dir, "."+ManifestName+".tmp")
-	if err := writeSynced(tmp, append(b, '\n')); err != nil {
+	if err := writeSynced(tmp, b); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("writing manifest: %w", err)
 	}

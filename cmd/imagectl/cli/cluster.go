@@ -31,15 +31,22 @@ func (g *globals) report(found diag.List) error {
 	return nil
 }
 
+// reader is os.ReadFile, or something that looks like it.
+type reader func(path string) ([]byte, error)
+
 // spec reads cluster.yaml and prints what there is to say about it.
-func (g *globals) spec() (cluster.Spec, error) {
-	spec, found := cluster.Parse(os.ReadFile, g.file)
+func (g *globals) spec() (cluster.Spec, error) { return g.specBy(os.ReadFile) }
+
+func (g *globals) specBy(read reader) (cluster.Spec, error) {
+	spec, found := cluster.Parse(read, g.file)
 	return spec, g.report(found)
 }
 
 // plan reads cluster.yaml and the lock file.
-func (g *globals) plan() (plan.Plan, error) {
-	spec, err := g.spec()
+func (g *globals) plan() (plan.Plan, error) { return g.planBy(os.ReadFile) }
+
+func (g *globals) planBy(read reader) (plan.Plan, error) {
+	spec, err := g.specBy(read)
 	if err != nil {
 		return plan.Plan{}, err
 	}
