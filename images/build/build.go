@@ -90,7 +90,8 @@ func (o Observer) step(format string, args ...any) {
 // Result says what a build did.
 type Result struct {
 	Manifest store.Manifest
-	// Built and Unchanged are names of artefacts, sorted.
+	// Built and Unchanged are names of artefacts, sorted, without the documents
+	// about them.
 	Built, Unchanged []string
 }
 
@@ -233,28 +234,25 @@ func (r *run) all(ctx context.Context) (Result, error) {
 	for _, a := range r.made {
 		m.Artefacts = append(m.Artefacts, a.Artefact)
 	}
-	docs, err := r.documents(ctx, m, old)
-	if err != nil {
-		return Result{}, err
-	}
-	m.Artefacts = append(m.Artefacts, docs...)
 	for name := range r.made {
-		switch {
-		case r.inTmp(name):
+		if !slices.Contains(res.Unchanged, name) && r.inTmp(name) {
 			res.Built = append(res.Built, name)
-		case !slices.Contains(res.Unchanged, name) && slices.ContainsFunc(docs, func(d store.Artefact) bool { return d.Name == name }):
-			res.Unchanged = append(res.Unchanged, name)
 		}
 	}
 	slices.Sort(res.Built)
 	slices.Sort(res.Unchanged)
+	docs, changed, err := r.documents(ctx, m, old)
+	if err != nil {
+		return Result{}, err
+	}
+	m.Artefacts = append(m.Artefacts, docs...)
 	res.Manifest = m
-	if len(res.Built) == 0 && len(m.Artefacts) == len(old.Artefacts) {
+	if len(res.Built)+len(changed) == 0 && len(m.Artefacts) == len(old.Artefacts) {
 		res.Manifest = old
 		return res, r.testify(old)
 	}
 	r.obs.step("writing the manifest")
-	if err := r.publish(res.Built, &res.Manifest); err != nil {
+	if err := r.publish(append(changed, res.Built...), &res.Manifest); err != nil {
 		return Result{}, err
 	}
 	return res, nil

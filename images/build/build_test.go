@@ -314,6 +314,17 @@ func TestTwoBuildsElsewhereAndLaterGiveTheSameBytes(t *testing.T) {
 	}
 }
 
+// carriers counts artefacts without the documents about them.
+func carriers(m store.Manifest) int {
+	n := 0
+	for _, a := range m.Artefacts {
+		if a.Format.Carries() {
+			n++
+		}
+	}
+	return n
+}
+
 func TestASecondBuildMakesOnlyWhatChanged(t *testing.T) {
 	t.Parallel()
 	ctx, s, out := context.Background(), newSite(t, t.TempDir(), baseimage.Options{}), t.TempDir()
@@ -326,7 +337,7 @@ func TestASecondBuildMakesOnlyWhatChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(again.Built) != 0 || len(again.Unchanged) != len(first.Manifest.Artefacts) {
+	if len(again.Built) != 0 || len(again.Unchanged) != carriers(first.Manifest) {
 		t.Errorf("a second build made %v", again.Built)
 	}
 	in.Roles[1].GrubCfg = []byte("set linux_append=\"console=ttyS1\"\n")
@@ -334,7 +345,7 @@ func TestASecondBuildMakesOnlyWhatChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker := []string{"demo-worker-4593.2.5-v1.36.3.grub.cfg", "demo-worker-4593.2.5-v1.36.3.raw", "demo-worker-4593.2.5-v1.36.3.raw.zst", "demo-worker-4593.2.5-v1.36.3.spdx.json"}
+	worker := []string{"demo-worker-4593.2.5-v1.36.3.raw", "demo-worker-4593.2.5-v1.36.3.raw.zst"}
 	if !slices.Equal(changed.Built, worker) {
 		t.Errorf("another grub.cfg for workers made %v", changed.Built)
 	}

@@ -35,21 +35,25 @@ type Evidence struct {
 }
 
 // documents adds to a manifest, for each role and for the installer, what
-// describes its artefacts.
-func (r *run) documents(ctx context.Context, m, old store.Manifest) ([]store.Artefact, error) {
+// describes its artefacts, and names the documents that the last build left
+// otherwise.
+func (r *run) documents(ctx context.Context, m, old store.Manifest) (docs []store.Artefact, changed []string, err error) {
 	byRole := map[string][]store.Artefact{}
 	for _, a := range m.Artefacts {
 		byRole[a.Role] = append(byRole[a.Role], a)
 	}
-	var out []store.Artefact
 	add := func(name, role string, format store.Format, content []byte, inputs []store.Input) error {
 		a := bytesInput("", content)
 		doc := artefact{recipe: a.SHA256, Artefact: store.Artefact{
 			Name: name, Role: role, Format: format, Size: int64(len(content)), SHA256: a.SHA256, Inputs: inputs,
 		}}
 		r.made[name] = doc
-		out = append(out, doc.Artefact)
-		return r.document(name, content, old)
+		docs = append(docs, doc.Artefact)
+		if left(r.in.Out, old, doc.Artefact, content) {
+			return nil
+		}
+		changed = append(changed, name)
+		return r.document(name, content)
 	}
 	for role, carriers := range byRole {
 		r.obs.step("listing the software of %s", cmp.Or(role, "the installer"))
@@ -59,10 +63,10 @@ func (r *run) documents(ctx context.Context, m, old store.Manifest) ([]store.Art
 		}
 		bill, err := r.bill(ctx, role, carriers)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := add(name+sbom.Suffix, role, store.SPDX, bill, []store.Input{}); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		i := slices.IndexFunc(r.in.Roles, func(x Role) bool { return x.Name == role })
 		if i < 0 {
@@ -78,21 +82,24 @@ func (r *run) documents(ctx context.Context, m, old store.Manifest) ([]store.Art
 			{store.GrubCfg, ".grub.cfg", "rendered/grub.cfg", r.in.Roles[i].GrubCfg},
 		} {
 			if err := add(name+f.suffix, role, f.format, f.content, []store.Input{bytesInput(f.id, f.content)}); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
-	return out, nil
+	return docs, changed, nil
 }
 
-// document puts a document among the unfinished files, unless the last build
-// left the same.
-func (r *run) document(name string, content []byte, old store.Manifest) error {
-	if slices.ContainsFunc(old.Artefacts, func(a store.Artefact) bool { return a.Name == name && a.SHA256 == r.made[name].SHA256 }) {
-		if there, err := os.ReadFile(filepath.Join(r.in.Out, name)); err == nil && bytes.Equal(there, content) {
-			return nil
-		}
+// left tells whether the last build left this document.
+func left(out string, old store.Manifest, doc store.Artefact, content []byte) bool {
+	if !slices.ContainsFunc(old.Artefacts, func(a store.Artefact) bool { return a.Name == doc.Name && a.SHA256 == doc.SHA256 }) {
+		return false
 	}
+	there, err := os.ReadFile(filepath.Join(out, doc.Name))
+	return err == nil && bytes.Equal(there, content)
+}
+
+// document puts a document among the unfinished files.
+func (r *run) document(name string, content []byte) error {
 	f, err := r.create(name)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ const (
 	FlatcarImage     ID = "flatcar/image"      // flatcar_production_image.bin.bz2
 	FlatcarPXEKernel ID = "flatcar/pxe-kernel" // flatcar_production_pxe.vmlinuz
 	FlatcarPXEInitrd ID = "flatcar/pxe-initrd" // flatcar_production_pxe_image.cpio.gz
+	FlatcarSBOM      ID = "flatcar/sbom"       // flatcar_production_image_sbom.json
 	Kubeadm          ID = "kubernetes/kubeadm"
 	Kubelet          ID = "kubernetes/kubelet"
 	Kubectl          ID = "kubernetes/kubectl"

@@ -156,6 +156,9 @@ func printBuild(w io.Writer, out string, res build.Result, took time.Duration) e
 		built[name] = true
 	}
 	for _, a := range res.Manifest.Artefacts {
+		if !a.Format.Carries() {
+			continue
+		}
 		what := "unchanged"
 		if built[a.Name] {
 			what = "built"
