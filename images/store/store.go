@@ -31,8 +31,10 @@ var (
 // Store is a cache directory. It is safe for concurrent use, also by several
 // processes.
 type Store struct {
-	dir    string
-	client *http.Client
+	dir string
+	// derived is where files are made from inputs, dir unless Apart.
+	derived string
+	client  *http.Client
 }
 
 // Open makes the directory when it is missing. client fetches URLs; nil means
@@ -52,7 +54,18 @@ func Open(dir string, client *http.Client) (*Store, error) {
 		t.DisableCompression = true
 		client = &http.Client{Transport: t}
 	}
-	return &Store{dir: abs, client: client}, nil
+	return &Store{dir: abs, derived: abs, client: client}, nil
+}
+
+// Apart returns a store with the same inputs that derives everything anew, in a
+// directory of the caller's: for a build that must not take what another left.
+func (s *Store) Apart(dir string) (*Store, error) {
+	for _, d := range []string{"derived", "partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, fmt.Errorf("making a place apart: %w", err)
+		}
+	}
+	return &Store{dir: s.dir, derived: dir, client: s.client}, nil
 }
 
 // Path is where the blob with this digest lies, whether it is there or not.
@@ -87,7 +100,7 @@ func (s *Store) Verify(ctx context.Context, sha256 string) error {
 // asks for key, a digest over everything that fill's result depends on. Other
 // processes that want the same wait. fill writes to an empty file.
 func (s *Store) Derived(ctx context.Context, key string, fill func(f *os.File) error) (path string, err error) {
-	path = filepath.Join(s.dir, "derived", key)
+	path = filepath.Join(s.derived, "derived", key)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
@@ -99,7 +112,7 @@ func (s *Store) Derived(ctx context.Context, key string, fill func(f *os.File) e
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	tmp := filepath.Join(s.dir, "partial", key+".derived")
+	tmp := filepath.Join(s.derived, "partial", key+".derived")
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return "", fmt.Errorf("making a file in the cache: %w", err)

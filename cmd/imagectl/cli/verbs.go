@@ -13,6 +13,7 @@ func verbs(g *globals) []*cobra.Command {
 		newBundle(g),
 		newUnbundle(g),
 		newVerify(g),
+		newDiff(g),
 		newServe(g),
 		newMachines(g),
 		newWhy(g),

@@ -12,15 +12,19 @@ import (
 )
 
 func newVerify(g *globals) *cobra.Command {
-	var output, keyFile string
+	var output, keyFile, cache, work string
+	var rebuild bool
 	cmd := &cobra.Command{
 		Use:   "verify [DIR]",
 		Short: "Judge what was built by its manifest, checksums, provenance and SBOMs",
 		Long: "Read every file that DIR/manifest.json lists and compare it with the manifest,\n" +
 			"SHA256SUMS, the provenance and the bills of materials, offline. DIR is out by\n" +
 			"default. With --key the provenance must be signed by that key: only then is it\n" +
-			"known who built it. The exit code is 1 when a file differs or is missing.",
-		Example: "  imagectl verify\n  imagectl verify /srv/images --key sign.pub.pem -o json",
+			"known who built it. The exit code is 1 when a file differs or is missing.\n\n" +
+			"With --rebuild, build everything again from cluster.yaml and imagectl.lock in a\n" +
+			"temporary directory, with nothing taken from an earlier build but locked inputs,\n" +
+			"whose digests are checked, and compare the bytes.",
+		Example: "  imagectl verify\n  imagectl verify /srv/images --key sign.pub.pem -o json\n  imagectl verify --rebuild --work /var/tmp",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usageError{fmt.Errorf("verify takes one directory, got %d; see %s --help", len(args), cmd.CommandPath())}
@@ -48,6 +52,11 @@ func newVerify(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if rebuild {
+				if checks, err = g.rebuild(cmd.Context(), dir, cache, work, checks); err != nil {
+					return err
+				}
+			}
 			if output == "json" {
 				err = writeJSON(g.stdio.Out, checks)
 			} else {
@@ -63,6 +72,9 @@ func newVerify(g *globals) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "output format: json")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "build everything again and compare the bytes")
+	cmd.Flags().StringVar(&work, "work", "", "where --rebuild makes its temporary directory (default the system's)")
+	cacheFlag(cmd, &cache)
 	cmd.Flags().StringVar(&keyFile, "key", "", "public key (PEM) that must have signed the provenance")
 	return cmd
 }

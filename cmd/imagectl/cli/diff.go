@@ -1,0 +1,70 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imagectl/imagectl/images/diff"
+)
+
+func newDiff(g *globals) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "diff A B",
+		Short: "Say in words what changed between two builds",
+		Long: "Compare two output directories by the documents in them: versions, inputs,\n" +
+			"software, extensions, kernel arguments, and the units, files and users that\n" +
+			"Ignition makes. A and B are directories, manifests, or artefacts, which select\n" +
+			"their role. Images are not read; imagectl verify tells whether the documents are\n" +
+			"true. Differences do not change the exit code.",
+		Example: "  imagectl diff out.last out\n  imagectl diff -o json out.last/manifest.json out",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usageError{fmt.Errorf("diff takes two builds, got %d; see %s --help", len(args), cmd.CommandPath())}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if output != "" && output != "json" {
+				return usageError{fmt.Errorf("output format %q is not known; -o json is", output)}
+			}
+			var sides [2]diff.Build
+			for i, path := range args {
+				var err error
+				if sides[i], err = diff.Read(path); errors.Is(err, fs.ErrNotExist) {
+					return usageError{err}
+				} else if err != nil {
+					return err
+				}
+			}
+			changes, err := diff.Compare(sides[0], sides[1])
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return writeJSON(g.stdio.Out, append([]diff.Change{}, changes...))
+			}
+			return printChanges(g.stdio.Out, changes)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "output format: json")
+	return cmd
+}
+
+func printChanges(w io.Writer, changes []diff.Change) error {
+	if len(changes) == 0 {
+		_, err := fmt.Fprintln(w, "no changes")
+		return err
+	}
+	for _, c := range changes {
+		if _, err := fmt.Fprintf(w, "%s: %s\n", cmp.Or(c.Role, "build"), c); err != nil {
+			return err
+		}
+	}
+	return nil
+}

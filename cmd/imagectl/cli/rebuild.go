@@ -1,0 +1,98 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/imagectl/imagectl/images/build"
+	"github.com/imagectl/imagectl/images/evidence"
+	"github.com/imagectl/imagectl/images/release"
+	"github.com/imagectl/imagectl/images/store"
+)
+
+// rebuild builds what a manifest lists once more and adds to the checks what
+// came out otherwise.
+func (g *globals) rebuild(ctx context.Context, dir, cache, work string, checks []evidence.Check) ([]evidence.Check, error) {
+	want, err := store.ReadManifest(dir)
+	if err != nil {
+		return nil, err
+	}
+	_, in, err := g.buildInputs()
+	if err != nil {
+		return nil, err
+	}
+	in.Sets = build.SetsOf(want)
+	seen := map[string]bool{}
+	for _, a := range want.Artefacts {
+		if a.Role == "" || seen[a.Role] {
+			continue
+		}
+		seen[a.Role] = true
+		in.Only = append(in.Only, a.Role)
+	}
+	tmp, err := os.MkdirTemp(work, "imagectl-rebuild-")
+	if err != nil {
+		return nil, fmt.Errorf("making a directory for the rebuild: %w; give one with --work", err)
+	}
+	defer os.RemoveAll(tmp)
+	in.Out = filepath.Join(tmp, "out")
+	if in.Store, err = g.inputsApart(ctx, in, cache, tmp); err != nil {
+		return nil, err
+	}
+	if in.Builder, err = builder(ctx); err != nil {
+		return nil, err
+	}
+	res, err := runBuild(ctx, g, in)
+	if err != nil {
+		return nil, fmt.Errorf("rebuilding: %w", err)
+	}
+	return compareRebuilt(checks, want, res.Manifest), nil
+}
+
+// inputsApart opens the cache so that nothing derived by an earlier build is
+// taken, and reads every input again.
+func (g *globals) inputsApart(ctx context.Context, in build.Inputs, cache, tmp string) (*store.Store, error) {
+	shared, err := openCache(cache)
+	if err != nil {
+		return nil, err
+	}
+	p := newProgress(g.stdio.Err)
+	defer p.close()
+	for _, b := range in.Blobs() {
+		p.step("checking "+string(b.ID), 0, b.Size)
+		if _, err := release.Fetch(ctx, shared, g.dir(), b, nil); err != nil {
+			return nil, err
+		}
+		if err := shared.Verify(ctx, b.SHA256); err != nil {
+			return nil, err
+		}
+	}
+	return shared.Apart(filepath.Join(tmp, "cache"))
+}
+
+func compareRebuilt(checks []evidence.Check, want, got store.Manifest) []evidence.Check {
+	digests := map[string]string{}
+	for _, a := range got.Artefacts {
+		digests[a.Name] = a.SHA256
+	}
+	wanted := map[string]string{}
+	for _, a := range want.Artefacts {
+		wanted[a.Name] = a.SHA256
+	}
+	for i, c := range checks {
+		sum, ok := wanted[c.Name]
+		switch rebuilt := digests[c.Name]; {
+		case !ok:
+		case rebuilt == "":
+			checks[i].Problem = cmp.Or(c.Problem, "a rebuild does not make it: cluster.yaml or imagectl.lock is another one now")
+		case rebuilt != sum:
+			checks[i].Problem = cmp.Or(c.Problem, "a rebuild has sha256 "+rebuilt+", want "+sum)
+		case c.Problem == "":
+			checks[i].Note = "rebuilt to the same bytes"
+		}
+	}
+	return checks
+}

@@ -1,0 +1,56 @@
+package diff
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/imagectl/imagectl/images/sbom"
+	"github.com/imagectl/imagectl/images/store"
+)
+
+// Read reads an output directory, given as the directory, its manifest, or an
+// artefact in it, which selects the artefact's role.
+func Read(path string) (Build, error) {
+	dir, name := path, ""
+	if st, err := os.Stat(path); err != nil {
+		return Build{}, fmt.Errorf("reading a build: %w", err)
+	} else if !st.IsDir() {
+		dir, name = filepath.Dir(path), filepath.Base(path)
+	}
+	m, err := store.ReadManifest(dir)
+	if err != nil {
+		return Build{}, err
+	}
+	if name != "" && name != store.ManifestName {
+		i := slices.IndexFunc(m.Artefacts, func(a store.Artefact) bool { return a.Name == name })
+		if i < 0 {
+			return Build{}, fmt.Errorf("reading a build: %s is not listed in %s", path, filepath.Join(dir, store.ManifestName))
+		}
+		role := m.Artefacts[i].Role
+		m.Artefacts = slices.DeleteFunc(m.Artefacts, func(a store.Artefact) bool { return a.Role != role })
+	}
+	b := Build{Manifest: m, Roles: map[string]Role{}}
+	for _, a := range m.Artefacts {
+		r := b.Roles[a.Role]
+		if !a.Format.Carries() {
+			content, err := os.ReadFile(filepath.Join(dir, a.Name))
+			if err != nil {
+				return Build{}, fmt.Errorf("reading a build: %w; imagectl build writes it anew", err)
+			}
+			switch a.Format {
+			case store.SPDX:
+				if r.Bill, err = sbom.Parse(content); err != nil {
+					return Build{}, fmt.Errorf("reading %s: %w", filepath.Join(dir, a.Name), err)
+				}
+			case store.Ignition:
+				r.ConfigIgn = content
+			case store.GrubCfg:
+				r.GrubCfg = content
+			}
+		}
+		b.Roles[a.Role] = r
+	}
+	return b, nil
+}
