@@ -95,7 +95,7 @@ func TestExtendsReportsInTheFileWhereItIs(t *testing.T) {
 }
 
 func TestWantsExpandTemplates(t *testing.T) {
-	text := edit(t, "  # mirror: https://mirror.example.org/flatcar", "  mirror: /srv/release/{channel}\n  primaryKey: "+strings.Repeat("AB ", 19)+"AB",
+	text := edit(t, "  # mirror: https://mirror.example.org/flatcar", "  mirror: /srv/release/{channel}\n  primaryKey: "+strings.Repeat("AB ", 19)+"AB\n  sbom: true",
 		"  podCIDR", "  binaries: https://e.org/{version}/{arch}/\n  images: [{name: kubernetes, source: \"images-{version}.tar\"}]\n  podCIDR",
 		"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: \"ext/gvisor-{arch}.raw\"}]\n",
 		"    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: \"ext/gvisor-{arch}.raw\"}]\n")
@@ -116,6 +116,7 @@ func TestWantsExpandTemplates(t *testing.T) {
 		{ID: lock.Agent, Source: "bin/bootstrapd"},
 		{ID: lock.IPXEBIOS, Source: "https://boot.ipxe.org/undionly.kpxe"},
 		{ID: lock.IPXEUEFIx64, Source: "https://boot.ipxe.org/x86_64-efi/snponly.efi"},
+		{ID: lock.FlatcarSBOM, Source: "/srv/release/stable/amd64-usr/4593.2.5/flatcar_production_image_sbom.json", Signed: signed},
 		{ID: "images/kubernetes", Source: "images-v1.36.3.tar"},
 		{ID: "extensions/gvisor", Source: "ext/gvisor-amd64.raw"},
 	}

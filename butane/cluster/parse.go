@@ -104,6 +104,7 @@ func (c *checker) flatcar(raw rawFlatcar) Flatcar {
 		Version:    raw.Version.V,
 		Arch:       c.choice(raw.Arch, "amd64", []string{"amd64"}, []string{"arm64"}),
 		PrimaryKey: flatcarPrimaryKey,
+		SBOM:       raw.SBOM.V,
 	}
 	if raw.Version.Set {
 		m := flatcarVersion.FindStringSubmatch(f.Version)

@@ -52,6 +52,7 @@ type rawFlatcar struct {
 	Mirror     rawString `key:"mirror"`
 	Keyring    rawString `key:"keyring,required"`
 	PrimaryKey rawString `key:"primaryKey"`
+	SBOM       rawBool   `key:"sbom"`
 }
 
 type rawKubernetes struct {

@@ -46,6 +46,8 @@ type Flatcar struct {
 	Keyring string
 	// PrimaryKey is the pinned fingerprint, upper-case hexadecimal.
 	PrimaryKey string
+	// SBOM has the release's own bill of materials locked and merged into ours.
+	SBOM bool
 }
 
 // Kubernetes is the version and the networks.
@@ -161,6 +163,9 @@ func (s Spec) Wants() []release.Want {
 		{ID: lock.Agent, Source: s.Agent},
 		{ID: lock.IPXEBIOS, Source: s.Boot.IPXEBIOS},
 		{ID: lock.IPXEUEFIx64, Source: s.Boot.IPXEUEFI},
+	}
+	if s.Flatcar.SBOM {
+		wants = append(wants, flatcar(lock.FlatcarSBOM, "flatcar_production_image_sbom.json"))
 	}
 	for _, i := range s.Kubernetes.Images {
 		wants = append(wants, release.Want{ID: lock.ImagesPrefix + lock.ID(i.Name), Source: i.Source})

@@ -37,6 +37,9 @@ type Flatcar struct {
 	Image     lock.Blob
 	PXEKernel lock.Blob
 	PXEInitrd lock.Blob
+	// SBOM is the release's bill of materials; the zero value when cluster.yaml
+	// does not ask for it.
+	SBOM lock.Blob
 }
 
 // Kubernetes is what kubeadm is told.

@@ -48,6 +48,9 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		},
 		Agent: r.blob(lock.Agent),
 	}
+	if spec.Flatcar.SBOM {
+		p.Flatcar.SBOM = r.blob(lock.FlatcarSBOM)
+	}
 	for _, s := range spec.Boot.Subnets {
 		p.Boot.Subnets = append(p.Boot.Subnets, Subnet(s))
 	}

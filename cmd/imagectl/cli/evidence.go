@@ -32,7 +32,7 @@ func (g *globals) buildInputs() (plan.Plan, build.Inputs, error) {
 	if err != nil {
 		return plan.Plan{}, build.Inputs{}, err
 	}
-	in.Evidence = build.Evidence{Files: read.resources(g.dir()), Version: buildVersion(), Versions: versions(p)}
+	in.Evidence = build.Evidence{Files: read.resources(g.dir()), Version: buildVersion(), Versions: versions(p), BaseSBOM: p.Flatcar.SBOM}
 	return p, in, nil
 }
 
