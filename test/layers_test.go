@@ -41,6 +41,8 @@ var layers = map[string][]string{
 	"images/extent":            {"images/sparse"},
 	"images/chunk":             {"images/sparse"},
 	"images/compress":          {"images/chunk"},
+	"images/qcow2":             {"images/chunk"},
+	"images/vhd":               {"images/sparse"},
 	"images/squashfs":          {"images/fstree"},
 	"images/ext4":              {"images/fstree"},
 	"images/btrfs":             {"images/fstree"},
@@ -60,7 +62,7 @@ var layers = map[string][]string{
 	"images/provenance":        {"images/lock"},
 	"images/evidence":          {"images/provenance", "images/sbom", "images/store"},
 	"images/diff":              {"images/lock", "images/sbom", "images/store"},
-	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/evidence", "images/ext4", "images/extent", "images/fstree", "images/inventory", "images/lock", "images/ova", "images/provenance", "images/sbom", "images/sparse", "images/store", "images/sysext", "images/vmdk"},
+	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/evidence", "images/ext4", "images/extent", "images/fstree", "images/inventory", "images/lock", "images/ova", "images/provenance", "images/qcow2", "images/sbom", "images/sparse", "images/store", "images/sysext", "images/vhd", "images/vmdk"},
 
 	"pxe/boot":     {},
 	"pxe/listen":   {},
