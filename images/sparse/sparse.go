@@ -61,8 +61,8 @@ func DataBytes(f *os.File, size int64) (int64, error) {
 	}
 }
 
-// Copy makes dst, which must be empty, a copy of src with the same holes. It
-// moves the file offsets of both.
+// Copy makes dst, which must be empty, a copy of src with the same holes.
+// Others may read src meanwhile, at offsets of their own.
 func Copy(ctx context.Context, dst, src *os.File) error {
 	st, err := src.Stat()
 	if err != nil {
@@ -88,24 +88,38 @@ func Copy(ctx context.Context, dst, src *os.File) error {
 }
 
 func copyRange(ctx context.Context, dst, src *os.File, r Range) error {
-	if _, err := src.Seek(r.Offset, io.SeekStart); err != nil {
-		return err
-	}
-	if _, err := dst.Seek(r.Offset, io.SeekStart); err != nil {
-		return err
-	}
+	in, out := r.Offset, r.Offset
 	for left := r.Length; left > 0; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		// os.File.ReadFrom uses copy_file_range(2) here.
-		n, err := io.CopyN(dst, src, min(left, copyChunk))
-		if err != nil {
-			return err
+		n, err := unix.CopyFileRange(int(src.Fd()), &in, int(dst.Fd()), &out, int(min(left, copyChunk)), 0)
+		switch {
+		case err == nil && n > 0:
+			left -= int64(n)
+		case errors.Is(err, unix.EINTR):
+		case err == nil:
+			return io.ErrUnexpectedEOF
+		default:
+			// Between file systems, or where the kernel cannot.
+			at := r.Offset + r.Length - left
+			return copyPlainly(ctx, io.NewOffsetWriter(dst, at), io.NewSectionReader(src, at, left))
 		}
-		left -= n
 	}
 	return nil
+}
+
+func copyPlainly(ctx context.Context, dst io.Writer, src io.Reader) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(dst, src, copyChunk); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
 }
 
 // Clear makes a range of f read as zeros, as a hole where that is possible.
