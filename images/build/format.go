@@ -13,7 +13,9 @@ import (
 
 	"github.com/imagectl/imagectl/images/compress"
 	"github.com/imagectl/imagectl/images/extent"
+	"github.com/imagectl/imagectl/images/qcow2"
 	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/vhd"
 )
 
 // Set is what a user asks for with --format.
@@ -64,10 +66,13 @@ type image struct {
 func diskFormats() []diskFormat {
 	plain := []diskFormat{
 		{sets: []Set{SetRaw}, format: store.Raw, suffix: ".raw"},
+		{sets: []Set{"vhd"}, format: store.VHD, suffix: ".vhd", write: fixedVHD},
 	}
-	all := append(plain, diskFormat{
-		sets: []Set{SetRaw, SetPXE}, format: store.RawZstd, suffix: ".raw.zst", write: installStream,
-	})
+	all := append(plain,
+		diskFormat{sets: []Set{SetRaw, SetPXE}, format: store.RawZstd, suffix: ".raw.zst", write: installStream},
+		diskFormat{sets: []Set{"qcow2"}, format: store.QCOW2, suffix: ".qcow2", write: compressedQCOW2(qcow2.Deflate)},
+		diskFormat{sets: []Set{"zstd.qcow2"}, format: store.QCOW2Zstd, suffix: ".zstd.qcow2", write: compressedQCOW2(qcow2.Zstd)},
+	)
 	for _, f := range plain {
 		all = append(all, compressed(f)...)
 	}
@@ -138,6 +143,16 @@ func installStream(ctx context.Context, dst *os.File, img image) error {
 		err = werr
 	}
 	return err
+}
+
+func compressedQCOW2(c qcow2.Compression) convert {
+	return func(ctx context.Context, dst *os.File, img image) error {
+		return qcow2.Write(ctx, dst, img.file, img.size, qcow2.Options{Compression: c})
+	}
+}
+
+func fixedVHD(ctx context.Context, dst *os.File, img image) error {
+	return vhd.Write(ctx, dst, img.file, img.size, vhd.Options{UUID: img.uuid, ModTime: img.modTime})
 }
 
 // rawSHA256 is the digest that names a disk's content in the manifest.

@@ -26,6 +26,9 @@ type Format string
 const (
 	Raw       Format = "raw"        // a sparse disk image
 	RawZstd   Format = "raw.zst"    // the same image as a compressed extent stream
+	QCOW2     Format = "qcow2"      // the image with deflated clusters
+	QCOW2Zstd Format = "zstd.qcow2" // the same with zstd, for QEMU 5.1 and newer
+	VHD       Format = "vhd"        // fixed, whole MiB: for Azure and Hyper-V
 	VMDK      Format = "vmdk"       // the image as streamOptimized VMDK
 	OVA       Format = "ova"        // a virtual machine for vSphere
 	PXEKernel Format = "pxe-kernel" // the locked, verified kernel
