@@ -111,6 +111,12 @@ e2e: build release ## the scenario in virtual machines
 	go test -c -tags e2e -o bin/e2e.test ./test/e2e
 	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 45m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 
+.PHONY: bench-images
+bench-images: release ## making images, against what people use otherwise
+	$(call say,images against qemu-img and lbzip2 and cp (about 5 minutes))
+	go build -o bin/bench ./test/bench
+	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
+
 .PHONY: test
 test: deps unit test-root native release-test e2e ## everything
 
