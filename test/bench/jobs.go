@@ -109,10 +109,10 @@ func edit(ctx context.Context, dst, src *os.File, _ int64, more []string) error 
 		}
 	}
 	at := time.Unix(0, 0)
-	if err := btrfs.Write(io.NewOffsetWriter(dst, l.OEM.Offset), l.OEM.Length, &oem, btrfs.Options{Label: "OEM", ModTime: at}); err != nil {
+	if err := btrfs.Write(io.NewOffsetWriter(dst, l.OEM.Offset), l.OEM.Length, &oem, btrfs.Options{Label: "OEM", UUID: [16]byte{1}, ModTime: at}); err != nil {
 		return err
 	}
-	return ext4.Write(io.NewOffsetWriter(dst, l.Root.Offset), l.Root.Length, &root, ext4.Options{Label: "ROOT", ModTime: at})
+	return ext4.Write(io.NewOffsetWriter(dst, l.Root.Offset), l.Root.Length, &root, ext4.Options{Label: "ROOT", UUID: [16]byte{2}, HashSeed: [16]byte{3}, ModTime: at})
 }
 
 // prepare makes a disk with about 0.8 GB of programs and container images in
@@ -156,6 +156,6 @@ func prepare(ctx context.Context, base, image, upstream string) (extension strin
 	if err := sparse.Clear(out, sparse.Range{Offset: l.Root.Offset, Length: l.Root.Length}); err != nil {
 		return "", err
 	}
-	err = ext4.Write(io.NewOffsetWriter(out, l.Root.Offset), l.Root.Length, root, ext4.Options{Label: "ROOT", ModTime: time.Unix(0, 0)})
+	err = ext4.Write(io.NewOffsetWriter(out, l.Root.Offset), l.Root.Length, root, ext4.Options{Label: "ROOT", UUID: [16]byte{2}, HashSeed: [16]byte{3}, ModTime: time.Unix(0, 0)})
 	return programs[0], err
 }
