@@ -50,6 +50,7 @@ var layers = map[string][]string{
 	"images/fat":               {"images/fstree"},
 	"images/iso":               {"images/fstree"},
 	"images/uki":               {"images/fstree"},
+	"images/medium":            {"images/cpio", "images/fat", "images/fstree", "images/iso", "images/uki"},
 	"images/disk":              {"images/sparse"},
 	"images/vmdk":              {"images/chunk"},
 	"images/ova":               {},
