@@ -98,6 +98,7 @@ func TestWantsExpandTemplates(t *testing.T) {
 	text := edit(t, "  # mirror: https://mirror.example.org/flatcar", "  mirror: /srv/release/{channel}\n  primaryKey: "+strings.Repeat("AB ", 19)+"AB\n  sbom: true",
 		"  podCIDR", "  binaries: https://e.org/{version}/{arch}/\n  images: [{name: kubernetes, source: \"images-{version}.tar\"}]\n  podCIDR",
 		"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: \"ext/gvisor-{arch}.raw\"}]\n",
+		"  interface: eth1\n", "  interface: eth1\n  iso: {stub: b/stub, isolinux: b/isolinux.bin, ldlinux: b/ldlinux.c32, mbr: b/isohdpfx.bin}\n",
 		"    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: \"ext/gvisor-{arch}.raw\"}]\n")
 	spec, found := Parse(fake{"cluster.yaml": text}.read, "cluster.yaml")
 	if err := found.Err(); err != nil {
@@ -117,6 +118,10 @@ func TestWantsExpandTemplates(t *testing.T) {
 		{ID: lock.IPXEBIOS, Source: "https://boot.ipxe.org/undionly.kpxe"},
 		{ID: lock.IPXEUEFIx64, Source: "https://boot.ipxe.org/x86_64-efi/snponly.efi"},
 		{ID: lock.FlatcarSBOM, Source: "/srv/release/stable/amd64-usr/4593.2.5/flatcar_production_image_sbom.json", Signed: signed},
+		{ID: lock.ISOStub, Source: "b/stub"},
+		{ID: lock.ISOLINUX, Source: "b/isolinux.bin"},
+		{ID: lock.ISOLDLINUX, Source: "b/ldlinux.c32"},
+		{ID: lock.ISOMBR, Source: "b/isohdpfx.bin"},
 		{ID: "images/kubernetes", Source: "images-v1.36.3.tar"},
 		{ID: "extensions/gvisor", Source: "ext/gvisor-amd64.raw"},
 	}

@@ -214,6 +214,7 @@ func (c *checker) boot(raw rawBoot) Boot {
 	if raw.IPXE.UEFI.Set {
 		b.IPXEUEFI = c.source(raw.IPXE.UEFI, vars)
 	}
+	b.ISO = c.iso(raw.ISO, vars)
 	if raw.Interface.Set && !interfaceName.MatchString(b.Interface) {
 		c.add(raw.Interface.Pos, raw.Interface.Path, "such as eth1; ip -br link lists them", "%q is not the name of a network interface", b.Interface)
 	}
@@ -221,6 +222,26 @@ func (c *checker) boot(raw rawBoot) Boot {
 		b.Subnets = append(b.Subnets, c.subnet(s))
 	}
 	return b
+}
+
+// iso: what BIOS boots with is wanted as a whole or not at all.
+func (c *checker) iso(raw rawISO, vars map[string]string) ISO {
+	out := ISO{Stub: c.source(raw.Stub, vars)}
+	set := 0
+	for _, f := range []struct {
+		key  string
+		from rawString
+		to   *string
+	}{{"isolinux", raw.ISOLINUX, &out.ISOLINUX}, {"ldlinux", raw.LDLINUX, &out.LDLINUX}, {"mbr", raw.MBR, &out.MBR}} {
+		if *f.to = c.source(f.from, vars); f.from.Set {
+			set++
+		}
+	}
+	if set != 0 && set != 3 {
+		c.add(raw.Pos, raw.Path, "isolinux: boot/isolinux.bin\nldlinux: boot/ldlinux.c32\nmbr: boot/isohdpfx.bin",
+			"isolinux, ldlinux and mbr belong together: BIOS needs all three, UEFI none")
+	}
+	return out
 }
 
 func (c *checker) component(raw rawEtcd, arch, def, pattern, example string) Component {

@@ -105,6 +105,9 @@ func TestFindings(t *testing.T) {
 			`error: boot: required key "interface" is missing: dhcp: authoritative answers on one interface`,
 			`error: boot: required key "subnets" is missing: dhcp: authoritative gives out addresses`,
 		}},
+		{"an ISO image for UEFI", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: boot/linuxx64.efi.stub}\n"}, nil},
+		{"an ISO image without its stub", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {}\n"}, []string{`error: boot.iso: required key "stub" is missing`}},
+		{"half of what BIOS needs", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a, isolinux: b, mbr: c}\n"}, []string{`error: boot.iso: isolinux, ldlinux and mbr belong together: BIOS needs all three, UEFI none`}},
 		{"ports that are the same", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  httpPort: 8443\n"}, []string{`error: server.httpPort: httpPort and httpsPort are both 8443`}},
 		{"a port out of range", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  httpPort: 70000\n"}, []string{`error: server.httpPort: 70000 is not a port: want 1 to 65535`}},
 

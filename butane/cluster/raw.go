@@ -95,6 +95,7 @@ type rawBoot struct {
 	Subnets       []rawSubnet `key:"subnets"`
 	Relays        []rawAddr   `key:"relays,later"`
 	IPXE          rawIPXE     `key:"ipxe"`
+	ISO           rawISO      `key:"iso"`
 	InstallerArgs []rawString `key:"installerArgs"`
 }
 
@@ -119,6 +120,14 @@ type rawIPXE struct {
 	place
 	BIOS rawString `key:"bios"`
 	UEFI rawString `key:"uefi"`
+}
+
+type rawISO struct {
+	place
+	Stub     rawString `key:"stub,required"`
+	ISOLINUX rawString `key:"isolinux"`
+	LDLINUX  rawString `key:"ldlinux"`
+	MBR      rawString `key:"mbr"`
 }
 
 type rawMachine struct {

@@ -90,8 +90,13 @@ type Boot struct {
 	Unknown            string
 	Subnets            []Subnet
 	IPXEBIOS, IPXEUEFI string
+	ISO                ISO
 	InstallerArgs      []string
 }
+
+// ISO names the programs that start the installer from an ISO image. All are
+// empty when no such image is wanted, and all but Stub when only UEFI shall boot it.
+type ISO struct{ Stub, ISOLINUX, LDLINUX, MBR string }
 
 // Subnet is one DHCP subnet. Zero addresses mean that there is none.
 type Subnet struct {
@@ -166,6 +171,16 @@ func (s Spec) Wants() []release.Want {
 	}
 	if s.Flatcar.SBOM {
 		wants = append(wants, flatcar(lock.FlatcarSBOM, "flatcar_production_image_sbom.json"))
+	}
+	for _, w := range []release.Want{
+		{ID: lock.ISOStub, Source: s.Boot.ISO.Stub},
+		{ID: lock.ISOLINUX, Source: s.Boot.ISO.ISOLINUX},
+		{ID: lock.ISOLDLINUX, Source: s.Boot.ISO.LDLINUX},
+		{ID: lock.ISOMBR, Source: s.Boot.ISO.MBR},
+	} {
+		if w.Source != "" {
+			wants = append(wants, w)
+		}
 	}
 	for _, i := range s.Kubernetes.Images {
 		wants = append(wants, release.Want{ID: lock.ImagesPrefix + lock.ID(i.Name), Source: i.Source})

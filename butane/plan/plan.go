@@ -101,10 +101,15 @@ type Boot struct {
 	Subnets   []Subnet
 	IPXEBIOS  lock.Blob
 	IPXEUEFI  lock.Blob
+	ISO       ISO
 	// InstallerArgs are kernel arguments of the netbooted installer: the
 	// lock-down's, then cluster.yaml's (console=...).
 	InstallerArgs []string
 }
+
+// ISO holds the programs that start the installer from an ISO image; the zero
+// value means that there shall be none, zero blobs but Stub that only UEFI boots it.
+type ISO struct{ Stub, ISOLINUX, LDLINUX, MBR lock.Blob }
 
 // Subnet is one DHCP subnet.
 type Subnet struct {

@@ -51,6 +51,12 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	if spec.Flatcar.SBOM {
 		p.Flatcar.SBOM = r.blob(lock.FlatcarSBOM)
 	}
+	if iso := spec.Boot.ISO; iso.Stub != "" {
+		p.Boot.ISO.Stub = r.blob(lock.ISOStub)
+		if iso.ISOLINUX != "" {
+			p.Boot.ISO.ISOLINUX, p.Boot.ISO.LDLINUX, p.Boot.ISO.MBR = r.blob(lock.ISOLINUX), r.blob(lock.ISOLDLINUX), r.blob(lock.ISOMBR)
+		}
+	}
 	for _, s := range spec.Boot.Subnets {
 		p.Boot.Subnets = append(p.Boot.Subnets, Subnet(s))
 	}

@@ -41,6 +41,7 @@ func locked(t *testing.T, wants []release.Want) lock.Lock {
 
 func TestResolveLeavesNothingOpen(t *testing.T) {
 	spec := minimal(t)
+	spec.Boot.ISO = cluster.ISO{Stub: "a", ISOLINUX: "b", LDLINUX: "c", MBR: "d"}
 	l := locked(t, spec.Wants())
 	p, found := Resolve(spec, l, "imagectl.lock")
 	if len(found) > 0 {
@@ -50,6 +51,7 @@ func TestResolveLeavesNothingOpen(t *testing.T) {
 		lock.FlatcarImage: p.Flatcar.Image, lock.FlatcarPXEKernel: p.Flatcar.PXEKernel, lock.FlatcarPXEInitrd: p.Flatcar.PXEInitrd,
 		lock.Kubeadm: p.Kubernetes.Kubeadm, lock.Kubelet: p.Kubernetes.Kubelet, lock.Kubectl: p.Kubernetes.Kubectl, lock.CNIArchive: p.Kubernetes.CNI,
 		lock.EtcdArchive: p.Etcd.Archive, lock.Agent: p.Agent, lock.IPXEBIOS: p.Boot.IPXEBIOS, lock.IPXEUEFIx64: p.Boot.IPXEUEFI,
+		lock.ISOStub: p.Boot.ISO.Stub, lock.ISOLINUX: p.Boot.ISO.ISOLINUX, lock.ISOLDLINUX: p.Boot.ISO.LDLINUX, lock.ISOMBR: p.Boot.ISO.MBR,
 	} {
 		want, _ := l.Find(name)
 		if diff := cmp.Diff(b, want); diff != "" {

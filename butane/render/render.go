@@ -81,6 +81,21 @@ func Installer(in InstallerInput) ([]byte, error) {
 	return b, nil
 }
 
+// Medium returns config.ign of an installer that was not netbooted, for its OEM
+// directory: where to get what Installer returned. The lock-down is in both, so
+// that an answer which says nothing of a door leaves it closed.
+func Medium(url string) ([]byte, error) {
+	cfg := types.Config{Ignition: types.Ignition{
+		Version: specVersion,
+		Config:  types.IgnitionConfig{Merge: []types.Resource{{Source: &url}}},
+	}}
+	b, err := encode(ignition.Merge(cfg, closedDoors()))
+	if err != nil {
+		return nil, fmt.Errorf("rendering the Ignition of the installer's medium: %w", err)
+	}
+	return b, nil
+}
+
 // GrubCfg returns grub.cfg for the root of the OEM file system. Its one line has
 // the only form that Flatcar's ignition-kargs-helper understands.
 func GrubCfg(r plan.Role) []byte {

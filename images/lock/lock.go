@@ -22,6 +22,14 @@ const (
 	IPXEUEFIx64      ID = "ipxe/uefi-x64" // snponly.efi
 )
 
+// Inputs of clusters that want the installer as an ISO image.
+const (
+	ISOStub    ID = "iso/stub"     // systemd's linuxx64.efi.stub or linuxaa64.efi.stub
+	ISOLINUX   ID = "iso/isolinux" // isolinux.bin
+	ISOLDLINUX ID = "iso/ldlinux"  // ldlinux.c32
+	ISOMBR     ID = "iso/mbr"      // isohdpfx.bin
+)
+
 // Prefixes of inputs that cluster.yaml names; the rest of the ID is that name.
 const (
 	ImagesPrefix    = "images/"     // container image archives
