@@ -37,6 +37,8 @@ type Inputs struct {
 	Kubeadm, Kubelet, Kubectl      lock.Blob
 	CNIArchive, EtcdArchive, Agent lock.Blob
 	Images                         []lock.Blob
+	// Medium is what the ISO image needs; nil when there is to be none.
+	Medium *Medium
 	// Roles are all of the cluster's, also those that Only leaves out.
 	Roles []Role
 
@@ -156,6 +158,9 @@ func check(in Inputs) error {
 	if len(in.Sets) == 0 {
 		return errors.New("building nothing: no format is given")
 	}
+	if in.wants(SetISO) && in.Medium == nil {
+		return fmt.Errorf("building format %s: cluster.yaml has no boot.iso, which names the programs that boot it", SetISO)
+	}
 	for _, name := range in.Only {
 		if !slices.ContainsFunc(in.Roles, func(r Role) bool { return r.Name == name }) {
 			var have []string
@@ -180,8 +185,11 @@ func (in Inputs) Blobs() []lock.Blob {
 	if in.Evidence.BaseSBOM.SHA256 != "" {
 		b = append(b, in.Evidence.BaseSBOM)
 	}
-	if in.wants(SetPXE) {
+	if in.wants(SetPXE) || in.wants(SetISO) {
 		b = append(b, in.PXEKernel, in.PXEInitrd)
+	}
+	if in.wants(SetISO) && in.Medium != nil {
+		b = append(b, in.Medium.blobs()...)
 	}
 	for _, r := range in.Roles {
 		for _, e := range r.Extensions {

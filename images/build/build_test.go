@@ -79,13 +79,27 @@ func (s *site) inputs(out string) build.Inputs {
 	program := func(id lock.ID) lock.Blob {
 		return s.blob(id, string(id), []byte(strings.Repeat(string(id)+"\n", 20000)))
 	}
+	file := func(id lock.ID, path string) lock.Blob {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			s.t.Fatalf("%v: apt-get install -y $(cat images/medium/apt-packages.txt)", err)
+		}
+		return s.blob(id, path, b)
+	}
+	const stub = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 	return build.Inputs{
 		Cluster: "demo", Flatcar: "4593.2.5", Kubernetes: "v1.36.3", Arch: "amd64",
-		Image: image, PXEKernel: program(lock.FlatcarPXEKernel), PXEInitrd: program(lock.FlatcarPXEInitrd),
-		Kubeadm: program(lock.Kubeadm), Kubelet: program(lock.Kubelet), Kubectl: program(lock.Kubectl), Agent: program(lock.Agent),
+		Image: image, PXEKernel: file(lock.FlatcarPXEKernel, stub), // an EFI program, as a kernel is
+		PXEInitrd: program(lock.FlatcarPXEInitrd),
+		Kubeadm:   program(lock.Kubeadm), Kubelet: program(lock.Kubelet), Kubectl: program(lock.Kubectl), Agent: program(lock.Agent),
 		CNIArchive:  s.blob(lock.CNIArchive, "cni.tgz", s.archive("bridge", "loopback")),
 		EtcdArchive: s.blob(lock.EtcdArchive, "etcd.tar.gz", s.archive("etcd", "etcdctl", "etcdutl", "README.md")),
 		Images:      []lock.Blob{program("images/kubernetes")},
+		Medium: &build.Medium{
+			ConfigIgn: []byte(`{"ignition":{"version":"3.4.0"}}`), Args: []string{"flatcar.first_boot=1", "console=ttyS0"},
+			Stub: file(lock.ISOStub, stub), ISOLINUX: file(lock.ISOLINUX, "/usr/lib/ISOLINUX/isolinux.bin"),
+			LDLINUX: file(lock.ISOLDLINUX, "/usr/lib/syslinux/modules/bios/ldlinux.c32"), MBR: file(lock.ISOMBR, "/usr/lib/ISOLINUX/isohdpfx.bin"),
+		},
 		Roles: []build.Role{
 			{Name: "control-plane", ControlPlane: true, ConfigIgn: []byte(`{"ignition":{"version":"3.4.0"}}`), GrubCfg: []byte("set linux_append=\"quiet\"\n")},
 			{Name: "worker", ConfigIgn: []byte(`{"ignition":{"version":"3.4.0"},"systemd":{}}`), GrubCfg: []byte("set linux_append=\"console=ttyS0\"\n")},

@@ -27,6 +27,8 @@ const (
 	SetRaw Set = "raw"
 	// SetPXE is the installer's kernel, cpio and extension, and the install stream.
 	SetPXE Set = "pxe"
+	// SetISO is the installer for machines that cannot be netbooted.
+	SetISO Set = "iso"
 )
 
 // diskFormat is a form in which a role's disk comes.
@@ -164,9 +166,9 @@ func rawSHA256(ctx context.Context, img image) (string, error) {
 	return hexSum(h), nil
 }
 
-// Sets lists what --format knows, raw and pxe first.
+// Sets lists what --format knows, raw, pxe and iso first.
 func Sets() []Set {
-	sets := []Set{SetRaw, SetPXE}
+	sets := []Set{SetRaw, SetPXE, SetISO}
 	for _, f := range diskFormats() {
 		for _, s := range f.sets {
 			if !slices.Contains(sets, s) {

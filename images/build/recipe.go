@@ -55,7 +55,7 @@ func (r *run) everything() []target {
 	for _, role := range r.in.Roles {
 		out = append(out, r.roleTargets(role)...)
 	}
-	return append(out, r.pxeTargets()...)
+	return slices.Concat(out, r.pxeTargets(), r.mediumTargets())
 }
 
 // plan lists the targets that were asked for.

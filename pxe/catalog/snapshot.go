@@ -18,8 +18,8 @@ import (
 // defaultLocalBoot suits most firmware; see docs/netboot.md for the others.
 const defaultLocalBoot = "exit"
 
-// firstBoot makes Flatcar's initramfs run Ignition.
-const firstBoot = "flatcar.first_boot=1"
+// FirstBoot is the kernel argument that makes Flatcar's initramfs run Ignition.
+const FirstBoot = "flatcar.first_boot=1"
 
 // snapshot is immutable.
 type snapshot struct {
@@ -53,7 +53,7 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 			return nil, err
 		}
 	}
-	s.args = append([]string{firstBoot}, p.Boot.InstallerArgs...)
+	s.args = append([]string{FirstBoot}, p.Boot.InstallerArgs...)
 	if err := checkArgs(s.args); err != nil {
 		return nil, fmt.Errorf("building the boot catalog: boot.installerArgs: %w", err)
 	}

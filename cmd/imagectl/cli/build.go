@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"github.com/imagectl/imagectl/images/build"
 	"github.com/imagectl/imagectl/images/release"
 	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/pxe/catalog"
 )
 
 func newBuild(g *globals) *cobra.Command {
@@ -33,8 +36,9 @@ func newBuild(g *globals) *cobra.Command {
 			"and SHA256SUMS. --sign-key signs the provenance, and with it everything; imagectl\n" +
 			"verify --key checks it.\n\n" +
 			"Formats: raw is a plain disk image of each role; pxe is kernel, initrd and agent\n" +
-			"of the installer. Both include the install stream (.raw.zst). All others are the\n" +
-			"disk of each role, for a platform (docs/images.md).",
+			"of the installer. Both include the install stream (.raw.zst). iso is the installer\n" +
+			"for machines that cannot be netbooted. All others are the disk of each role, for\n" +
+			"a platform (docs/images.md).",
 		Example: "  imagectl build\n  imagectl build worker --format raw.gz -o out\n  imagectl build --sign-key sign.pem",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			started := time.Now()
@@ -51,6 +55,11 @@ func newBuild(g *globals) *cobra.Command {
 				s, err := build.ParseSet(f)
 				if err != nil {
 					return usageError{err}
+				}
+				if s == build.SetISO {
+					if err := canBootISO(p); err != nil {
+						return usageError{err}
+					}
 				}
 				in.Sets = append(in.Sets, s)
 			}
@@ -109,6 +118,13 @@ func buildInputs(p plan.Plan) (build.Inputs, error) {
 		Kubeadm: p.Kubernetes.Kubeadm, Kubelet: p.Kubernetes.Kubelet, Kubectl: p.Kubernetes.Kubectl,
 		CNIArchive: p.Kubernetes.CNI, EtcdArchive: p.Etcd.Archive, Agent: p.Agent, Images: p.Images,
 	}
+	if canBootISO(p) == nil {
+		m, err := buildMedium(p)
+		if err != nil {
+			return build.Inputs{}, err
+		}
+		in.Medium = m
+	}
 	for _, r := range p.Roles {
 		ign, err := render.Role(r)
 		if err != nil {
@@ -121,6 +137,33 @@ func buildInputs(p plan.Plan) (build.Inputs, error) {
 		in.Roles = append(in.Roles, role)
 	}
 	return in, nil
+}
+
+// canBootISO says what keeps cluster.yaml from having an ISO image.
+func canBootISO(p plan.Plan) error {
+	switch {
+	case p.Boot.ISO.Stub.ID == "":
+		return errors.New("format iso: cluster.yaml has no boot.iso, which names the programs that boot it (docs/images.md)")
+	case p.Boot.Unknown == plan.Ignore:
+		return errors.New("format iso: boot.unknown is ignore, and the server recognises a machine that was not netbooted only once it enrols: set boot.unknown: discover")
+	}
+	return nil
+}
+
+// buildMedium renders what the installer's ISO image needs. The installer asks the
+// server who it is, as one that was netbooted does; the URL names no machine, since
+// the image is for all of them.
+func buildMedium(p plan.Plan) (*build.Medium, error) {
+	at := netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPPort))
+	ign, err := render.Medium("http://" + at.String() + "/ignition")
+	if err != nil {
+		return nil, err
+	}
+	iso := p.Boot.ISO
+	return &build.Medium{
+		ConfigIgn: ign, Args: append([]string{catalog.FirstBoot}, p.Boot.InstallerArgs...),
+		Stub: iso.Stub, ISOLINUX: iso.ISOLINUX, LDLINUX: iso.LDLINUX, MBR: iso.MBR,
+	}, nil
 }
 
 // runBuild fetches what the cache lacks, then builds.
