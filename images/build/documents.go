@@ -176,7 +176,11 @@ func (r *run) programs(ctx context.Context, b lock.Blob) ([]inventory.Program, e
 // locked are the locked inputs by ID, also those that this build does not read.
 func (in Inputs) locked() map[lock.ID]lock.Blob {
 	out := map[lock.ID]lock.Blob{}
-	for _, b := range append(in.Blobs(), in.PXEKernel, in.PXEInitrd) {
+	all := append(in.Blobs(), in.PXEKernel, in.PXEInitrd)
+	if in.Medium != nil {
+		all = append(all, in.Medium.blobs()...)
+	}
+	for _, b := range all {
 		out[b.ID] = b
 	}
 	return out

@@ -19,6 +19,8 @@ func SetsOf(m store.Manifest) []Set {
 		switch {
 		case a.Format == store.RawZstd:
 			stream = true
+		case a.Format == store.ISO:
+			add(SetISO)
 		case a.Role == "" && a.Format.Carries():
 			add(SetPXE)
 		}
