@@ -78,10 +78,9 @@ func TestCertificatesAreRenewedAtAThirdAndReplacedWhenExpired(t *testing.T) {
 	} {
 		l.mu.Lock()
 		l.now = tc.later
-		n := len(l.seen)
 		l.mu.Unlock()
 		stop := l.start(nodeconf.Installer)
-		waitFor(l, "a report", func() (int, bool) { return 0, len(l.seen) > n })
+		l.wait("a report", func(*api.SyncRequest) bool { return true })
 		stop()
 		if l.enrols != tc.enrols || len(l.issued) != tc.renewed {
 			t.Errorf("after %v: got %d enrolments, %d renewals, want %d, %d", tc.later, l.enrols, len(l.issued), tc.enrols, tc.renewed)
@@ -176,7 +175,6 @@ func TestAnExpiredCertificateAndAClockThatStandsStill(t *testing.T) {
 	old := l.read(CertPath)
 	l.mu.Lock()
 	l.now = 60 * 24 * time.Hour // the server's clock
-	l.seen = nil
 	l.mu.Unlock()
 	a := l.agent(nodeconf.Installer)
 	a.Now = time.Now // the machine's

@@ -46,11 +46,14 @@ type lab struct {
 	revision  uint64
 	directive *api.SyncResponse
 	news      chan struct{}
-	seen      []*api.SyncRequest
-	enrols    int
-	issued    []api.CertificateProfile
-	refuse    error
-	progress  int
+	// seen are the reports of the newest agent, run, alone: one that is stopped
+	// leaves a call on its way, which the server may get to any time later.
+	seen     []*api.SyncRequest
+	run      string
+	enrols   int
+	issued   []api.CertificateProfile
+	refuse   error
+	progress int
 }
 
 // logs collects what the agent logs.
@@ -148,8 +151,11 @@ func (l *lab) sign(ca *pki.CA, p pki.Profile, key pki.PublicKey) (pki.Issued, er
 }
 
 func (l *lab) agent(mode nodeconf.Mode) *Agent {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen, l.run = nil, rand.Text()
 	return &Agent{
-		Host: l.node.Host, Log: slog.New(slog.NewTextHandler(l.log, nil)), Version: "test", Now: l.clock, Rand: rand.Reader, Jitter: func() float64 { return 0 },
+		Host: l.node.Host, Log: slog.New(slog.NewTextHandler(l.log, nil)), Version: l.run, Now: l.clock, Rand: rand.Reader, Jitter: func() float64 { return 0 },
 		Config:  nodeconf.Config{Cluster: "lab", Mode: mode, Servers: []string{l.url}, CA: string(l.ca.CertificatePEM())},
 		askEtcd: func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() },
 	}
@@ -250,6 +256,10 @@ func (l agentServer) Sync(ctx context.Context, req *connect.Request[api.SyncRequ
 	if l.refuse != nil {
 		defer l.mu.Unlock()
 		return nil, l.refuse
+	}
+	if req.Msg.GetAgentVersion() != l.run {
+		defer l.mu.Unlock()
+		return nil, connect.NewError(connect.CodeCanceled, errors.New("this agent was stopped"))
 	}
 	l.seen = append(l.seen, req.Msg)
 	news, directive := l.news, l.directive
