@@ -23,9 +23,10 @@ import (
 type Compression int
 
 const (
-	// Deflate is read by every reader.
+	// Deflate is read by every reader; clusters have QEMU's default size, 64 KiB.
 	Deflate Compression = iota
-	// Zstd is smaller and quicker to make, and needs QEMU 5.1 or newer.
+	// Zstd is smaller and quicker to make, and needs QEMU 5.1 or newer. Clusters
+	// have 128 KiB, or it would be larger than what qemu-img makes.
 	Zstd
 )
 
@@ -35,26 +36,18 @@ type Options struct {
 }
 
 const (
-	clusterBits = 16
-	cluster     = 1 << clusterBits
-	// perTable is the number of entries of an L2 table: one cluster's worth.
-	perTable = cluster / 8
-	// perBlock is the number of 16-bit entries of a refcount block.
-	perBlock = cluster / 2
 	// maxL1 is how many entries of the first table QEMU takes: 32 MiB of them.
 	maxL1 = 32 << 20 / 8
 
 	// In table entries: this cluster has one owner; this one is compressed.
 	copied     = 1 << 63
 	compressed = 1 << 62
-	// sectorShift is where a compressed entry counts additional sectors.
-	sectorShift = 62 - (clusterBits - 8)
-	sector      = 512
+	sector     = 512
 )
 
 // Write makes dst, an empty file, a qcow2 image of the first size bytes of src;
 // the disk's size is rounded up to whole sectors. Memory does not depend on the
-// size of the image but for 2 bytes for each 64 KiB that are written.
+// size of the image but for 2 bytes for each cluster that is written.
 func Write(ctx context.Context, dst, src *os.File, size int64, o Options) error {
 	if err := write(ctx, dst, src, size, o); err != nil {
 		return fmt.Errorf("writing %s as qcow2: %w", src.Name(), err)
@@ -63,23 +56,25 @@ func Write(ctx context.Context, dst, src *os.File, size int64, o Options) error 
 }
 
 func write(ctx context.Context, dst, src *os.File, size int64, o Options) error {
-	size = (size + sector - 1) / sector * sector
-	tables := (size + perTable*cluster - 1) / (perTable * cluster)
-	if size <= 0 || tables > maxL1 {
-		return fmt.Errorf("a disk of %d bytes does not fit: it must have 1 byte to %d TiB", size, int64(maxL1)*perTable*cluster>>40)
-	}
-	newEncoder := newDeflater
+	bits, newEncoder := uint32(16), newDeflater
 	if o.Compression == Zstd {
-		newEncoder = newZstd
+		bits, newEncoder = 17, newZstd
 	}
-	w := &writer{dst: dst, l1: make([]uint64, tables)}
+	cluster := int64(1) << bits
+	size = (size + sector - 1) / sector * sector
+	perTable := cluster / 8 * cluster // what an L2 table of one cluster covers
+	tables := (size + perTable - 1) / perTable
+	if size <= 0 || tables > maxL1 {
+		return fmt.Errorf("a disk of %d bytes does not fit: it must have 1 byte to %d TiB", size, maxL1*perTable>>40)
+	}
+	w := &writer{dst: dst, cluster: cluster, sectorShift: 62 - (bits - 8), l1: make([]uint64, tables)}
 	w.allocate(1) // the header
 	l1 := w.allocate((tables*8 + cluster - 1) / cluster)
 	st, err := src.Stat()
 	if err != nil {
 		return err
 	}
-	err = chunk.Encode(ctx, src, min(size, st.Size()), cluster, newEncoder, w.add)
+	err = chunk.Encode(ctx, src, min(size, st.Size()), int(cluster), func() (chunk.Encoder, error) { return newEncoder(int(cluster)) }, w.add)
 	if err != nil {
 		return err
 	}
@@ -97,7 +92,7 @@ func write(ctx context.Context, dst, src *os.File, size int64, o Options) error 
 		return err
 	}
 	h := header{
-		Magic: [4]byte{'Q', 'F', 'I', 0xfb}, Version: 3, ClusterBits: clusterBits, Size: uint64(size),
+		Magic: [4]byte{'Q', 'F', 'I', 0xfb}, Version: 3, ClusterBits: bits, Size: uint64(size),
 		L1Size: uint32(tables), L1Offset: uint64(l1), RefcountOffset: uint64(refs), RefcountClusters: refClusters,
 		RefcountOrder: 4, HeaderLength: headerLength,
 	}
@@ -140,6 +135,10 @@ type header struct {
 // writer lays out the file from front to back.
 type writer struct {
 	dst *os.File
+	// cluster is the size of one, in bytes.
+	cluster int64
+	// sectorShift is where a compressed entry counts additional sectors.
+	sectorShift uint32
 	// end is the first cluster that nobody has.
 	end int64
 	// free to freeEnd is the rest of the cluster that compressed data filled last.
@@ -155,7 +154,7 @@ type writer struct {
 // allocate takes clusters at the end, with one user each.
 func (w *writer) allocate(clusters int64) (offset int64) {
 	offset = w.end
-	w.end += clusters * cluster
+	w.end += clusters * w.cluster
 	for range clusters {
 		w.refs = append(w.refs, 1)
 	}
@@ -164,14 +163,15 @@ func (w *writer) allocate(clusters int64) (offset int64) {
 
 // add is a chunk.Emit: it stores a guest cluster.
 func (w *writer) add(guest int64, content, encoded []byte) error {
-	if of := guest / (perTable * cluster); w.table == nil || of != w.tableOf {
+	perTable := w.cluster / 8
+	if of := guest / (perTable * w.cluster); w.table == nil || of != w.tableOf {
 		if err := w.flushTable(); err != nil {
 			return err
 		}
 		w.table, w.tableOf = make([]uint64, perTable), of
 	}
-	i := guest / cluster % perTable
-	if len(encoded) >= cluster {
+	i := guest / w.cluster % perTable
+	if int64(len(encoded)) >= w.cluster {
 		off := w.allocate(1)
 		w.table[i] = uint64(off) | copied
 		_, err := w.dst.WriteAt(content, off)
@@ -179,7 +179,7 @@ func (w *writer) add(guest int64, content, encoded []byte) error {
 	}
 	off := w.fit(int64(len(encoded)))
 	sectors := (off+int64(len(encoded))-1)/sector - off/sector
-	w.table[i] = uint64(off) | compressed | uint64(sectors)<<sectorShift
+	w.table[i] = uint64(off) | compressed | uint64(sectors)<<w.sectorShift
 	_, err := w.dst.WriteAt(encoded, off)
 	return err
 }
@@ -189,9 +189,9 @@ func (w *writer) add(guest int64, content, encoded []byte) error {
 func (w *writer) fit(n int64) (offset int64) {
 	switch {
 	case w.free+n <= w.freeEnd:
-		w.refs[w.free/cluster]++
+		w.refs[w.free/w.cluster]++
 	case w.freeEnd == w.end && w.free < w.freeEnd:
-		w.refs[w.free/cluster]++
+		w.refs[w.free/w.cluster]++
 		w.allocate(1)
 		w.freeEnd = w.end
 	default:
@@ -214,12 +214,12 @@ func (w *writer) flushTable() error {
 
 // writeRefcounts writes the counts of everything, themselves included.
 func (w *writer) writeRefcounts() (offset int64, clusters uint32, err error) {
-	used := int64(len(w.refs))
+	used, perBlock := int64(len(w.refs)), w.cluster/2
 	var blocks, table int64
 	for total := int64(-1); total != used+blocks+table; {
 		total = used + blocks + table
 		blocks = (total + perBlock - 1) / perBlock
-		table = (blocks*8 + cluster - 1) / cluster
+		table = (blocks*8 + w.cluster - 1) / w.cluster
 	}
 	first := w.allocate(blocks)
 	offset = w.allocate(table)
@@ -228,7 +228,7 @@ func (w *writer) writeRefcounts() (offset int64, clusters uint32, err error) {
 	}
 	entries := make([]uint64, blocks)
 	for i := range entries {
-		entries[i] = uint64(first + int64(i)*cluster)
+		entries[i] = uint64(first + int64(i)*w.cluster)
 	}
 	return offset, uint32(table), w.put(entries, offset)
 }
@@ -246,19 +246,19 @@ func (w *writer) put(numbers any, offset int64) error {
 // The library's matches reach back 32 KiB, as RFC 1951 allows. QEMU starts zlib
 // with a window of 4 KiB, but that bounds only what zlib keeps between calls, and
 // a whole cluster is one call.
-const deflateLevel = 6
+const deflateLevel = 5
 
-func newDeflater() (chunk.Encoder, error) {
+func newDeflater(cluster int) (chunk.Encoder, error) {
 	var out bytes.Buffer
 	z, err := flate.NewWriter(&out, deflateLevel)
 	if err != nil {
 		return nil, err
 	}
-	var last [cluster]byte
+	last := make([]byte, cluster)
 	return func(dst, content []byte) ([]byte, error) {
 		out.Reset()
 		z.Reset(&out)
-		if _, err := z.Write(whole(&last, content)); err != nil {
+		if _, err := z.Write(whole(last, content)); err != nil {
 			return nil, err
 		}
 		if err := z.Close(); err != nil {
@@ -268,22 +268,22 @@ func newDeflater() (chunk.Encoder, error) {
 	}, nil
 }
 
-func newZstd() (chunk.Encoder, error) {
+func newZstd(cluster int) (chunk.Encoder, error) {
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(cluster))
 	if err != nil {
 		return nil, err
 	}
-	var last [cluster]byte
+	last := make([]byte, cluster)
 	return func(dst, content []byte) ([]byte, error) {
-		return z.EncodeAll(whole(&last, content), dst), nil
+		return z.EncodeAll(whole(last, content), dst), nil
 	}, nil
 }
 
 // whole pads the disk's last cluster with zeros: readers want all of it.
-func whole(buf *[cluster]byte, content []byte) []byte {
-	if len(content) == cluster {
+func whole(buf, content []byte) []byte {
+	if len(content) == len(buf) {
 		return content
 	}
-	clear(buf[copy(buf[:], content):])
-	return buf[:]
+	clear(buf[copy(buf, content):])
+	return buf
 }
