@@ -65,8 +65,9 @@ func judge(t *testing.T, path string, src *os.File, size int64) {
 func TestQEMUReadsWhatWeWrite(t *testing.T) {
 	t.Parallel()
 	for name, o := range map[string]qcow2.Options{"deflate": {}, "zstd": {Compression: qcow2.Zstd}} {
-		// Sizes around a sector, a cluster and what one L2 table covers.
-		for seed, size := range []int64{1, 512, 65535, 65536, 65537, 1 << 20, 9<<20 + 513, 512 << 20, 512<<20 + 1, 2<<30 + 12345} {
+		// Sizes around a sector, a cluster and what one L2 table covers (512 MiB with
+		// clusters of 64 KiB, 2 GiB with those of 128).
+		for seed, size := range []int64{1, 512, 65535, 65536, 65537, 1 << 20, 131072, 131073, 9<<20 + 513, 512 << 20, 512<<20 + 1, 2 << 30, 2<<30 + 12345} {
 			t.Run(fmt.Sprintf("%s %d", name, size), func(t *testing.T) {
 				t.Parallel()
 				src := sparsetest.Image(t, uint64(seed), size)
