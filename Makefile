@@ -86,12 +86,16 @@ unit: ## no root and no network
 	go vet ./...
 	go test ./...
 
+# Two at a time: most of these tests wait for firmware.
+ROOTTESTS := $(shell grep -rl --include='*_test.go' '^//go:build root$$' cmd butane images pxe bootstrap test/vm)
+
 .PHONY: test-root
 test-root: build deps ## kernel mounts, firmware and namespaces
-	$(call say,tests that need root (about 5 minutes))
-	@for p in $$(grep -rl --include='*_test.go' '^//go:build root' cmd butane images pxe bootstrap test/vm | xargs -n1 dirname | sort -u); do \
-	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; \
-	    (cd $$p && $(ISOLATED) $(CURDIR)/bin/root/$${p//\//-}.test -test.timeout 20m); done
+	$(call say,tests that need root (about 4 minutes))
+	@for p in $$(dirname $(ROOTTESTS) | sort -u); do \
+	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; done
+	@grep -o '^func Test[A-Z][A-Za-z0-9_]*' $(ROOTTESTS) | grep -v ':func TestMain$$' | sed -E 's|/[^/]*:func | |' | \
+	    xargs -P 2 -L 1 $(ROOT) test/root-test
 
 .PHONY: native
 native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step

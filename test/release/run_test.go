@@ -30,12 +30,14 @@ func TestImagectlRunShowsTheConsoleAndChangesNothing(t *testing.T) {
 	if err := os.Chmod(raw, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	before := run(t, "sha256sum", raw)
+	before := filepath.Join(t.TempDir(), "before.raw")
+	run(t, "cp", "--sparse=always", raw, before)
 	for _, firmware := range []string{"bios", "uefi"} {
 		g := watch(t, imagectl, "run", raw, "--firmware", firmware, "--accel", "tcg")
 		g.wait(`Linux version \d+\.`)
 		g.wait(`Ignition: `) // the initrd, which writes to the disk
 		g.stop()
 	}
-	want(t, "digest of the disk", run(t, "sha256sum", raw), before)
+	// Unlike a digest, this does not read eight gigabytes of holes.
+	run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", before, raw)
 }
