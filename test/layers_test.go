@@ -71,6 +71,8 @@ var layers = map[string][]string{
 	"pxe/dhcp":     {"pxe/boot"},
 	"pxe/httpboot": {"pxe/boot"},
 	"pxe/catalog":  {"pxe/boot", "butane/plan", "bootstrap/machine", "images/lock"},
+	"pxe/funnel":   {"pxe/boot"},
+	"pxe/metrics":  {"pxe/boot", "pxe/dhcp", "pxe/funnel"},
 	"pxe/server":   {"pxe/boot", "pxe/dhcp", "pxe/httpboot", "pxe/listen", "pxe/tftp"},
 
 	"bootstrap/api":            {},

@@ -56,6 +56,8 @@ type Answer struct {
 	Code string
 	// Reason is one sentence for people.
 	Reason string
+	// Refused says that somebody has to act before the machine gets further.
+	Refused bool
 	// LocalBoot says how to continue with the own disk: exit, sanboot or poweroff.
 	LocalBoot string
 	// Kernel, Initrd are set for Install and Discover.
@@ -118,6 +120,8 @@ const (
 	StageKernel   Stage = "kernel"
 	StageInitrd   Stage = "initrd"
 	StageIgnition Stage = "ignition"
+	// StageEnrolled: the installer's key is approved.
+	StageEnrolled Stage = "enrolled"
 )
 
 // Event is one observation on the boot path.
@@ -127,6 +131,27 @@ type Event struct {
 	Stage   Stage
 	// Detail is one sentence: what was asked, what was answered, and why.
 	Detail string
+
+	// Name is the machine's in cluster.yaml; empty when it is not there.
+	Name string
+	// Firmware says that the machine's own firmware asks, not what it has loaded:
+	// it has just started. Set for StageDHCP only.
+	Firmware bool
+	// Action is the answer of StageScript.
+	Action Action
+	// Refusal is set when the machine cannot go on.
+	Refusal Refusal
+}
+
+// Refusal is a no with its reason. The zero value is none.
+type Refusal struct {
+	// Code is a stable word for metrics and tests, Reason one sentence for people.
+	Code, Reason string
+}
+
+// Stages returns every stage, in the order of a boot.
+func Stages() []Stage {
+	return []Stage{StageDHCP, StageNBP, StageScript, StageKernel, StageInitrd, StageIgnition, StageEnrolled}
 }
 
 // Recorder takes events; it must not block.

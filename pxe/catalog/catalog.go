@@ -101,7 +101,7 @@ func (c *Catalog) Decide(m boot.Machine) boot.Answer {
 	}
 	names := []string{s.entries[found[0]].Name, s.entries[found[1]].Name}
 	slices.Sort(names)
-	return boot.Answer{Action: boot.None, Code: "conflict", Reason: fmt.Sprintf(
+	return boot.Answer{Action: boot.None, Code: "conflict", Refused: true, Reason: fmt.Sprintf(
 		"it shows marks of two machines of cluster.yaml, %s and %s: correct their mac, uuid or serial", names[0], names[1])}
 }
 
@@ -165,14 +165,18 @@ func (s *snapshot) known(e entry) boot.Answer {
 	case machine.Installed, machine.Enrolled, machine.Member, machine.Ready:
 		a.Reason = "it is installed and boots its own disk"
 	case machine.Failed:
+		a.Refused = true
 		a.Reason = "it has failed (imagectl status " + e.Name + "); to install it again: " + arm
 	case machine.Quarantined:
-		a.Reason = "two keys claim to be it; compare the codes: imagectl machines show " + e.Name
+		a.Refused = true
+		a.Reason = "two keys claim to be it; compare the codes: imagectl machines ls"
 	case machine.Resetting:
 		a.Reason = "it is being reset"
 	case machine.Retired:
+		a.Refused = true
 		a.Reason = "it is retired"
 	default: // Approved, Discovered, or nothing known yet
+		a.Refused = true
 		a.Code, a.Reason = "not-armed", "it is not armed, its disk stays as it is; to install it: "+arm
 	}
 	if a.Action == boot.Install {
@@ -183,7 +187,7 @@ func (s *snapshot) known(e entry) boot.Answer {
 
 func (s *snapshot) unknown(m boot.Machine) boot.Answer {
 	if s.unknownPolicy == plan.Ignore {
-		return boot.Answer{Action: boot.None, Code: "unknown-machine", Reason: "it is not in cluster.yaml, which says to ignore such machines"}
+		return boot.Answer{Action: boot.None, Code: "unknown-machine", Refused: true, Reason: "it is not in cluster.yaml, which says to ignore such machines"}
 	}
 	return boot.Answer{
 		Action: boot.Discover, Code: "unknown-machine", LocalBoot: defaultLocalBoot,

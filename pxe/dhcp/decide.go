@@ -88,10 +88,15 @@ type Decision struct {
 	// Change and Lease are for the table.
 	Change Change
 	Lease  Lease
-	// Code is a stable word; Reason is one sentence.
-	Code   string
-	Reason string
+	// Code is a stable word; Reason is one sentence. Refused says that the client
+	// does not get what it needs to go on.
+	Code    string
+	Reason  string
+	Refused bool
 }
+
+// refused marks a decision as one that stops its client.
+func (d Decision) refused() Decision { d.Refused = true; return d }
 
 // Decide says what to do with a request. It touches nothing.
 func Decide(req *dhcpv4.DHCPv4, env Env) Decision {
@@ -107,7 +112,7 @@ func Decide(req *dhcpv4.DHCPv4, env Env) Decision {
 func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
 	subnet, ok := subnetOf(req, env)
 	if !ok {
-		return silent("no-subnet", "no subnet of cluster.yaml contains %s, where the request comes from", origin(req, env))
+		return silent("no-subnet", "no subnet of cluster.yaml contains %s, where the request comes from", origin(req, env)).refused()
 	}
 	r := &query{DHCPv4: req, Env: env, client: client, subnet: subnet, answer: env.Answer(client.machine())}
 	d := r.decide()
@@ -148,7 +153,7 @@ func subnetOf(req *dhcpv4.DHCPv4, env Env) (boot.Subnet, bool) {
 
 func (r *query) decide() Decision {
 	if reason, code := r.refusesBoot(); code != "" {
-		return silent(code, "%s", reason)
+		return silent(code, "%s", reason).refused()
 	}
 	switch t := r.MessageType(); t {
 	case dhcpv4.MessageTypeDiscover:
@@ -189,7 +194,7 @@ func (r *query) discover() Decision {
 	address, machine, ok := r.choose()
 	if !ok {
 		return silent("pool-exhausted", "no address of %s is free: the dynamic range %s to %s is used up or not set, and there is no reservation for %s",
-			r.subnet.Prefix, r.subnet.First, r.subnet.Last, r.client.MAC)
+			r.subnet.Prefix, r.subnet.First, r.subnet.Last, r.client.MAC).refused()
 	}
 	return Decision{
 		Reply: r.reply(dhcpv4.MessageTypeOffer, address), To: r.destination(),
@@ -218,7 +223,7 @@ func (r *query) request() Decision {
 	if why != "" {
 		return Decision{
 			Reply: r.nak(why), To: r.nakDestination(),
-			Code: "nak", Reason: fmt.Sprintf("refused %s: %s", wanted, why),
+			Code: "nak", Reason: fmt.Sprintf("refused %s: %s", wanted, why), Refused: true,
 		}
 	}
 	return Decision{
@@ -258,10 +263,10 @@ func (r *query) decline() Decision {
 	const found = "something else on the network uses %s, says %s"
 	if r.Network.Reserved[declined] != "" {
 		l.Until = r.Now
-		return Decision{Change: End, Lease: l, Code: "decline", Reason: fmt.Sprintf(found+"; it is reserved, find the other user", declined, r.client.MAC)}
+		return Decision{Change: End, Lease: l, Code: "decline", Refused: true, Reason: fmt.Sprintf(found+"; it is reserved, find the other user", declined, r.client.MAC)}
 	}
 	l.Until = r.Now.Add(declineTime)
-	return Decision{Change: Decline, Lease: l, Code: "decline", Reason: fmt.Sprintf(found, declined, r.client.MAC)}
+	return Decision{Change: Decline, Lease: l, Code: "decline", Refused: true, Reason: fmt.Sprintf(found, declined, r.client.MAC)}
 }
 
 func (r *query) lease(address netip.Addr, machine string, life time.Duration) Lease {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,7 +41,21 @@ type Store interface {
 	Append([]Lease) error
 }
 
-// Config is what a server needs. All fields but Recorder, Log and Now are required.
+// Meter counts. Its methods do not block and are safe for concurrent use.
+type Meter interface {
+	// Received counts a packet of that many bytes: its message type ("other" when it
+	// is for no server) and the code of the decision.
+	Received(kind, code string, bytes int)
+	// Sent counts a reply.
+	Sent(bytes int)
+	// Waiting adds to the number of answers that wait for the disk.
+	Waiting(more int)
+	// Pools is called once, with what tells how full the subnets are now.
+	Pools(func() []Usage)
+}
+
+// Config is what a server needs. All fields but Recorder, Meter, Log and Now are
+// required.
 type Config struct {
 	// Address is ours on the boot network.
 	Address  netip.Addr
@@ -48,6 +63,7 @@ type Config struct {
 	Source   Source
 	Store    Store
 	Recorder boot.Recorder
+	Meter    Meter
 	Log      *slog.Logger
 	// Now is time.Now unless a test says otherwise.
 	Now func() time.Time
@@ -68,15 +84,30 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Meter == nil {
+		cfg.Meter = unmetered{}
+	}
 	leases, err := cfg.Store.Load()
 	if err != nil {
 		return nil, err
 	}
-	return &Server{Config: cfg, table: NewTable(leases)}, nil
+	s := &Server{Config: cfg, table: NewTable(leases)}
+	cfg.Meter.Pools(s.usage)
+	return s, nil
 }
+
+// unmetered counts nothing.
+type unmetered struct{}
+
+func (unmetered) Received(string, string, int) {}
+func (unmetered) Sent(int)                     {}
+func (unmetered) Waiting(int)                  {}
+func (unmetered) Pools(func() []Usage)         {}
 
 // pending is an answer that waits until its lease is durable.
 type pending struct {
+	client boot.Machine
+	name   string
 	leases []Lease
 	reply  []byte
 	to     netip.AddrPort
@@ -126,10 +157,13 @@ func (s *Server) read(ctx context.Context, conn net.PacketConn, queue chan<- pen
 			s.send(conn, p)
 			continue
 		}
+		s.Meter.Waiting(1)
 		select {
 		case queue <- p:
 		default:
+			s.Meter.Waiting(-1)
 			s.Log.Warn("request dropped", "code", "overloaded", "reason", "leases wait for the disk", "pending", maxPending)
+			s.refuse(p, "overloaded", fmt.Sprintf("no answer: %d answers wait for the disk already; it asks again", maxPending))
 		}
 	}
 }
@@ -139,6 +173,7 @@ func (s *Server) handle(packet []byte) (pending, bool) {
 	req, err := dhcpv4.FromBytes(packet)
 	if err != nil {
 		s.Log.Debug("packet ignored", "code", "malformed", "error", err)
+		s.Meter.Received("other", "malformed", len(packet))
 		return pending{}, false
 	}
 	network := s.Source.Network()
@@ -146,12 +181,22 @@ func (s *Server) handle(packet []byte) (pending, bool) {
 	defer s.mu.Unlock()
 	s.table.use(network)
 	d := Decide(req, Env{Now: s.Now(), Server: s.Address, Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files})
+	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
-	p := pending{leases: s.table.apply(d), to: d.To}
+	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To}
 	if d.Reply != nil {
 		p.reply = d.Reply.ToBytes()
 	}
 	return p, len(p.leases) > 0 || p.reply != nil
+}
+
+// kind keeps what a stranger sends from becoming a word of ours.
+func kind(t dhcpv4.MessageType) string {
+	switch t {
+	case dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeInform, dhcpv4.MessageTypeRelease, dhcpv4.MessageTypeDecline:
+		return strings.ToLower(t.String())
+	}
+	return "other"
 }
 
 // Card is the network card that has an address now. It is safe for concurrent use.
@@ -176,7 +221,23 @@ func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
 	if d.Client.boots() && d.Reply != nil && d.Answer.Reason != "" {
 		detail += "; " + d.Answer.Reason
 	}
-	s.Recorder.Record(boot.Event{At: s.Now(), Machine: d.Client.machine(), Stage: boot.StageDHCP, Detail: detail})
+	e := boot.Event{At: s.Now(), Machine: d.Client.machine(), Stage: boot.StageDHCP, Detail: detail,
+		Name: d.Answer.Name, Firmware: d.Client.Stage != IPXE}
+	switch {
+	case d.Refused:
+		e.Refusal = boot.Refusal{Code: d.Code, Reason: d.Reason}
+	case d.Client.Stage == HTTPBoot:
+		e.Refusal = boot.Refusal{Code: "http-boot", Reason: "UEFI HTTP boot is not served; the firmware goes on to its next boot option, PXE over IPv4 is the one that works"}
+	}
+	s.Recorder.Record(e)
+}
+
+// refuse records that an answer which was ready does not leave.
+func (s *Server) refuse(p pending, code, reason string) {
+	if s.Recorder != nil {
+		s.Recorder.Record(boot.Event{At: s.Now(), Machine: p.client, Stage: boot.StageDHCP, Detail: reason, Name: p.name,
+			Refusal: boot.Refusal{Code: code, Reason: reason}})
+	}
 }
 
 // commit makes leases durable in groups and then answers. When the store fails
@@ -198,8 +259,13 @@ func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
 				break fill
 			}
 		}
-		if err := s.Store.Append(leases); err != nil {
+		err := s.Store.Append(leases)
+		s.Meter.Waiting(-len(batch))
+		if err != nil {
 			s.Log.Error("leases not kept, requests stay unanswered", "code", "store-failed", "error", err, "requests", len(batch))
+			for _, p := range batch {
+				s.refuse(p, "store-failed", "no answer: the server cannot write its leases, see its log")
+			}
 			continue
 		}
 		for _, p := range batch {
@@ -214,5 +280,8 @@ func (s *Server) send(conn net.PacketConn, p pending) {
 	_, err := conn.WriteTo(p.reply, net.UDPAddrFromAddrPort(p.to))
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		s.Log.Warn("reply not sent", "to", p.to, "error", err)
+	}
+	if err == nil {
+		s.Meter.Sent(len(p.reply))
 	}
 }

@@ -55,6 +55,7 @@ type Config struct {
 	// answer is 503 with Retry-After, which iPXE honours.
 	Transfers int
 	Recorder  boot.Recorder
+	Meter     Meter
 	Log       *slog.Logger
 	// Now is time.Now unless a test says otherwise.
 	Now func() time.Time
@@ -91,7 +92,10 @@ func New(cfg Config) http.Handler {
 		http.Error(w, "UEFI HTTP boot is not served, use PXE over IPv4", http.StatusNotFound)
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, "text/plain; charset=utf-8", "ok\n") })
-	return mux
+	if cfg.Meter == nil {
+		return mux
+	}
+	return metered{mux, cfg.Meter}
 }
 
 var (
@@ -129,7 +133,11 @@ func (h handler) script(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a := h.Source.Decide(m)
-	h.record(r, m, boot.StageScript, fmt.Sprintf("%s: %s (%s)", a.Action, a.Reason, a.Code))
+	e := boot.Event{Machine: m, Name: a.Name, Stage: boot.StageScript, Action: a.Action, Detail: fmt.Sprintf("%s: %s (%s)", a.Action, a.Reason, a.Code)}
+	if a.Refused {
+		e.Refusal = boot.Refusal{Code: a.Code, Reason: a.Reason}
+	}
+	h.record(r, e)
 	w.Header().Set("Cache-Control", "no-store")
 	writeText(w, "text/plain; charset=utf-8", Script(h.Server, m, a))
 }
@@ -138,18 +146,20 @@ func (h handler) ignition(w http.ResponseWriter, r *http.Request) {
 	m := machine(r)
 	a := h.Source.Decide(m)
 	if a.Action != boot.Install && a.Action != boot.Discover {
-		h.record(r, m, boot.StageIgnition, fmt.Sprintf("refused: %s (%s)", a.Reason, a.Code))
+		h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: fmt.Sprintf("refused: %s (%s)", a.Reason, a.Code),
+			Refusal: boot.Refusal{Code: a.Code, Reason: a.Reason}})
 		http.Error(w, a.Code+": "+a.Reason, http.StatusForbidden)
 		return
 	}
 	config, err := h.Source.Ignition(m)
 	if err != nil {
 		h.Log.Error("no Ignition config", "mac", m.MAC.String(), "machine", a.Name, "error", err)
-		h.record(r, m, boot.StageIgnition, "there is no config for it: "+err.Error())
+		h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: "there is no config for it: " + err.Error(),
+			Refusal: boot.Refusal{Code: "no-config", Reason: "the server has no Ignition config for it, see its log"}})
 		http.Error(w, "there is no Ignition config for this machine, see the server's log", http.StatusInternalServerError)
 		return
 	}
-	h.record(r, m, boot.StageIgnition, fmt.Sprintf("sent the installer's config for %s", a.Action))
+	h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: fmt.Sprintf("sent the installer's config for %s", a.Action)})
 	w.Header().Set("Cache-Control", "no-store")
 	writeText(w, "application/vnd.coreos.ignition+json", string(config))
 }
@@ -164,6 +174,7 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 	case h.places <- struct{}{}:
 		defer func() { <-h.places }()
 	default:
+		h.fetched(r, "no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already; it was told to come back in seconds", h.Transfers)})
 		// Spread the retries: all that wait would come back together.
 		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
 		http.Error(w, "too many transfers at a time, try again", http.StatusServiceUnavailable)
@@ -176,15 +187,12 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 			status = http.StatusNotFound
 		}
 		h.Log.Error("file not opened", "name", blob.Name, "sha256", blob.SHA256, "error", err)
+		h.fetched(r, "the server cannot open "+blob.Name, boot.Refusal{Code: "file-missing", Reason: blob.Name + " is missing on the server, see its log; run imagectl build"})
 		http.Error(w, "this file is missing on the server, see its log", status)
 		return
 	}
 	defer content.Close()
-	if m := machine(r); m.MAC != nil && r.Method == http.MethodGet {
-		if stage := stageOf(r.URL.Query().Get("stage")); stage != "" {
-			h.record(r, m, stage, "fetches "+blob.Name)
-		}
-	}
+	h.fetched(r, "fetches "+blob.Name, boot.Refusal{})
 	patience := time.Minute + time.Duration(blob.Size/slowest)*time.Second
 	// Without deadlines (a recorder in a test) the server's own remain.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
@@ -192,6 +200,16 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 	w.Header().Set("Content-Type", contentType(blob.Name))
 	http.ServeContent(w, r, blob.Name, time.Time{}, content)
+}
+
+// fetched records a file request that is a step of the boot path.
+func (h handler) fetched(r *http.Request, detail string, no boot.Refusal) {
+	stage := stageOf(r.URL.Query().Get("stage"))
+	m := machine(r)
+	if stage == "" || m.MAC == nil || r.Method != http.MethodGet {
+		return
+	}
+	h.record(r, boot.Event{Machine: m, Name: h.Source.Decide(m).Name, Stage: stage, Detail: detail, Refusal: no})
 }
 
 // stageOf says which step of the boot path a file request is.
@@ -216,10 +234,11 @@ func contentType(name string) string {
 	return "application/octet-stream"
 }
 
-func (h handler) record(r *http.Request, m boot.Machine, stage boot.Stage, detail string) {
-	h.Log.Info("boot", "mac", m.MAC.String(), "stage", stage, "client", r.RemoteAddr, "detail", detail)
+func (h handler) record(r *http.Request, e boot.Event) {
+	h.Log.Info("boot", "mac", e.Machine.MAC.String(), "stage", e.Stage, "client", r.RemoteAddr, "detail", e.Detail)
 	if h.Recorder != nil {
-		h.Recorder.Record(boot.Event{At: h.Now(), Machine: m, Stage: stage, Detail: detail})
+		e.At = h.Now()
+		h.Recorder.Record(e)
 	}
 }
 

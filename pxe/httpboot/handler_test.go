@@ -68,7 +68,7 @@ func answers() fakeSource {
 	hostile.Reason = "it says \"x\" || sanboot http://evil/ ; ${net0/mac} `a` \\ # é\nshell"
 	return fakeSource{
 		"install": install, "broken": install, "discover": discover, "exit": local, "sanboot": sanboot, "poweroff": poweroff, "hostile": hostile,
-		"none":                      {Action: boot.None, Code: "conflict", Reason: "it shows marks of two machines"},
+		"none":                      {Action: boot.None, Code: "conflict", Refused: true, Reason: "it shows marks of two machines"},
 		`a b"&${mac}#;|%\` + "'<x>": install,
 	}
 }

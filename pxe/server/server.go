@@ -74,7 +74,16 @@ type Config struct {
 	IPXEBIOS, IPXEUEFI []byte
 	Leases             dhcp.Store
 	Recorder           boot.Recorder
-	Log                *slog.Logger
+	// Meters: each may be nil.
+	Meters Meters
+	Log    *slog.Logger
+}
+
+// Meters count what each protocol does.
+type Meters struct {
+	DHCP dhcp.Meter
+	TFTP tftp.Meter
+	HTTP httpboot.Meter
 }
 
 // BootTasks are DHCP (when its socket is open), TFTP and HTTP. The tasks close the
@@ -91,7 +100,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	if cfg.Sockets.DHCP != nil {
 		s, err := dhcp.NewServer(dhcp.Config{
 			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTPBoot: "http://" + at.String() + httpboot.HTTPBootPath},
-			Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Log: cfg.Log.With("server", "dhcp"),
+			Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
 			return nil, err
@@ -102,16 +111,30 @@ func BootTasks(cfg Config) ([]Task, error) {
 	tftpConfig := tftp.Config{
 		Files: map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))},
 		MTU:   cfg.Sockets.MTU,
+		Meter: cfg.Meters.TFTP,
 		Log:   cfg.Log.With("server", "tftp"),
 		Started: func(client netip.Addr, name string) {
 			if mac, ok := card(client); ok {
-				cfg.Recorder.Record(boot.Event{At: time.Now(), Machine: boot.Machine{MAC: mac}, Stage: boot.StageNBP, Detail: "fetches " + name + " by TFTP"})
+				cfg.fetched(mac, "fetches "+name+" by TFTP", boot.Refusal{})
 			}
 		},
+		Refused: func(client netip.Addr, code, reason string) {
+			mac, _ := card(client) // counted also when nobody knows whose address it is
+			cfg.fetched(mac, reason, boot.Refusal{Code: code, Reason: reason})
+		},
 	}
-	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Recorder: cfg.Recorder, Log: cfg.Log.With("server", "http")})
+	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
 	return append(tasks,
 		Task{"tftp", func(ctx context.Context) error { return tftp.Serve(ctx, cfg.Sockets.TFTP, tftpConfig) }},
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
 	), nil
+}
+
+// fetched records what becomes of a TFTP request.
+func (cfg Config) fetched(mac net.HardwareAddr, detail string, no boot.Refusal) {
+	e := boot.Event{At: time.Now(), Machine: boot.Machine{MAC: mac}, Stage: boot.StageNBP, Detail: detail, Refusal: no}
+	if mac != nil {
+		e.Name = cfg.Source.Decide(e.Machine).Name
+	}
+	cfg.Recorder.Record(e)
 }

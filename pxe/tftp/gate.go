@@ -19,6 +19,8 @@ type gate struct {
 	net.PacketConn
 	limit int
 	now   func() time.Time
+	// overloaded is told whom there is no place for.
+	overloaded func(client netip.Addr)
 
 	mu     sync.Mutex
 	active map[netip.AddrPort]time.Time
@@ -30,7 +32,7 @@ type gate struct {
 }
 
 func newGate(conn net.PacketConn, limit int, now func() time.Time) *gate {
-	return &gate{PacketConn: conn, limit: limit, now: now, active: map[netip.AddrPort]time.Time{},
+	return &gate{PacketConn: conn, limit: limit, now: now, overloaded: func(netip.Addr) {}, active: map[netip.AddrPort]time.Time{},
 		broken: make(chan struct{}), wake: make(chan struct{})}
 }
 
@@ -45,8 +47,15 @@ func (g *gate) ReadFrom(p []byte) (int, net.Addr, error) {
 			return 0, nil, net.ErrClosed
 		}
 		udp, ok := from.(*net.UDPAddr)
-		if ok && n < len(p) && normalise(p[:n]) && g.enter(udp.AddrPort()) {
+		if !ok || n == len(p) || !normalise(p[:n]) {
+			continue
+		}
+		switch client := udp.AddrPort(); g.enter(client) {
+		case admitted:
 			return n, from, nil
+		case noPlace:
+			g.overloaded(client.Addr().Unmap())
+		case running:
 		}
 	}
 }
@@ -79,14 +88,23 @@ func lower(b []byte) {
 	}
 }
 
+// entry is what becomes of a request.
+type entry int
+
+const (
+	admitted entry = iota + 1
+	running        // the client's transfer is under way
+	noPlace
+)
+
 // enter admits a client. A repeated request from the same port is dropped: its
 // session goes on and repeats its own last packet.
-func (g *gate) enter(client netip.AddrPort) bool {
+func (g *gate) enter(client netip.AddrPort) entry {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.now()
 	if since, ok := g.active[client]; ok && now.Sub(since) < forgotten {
-		return false
+		return running
 	}
 	if len(g.active) >= g.limit {
 		for c, since := range g.active {
@@ -95,11 +113,11 @@ func (g *gate) enter(client netip.AddrPort) bool {
 			}
 		}
 		if len(g.active) >= g.limit {
-			return false
+			return noPlace
 		}
 	}
 	g.active[client] = now
-	return true
+	return admitted
 }
 
 func (g *gate) leave(client netip.AddrPort) {

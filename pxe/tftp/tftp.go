@@ -35,6 +35,23 @@ const (
 	defaultSessions = 512
 )
 
+// Meter counts. Its methods do not block and are safe for concurrent use.
+type Meter interface {
+	// Begun counts a transfer that starts.
+	Begun()
+	// Ended counts its end: the file, the bytes that were sent, and whether that was
+	// all of it.
+	Ended(file string, sent int64, whole bool)
+}
+
+// Refusal codes.
+const (
+	// CodeOverloaded: all sessions are taken.
+	CodeOverloaded = "overloaded"
+	// CodeNoSuchFile: the name is none of ours.
+	CodeNoSuchFile = "no-such-file"
+)
+
 // Config is what a server needs. Only Files is required.
 type Config struct {
 	// Files by name, lower case and without a directory. They are not changed.
@@ -46,6 +63,10 @@ type Config struct {
 	Sessions int
 	// Started is told about each transfer; it may be nil.
 	Started func(client netip.Addr, name string)
+	// Refused is told about each request that is turned down, with one of the codes
+	// and a sentence; it may be nil.
+	Refused func(client netip.Addr, code, reason string)
+	Meter   Meter
 	Log     *slog.Logger
 }
 
@@ -58,6 +79,12 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 	if cfg.Started == nil {
 		cfg.Started = func(netip.Addr, string) {}
 	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(netip.Addr, string, string) {}
+	}
+	if cfg.Meter == nil {
+		cfg.Meter = unmetered{}
+	}
 	if cfg.MTU == 0 {
 		cfg.MTU = 1500
 	}
@@ -65,6 +92,9 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 		cfg.Sessions = defaultSessions
 	}
 	g := newGate(conn, cfg.Sessions, time.Now)
+	g.overloaded = func(client netip.Addr) {
+		cfg.Refused(client, CodeOverloaded, fmt.Sprintf("no answer: %d transfers run already; it asks again", cfg.Sessions))
+	}
 	h := handler{Config: cfg, ctx: ctx, gate: g}
 	s := tftp.NewServer(h.read, nil)
 	// With the library's own negotiation off, the block size is the client's wish up
@@ -90,6 +120,12 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 	return tasks.Wait()
 }
 
+// unmetered counts nothing.
+type unmetered struct{}
+
+func (unmetered) Begun()                    {}
+func (unmetered) Ended(string, int64, bool) {}
+
 // handler answers read requests. It lives as long as one call of Serve, whose
 // context it therefore may hold.
 type handler struct {
@@ -108,15 +144,19 @@ func (h handler) read(name string, rf io.ReaderFrom) error {
 	}
 	udp := t.RemoteAddr()
 	client := udp.AddrPort()
-	defer h.gate.leave(client)
 	content, ok := h.Files[clean(name)]
 	if !ok {
+		defer h.gate.leave(client)
 		h.Log.Info("no such file", "client", client.Addr(), "name", printable(name))
+		h.Refused(client.Addr().Unmap(), CodeNoSuchFile, fmt.Sprintf("there is no file %q here; its firmware was given another name", printable(name)))
 		return errNotFound
 	}
 	h.Started(client.Addr().Unmap(), clean(name))
 	// The hook logs the outcome; after a failure the library has told the client.
-	_, _ = rf.ReadFrom(stopper{bytes.NewReader(content), h.ctx})
+	h.Meter.Begun()
+	n, err := rf.ReadFrom(stopper{bytes.NewReader(content), h.ctx})
+	h.gate.leave(client)
+	h.Meter.Ended(clean(name), n, err == nil)
 	return nil
 }
 

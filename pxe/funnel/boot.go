@@ -1,0 +1,126 @@
+// Package funnel follows each machine through its boot, from the first DHCP
+// request to the approved key: which stage it has come to, how long each took, and
+// what refused it last. It is fed with boot.Events and knows no clock but theirs.
+//
+// Boot.Next is the whole logic and pure; Funnel keeps one Boot for each machine of
+// cluster.yaml and for a bounded number of others. All of it is lost when the
+// server ends: machines are where they are, and their next boot is seen again.
+package funnel
+
+import (
+	"slices"
+	"time"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+// pause is how long a machine may be silent in DHCP before its next request is
+// taken for another start. UEFI tries for 60 s, a person at the setup for longer.
+const pause = 5 * time.Minute
+
+// Boot is one machine's newest boot. The zero value is a machine that was not seen
+// yet.
+type Boot struct {
+	// Began is the first event, Seen the newest one.
+	Began, Seen time.Time
+	// Stage is the furthest that it came to, At when that was.
+	Stage boot.Stage
+	At    time.Time
+	// Action is what its script told it; empty before.
+	Action boot.Action
+	// Took is the time from the stage before to each stage that it came to.
+	Took map[boot.Stage]time.Duration
+	// Refusal is the last one, of this boot or an earlier one, and when it was.
+	Refusal   boot.Refusal
+	RefusedAt time.Time
+}
+
+// Step is what an event changed.
+type Step struct {
+	// To is the stage that was reached; empty when none was.
+	To boot.Stage
+	// Took is the time since the stage before; Timed says that there was one.
+	Took  time.Duration
+	Timed bool
+	// News: something that people look at is different now.
+	News bool
+}
+
+// Over says that nothing of the boot is left to wait for: the machine was told to
+// boot its own disk, or its key is approved.
+func (b Boot) Over() bool {
+	return b.Stage == boot.StageEnrolled || (b.Stage == boot.StageScript && b.Action != boot.Install && b.Action != boot.Discover)
+}
+
+// Next is the boot after an event. It does not change b.
+func (b Boot) Next(e boot.Event) (Boot, Step) {
+	if e.Stage == boot.StageDHCP && e.Refusal != (boot.Refusal{}) && b.Over() && e.At.Sub(b.Seen) < pause {
+		// It was sent to its own disk, and its firmware asks for HTTP boot and whatever
+		// else is in its boot order first. That is no news about this machine.
+		return b, Step{}
+	}
+	var s Step
+	if e.Refusal != (boot.Refusal{}) {
+		s.News = b.Refusal != e.Refusal
+		b.Refusal, b.RefusedAt = e.Refusal, e.At
+	}
+	switch {
+	case b.startsAnew(e):
+		b = Boot{Began: e.At, Stage: e.Stage, At: e.At, Refusal: b.Refusal, RefusedAt: b.RefusedAt}
+		s.To, s.News = e.Stage, true
+	case b.advances(e):
+		took := max(0, e.At.Sub(b.At))
+		s.To, s.Took, s.Timed, s.News = e.Stage, took, true, true
+		times := map[boot.Stage]time.Duration{e.Stage: took}
+		for stage, t := range b.Took {
+			times[stage] = t
+		}
+		b.Stage, b.At, b.Took = e.Stage, e.At, times
+	}
+	if e.Stage == boot.StageScript {
+		s.News = s.News || b.Action != e.Action
+		b.Action = e.Action
+	}
+	b.Seen = e.At
+	return b, s
+}
+
+// startsAnew says whether an event belongs to another boot than b.
+func (b Boot) startsAnew(e boot.Event) bool {
+	if e.Stage == boot.StageEnrolled {
+		return false // also an installed system renews its certificate
+	}
+	served := e.Refusal == (boot.Refusal{})
+	switch {
+	case b.Stage == "":
+		return true
+	case e.Stage == boot.StageDHCP:
+		switch b.Stage {
+		case boot.StageDHCP:
+			return e.At.Sub(b.Seen) >= pause
+		case boot.StageNBP:
+			return e.Firmware && served // else iPXE asks, which it has just loaded
+		}
+		return served
+	case e.Stage == boot.StageNBP:
+		return served && order(b.Stage) >= order(boot.StageScript)
+	case e.Stage == boot.StageScript:
+		return b.Over() || order(b.Stage) > order(boot.StageScript)
+	}
+	return false
+}
+
+// advances says whether an event takes the boot further. A refused request does
+// not, except for a script: that is delivered, whatever it says.
+func (b Boot) advances(e boot.Event) bool {
+	switch {
+	case e.Refusal != (boot.Refusal{}) && e.Stage != boot.StageScript:
+		return false
+	case e.Stage == boot.StageEnrolled:
+		return !b.Over() && order(b.Stage) >= order(boot.StageKernel)
+	}
+	return !b.Over() && order(e.Stage) > order(b.Stage)
+}
+
+// order is a stage's place in a boot; -1 for none.
+func order(s boot.Stage) int { return slices.Index(boot.Stages(), s) }

@@ -1,0 +1,107 @@
+// Package metrics counts for Prometheus what happens on the boot path. It
+// implements boot.Recorder and the meters of the protocol servers; what it
+// registers with is passed in.
+//
+// Labels are bounded: words of ours, machines of cluster.yaml by name, and all
+// other machines together as "(unlisted)".
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/funnel"
+)
+
+// unlisted stands for every machine that cluster.yaml does not name. No machine
+// can have this name.
+const unlisted = "(unlisted)"
+
+// Boot counts the boot path. It is safe for concurrent use.
+type Boot struct {
+	funnel *funnel.Funnel
+	// reached counts by machine and stage, took is the time by stage.
+	reached  *prometheus.CounterVec
+	took     *prometheus.HistogramVec
+	refusals *prometheus.CounterVec
+	current  *prometheus.Desc
+
+	dhcp *DHCP
+	tftp *TFTP
+	http *HTTP
+}
+
+// New registers everything with reg. f is fed through the Boot from now on.
+func New(reg prometheus.Registerer, f *funnel.Funnel) (*Boot, error) {
+	b := &Boot{
+		funnel: f,
+		reached: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "imagectl_boot_stages_total",
+			Help: "How often a machine came to a stage of its boot."}, []string{"machine", "stage"}),
+		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "imagectl_boot_stage_duration_seconds",
+			Help:    "Time from the stage before to this one; enrolled includes the wait for an operator.",
+			Buckets: []float64{.1, .3, 1, 2, 5, 10, 20, 30, 60, 120, 300, 900, 3600}}, []string{"stage"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "imagectl_boot_refusals_total",
+			Help: "Refusals on the boot path by the stage that was asked for and reason code; imagectl why MAC has the sentence."}, []string{"stage", "code"}),
+		current: prometheus.NewDesc("imagectl_boot_stage_entered_timestamp_seconds",
+			"When a machine whose boot is under way came to the stage it is in.", []string{"machine", "stage"}, nil),
+		dhcp: newDHCP(), tftp: newTFTP(), http: newHTTP(),
+	}
+	for _, s := range boot.Stages() {
+		b.took.WithLabelValues(string(s))
+		b.reached.WithLabelValues(unlisted, string(s))
+	}
+	all := []prometheus.Collector{b.reached, b.took, b.refusals, b}
+	all = append(all, b.dhcp.collectors()...)
+	all = append(all, b.tftp.collectors()...)
+	all = append(all, b.http.collectors()...)
+	for _, c := range all {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// Record implements boot.Recorder.
+func (b *Boot) Record(e boot.Event) {
+	if e.Refusal.Code != "" {
+		b.refusals.WithLabelValues(string(e.Stage), e.Refusal.Code).Inc()
+	}
+	s, listed := b.funnel.Record(e)
+	if s.To == "" {
+		return
+	}
+	name := unlisted
+	if listed {
+		name = e.Name
+	}
+	b.reached.WithLabelValues(name, string(s.To)).Inc()
+	if s.Timed {
+		b.took.WithLabelValues(string(s.To)).Observe(s.Took.Seconds())
+	}
+}
+
+// DHCP is the meter of the DHCP server.
+func (b *Boot) DHCP() *DHCP { return b.dhcp }
+
+// TFTP is the meter of the TFTP server.
+func (b *Boot) TFTP() *TFTP { return b.tftp }
+
+// HTTP is the meter of the HTTP server.
+func (b *Boot) HTTP() *HTTP { return b.http }
+
+// Describe implements prometheus.Collector.
+func (b *Boot) Describe(ch chan<- *prometheus.Desc) { ch <- b.current }
+
+// Collect implements prometheus.Collector: where machines are now.
+func (b *Boot) Collect(ch chan<- prometheus.Metric) {
+	for _, m := range b.funnel.Machines() {
+		if m.Name != "" && m.Boot.Stage != "" && !m.Boot.Over() {
+			ch <- prometheus.MustNewConstMetric(b.current, prometheus.GaugeValue, seconds(m.Boot.At), m.Name, string(m.Boot.Stage))
+		}
+	}
+}
+
+func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }

@@ -1,0 +1,146 @@
+package metrics
+
+import (
+	"strconv"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/imagectl/imagectl/pxe/dhcp"
+)
+
+func counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
+func gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+}
+
+// DHCP implements dhcp.Meter.
+type DHCP struct {
+	requests       *prometheus.CounterVec
+	received, sent prometheus.Counter
+	replies        prometheus.Counter
+	waiting        prometheus.Gauge
+	// usage is nil until there is a server.
+	usage                  atomic.Pointer[func() []dhcp.Usage]
+	pool, leased, reserved *prometheus.Desc
+}
+
+func newDHCP() *DHCP {
+	subnet := []string{"subnet"}
+	return &DHCP{
+		requests: counter("imagectl_dhcp_requests_total", "DHCP packets received, by message type and the code of the decision.", "type", "code"),
+		received: prometheus.NewCounter(prometheus.CounterOpts{Name: "imagectl_dhcp_received_bytes_total", Help: "Bytes of DHCP packets received."}),
+		sent:     prometheus.NewCounter(prometheus.CounterOpts{Name: "imagectl_dhcp_sent_bytes_total", Help: "Bytes of DHCP replies sent."}),
+		replies:  prometheus.NewCounter(prometheus.CounterOpts{Name: "imagectl_dhcp_replies_total", Help: "DHCP replies sent."}),
+		waiting:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "imagectl_dhcp_requests_in_flight", Help: "DHCP answers that wait until their lease is on the disk."}),
+		pool:     prometheus.NewDesc("imagectl_dhcp_pool_addresses", "Size of the dynamic range of a subnet.", subnet, nil),
+		leased:   prometheus.NewDesc("imagectl_dhcp_pool_leases", "Addresses of the dynamic range that are given out, offered or resting.", subnet, nil),
+		reserved: prometheus.NewDesc("imagectl_dhcp_reserved_leases", "Reserved addresses that their machine holds.", subnet, nil),
+	}
+}
+
+func (d *DHCP) collectors() []prometheus.Collector {
+	return []prometheus.Collector{d.requests, d.received, d.sent, d.replies, d.waiting, d}
+}
+
+// Received implements dhcp.Meter.
+func (d *DHCP) Received(kind, code string, bytes int) {
+	d.requests.WithLabelValues(kind, code).Inc()
+	d.received.Add(float64(bytes))
+}
+
+// Sent implements dhcp.Meter.
+func (d *DHCP) Sent(bytes int) {
+	d.replies.Inc()
+	d.sent.Add(float64(bytes))
+}
+
+// Waiting implements dhcp.Meter.
+func (d *DHCP) Waiting(more int) { d.waiting.Add(float64(more)) }
+
+// Pools implements dhcp.Meter.
+func (d *DHCP) Pools(usage func() []dhcp.Usage) { d.usage.Store(&usage) }
+
+// Describe implements prometheus.Collector.
+func (d *DHCP) Describe(ch chan<- *prometheus.Desc) {
+	ch <- d.pool
+	ch <- d.leased
+	ch <- d.reserved
+}
+
+// Collect implements prometheus.Collector.
+func (d *DHCP) Collect(ch chan<- prometheus.Metric) {
+	usage := d.usage.Load()
+	if usage == nil {
+		return
+	}
+	for _, u := range (*usage)() {
+		for _, m := range []struct {
+			desc  *prometheus.Desc
+			value int
+		}{{d.pool, u.Pool}, {d.leased, u.Leased}, {d.reserved, u.Reserved}} {
+			ch <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, float64(m.value), u.Subnet.String())
+		}
+	}
+}
+
+// TFTP implements tftp.Meter.
+type TFTP struct {
+	running   prometheus.Gauge
+	transfers *prometheus.CounterVec
+	sent      prometheus.Counter
+}
+
+func newTFTP() *TFTP {
+	return &TFTP{
+		running:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "imagectl_tftp_transfers_in_flight", Help: "TFTP transfers that run."}),
+		transfers: counter("imagectl_tftp_transfers_total", "TFTP transfers that ended, whole or not: UEFI ends its first one once it knows the size.", "file", "whole"),
+		sent:      prometheus.NewCounter(prometheus.CounterOpts{Name: "imagectl_tftp_sent_bytes_total", Help: "Bytes of files sent by TFTP."}),
+	}
+}
+
+func (t *TFTP) collectors() []prometheus.Collector {
+	return []prometheus.Collector{t.running, t.transfers, t.sent}
+}
+
+// Begun implements tftp.Meter.
+func (t *TFTP) Begun() { t.running.Inc() }
+
+// Ended implements tftp.Meter.
+func (t *TFTP) Ended(file string, sent int64, whole bool) {
+	t.running.Dec()
+	t.transfers.WithLabelValues(file, strconv.FormatBool(whole)).Inc()
+	t.sent.Add(float64(sent))
+}
+
+// HTTP implements httpboot.Meter.
+type HTTP struct {
+	running  *prometheus.GaugeVec
+	requests *prometheus.CounterVec
+	sent     *prometheus.CounterVec
+}
+
+func newHTTP() *HTTP {
+	return &HTTP{
+		running:  gauge("imagectl_http_requests_in_flight", "HTTP requests that are being answered.", "route"),
+		requests: counter("imagectl_http_requests_total", "HTTP requests of booting machines that were answered.", "route", "status"),
+		sent:     counter("imagectl_http_sent_bytes_total", "Bytes of bodies sent by HTTP; a transfer counts when it ends.", "route"),
+	}
+}
+
+func (h *HTTP) collectors() []prometheus.Collector {
+	return []prometheus.Collector{h.running, h.requests, h.sent}
+}
+
+// Begun implements httpboot.Meter.
+func (h *HTTP) Begun(route string) { h.running.WithLabelValues(route).Inc() }
+
+// Ended implements httpboot.Meter.
+func (h *HTTP) Ended(route string, status int, sent int64) {
+	h.running.WithLabelValues(route).Dec()
+	h.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
+	h.sent.WithLabelValues(route).Add(float64(sent))
+}
