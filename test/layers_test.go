@@ -87,6 +87,7 @@ var layers = map[string][]string{
 	"bootstrap/serverapi":      {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store"},
 
 	"bootstrap/host":          {},
+	"bootstrap/platform":      {"bootstrap/nodeconf"},
 	"bootstrap/efiboot":       {},
 	"bootstrap/host/hosttest": {"bootstrap/host"},
 	"bootstrap/etcd":          {},
@@ -94,7 +95,7 @@ var layers = map[string][]string{
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform"},
 }
 
 // only says who may use what reaches outside the process or exits it.

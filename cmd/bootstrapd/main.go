@@ -48,23 +48,23 @@ func run(ctx context.Context, log *slog.Logger) error {
 	// of the heap growing.
 	debug.SetMemoryLimit(40 << 20)
 	h := &host.Host{}
-	b, err := h.ReadFile(nodeconf.Path)
+	ready := func() {
+		// What the agent starts must not speak for it: true takes the address away,
+		// and a second call says nothing.
+		if _, err := daemon.SdNotify(true, daemon.SdNotifyReady); err != nil {
+			log.Warn("telling systemd that we are ready failed", "err", err)
+		}
+	}
+	conf, err := agent.Configure(ctx, h, log, ready)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	conf, err := nodeconf.Parse(b)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", nodeconf.Path, err)
-	}
 	a := &agent.Agent{
 		Host: h, Config: conf, Log: log, Version: build(),
-		Now: time.Now, Rand: rand.Reader, Jitter: mathrand.Float64,
-		Ready: func() {
-			// What the agent starts must not speak for it: true takes the address away.
-			if _, err := daemon.SdNotify(true, daemon.SdNotifyReady); err != nil {
-				log.Warn("telling systemd that we are ready failed", "err", err)
-			}
-		},
+		Now: time.Now, Rand: rand.Reader, Jitter: mathrand.Float64, Ready: ready,
 	}
 	if conf.Mode == nodeconf.Node {
 		if a.Balancer, err = net.Listen("tcp", kubeadm.Endpoint); err != nil {

@@ -25,7 +25,7 @@ func newMachines(g *globals) *cobra.Command {
 		Args: needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMachinesLs(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g))
+	cmd.AddCommand(newMachinesLs(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g))
 	return cmd
 }
 
