@@ -73,25 +73,41 @@ func (r *run) unpackAs(ctx context.Context, f *os.File, unpack func(io.Writer) e
 	r.obs.step(step)
 	var done int64
 	w := sparse.NewWriter(f)
-	err := unpack(writerFunc(func(p []byte) (int, error) {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		n, err := w.Write(p)
-		done += int64(n)
+	err := unpack(watchedWriter{ctx: ctx, w: w, wrote: func(n int64) {
+		done += n
 		if r.obs != nil {
 			r.obs(Event{Step: step, Done: done})
 		}
-		return n, err
-	}))
+	}})
 	if err != nil {
 		return err
 	}
 	return w.Close()
 }
 
-type writerFunc func(p []byte) (int, error)
+// watchedWriter tells how much is written, and stops when the context ends.
+type watchedWriter struct {
+	ctx   context.Context
+	w     *sparse.Writer
+	wrote func(n int64)
+}
 
-func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
+func (w watchedWriter) Write(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := w.w.Write(p)
+	w.wrote(int64(n))
+	return n, err
+}
+
+// WriteZeros implements bzip2.ZeroWriter.
+func (w watchedWriter) WriteZeros(n int64) error {
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	w.wrote(n)
+	return w.w.WriteZeros(n)
+}
 
 var errNoPrograms = errors.New("the archive lacks programs")

@@ -182,6 +182,25 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, nil
 }
 
+// WriteZeros writes n zeros, mostly by leaving them out.
+func (w *Writer) WriteZeros(n int64) error {
+	// Up to the end of a block, so that what follows stays aligned.
+	fill := min(n, int64(block-len(w.buf)%block)%block)
+	if _, err := w.Write(make([]byte, fill)); err != nil {
+		return err
+	}
+	n -= fill
+	if n >= block {
+		if err := w.flush(); err != nil {
+			return err
+		}
+		w.off += n / block * block
+		n %= block
+	}
+	_, err := w.Write(make([]byte, n))
+	return err
+}
+
 func (w *Writer) flush() error {
 	for i := 0; i < len(w.buf); {
 		j := i

@@ -80,3 +80,34 @@ func TestNextOnAFileThatIsOneHole(t *testing.T) {
 		t.Errorf("got %v %v %v, want nothing", r, ok, err)
 	}
 }
+
+func TestZerosWrittenByNumberAreZerosAndHoles(t *testing.T) {
+	t.Parallel()
+	for _, head := range []int{0, 1, 4095, 4096, 5000, 1<<20 - 1} {
+		for _, zeros := range []int{0, 1, 4095, 4096, 10000, 5<<20 + 17} {
+			f := create(t, "f")
+			w := sparse.NewWriter(f)
+			want := bytes.Repeat([]byte{7}, head)
+			want = append(append(want, make([]byte, zeros)...), "tail"...)
+			if _, err := w.Write(want[:head]); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.WriteZeros(int64(zeros)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write([]byte("tail")); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(f.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("%d bytes, %d zeros: the file differs", head, zeros)
+			}
+		}
+	}
+}
