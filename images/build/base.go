@@ -32,7 +32,7 @@ func (r *run) openBase(ctx context.Context) (*os.File, disk.Layout, error) {
 	}
 	l, err := disk.ReadLayout(f)
 	if err == nil {
-		err = disk.CheckOEMEmpty(f, l)
+		err = disk.CheckEmpty(f, l)
 	}
 	if err != nil {
 		f.Close()

@@ -400,14 +400,16 @@ func TestRefusals(t *testing.T) {
 	}
 	good := newSite(t, t.TempDir(), baseimage.Options{})
 	withVendor := newSite(t, t.TempDir(), baseimage.Options{OEM: vendor})
+	withRoot := newSite(t, t.TempDir(), baseimage.Options{Root: vendor})
 	for name, tc := range map[string]struct {
 		site   *site
 		change func(in *build.Inputs)
 		want   string
 	}{
-		"a vendor's base image": {withVendor, func(*build.Inputs) {}, `it holds "oem-release"`},
-		"an unknown role":       {good, func(in *build.Inputs) { in.Only = []string{"db"} }, `no such role, it has ["control-plane" "worker"]`},
-		"another format":        {good, func(in *build.Inputs) { in.Sets = []build.Set{"qcow3"} }, `"qcow3" is not known; known are raw, pxe, `},
+		"a vendor's base image":             {withVendor, func(*build.Inputs) {}, `it holds "oem-release"`},
+		"a base image with content in ROOT": {withRoot, func(*build.Inputs) {}, `examining ROOT`},
+		"an unknown role":                   {good, func(in *build.Inputs) { in.Only = []string{"db"} }, `no such role, it has ["control-plane" "worker"]`},
+		"another format":                    {good, func(in *build.Inputs) { in.Sets = []build.Set{"qcow3"} }, `"qcow3" is not known; known are raw, pxe, `},
 		"an input that is not there": {good, func(in *build.Inputs) { in.Agent.SHA256 = strings.Repeat("a", 64) },
 			"agent/bootstrapd (sha256 aaaa"},
 		"an extension with our name": {good, func(in *build.Inputs) {

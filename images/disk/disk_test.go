@@ -57,8 +57,8 @@ func TestBothLayoutsAreFoundByLabelAndType(t *testing.T) {
 			if got, want := l.Table.Partitions[2].Attributes, uint64(0x0101000000000000); got != want {
 				t.Errorf("got USR-A's attributes %x, want %x", got, want)
 			}
-			if err := disk.CheckOEMEmpty(f, l); err != nil {
-				t.Errorf("a fresh OEM: %v", err)
+			if err := disk.CheckEmpty(f, l); err != nil {
+				t.Errorf("a fresh image: %v", err)
 			}
 		})
 	}
@@ -124,7 +124,7 @@ func TestGrowingRootKeepsEverythingElse(t *testing.T) {
 	}
 }
 
-func TestAnOEMThatHoldsSomethingIsRefused(t *testing.T) {
+func TestAPartitionThatHoldsSomethingIsRefused(t *testing.T) {
 	t.Parallel()
 	vendor := t.TempDir()
 	for _, n := range []string{"oem-release", "grub.cfg"} {
@@ -142,10 +142,29 @@ func TestAnOEMThatHoldsSomethingIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	booted := t.TempDir()
+	for _, n := range []string{"etc/machine-id", "var/lib/a/b/c"} {
+		path := filepath.Join(booted, n)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	linked := t.TempDir()
+	if err := os.Symlink("/usr/lib", filepath.Join(linked, "lib")); err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		o    baseimage.Options
 		want string
 	}{
+		"a ROOT that was booted":       {baseimage.Options{Root: booted}, `examining ROOT`},
+		"files deep in ROOT":           {baseimage.Options{Root: booted}, `it holds "etc/machine-id", "var/lib/a/b/c"`},
+		"a link in ROOT":               {baseimage.Options{Root: linked}, `"lib"`},
+		"an indexed directory in ROOT": {baseimage.Options{Root: many, RootMiB: 128}, "and 895 more"},
+		"a ROOT that is no ext4":       {baseimage.Options{RootFile: []byte("XFSB and so on")}, "no ext4"},
 		"a vendor's files":             {baseimage.Options{OEM: vendor}, `"oem-release"`},
 		"an empty hidden directory":    {baseimage.Options{OEM: hidden}, `".d"`},
 		"a tree of more than one leaf": {baseimage.Options{OEM: many}, "and 895 more"},
@@ -158,7 +177,7 @@ func TestAnOEMThatHoldsSomethingIsRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = disk.CheckOEMEmpty(f, l)
+			err = disk.CheckEmpty(f, l)
 			if !errors.Is(err, disk.ErrNotEmpty) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "generic") {
 				t.Errorf("got %v, want ErrNotEmpty with %q", err, tc.want)
 			}
@@ -173,7 +192,7 @@ func TestAnOEMOfZerosCountsAsEmptyAndADamagedOneDoesNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := disk.CheckOEMEmpty(f, l); err != nil {
+	if err := disk.CheckEmpty(f, l); err != nil {
 		t.Error(err)
 	}
 	g := open(t, baseimage.Make(t, t.TempDir(), baseimage.Options{}))
@@ -187,7 +206,7 @@ func TestAnOEMOfZerosCountsAsEmptyAndADamagedOneDoesNot(t *testing.T) {
 	if _, err := g.WriteAt(b, at); err != nil {
 		t.Fatal(err)
 	}
-	if err := disk.CheckOEMEmpty(g, l); err == nil || !strings.Contains(err.Error(), "checksum") {
+	if err := disk.CheckEmpty(g, l); err == nil || !strings.Contains(err.Error(), "checksum") {
 		t.Errorf("got %v, want a complaint about the checksum", err)
 	}
 }

@@ -11,33 +11,43 @@ import (
 )
 
 // ErrNotEmpty is wrapped when a build would destroy something.
-var ErrNotEmpty = errors.New("the OEM partition of the base image is not empty")
+var ErrNotEmpty = errors.New("a partition of the base image that a build replaces is not empty")
 
-// CheckOEMEmpty refuses an image whose OEM partition holds anything: a build
-// replaces that file system, and a vendor's image would lose its agent, its
-// GRUB arguments and its oem-release.
+// CheckEmpty refuses an image whose OEM or ROOT partition holds anything, since a
+// build replaces both file systems: a vendor's image would lose its agent, its
+// GRUB arguments and its oem-release, and one that somebody has booted or filled
+// would lose all that is not Flatcar's own.
 //
-// The file system's own counters cannot tell: bytes_used of an empty btrfs
-// depends on mkfs's version and profile. So the tree of files is read. The
-// generic image has a btrfs whose tree holds only the root directory; a
-// partition that is all zeros counts as empty too.
-func CheckOEMEmpty(f *os.File, l Layout) error {
-	r := io.NewSectionReader(f, l.OEM.Offset, l.OEM.Length)
-	names, err := btrfsNames(r, l.OEM.Length)
+// The file systems' own counters cannot tell: bytes_used of an empty btrfs
+// depends on mkfs's version and profile. So the trees of files are read. In the
+// generic image OEM is a btrfs whose tree holds only the root directory, and
+// ROOT an ext4 with empty directories to mount on. A partition that is all zeros
+// counts as empty too.
+func CheckEmpty(f *os.File, l Layout) error {
+	if err := checkEmpty(f, l.OEM, "btrfs", errNoBtrfs, btrfsNames); err != nil {
+		return err
+	}
+	return checkEmpty(f, l.Root, "ext4", errNoExt4, ext4Names)
+}
+
+// checkEmpty lists a partition's files by names, whose error is none when it
+// holds no such file system.
+func checkEmpty(f *os.File, p Partition, kind string, none error, names func(io.ReaderAt, int64) ([]string, error)) error {
+	found, err := names(io.NewSectionReader(f, p.Offset, p.Length), p.Length)
 	switch {
-	case errors.Is(err, errNoBtrfs):
-		zero, zerr := isZero(f, sparse.Range{Offset: l.OEM.Offset, Length: l.OEM.Length})
+	case errors.Is(err, none):
+		zero, zerr := isZero(f, sparse.Range{Offset: p.Offset, Length: p.Length})
 		if zerr != nil {
-			return fmt.Errorf("examining OEM of %s: %w", f.Name(), zerr)
+			return fmt.Errorf("examining %s of %s: %w", p.Label, f.Name(), zerr)
 		}
 		if !zero {
-			return fmt.Errorf("examining OEM of %s: %w: it holds something that is no btrfs; use the generic flatcar_production_image.bin.bz2", f.Name(), ErrNotEmpty)
+			return fmt.Errorf("examining %s of %s: %w: it holds something that is no %s; use the generic flatcar_production_image.bin.bz2", p.Label, f.Name(), ErrNotEmpty, kind)
 		}
 		return nil
 	case err != nil:
-		return fmt.Errorf("examining OEM of %s: %w", f.Name(), err)
-	case len(names) > 0:
-		return fmt.Errorf("examining OEM of %s: %w: it holds %s; use the generic flatcar_production_image.bin.bz2, not a vendor's", f.Name(), ErrNotEmpty, list(names))
+		return fmt.Errorf("examining %s of %s: %w; use the generic flatcar_production_image.bin.bz2", p.Label, f.Name(), err)
+	case len(found) > 0:
+		return fmt.Errorf("examining %s of %s: %w: it holds %s; use the generic flatcar_production_image.bin.bz2, not a vendor's or one that was changed", p.Label, f.Name(), ErrNotEmpty, list(found))
 	}
 	return nil
 }

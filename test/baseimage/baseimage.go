@@ -24,6 +24,11 @@ type Options struct {
 	OEM string
 	// OEMFile replaces the OEM partition's whole content, when set.
 	OEMFile []byte
+	// Root is a directory whose content the ROOT partition gets besides Flatcar's
+	// empty directories; empty for none.
+	Root string
+	// RootFile replaces the start of the ROOT partition, when set.
+	RootFile []byte
 	// RootMiB is ROOT's size; 0 means 64.
 	RootMiB int
 }
@@ -105,9 +110,20 @@ func Make(t testing.TB, dir string, o Options) string {
 	}
 	place("EFI-SYSTEM", esp, func(p string) { run(t, "", "mkfs.fat", "-F", "32", "-n", "EFI-SYSTEM", p) })
 	place("ROOT", o.RootMiB, func(p string) {
+		if o.RootFile != nil {
+			if err := os.WriteFile(p, o.RootFile, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
 		src := t.TempDir()
+		if o.Root != "" {
+			if err := os.CopyFS(src, os.DirFS(o.Root)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for _, d := range []string{"boot", "usr", "oem"} {
-			if err := os.Mkdir(filepath.Join(src, d), 0o755); err != nil {
+			if err := os.MkdirAll(filepath.Join(src, d), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
