@@ -11,12 +11,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Request asks for one blob.
 type Request struct {
 	// Source is an http(s) URL or a path of this host.
 	Source string
+	// Mirrors are other places of the same content, tried in their order when
+	// Source fails.
+	Mirrors []string
 	// SHA256 and Size are what must come; an empty SHA256 means that they are
 	// not known yet and the result tells.
 	SHA256 string
@@ -27,6 +31,8 @@ type Request struct {
 	// Progress, when set, is called from time to time from the fetching
 	// goroutine. total is -1 when it is not known.
 	Progress func(done, total int64)
+	// Skipped, when set, is told why a source is left for the next one.
+	Skipped func(err error)
 }
 
 // Blob is what is in the store now.
@@ -36,26 +42,36 @@ type Blob struct {
 	Path   string
 }
 
-// maxIdleTries is how often in a row a download may break off without a new byte.
-const maxIdleTries = 3
-
 // Fetch brings a blob into the store, unless a blob with the wanted digest is
-// there already; then the source is not touched. A broken download is resumed,
-// by this call and by later ones. ErrDigest and ErrTruncated tell content that is
-// wrong from content that is incomplete.
+// there already; then no source is touched. A broken download is resumed, by this
+// call and by later ones. When a source fails, whatever the reason, the next one
+// is tried; the error has a line for each. ErrDigest and ErrTruncated tell content
+// that is wrong from content that is incomplete, fs.ErrNotExist that a source has
+// none.
 func (s *Store) Fetch(ctx context.Context, r Request) (Blob, error) {
-	b, err := s.fetch(ctx, r)
-	if err != nil {
-		return Blob{}, fmt.Errorf("fetching %s: %w", r.Source, explainSpace(err))
-	}
-	return b, nil
-}
-
-func (s *Store) fetch(ctx context.Context, r Request) (Blob, error) {
 	if b, ok := s.found(r); ok {
 		return b, nil
 	}
-	key := partialKey(r)
+	var failed []error
+	for i, source := range append([]string{r.Source}, r.Mirrors...) {
+		b, err := s.fetch(ctx, source, r)
+		if err == nil {
+			return b, nil
+		}
+		err = fmt.Errorf("fetching %s: %w", source, explainSpace(err))
+		failed = append(failed, err)
+		if ctx.Err() != nil || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			break
+		}
+		if i < len(r.Mirrors) && r.Skipped != nil {
+			r.Skipped(err)
+		}
+	}
+	return Blob{}, errors.Join(failed...)
+}
+
+func (s *Store) fetch(ctx context.Context, source string, r Request) (Blob, error) {
+	key := partialKey(source, r.SHA256)
 	unlock, err := s.lock(ctx, key)
 	if err != nil {
 		return Blob{}, err
@@ -65,10 +81,10 @@ func (s *Store) fetch(ctx context.Context, r Request) (Blob, error) {
 		return b, nil
 	}
 	p := &partial{path: filepath.Join(s.dir, "partial", key)}
-	if isURL(r.Source) {
-		err = s.download(ctx, p, r)
+	if isURL(source) {
+		err = s.download(ctx, p, source, r)
 	} else {
-		err = copyLocal(ctx, p, r)
+		err = copyLocal(ctx, p, source, r)
 	}
 	if err != nil {
 		return Blob{}, err
@@ -151,8 +167,8 @@ func (s *Store) Put(ctx context.Context, content []byte) (Blob, error) {
 }
 
 // copyLocal copies a file of this host into a partial file.
-func copyLocal(ctx context.Context, p *partial, r Request) error {
-	src, err := os.Open(r.Source)
+func copyLocal(ctx context.Context, p *partial, source string, r Request) error {
+	src, err := os.Open(source)
 	if err != nil {
 		return err
 	}
@@ -164,11 +180,8 @@ func copyLocal(ctx context.Context, p *partial, r Request) error {
 	if !st.Mode().IsRegular() {
 		return errors.New("it is no regular file")
 	}
-	if r.SHA256 != "" && st.Size() < r.Size {
-		return fmt.Errorf("it has %d bytes, locked are %d: %w; if the change is wanted, run imagectl lock --update", st.Size(), r.Size, ErrTruncated)
-	}
-	if r.SHA256 != "" && st.Size() > r.Size {
-		return fmt.Errorf("it has %d bytes, locked are %d: %w; if the change is wanted, run imagectl lock --update", st.Size(), r.Size, ErrDigest)
+	if r.SHA256 != "" && st.Size() != r.Size {
+		return wrongSize(st.Size(), r)
 	}
 	dst, err := p.create()
 	if err != nil {
@@ -206,7 +219,7 @@ func isURL(source string) bool {
 
 // partialKey names the download of a source; different expectations do not share
 // a partial file.
-func partialKey(r Request) string {
-	sum := sha256.Sum256([]byte(r.Source + "\n" + r.SHA256))
+func partialKey(source, digest string) string {
+	sum := sha256.Sum256([]byte(source + "\n" + digest))
 	return hex.EncodeToString(sum[:])
 }

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 var (
@@ -35,6 +36,9 @@ type Store struct {
 	// derived is where files are made from inputs, dir unless Apart.
 	derived string
 	client  *http.Client
+	// pause and now are the clock.
+	pause func(context.Context, time.Duration) error
+	now   func() time.Time
 }
 
 // Open makes the directory when it is missing. client fetches URLs; nil means
@@ -54,7 +58,7 @@ func Open(dir string, client *http.Client) (*Store, error) {
 		t.DisableCompression = true
 		client = &http.Client{Transport: t}
 	}
-	return &Store{dir: abs, derived: abs, client: client}, nil
+	return &Store{dir: abs, derived: abs, client: client, pause: sleep, now: time.Now}, nil
 }
 
 // Apart returns a store with the same inputs that derives everything anew, in a
@@ -65,7 +69,9 @@ func (s *Store) Apart(dir string) (*Store, error) {
 			return nil, fmt.Errorf("making a place apart: %w", err)
 		}
 	}
-	return &Store{dir: s.dir, derived: dir, client: s.client}, nil
+	apart := *s
+	apart.derived = dir
+	return &apart, nil
 }
 
 // Path is where the blob with this digest lies, whether it is there or not.
