@@ -71,8 +71,8 @@ func keyConfig(at time.Time, lifetime uint32) *packet.Config {
 }
 
 func (p *publisher) release(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 1 || len(args) > 2 {
-		ts.Fatalf("usage: release current|expired|stranger [IMAGE]")
+	if neg || len(args) < 1 || len(args) > 3 {
+		ts.Fatalf("usage: release current|expired|stranger [IMAGE [KERNEL]]")
 	}
 	signer, at := p.official, time.Now()
 	switch args[0] {
@@ -88,8 +88,10 @@ func (p *publisher) release(ts *testscript.TestScript, neg bool, args []string) 
 	ts.Check(os.MkdirAll(dir, 0o755))
 	for _, name := range []string{"flatcar_production_image.bin.bz2", "flatcar_production_pxe.vmlinuz", "flatcar_production_pxe_image.cpio.gz"} {
 		content := []byte(strings.Repeat(name, 100))
-		if len(args) == 2 && strings.HasSuffix(name, ".bin.bz2") {
+		if len(args) > 1 && strings.HasSuffix(name, ".bin.bz2") {
 			content = []byte(ts.ReadFile(args[1]))
+		} else if len(args) > 2 && strings.HasSuffix(name, ".vmlinuz") {
+			content = []byte(ts.ReadFile(args[2]))
 		}
 		var sig bytes.Buffer
 		ts.Check(openpgp.DetachSign(&sig, []*openpgp.Entity{signer}, bytes.NewReader(content), keyConfig(at, 0)))
