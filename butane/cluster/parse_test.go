@@ -134,7 +134,15 @@ func TestFindings(t *testing.T) {
 
 		// Roles.
 		{"an extension of ours", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: etcd, source: a.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: the extension etcd is built by imagectl; choose another name`}},
-		{"one extension, two sources", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: a.raw}]\n", "    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: b.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: extension gvisor has the source a.raw here and b.raw at cluster.yaml:45:25`}},
+		{"one extension, two sources", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: a.raw}]\n", "    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: b.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: extension gvisor is another one here than at cluster.yaml:45:25`}},
+		{"an extension from nowhere", worker("{name: gvisor}"), []string{`error: roles.worker.extensions[0]: an extension needs source or recipe`}},
+		{"an extension from two places", worker("{name: gvisor, source: a.raw, recipe: gvisor}"), []string{`error: roles.worker.extensions[0].recipe: an extension is ready-made (source) or made by a recipe, not both`}},
+		{"an unknown recipe", worker("{name: gvisor, recipe: gvisors}"), []string{`error: roles.worker.extensions[0].recipe: recipe "gvisors" is not known; known are gvisor, nvidia, tree, wasmedge`}},
+		{"a recipe without its input", worker("{name: gvisor, recipe: gvisor}"), []string{`error: roles.worker.extensions[0].recipe: recipe gvisor needs the input release: gVisor's gvisor.tar.zstd or gvisor.tar.bz2, of 20260831 or later`}},
+		{"an input that no recipe takes", worker("{name: w, recipe: wasmedge, inputs: {release: a.tar.gz, shim: b}}"), []string{`error: roles.worker.extensions[0].inputs.shim: recipe wasmedge takes no input shim; it takes release`}},
+		{"inputs without a recipe", worker("{name: w, source: a.raw, inputs: {release: a.tar.gz}}"), []string{`error: roles.worker.extensions[0].inputs.release: inputs belong to a recipe, and this extension has none`}},
+		{"an input with a password", worker("{name: w, recipe: wasmedge, inputs: {release: \"https://a:b@example.org/x\"}}"), []string{`error: roles.worker.extensions[0].inputs.release: a URL here must not carry a user or a password: cluster.yaml and the lock file are in git`}},
+		{"one recipe twice in a role", worker("{name: a, recipe: wasmedge, inputs: {release: a}}, {name: b, recipe: wasmedge, inputs: {release: a}}"), []string{`error: roles.worker.extensions[1].recipe: recipe wasmedge is used twice: first at cluster.yaml:48:36 (roles.worker.extensions[0].recipe)`}},
 		{"a label that a kubelet may not set", []string{"    kind: worker\n", "    kind: worker\n    labels: {node-role.kubernetes.io/worker: \"\"}\n"}, []string{`error: roles.worker.labels.node-role.kubernetes.io/worker: a kubelet may not set node-role.kubernetes.io/worker on its own node and would not start`}},
 		{"a label that it may", []string{"    kind: worker\n", "    kind: worker\n    labels: {topology.kubernetes.io/zone: a, example.org/disk: ssd, node.kubernetes.io/pool: x}\n"}, nil},
 		{"a taint without effect", []string{"    kind: worker\n", "    kind: worker\n    taints: [example.org/a=b]\n"}, []string{`error: roles.worker.taints[0]: "example.org/a=b" is not a taint: want key=value:NoSchedule, PreferNoSchedule or NoExecute`}},
@@ -232,4 +240,9 @@ func walkRaw(t *testing.T, visit func(path string, f reflect.StructField, option
 		}
 	}
 	walk("", reflect.TypeFor[rawFile](), "")
+}
+
+// worker gives the worker of the test file extensions.
+func worker(extensions string) []string {
+	return []string{"    kind: worker\n", "    kind: worker\n    extensions: [" + extensions + "]\n"}
 }

@@ -209,11 +209,20 @@ type rawRole struct {
 	place
 	Kind       rawString       `key:"kind,required"`
 	Butane     []rawString     `key:"butane"`
-	Extensions []rawNamed      `key:"extensions"`
+	Extensions []rawExtension  `key:"extensions"`
 	KernelArgs []rawString     `key:"kernelArgs"`
 	Labels     dict[rawString] `key:"labels"`
 	Taints     []rawString     `key:"taints"`
 	Network    rawNetwork      `key:"network"`
+}
+
+// rawExtension is ready-made by its source, or made by a recipe from inputs.
+type rawExtension struct {
+	place
+	Name   rawString       `key:"name,required"`
+	Source rawString       `key:"source"`
+	Recipe rawString       `key:"recipe"`
+	Inputs dict[rawString] `key:"inputs"`
 }
 
 // rawNamed is something with a name and a source.

@@ -8,12 +8,8 @@ import (
 	"github.com/imagectl/imagectl/butane/snippet"
 )
 
-// ownExtensions are the system extensions that imagectl builds itself.
-func ownExtensions() []string { return []string{"imagectl", "kubernetes", "etcd", "images"} }
-
 func (c *checker) roles(raw dict[rawRole]) []Role {
-	sources := map[string]string{}
-	seen := map[string]place{}
+	known := extensions{made: map[string]Extension{}, at: map[string]place{}}
 	var out []Role
 	for _, e := range raw {
 		name := c.label(rawString{place: e.place, V: e.Key, Set: true})
@@ -23,18 +19,7 @@ func (c *checker) roles(raw dict[rawRole]) []Role {
 			KernelArgs:   c.kernelArgs(e.V.KernelArgs),
 			Labels:       c.labels(e.V.Labels),
 			Taints:       c.taints(e.V.Taints),
-			Extensions:   c.inputs(e.V.Extensions, map[string]string{"arch": "amd64"}),
-		}
-		for i, x := range r.Extensions {
-			at := e.V.Extensions[i].Name.place
-			if slices.Contains(ownExtensions(), x.Name) {
-				c.add(at.Pos, at.Path, "", "the extension %s is built by imagectl; choose another name", x.Name)
-			}
-			if first, ok := sources[x.Name]; ok && first != x.Source && x.Name != "" {
-				c.add(at.Pos, at.Path, "", "extension %s has the source %s here and %s at %s", x.Name, x.Source, first, seen[x.Name].Pos)
-			} else if !ok {
-				sources[x.Name], seen[x.Name] = x.Source, at
-			}
+			Extensions:   c.extensions(e.V.Extensions, known),
 		}
 		for _, f := range e.V.Butane {
 			if s, ok := c.snippet(f); ok {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/release"
+	"github.com/imagectl/imagectl/images/upstream"
 )
 
 // Spec is a valid cluster.yaml with the defaults filled in. Sources are http(s)
@@ -112,10 +113,31 @@ type Role struct {
 	Name         string
 	ControlPlane bool
 	Butane       []Snippet
-	Extensions   []Named
+	Extensions   []Extension
 	KernelArgs   []string
 	Labels       map[string]string
 	Taints       []string
+}
+
+// Extension is a system extension, ready-made when Source is set.
+type Extension struct {
+	Name, Source string
+	// Recipe is nil for a ready-made one. Inputs are the recipe's, in its order.
+	Recipe *upstream.Recipe
+	Inputs []Named
+}
+
+// wants are the inputs to lock.
+func (e Extension) wants() []release.Want {
+	id := lock.ExtensionPrefix + lock.ID(e.Name)
+	if e.Recipe == nil {
+		return []release.Want{{ID: id, Source: e.Source}}
+	}
+	var out []release.Want
+	for _, i := range e.Inputs {
+		out = append(out, release.Want{ID: id + "/" + lock.ID(i.Name), Source: i.Source})
+	}
+	return out
 }
 
 // Snippet is a Butane file that was read and translates.
@@ -189,7 +211,7 @@ func (s Spec) Wants() []release.Want {
 	for _, r := range s.Roles {
 		for _, e := range r.Extensions {
 			if !seen[e.Name] {
-				wants = append(wants, release.Want{ID: lock.ExtensionPrefix + lock.ID(e.Name), Source: e.Source})
+				wants = append(wants, e.wants()...)
 			}
 			seen[e.Name] = true
 		}

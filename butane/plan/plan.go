@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/imagectl/imagectl/images/lock"
+	"github.com/imagectl/imagectl/images/upstream"
 )
 
 // Plan is one cluster. Slices are sorted by name unless said otherwise.
@@ -148,10 +149,14 @@ type Snippet struct {
 	Dir string
 }
 
-// Extension is a ready-made system extension of the user's.
+// Extension is a system extension of the user's.
 type Extension struct {
 	Name string
+	// Blob is the ready-made image; the zero value when a recipe makes it.
 	Blob lock.Blob
+	// Recipe is nil for a ready-made image. Inputs are the recipe's, in its order.
+	Recipe *upstream.Recipe
+	Inputs []lock.Blob
 }
 
 // Machine is one machine of cluster.yaml.

@@ -143,8 +143,21 @@ func (r *resolver) role(in cluster.Role) Role {
 		out.Butane = append(out.Butane, Snippet(s))
 	}
 	for _, e := range in.Extensions {
-		out.Extensions = append(out.Extensions, Extension{Name: e.Name, Blob: r.blob(lock.ExtensionPrefix + lock.ID(e.Name))})
+		out.Extensions = append(out.Extensions, r.extension(e))
 	}
 	sort.Slice(out.Extensions, func(i, j int) bool { return out.Extensions[i].Name < out.Extensions[j].Name })
+	return out
+}
+
+func (r *resolver) extension(in cluster.Extension) Extension {
+	out := Extension{Name: in.Name, Recipe: in.Recipe}
+	id := lock.ExtensionPrefix + lock.ID(in.Name)
+	if in.Recipe == nil {
+		out.Blob = r.blob(id)
+		return out
+	}
+	for _, i := range in.Inputs {
+		out.Inputs = append(out.Inputs, r.blob(id+"/"+lock.ID(i.Name)))
+	}
 	return out
 }

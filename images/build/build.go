@@ -22,7 +22,7 @@ import (
 
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/store"
-	"github.com/imagectl/imagectl/images/sysext"
+	"github.com/imagectl/imagectl/images/upstream"
 )
 
 // Inputs is everything that a build depends on.
@@ -67,10 +67,21 @@ type Role struct {
 	Extensions []Extension
 }
 
-// Extension is a ready-made NAME.raw.
+// Extension is a ready-made NAME.raw, or one that is made here by a recipe.
 type Extension struct {
 	Name string
+	// Blob is the ready-made image; the zero value when there is a recipe.
 	Blob lock.Blob
+	// Recipe is nil for a ready-made image. Inputs are the recipe's, in its order.
+	Recipe *upstream.Recipe
+	Inputs []lock.Blob
+}
+
+func (e Extension) blobs() []lock.Blob {
+	if e.Recipe != nil {
+		return e.Inputs
+	}
+	return []lock.Blob{e.Blob}
 }
 
 // Event is progress. Total is 0 when it is not known.
@@ -95,6 +106,8 @@ type Result struct {
 	// Built and Unchanged are names of artefacts, sorted, without the documents
 	// about them.
 	Built, Unchanged []string
+	// Warnings are sentences about what was put into images without being examined.
+	Warnings []string
 }
 
 // run is a build in progress.
@@ -103,9 +116,10 @@ type run struct {
 	obs  Observer
 	time time.Time
 	// tmp is a directory inside Out, for files that are not complete.
-	tmp  string
-	base string
-	made map[string]artefact
+	tmp      string
+	base     string
+	made     map[string]artefact
+	warnings []string
 }
 
 // artefact is a complete file in tmp.
@@ -193,7 +207,8 @@ func (in Inputs) Blobs() []lock.Blob {
 	}
 	for _, r := range in.Roles {
 		for _, e := range r.Extensions {
-			b = append(b, e.Blob)
+			// The kernel says which modules fit.
+			b = append(append(b, e.blobs()...), in.PXEKernel)
 		}
 	}
 	return b
@@ -249,6 +264,7 @@ func (r *run) all(ctx context.Context) (Result, error) {
 	}
 	slices.Sort(res.Built)
 	slices.Sort(res.Unchanged)
+	res.Warnings = r.warnings
 	docs, changed, err := r.documents(ctx, m, old)
 	if err != nil {
 		return Result{}, err
@@ -268,6 +284,10 @@ func (r *run) all(ctx context.Context) (Result, error) {
 
 // makeAll makes targets, those of one role from one image.
 func (r *run) makeAll(ctx context.Context, missing []target) error {
+	extensions, err := r.allExtensions(ctx, missing)
+	if err != nil {
+		return err
+	}
 	for _, role := range r.in.Roles {
 		var of []target
 		for _, t := range missing {
@@ -276,7 +296,7 @@ func (r *run) makeAll(ctx context.Context, missing []target) error {
 			}
 		}
 		if len(of) > 0 {
-			if err := r.makeRole(ctx, role, of); err != nil {
+			if err := r.makeRole(ctx, role, extensions[role.Name], of); err != nil {
 				return err
 			}
 		}
@@ -377,9 +397,4 @@ func syncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-// ourExtensions are the names that a user's extension may not have.
-func ourExtensions() []string {
-	return []string{sysext.AgentName, sysext.KubernetesName, sysext.EtcdName, sysext.ImagesName}
 }

@@ -68,6 +68,27 @@ func (s *site) archive(names ...string) []byte {
 	return buf.Bytes()
 }
 
+// extension has mksquashfs make an extension of empty files.
+func (s *site) extension(name string, files ...string) lock.Blob {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	for _, f := range append(files, "usr/lib/extension-release.d/extension-release."+name) {
+		p := filepath.Join(dir, "tree", f)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			s.t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte("ID=_any\n"), 0o644); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	tool(s.t, "mksquashfs", filepath.Join(dir, "tree"), filepath.Join(dir, "raw"), "-quiet", "-no-progress")
+	b, err := os.ReadFile(filepath.Join(dir, "raw"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.blob(lock.ExtensionPrefix+lock.ID(name), name+".raw", b)
+}
+
 func (s *site) inputs(out string) build.Inputs {
 	s.t.Helper()
 	bz2, err := exec.Command("bzip2", "-c", s.base).Output()
@@ -417,7 +438,13 @@ func TestRefusals(t *testing.T) {
 		}, "that name is ours"},
 		"an extension that is none": {good, func(in *build.Inputs) {
 			in.Roles[0].Extensions = []build.Extension{{Name: "gvisor", Blob: in.Agent}}
-		}, "would not merge"},
+		}, "building role control-plane: examining extension gvisor"},
+		"an extension with a file of ours": {good, func(in *build.Inputs) {
+			in.Roles[1].Extensions = []build.Extension{{Name: "mine", Blob: good.extension("mine", "usr/bin/kubelet", "usr/bin/x")}}
+		}, "building role worker: extensions are in each other's way: kubernetes and mine both hold usr/bin/kubelet"},
+		"two extensions with the same file": {good, func(in *build.Inputs) {
+			in.Roles[1].Extensions = []build.Extension{{Name: "a", Blob: good.extension("a", "usr/lib/x")}, {Name: "b", Blob: good.extension("b", "usr/lib/x")}}
+		}, "a and b both hold usr/lib/x"},
 		"an etcd archive without etcd": {good, func(in *build.Inputs) { in.EtcdArchive = in.CNIArchive }, "lacks programs: etcd, etcdctl, etcdutl"},
 		"a truncated base image": {good, func(in *build.Inputs) {
 			b, err := os.ReadFile(good.store.Path(in.Image.SHA256))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -24,9 +25,27 @@ type extensionFile struct {
 // while their extension is made, in bytes.
 const maxUnpacked = 1 << 30
 
-// roleExtensions makes ours and examines the user's, sorted by name.
+// allExtensions makes and examines the extensions of the roles whose images are
+// among the targets, so that a bad one is found before any image is made.
+func (r *run) allExtensions(ctx context.Context, missing []target) (map[string][]extensionFile, error) {
+	out := map[string][]extensionFile{}
+	for _, role := range r.in.Roles {
+		if !slices.ContainsFunc(missing, func(t target) bool { return t.role == role.Name }) {
+			continue
+		}
+		of, err := r.roleExtensions(ctx, role)
+		if err != nil {
+			return nil, fmt.Errorf("building role %s: %w", role.Name, err)
+		}
+		out[role.Name] = of
+	}
+	return out, nil
+}
+
+// roleExtensions makes ours and adds the user's, sorted by name.
 func (r *run) roleExtensions(ctx context.Context, role Role) ([]extensionFile, error) {
 	var out []extensionFile
+	var all []sysext.Contents
 	add := func(name, path string, err error) error {
 		if err != nil {
 			return err
@@ -35,47 +54,74 @@ func (r *run) roleExtensions(ctx context.Context, role Role) ([]extensionFile, e
 		if err != nil {
 			return err
 		}
+		c, err := sysext.Inspect(path, name, sysext.Host{Arch: r.in.Arch, Flatcar: r.in.Flatcar})
+		if err != nil {
+			return err
+		}
+		if c.Unread != "" {
+			r.warn("extension %s: %s", name, c.Unread)
+		}
+		if err := r.judgeModules(c); err != nil {
+			return err
+		}
+		all = append(all, c)
 		out = append(out, extensionFile{name: name, path: path, size: st.Size()})
 		return nil
 	}
-	path, err := r.agentExtension(ctx)
-	if err := add(sysext.AgentName, path, err); err != nil {
+	file, err := r.agentExtension(ctx)
+	if err := add(sysext.AgentName, file, err); err != nil {
 		return nil, err
 	}
-	path, err = r.kubernetesExtension(ctx)
-	if err := add(sysext.KubernetesName, path, err); err != nil {
+	file, err = r.kubernetesExtension(ctx)
+	if err := add(sysext.KubernetesName, file, err); err != nil {
 		return nil, err
 	}
 	if role.ControlPlane {
-		path, err = r.etcdExtension(ctx)
-		if err := add(sysext.EtcdName, path, err); err != nil {
+		file, err = r.etcdExtension(ctx)
+		if err := add(sysext.EtcdName, file, err); err != nil {
 			return nil, err
 		}
 	}
 	if len(r.in.Images) > 0 {
-		path, err = r.imagesExtension(ctx)
-		if err := add(sysext.ImagesName, path, err); err != nil {
+		file, err = r.imagesExtension(ctx)
+		if err := add(sysext.ImagesName, file, err); err != nil {
 			return nil, err
 		}
 	}
 	for _, e := range role.Extensions {
-		if slices.Contains(ourExtensions(), e.Name) {
-			return nil, fmt.Errorf("adding extension %s to role %s: that name is ours; rename yours (its extension-release too)", e.Name, role.Name)
+		if slices.Contains(sysext.OurNames(), e.Name) {
+			return nil, fmt.Errorf("adding extension %s: that name is ours; rename yours (its extension-release too)", e.Name)
 		}
-		path := r.in.Store.Path(e.Blob.SHA256)
-		if err := sysext.Inspect(path, e.Name, r.in.Arch); err != nil {
+		file, err := r.in.Store.Path(e.Blob.SHA256), error(nil)
+		if e.Recipe != nil {
+			file, err = r.recipeExtension(ctx, e)
+		}
+		if err := add(e.Name, file, err); err != nil {
 			return nil, err
 		}
-		if err := add(e.Name, path, nil); err != nil {
+	}
+	file, err = r.runtimesExtension(ctx, role)
+	if file != "" || err != nil {
+		if err := add(sysext.RuntimesName, file, err); err != nil {
 			return nil, err
 		}
+	}
+	if err := sysext.Conflicts(all); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(out, func(a, b extensionFile) int { return strings.Compare(a.name, b.name) })
 	return out, nil
 }
 
+// warn keeps a sentence for the result, once.
+func (r *run) warn(format string, args ...any) {
+	if w := fmt.Sprintf(format, args...); !slices.Contains(r.warnings, w) {
+		r.warnings = append(r.warnings, w)
+	}
+}
+
 func (r *run) agentExtension(ctx context.Context) (string, error) {
-	return r.extension(ctx, sysext.AgentName, []lock.Blob{r.in.Agent}, func() (sysext.Extension, error) {
+	return r.extension(ctx, sysext.AgentName, "", []lock.Blob{r.in.Agent}, func() (sysext.Extension, error) {
 		c, err := r.content(r.in.Agent)
 		if err != nil {
 			return sysext.Extension{}, err
@@ -86,7 +132,7 @@ func (r *run) agentExtension(ctx context.Context) (string, error) {
 
 func (r *run) kubernetesExtension(ctx context.Context) (string, error) {
 	blobs := []lock.Blob{r.in.Kubeadm, r.in.Kubelet, r.in.Kubectl, r.in.CNIArchive}
-	return r.extension(ctx, sysext.KubernetesName, blobs, func() (sysext.Extension, error) {
+	return r.extension(ctx, sysext.KubernetesName, "", blobs, func() (sysext.Extension, error) {
 		var c [3]fstree.Content
 		for i, b := range blobs[:3] {
 			var err error
@@ -94,7 +140,7 @@ func (r *run) kubernetesExtension(ctx context.Context) (string, error) {
 				return sysext.Extension{}, err
 			}
 		}
-		plugins, err := r.members(r.in.CNIArchive, func(m sysext.Member) bool { return m.Executable })
+		plugins, err := r.members(r.in.CNIArchive, func(m sysext.Member) bool { return m.Mode&0o100 != 0 })
 		if err != nil {
 			return sysext.Extension{}, err
 		}
@@ -106,9 +152,9 @@ func (r *run) kubernetesExtension(ctx context.Context) (string, error) {
 }
 
 func (r *run) etcdExtension(ctx context.Context) (string, error) {
-	return r.extension(ctx, sysext.EtcdName, []lock.Blob{r.in.EtcdArchive}, func() (sysext.Extension, error) {
+	return r.extension(ctx, sysext.EtcdName, "", []lock.Blob{r.in.EtcdArchive}, func() (sysext.Extension, error) {
 		want := sysext.EtcdPrograms()
-		programs, err := r.members(r.in.EtcdArchive, func(m sysext.Member) bool { return slices.Contains(want, m.Name) })
+		programs, err := r.members(r.in.EtcdArchive, func(m sysext.Member) bool { return slices.Contains(want, path.Base(m.Path)) })
 		if err != nil {
 			return sysext.Extension{}, err
 		}
@@ -120,7 +166,7 @@ func (r *run) etcdExtension(ctx context.Context) (string, error) {
 }
 
 func (r *run) imagesExtension(ctx context.Context) (string, error) {
-	return r.extension(ctx, sysext.ImagesName, r.in.Images, func() (sysext.Extension, error) {
+	return r.extension(ctx, sysext.ImagesName, "", r.in.Images, func() (sysext.Extension, error) {
 		var archives []sysext.File
 		for _, b := range r.in.Images {
 			c, err := r.content(b)
@@ -134,13 +180,13 @@ func (r *run) imagesExtension(ctx context.Context) (string, error) {
 	})
 }
 
-// extension makes an extension's image, once for the same inputs.
-func (r *run) extension(ctx context.Context, name string, blobs []lock.Blob, compose func() (sysext.Extension, error)) (string, error) {
+// extension makes an extension's image, once for the same inputs and the same how.
+func (r *run) extension(ctx context.Context, name, how string, blobs []lock.Blob, compose func() (sysext.Extension, error)) (string, error) {
 	var inputs []store.Input
 	for _, b := range blobs {
 		inputs = append(inputs, input(b))
 	}
-	key := recipe([]string{"extension 1", r.in.Builder, r.in.Arch, name, r.time.String()}, inputs)
+	key := recipe([]string{"extension 2", r.in.Builder, r.in.Arch, name, how, r.time.String()}, inputs)
 	return r.in.Store.Derived(ctx, key, func(f *os.File) error {
 		r.obs.step("making extension %s", name)
 		e, err := compose()
@@ -159,7 +205,7 @@ func (r *run) content(b lock.Blob) (fstree.Content, error) {
 	return fstree.FromFile(r.in.Store.Path(b.SHA256))
 }
 
-// members reads the chosen files of a tar.gz into memory.
+// members reads the chosen files of an archive into memory.
 func (r *run) members(b lock.Blob, choose func(sysext.Member) bool) ([]sysext.File, error) {
 	f, err := os.Open(r.in.Store.Path(b.SHA256))
 	if err != nil {
@@ -168,8 +214,8 @@ func (r *run) members(b lock.Blob, choose func(sysext.Member) bool) ([]sysext.Fi
 	defer f.Close()
 	var out []sysext.File
 	var total int64
-	err = sysext.Members(f, func(m sysext.Member, content io.Reader) error {
-		if !choose(m) {
+	err = sysext.Unpack(f, func(m sysext.Member, content io.Reader) error {
+		if m.Kind != sysext.Regular || !choose(m) {
 			return nil
 		}
 		if total += m.Size; total > maxUnpacked {
@@ -179,7 +225,7 @@ func (r *run) members(b lock.Blob, choose func(sysext.Member) bool) ([]sysext.Fi
 		if _, err := io.ReadFull(content, c); err != nil {
 			return err
 		}
-		out = append(out, sysext.File{Name: m.Name, Content: c, ModTime: m.ModTime})
+		out = append(out, sysext.File{Name: path.Base(m.Path), Content: c, ModTime: m.ModTime})
 		return nil
 	})
 	if err != nil {

@@ -108,7 +108,12 @@ func (r *run) roleInputs(role Role) []store.Input {
 		in = append(in, input(b))
 	}
 	for _, e := range role.Extensions {
-		in = append(in, input(e.Blob))
+		for _, b := range e.blobs() {
+			in = append(in, input(b))
+		}
+		if e.Recipe != nil {
+			in = append(in, store.Input{ID: "recipes/" + lock.ID(e.Recipe.Name), SHA256: e.Recipe.Digest})
+		}
 	}
 	slices.SortFunc(in, func(a, b store.Input) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	return in

@@ -22,11 +22,7 @@ import (
 )
 
 // makeRole makes a role's disk image, and from it what is asked for.
-func (r *run) makeRole(ctx context.Context, role Role, targets []target) error {
-	extensions, err := r.roleExtensions(ctx, role)
-	if err != nil {
-		return err
-	}
+func (r *run) makeRole(ctx context.Context, role Role, extensions []extensionFile, targets []target) error {
 	base, layout, err := r.openBase(ctx)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"compress/bzip2"
 	"compress/gzip"
 	"context"
 	"debug/buildinfo"
@@ -28,6 +29,7 @@ import (
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/squashfs"
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 )
 
 // Program is one Go program.
@@ -105,6 +107,8 @@ const (
 	elf
 	squash
 	gz
+	bz2
+	xzip
 	zst
 	tarball
 )
@@ -118,6 +122,10 @@ func kind(head []byte) content {
 		return squash
 	case bytes.HasPrefix(head, []byte("\x1f\x8b\x08")):
 		return gz
+	case bytes.HasPrefix(head, []byte("BZh")):
+		return bz2
+	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+		return xzip
 	case bytes.HasPrefix(head, []byte("\x28\xb5\x2f\xfd")):
 		return zst
 	case len(head) >= 262 && string(head[257:262]) == "ustar":
@@ -149,6 +157,14 @@ func (s *scanner) stream(at string, r *bufio.Reader, depth int) error {
 		}
 		defer z.Close()
 		return s.inner(at, z, depth)
+	case bz2:
+		return s.inner(at, bzip2.NewReader(r), depth)
+	case xzip:
+		z, err := xz.NewReader(r)
+		if err != nil {
+			return s.notCompressed(err, depth)
+		}
+		return s.inner(at, z, depth)
 	case zst:
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(256<<20))
 		if err != nil {
@@ -167,16 +183,21 @@ func (s *scanner) inner(at string, z io.Reader, depth int) error {
 	r := bufio.NewReader(z)
 	head, err := r.Peek(512)
 	if err != nil && !errors.Is(err, io.EOF) {
-		// What looked compressed is not: any file may begin like that.
-		if depth > 0 {
-			return nil
-		}
-		return err
+		return s.notCompressed(err, depth)
 	}
 	if kind(head) != tarball {
 		return nil
 	}
 	return s.tar(at, r, depth)
+}
+
+// notCompressed forgives a member what a whole input is not forgiven: any file may
+// begin as if it were compressed.
+func (s *scanner) notCompressed(err error, depth int) error {
+	if depth > 0 {
+		return nil
+	}
+	return err
 }
 
 func (s *scanner) tar(at string, r io.Reader, depth int) error {
@@ -216,7 +237,13 @@ func (s *scanner) spool(at string, r io.Reader) error {
 	return s.program(at, f)
 }
 
-func (s *scanner) squashfs(f *os.File) error {
+func (s *scanner) squashfs(f *os.File) (err error) {
+	// go-diskfs 1.9.4 indexes with what it reads: a damaged image makes it panic.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("reading squashfs: it is damaged: %v", p)
+		}
+	}()
 	st, err := f.Stat()
 	if err != nil {
 		return err

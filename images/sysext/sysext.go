@@ -31,7 +31,13 @@ const (
 	KubernetesName = "kubernetes"
 	EtcdName       = "etcd"
 	ImagesName     = "images"
+	RuntimesName   = "runtimes"
 )
+
+// OurNames are the names that a user's extension may not have.
+func OurNames() []string {
+	return []string{AgentName, KubernetesName, EtcdName, ImagesName, RuntimesName}
+}
 
 const (
 	unitDir = "usr/lib/systemd/system"
@@ -96,6 +102,17 @@ func Images(archives []File) (Extension, error) {
 	b := newBuilder(ImagesName)
 	for _, a := range archives {
 		b.file(ImagesDir, 0o644, a)
+	}
+	return b.done()
+}
+
+// FromTree is an extension of any files below usr/. uphold names units among them
+// that multi-user.target keeps running.
+func FromTree(name string, tree *fstree.Tree, uphold []string) (Extension, error) {
+	b := newBuilder(name)
+	b.tree = tree
+	if len(uphold) > 0 {
+		b.uphold(uphold...)
 	}
 	return b.done()
 }
@@ -186,9 +203,14 @@ func (b *builder) embedded(name, dir string) {
 // unit adds a unit and has multi-user.target keep it running.
 func (b *builder) unit(name string) {
 	b.embedded(name, unitDir)
+	b.uphold(name)
+}
+
+// uphold has multi-user.target keep units running.
+func (b *builder) uphold(units ...string) {
 	b.file(unitDir+"/multi-user.target.d", 0o644, File{
 		Name:    "10-" + b.name + ".conf",
-		Content: fstree.Bytes("[Unit]\nUpholds=" + name + "\n"),
+		Content: fstree.Bytes("[Unit]\nUpholds=" + strings.Join(units, " ") + "\n"),
 	})
 }
 

@@ -1,16 +1,10 @@
 package sysext_test
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
-	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,7 +84,7 @@ func TestEachExtensionHoldsWhatANodeNeeds(t *testing.T) {
 				t.Errorf("%s: got %q %v, want %q in it", tc.unit, unit, err, tc.says)
 			}
 		}
-		if err := sysext.Inspect(path, tc.e.Name, "amd64"); err != nil {
+		if _, err := sysext.Inspect(path, tc.e.Name, host); err != nil {
 			t.Errorf("our own extension: %v", err)
 		}
 	}
@@ -109,84 +103,5 @@ func TestTheSameExtensionGivesTheSameBytes(t *testing.T) {
 	}
 	if sums[0] != sums[1] {
 		t.Error("two writes differ")
-	}
-}
-
-func TestInspectSaysWhyANodeWouldNotMergeIt(t *testing.T) {
-	t.Parallel()
-	mk := func(release string, name string) string {
-		dir := t.TempDir()
-		p := filepath.Join(dir, "x/usr/lib/extension-release.d")
-		if err := os.MkdirAll(p, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(p, "extension-release."+name), []byte(release), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		out := filepath.Join(dir, "img")
-		if b, err := exec.Command("mksquashfs", filepath.Join(dir, "x"), out, "-quiet", "-no-progress").CombinedOutput(); err != nil {
-			t.Fatalf("mksquashfs: %v\n%s", err, b)
-		}
-		return out
-	}
-	junk := filepath.Join(t.TempDir(), "junk")
-	if err := os.WriteFile(junk, []byte("hello"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for name, tc := range map[string]struct{ path, want string }{
-		"good":              {mk("ID=flatcar\nSYSEXT_LEVEL=1.0\nARCHITECTURE=x86-64\n", "gvisor"), ""},
-		"any":               {mk("ID=_any\n", "gvisor"), ""},
-		"another name":      {mk("ID=_any\n", "wasmedge"), "extension-release.gvisor"},
-		"another system":    {mk("ID=debian\n", "gvisor"), "ID=debian"},
-		"no level":          {mk("ID=flatcar\n", "gvisor"), "SYSEXT_LEVEL=1.0"},
-		"another processor": {mk("ID=_any\nARCHITECTURE=arm64\n", "gvisor"), "it is for arm64"},
-		"no image at all":   {junk, "no squashfs"},
-	} {
-		err := sysext.Inspect(tc.path, "gvisor", "amd64")
-		if tc.want == "" && err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if tc.want != "" && (!errors.Is(err, sysext.ErrNotMerged) || !strings.Contains(err.Error(), tc.want)) {
-			t.Errorf("%s: got %v, want ErrNotMerged with %q", name, err, tc.want)
-		}
-	}
-}
-
-func TestMembersOfAnArchive(t *testing.T) {
-	t.Parallel()
-	var buf bytes.Buffer
-	z := gzip.NewWriter(&buf)
-	w := tar.NewWriter(z)
-	for _, h := range []tar.Header{
-		{Name: "etcd-v3/", Typeflag: tar.TypeDir, Mode: 0o755},
-		{Name: "etcd-v3/etcd", Typeflag: tar.TypeReg, Mode: 0o755, Size: 3},
-		{Name: "etcd-v3/README.md", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3},
-		{Name: "etcd-v3/evil", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"},
-	} {
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if h.Size > 0 {
-			io.WriteString(w, "abc")
-		}
-	}
-	w.Close()
-	z.Close()
-	var got []string
-	take := func(m sysext.Member, content io.Reader) error {
-		b, err := io.ReadAll(content)
-		if m.Executable {
-			got = append(got, m.Name+"="+string(b))
-		}
-		return err
-	}
-	if err := sysext.Members(bytes.NewReader(buf.Bytes()), take); err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(got, []string{"etcd=abc"}) {
-		t.Errorf("got %v", got)
-	}
-	if err := sysext.Members(bytes.NewReader(buf.Bytes()[:buf.Len()/2]), take); err == nil {
-		t.Error("a truncated archive was accepted")
 	}
 }

@@ -132,7 +132,7 @@ func buildInputs(p plan.Plan) (build.Inputs, error) {
 		}
 		role := build.Role{Name: r.Name, ControlPlane: r.ControlPlane, ConfigIgn: ign, GrubCfg: render.GrubCfg(r)}
 		for _, e := range r.Extensions {
-			role.Extensions = append(role.Extensions, build.Extension{Name: e.Name, Blob: e.Blob})
+			role.Extensions = append(role.Extensions, build.Extension(e))
 		}
 		in.Roles = append(in.Roles, role)
 	}
@@ -176,7 +176,12 @@ func runBuild(ctx context.Context, g *globals, in build.Inputs) (build.Result, e
 			return build.Result{}, err
 		}
 	}
-	return build.Run(ctx, in, func(e build.Event) { p.step(e.Step, e.Done, e.Total) })
+	res, err := build.Run(ctx, in, func(e build.Event) { p.step(e.Step, e.Done, e.Total) })
+	for _, w := range res.Warnings {
+		p.close()
+		fmt.Fprintln(g.stdio.Err, "warning: "+w)
+	}
+	return res, err
 }
 
 // builder names the running program by digest: artefacts of another imagectl
