@@ -40,6 +40,9 @@ const (
 type Balancer struct {
 	Log *slog.Logger
 
+	// every and within are checkEvery and dialTimeout but in tests.
+	every, within time.Duration
+
 	mu       sync.Mutex
 	backends []*backend
 	next     int
@@ -97,6 +100,11 @@ func (b *backend) closeAll() {
 // Serve balances connections of ln, which it closes, until ctx ends; then it
 // closes every connection and returns nil.
 func (b *Balancer) Serve(ctx context.Context, ln net.Listener) error {
+	b.every, b.within = checkEvery, dialTimeout
+	return b.serve(ctx, ln)
+}
+
+func (b *Balancer) serve(ctx context.Context, ln net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		<-ctx.Done()
@@ -194,7 +202,7 @@ func (b *Balancer) dial(ctx context.Context) (*backend, net.Conn, error) {
 	err := errors.New("the list of API servers is empty")
 	for _, to := range b.order() {
 		var c net.Conn
-		c, err = (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", to.address)
+		c, err = (&net.Dialer{Timeout: b.within}).DialContext(ctx, "tcp", to.address)
 		if err != nil {
 			continue
 		}
@@ -241,7 +249,7 @@ func (b *Balancer) forget(to *backend, c net.Conn) {
 }
 
 func (b *Balancer) check(ctx context.Context) {
-	t := time.NewTicker(checkEvery)
+	t := time.NewTicker(b.every)
 	defer t.Stop()
 	for {
 		b.mu.Lock()
@@ -249,7 +257,7 @@ func (b *Balancer) check(ctx context.Context) {
 		b.mu.Unlock()
 		var wg sync.WaitGroup
 		for _, x := range all {
-			wg.Go(func() { b.note(x, handshake(ctx, x.address)) })
+			wg.Go(func() { b.note(x, b.handshake(ctx, x.address)) })
 		}
 		wg.Wait()
 		select {
@@ -278,8 +286,8 @@ func (b *Balancer) note(x *backend, err error) {
 }
 
 // handshake verifies nothing: the question is whether somebody speaks TLS there.
-func handshake(ctx context.Context, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+func (b *Balancer) handshake(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, b.within)
 	defer cancel()
 	c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}}).DialContext(ctx, "tcp", address)
 	if err != nil {
