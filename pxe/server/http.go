@@ -21,6 +21,10 @@ const (
 
 // HTTPTask serves h on l. Handlers that send much set their own write deadline.
 func HTTPTask(name string, l net.Listener, h http.Handler, log *slog.Logger) Task {
+	return httpTask(name, l, h, log, stopTime)
+}
+
+func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, stopTime time.Duration) Task {
 	return Task{name, func(ctx context.Context) error {
 		limited := limiter{Listener: l, places: make(chan struct{}, maxConns)}
 		s := &http.Server{
