@@ -73,7 +73,7 @@ func TestForeignClientsFetchTheFile(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "out")
 			argv := c.argv(out)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			if msg, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
 				t.Fatalf("%q: %v\n%s(apt-get install atftp tftp-hpa)", argv, err, msg)
@@ -100,7 +100,7 @@ func ask(t *testing.T, to *net.UDPAddr, packet string) (string, *net.UDPConn, *n
 	if _, err := conn.WriteToUDP([]byte(packet), to); err != nil {
 		t.Fatal(err)
 	}
-	got, from := answer(t, conn, 20*time.Second)
+	got, from := answer(t, conn, time.Minute)
 	return got, conn, from
 }
 
@@ -166,7 +166,7 @@ func TestRepeatedRequestDoesNotStartASecondTransfer(t *testing.T) {
 	}
 	// The library repeats the first block after its time-out; it must come from the
 	// same port.
-	if _, again := answer(t, conn, 20*time.Second); again == nil || again.Port != from.Port {
+	if _, again := answer(t, conn, time.Minute); again == nil || again.Port != from.Port {
 		t.Errorf("quirk 34: the repeated request is answered from %v, the first from %v", again, from)
 	}
 	conn.WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), from)
@@ -198,7 +198,7 @@ func TestSessionsAreBounded(t *testing.T) {
 	for i := range conns {
 		conns[i].WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), peers[i])
 	}
-	if !fetches(t, at, 60) {
+	if !fetches(t, at, 300) {
 		t.Error("no answer although the sessions have ended")
 	}
 }
@@ -239,7 +239,7 @@ func TestGarbageNeitherStopsNorFattensTheServer(t *testing.T) {
 		// The kernel may refuse with what came back for an earlier packet.
 		_, _ = conn.Write(b)
 	}
-	if !fetches(t, at, 60) {
+	if !fetches(t, at, 300) {
 		t.Error("no answer after the flood")
 	}
 	if n := runtime.NumGoroutine(); n > goroutines+defaultSessions {
