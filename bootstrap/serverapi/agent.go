@@ -37,7 +37,7 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		return nil, s.storing(name, err)
 	}
 	// The deadline is the wall's: nobody's certificate hangs on it.
-	wait := min(time.Duration(req.Msg.GetWaitMs())*time.Millisecond, maxWait)
+	wait := min(time.Duration(req.Msg.GetWaitMs())*time.Millisecond, s.poll)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {

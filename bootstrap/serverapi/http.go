@@ -27,6 +27,8 @@ const (
 	// maxRequest bounds a request's body.
 	maxRequest = 256 << 10
 	stopTime   = 3 * time.Second
+	// headerTime is for a handshake or the headers of a request.
+	headerTime = 5 * time.Second
 	// renewPause is between two attempts to renew the server's own certificate.
 	renewPause = time.Minute
 )
@@ -148,9 +150,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler:           s.Handler(),
 		TLSConfig:         config,
-		ReadHeaderTimeout: 5 * time.Second,
+		ReadHeaderTimeout: s.headers,
 		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      maxWait + 30*time.Second,
+		WriteTimeout:      s.poll + 30*time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		BaseContext:       func(net.Listener) context.Context { return base },

@@ -51,7 +51,7 @@ func TestTheRealAgentEnrolsInstallsAndRuns(t *testing.T) {
 	}
 	until := func(what string, good func() bool) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); !good(); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(3 * time.Minute); !good(); time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				console, err := node.ReadFile("/dev/console")
 				t.Fatalf("waiting for %s; the console says (%v):\n%s", what, err, console)

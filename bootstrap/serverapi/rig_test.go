@@ -75,6 +75,7 @@ func (r *rig) up(cfg Config) {
 		st.Close()
 		r.t.Fatal(err)
 	}
+	s.poll, s.headers = time.Hour, time.Hour
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		r.t.Fatal(err)

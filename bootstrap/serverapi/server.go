@@ -42,6 +42,8 @@ type Server struct {
 	index  enrol.Index
 	board  *board
 	fresh  *rate.Limiter // limits what is new at enrolment
+	// poll and headers are maxWait and headerTime but in tests.
+	poll, headers time.Duration
 
 	mu      sync.Mutex
 	choices coordinator.Choices
@@ -54,6 +56,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(),
 		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst),
+		poll: maxWait, headers: headerTime,
 	}
 	var listed []enrol.Hardware
 	for i, m := range cfg.Machines {
