@@ -45,13 +45,16 @@ type Agent struct {
 	servers *servers
 	// askEtcd is etcd.Ask but in tests.
 	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
+	// progressTime bounds a report of progress, which is lossy by contract: an
+	// installation never waits for one for long. It is two seconds but in tests.
+	progressTime time.Duration
 	// renewAfter holds back the next attempt to renew; only talk uses it.
 	renewAfter time.Time
 }
 
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
-	a.askEtcd = etcd.Ask
+	a.askEtcd, a.progressTime = etcd.Ask, 2*time.Second
 	return a.run(ctx)
 }
 

@@ -42,17 +42,14 @@ func TestAMachineShowsItsCodeUntilItIsApprovedAndKeepsItsKey(t *testing.T) {
 		}
 	}
 
-	l.mu.Lock()
-	l.approved = true
-	l.mu.Unlock()
+	l.set(func() { l.approved = true })
 	stop = l.start(nodeconf.Installer)
 	l.wait("the first report", func(r *api.SyncRequest) bool {
 		return r.GetBootId() == "boot-1" && r.GetMode() == api.Mode_MODE_INSTALLER
 	})
 	stop()
-	l.mu.Lock()
-	enrols := l.enrols
-	l.mu.Unlock()
+	var enrols int
+	l.set(func() { enrols = l.enrols })
 	stop = l.start(nodeconf.Installer)
 	l.wait("another report", func(r *api.SyncRequest) bool { return true })
 	stop()
@@ -76,9 +73,7 @@ func TestCertificatesAreRenewedAtAThirdAndReplacedWhenExpired(t *testing.T) {
 		{20 * 24 * time.Hour, 1, 1},
 		{70 * 24 * time.Hour, 2, 1},
 	} {
-		l.mu.Lock()
-		l.now = tc.later
-		l.mu.Unlock()
+		l.set(func() { l.now = tc.later })
 		stop := l.start(nodeconf.Installer)
 		l.wait("a report", func(*api.SyncRequest) bool { return true })
 		stop()
@@ -173,9 +168,7 @@ func TestAnExpiredCertificateAndAClockThatStandsStill(t *testing.T) {
 	l.wait("the first report", func(*api.SyncRequest) bool { return true })
 	stop()
 	old := l.read(CertPath)
-	l.mu.Lock()
-	l.now = 60 * 24 * time.Hour // the server's clock
-	l.mu.Unlock()
+	l.set(func() { l.now = 60 * 24 * time.Hour }) // the server's clock
 	a := l.agent(nodeconf.Installer)
 	a.Now = time.Now // the machine's
 	ctx, cancel := context.WithCancel(context.Background())

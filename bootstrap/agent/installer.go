@@ -133,8 +133,7 @@ func (a *Agent) installOnto(ctx context.Context, order *api.Install, now *instal
 			return
 		}
 		sent = a.Now()
-		// Lossy by contract: the installation never waits for it for long.
-		short, cancel := context.WithTimeout(ctx, 2*time.Second)
+		short, cancel := context.WithTimeout(ctx, a.progressTime)
 		defer cancel()
 		if _, err := a.servers.current().agent.ReportInstall(short, connect.NewRequest(&api.ReportInstallRequest{
 			ArmingId: order.GetArmingId(), BytesDone: done, BytesTotal: total, Phase: string(p),

@@ -95,6 +95,7 @@ func TestAnInstallerInstallsReportsAndReboots(t *testing.T) {
 	// Asked again for the same arming, it does not write again.
 	l.put("/dev/vda", strings.Repeat("\xff", 8<<20))
 	l.direct(&api.SyncResponse{Directive: &api.SyncResponse_Install{Install: &api.Install{ArmingId: "arming-1"}}})
+	l.heard()
 	l.direct(&api.SyncResponse{Directive: &api.SyncResponse_Reboot{Reboot: &api.Reboot{Reason: "installed"}}})
 	waitFor(l, "the reboot", func() (int, bool) { return 0, strings.Contains(l.log.String(), "rebooting") })
 	waitFor(l, "systemctl", func() (int, bool) {

@@ -46,8 +46,8 @@ type lab struct {
 	revision  uint64
 	directive *api.SyncResponse
 	news      chan struct{}
-	// seen are the reports of the newest agent, run, alone: one that is stopped
-	// leaves a call on its way, which the server may get to any time later.
+	// Only the newest agent, run, is heard: one that is stopped leaves a call on its
+	// way, which the server may get to any time later. seen are its reports.
 	seen     []*api.SyncRequest
 	run      string
 	enrols   int
@@ -157,7 +157,7 @@ func (l *lab) agent(mode nodeconf.Mode) *Agent {
 	return &Agent{
 		Host: l.node.Host, Log: slog.New(slog.NewTextHandler(l.log, nil)), Version: l.run, Now: l.clock, Rand: rand.Reader, Jitter: func() float64 { return 0 },
 		Config:  nodeconf.Config{Cluster: "lab", Mode: mode, Servers: []string{l.url}, CA: string(l.ca.CertificatePEM())},
-		askEtcd: func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() },
+		askEtcd: func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() }, progressTime: time.Hour,
 	}
 }
 
@@ -212,7 +212,7 @@ func (l *lab) wait(what string, good func(*api.SyncRequest) bool) *api.SyncReque
 
 func waitFor[T any](l *lab, what string, good func() (T, bool)) T {
 	l.t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		l.mu.Lock()
 		v, ok := good()
 		l.mu.Unlock()
@@ -232,9 +232,14 @@ func (l enroller) Enrol(_ context.Context, req *connect.Request[api.EnrolRequest
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)
 	}
 	l.mu.Lock()
-	l.enrols++
-	approved := l.approved
+	known, approved := req.Msg.GetAgentVersion() == l.run, l.approved
+	if known {
+		l.enrols++
+	}
 	l.mu.Unlock()
+	if !known {
+		return nil, stopped()
+	}
 	if !approved {
 		return connect.NewResponse(&api.EnrolResponse{Status: api.EnrolResponse_STATUS_PENDING, ReasonCode: "enrol-pending", Reason: "an operator has to approve this machine", RetryAfterMs: 1}), nil
 	}
@@ -249,6 +254,10 @@ func (l enroller) Enrol(_ context.Context, req *connect.Request[api.EnrolRequest
 	return connect.NewResponse(&api.EnrolResponse{Status: api.EnrolResponse_STATUS_APPROVED, CertificatePem: string(issued.PEM), Machine: "cp1", ServerTime: timestamppb.New(l.clock())}), nil
 }
 
+func stopped() error {
+	return connect.NewError(connect.CodeCanceled, errors.New("this agent was stopped"))
+}
+
 type agentServer struct{ *lab }
 
 func (l agentServer) Sync(ctx context.Context, req *connect.Request[api.SyncRequest]) (*connect.Response[api.SyncResponse], error) {
@@ -259,7 +268,7 @@ func (l agentServer) Sync(ctx context.Context, req *connect.Request[api.SyncRequ
 	}
 	if req.Msg.GetAgentVersion() != l.run {
 		defer l.mu.Unlock()
-		return nil, connect.NewError(connect.CodeCanceled, errors.New("this agent was stopped"))
+		return nil, stopped()
 	}
 	l.seen = append(l.seen, req.Msg)
 	news, directive := l.news, l.directive
@@ -290,8 +299,11 @@ func (l agentServer) ReportInstall(context.Context, *connect.Request[api.ReportI
 }
 
 func (l agentServer) IssueCertificates(_ context.Context, req *connect.Request[api.IssueCertificatesRequest]) (*connect.Response[api.IssueCertificatesResponse], error) {
-	if l.refuse != nil {
-		return nil, l.refuse
+	l.mu.Lock()
+	refuse := l.refuse
+	l.mu.Unlock()
+	if refuse != nil {
+		return nil, refuse
 	}
 	out := &api.IssueCertificatesResponse{}
 	m := pki.Machine{Cluster: "lab", Name: "cp1", Address: netip.MustParseAddr("127.0.0.1")}
@@ -337,6 +349,19 @@ func (l agentServer) FetchKubernetesSecrets(context.Context, *connect.Request[ap
 		out.Files = append(out.Files, &api.File{Path: n, Content: []byte("content of " + n)})
 	}
 	return connect.NewResponse(out), nil
+}
+
+// heard waits until the agent has taken the newest directive.
+func (l *lab) heard() {
+	l.t.Helper()
+	l.wait("word that the directive arrived", func(r *api.SyncRequest) bool { return r.GetKnownRevision() == l.revision })
+}
+
+// set changes the lab under its lock.
+func (l *lab) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
 }
 
 // exists says whether a file is there.

@@ -393,26 +393,29 @@ func TestCertificatesOfServicesAreRenewedInPlace(t *testing.T) {
 	n, run := l.newNode(), initRun(l)
 	once(n, run)
 	before := l.read(etcd.ServerPath)
-	l.now = 29 * 24 * time.Hour
+	l.set(func() { l.now = 29 * 24 * time.Hour })
 	if out := once(n, run); len(out.changed) != 0 {
 		t.Errorf("after 29 days: %v", out.changed)
 	}
 	// The agent's own certificate would have been renewed twice by now.
-	l.now = 31 * 24 * time.Hour
+	l.set(func() { l.now = 31 * 24 * time.Hour })
 	if err := n.enrol(context.Background(), api.Mode_MODE_NODE); err != nil {
 		t.Fatal(err)
 	}
-	n.renewalsAfter = n.Now().Add(time.Minute)
+	n.renewalsAfter = n.Now().Add(time.Hour)
 	if out := once(n, run); len(out.changed) != 0 {
 		t.Errorf("it tried again too soon: %v", out.changed)
 	}
 	n.renewalsAfter = time.Time{}
-	l.refuse = connect.NewError(connect.CodeUnavailable, errors.New("the server is being restored"))
+	l.set(func() {
+		l.refuse = connect.NewError(connect.CodeUnavailable, errors.New("the server is being restored"))
+	})
 	out := once(n, run)
 	if last := out.steps[len(out.steps)-1]; last.GetName() != "renewals" || last.GetState() != api.StepStatus_STATE_FAILED || l.read(etcd.ServerPath) != before {
 		t.Errorf("without a server: %v", last)
 	}
-	n.renewalsAfter, l.refuse = time.Time{}, nil
+	n.renewalsAfter = time.Time{}
+	l.set(func() { l.refuse = nil })
 	if out := once(n, run); !slices.Equal(out.changed, []string{"renewals"}) || l.read(etcd.ServerPath) == before {
 		t.Errorf("with a server: changed %v", out.changed)
 	}
