@@ -68,6 +68,7 @@ var layers = map[string][]string{
 
 	"pxe/boot":     {},
 	"pxe/listen":   {},
+	"pxe/bmc":      {},
 	"pxe/tftp":     {"pxe/boot"},
 	"pxe/dhcp":     {"pxe/boot"},
 	"pxe/httpboot": {"pxe/boot"},
