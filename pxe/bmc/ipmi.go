@@ -61,7 +61,8 @@ func openIPMI(ctx context.Context, t Target, quirks []Quirk, pause Pause) (*ipmi
 			break
 		}
 		b.line.Close()
-		if s.last || !b.line.refusedSuite() {
+		// Some refuse a suite that they do not know, some say nothing.
+		if s.last || !b.line.heard() || b.line.opened() {
 			return nil, b.loginHint(err)
 		}
 	}
@@ -236,7 +237,8 @@ func (b *ipmiBMC) BootOnce(ctx context.Context, d Device) error {
 		}); err != nil {
 			return err
 		}
-		if now.BootFlagsValid && now.BootDeviceSelector == want.BootDeviceSelector {
+		// The valid bit is not looked at: OpenIPMI's simulator does not show it.
+		if now.BootDeviceSelector == want.BootDeviceSelector {
 			return nil
 		}
 		if try == showTries {

@@ -80,12 +80,22 @@ func (g *guard) is(b *bool) bool {
 	return *b
 }
 
-// Write remembers what the session's keys depend on.
+// Write remembers what the session's keys depend on. What is asked before a login it
+// writes in IPMI 1.5's form: go-ipmi uses that of 2.0, which not all BMCs answer
+// outside a session (OpenIPMI's simulator does not).
 func (g *guard) Write(p []byte) (int, error) {
-	if kind, payload, ok := plain(p); ok && kind == payloadRAKP1 && len(payload) >= 28 {
+	kind, payload, ok := plain(p)
+	switch {
+	case ok && kind == payloadRAKP1 && len(payload) >= 28:
 		g.mu.Lock()
 		g.rakp1 = append([]byte(nil), payload...)
 		g.mu.Unlock()
+	case ok && kind == payloadIPMI && len(payload) < 256:
+		old := append([]byte{6, 0, 0xff, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(payload))}, payload...)
+		if _, err := g.Conn.Write(old); err != nil {
+			return 0, err
+		}
+		return len(p), nil
 	}
 	return g.Conn.Write(p)
 }
@@ -152,7 +162,7 @@ func (g *guard) admit(p []byte) error {
 			return errShape
 		}
 	case payloadOpenResponse:
-		if len(payload) < 8 || payload[1] == 0 && len(payload) != 36 {
+		if len(payload) < 2 || payload[1] == 0 && len(payload) != 36 {
 			return errShape
 		}
 		if payload[1] != 0 {
@@ -164,14 +174,14 @@ func (g *guard) admit(p []byte) error {
 		}
 		g.agreed = true
 	case payloadRAKP2:
-		if len(payload) < 8 || payload[1] == 0 && len(payload) != 40+g.suite.mac || g.rakp1 == nil {
+		if len(payload) < 2 || payload[1] == 0 && len(payload) != 40+g.suite.mac || g.rakp1 == nil {
 			return errShape
 		}
 		if payload[1] == 0 {
 			g.derive(payload)
 		}
 	case payloadRAKP4:
-		if len(payload) < 8 || payload[1] == 0 && len(payload) != 8+g.suite.code || g.pending[0] == nil {
+		if len(payload) < 2 || payload[1] == 0 && len(payload) != 8+g.suite.code || g.pending[0] == nil {
 			return errShape
 		}
 		if payload[1] == 0 {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // OpenIPMI's BMC simulator judges our IPMI: another hand wrote it. Its chassis is a
@@ -60,7 +62,7 @@ user 1 true "" "s3cret" user 10 none md2 md5 straight
 user 2 true "imagectl" "s3cret" admin 10 none md2 md5 straight
 `)
 	write(t, filepath.Join(dir, "sim.emu"), 0o644, "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x2a7c 0xf02 persist_sdr\nmc_enable 0x20\n")
-	cmd := exec.Command("ipmi_sim", "-n", "-c", filepath.Join(dir, "lan.conf"), "-f", filepath.Join(dir, "sim.emu"), "-s", dir)
+	cmd := exec.Command("ipmi_sim", "-d", "-n", "-c", filepath.Join(dir, "lan.conf"), "-f", filepath.Join(dir, "sim.emu"), "-s", dir)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
@@ -101,7 +103,9 @@ func TestOpenIPMIsSimulatorIsBootedFromTheNetwork(t *testing.T) {
 		}
 	}
 	defer c.Close()
-	t.Logf("%+v", c.Info())
+	if got := c.Info().Manufacturer; got != "Supermicro" {
+		t.Errorf("got manufacturer %q", got)
+	}
 	if err := Boot(ctx, c, Sleep, PXE, always, func(s string) { t.Log(s) }); err != nil {
 		t.Fatal(err)
 	}
@@ -112,11 +116,12 @@ func TestOpenIPMIsSimulatorIsBootedFromTheNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%s", log)
+	if diff := cmp.Diff("boot pxe\npower 1\npower 0\npower 1\n", string(log)); diff != "" {
+		t.Error(diff)
+	}
 	target.Password = "guess"
-	if _, err := Open(ctx, target, Sleep); err == nil {
-		t.Error("a wrong password was taken")
-	} else {
-		t.Log(err)
+	want := "asking ipmi 127.0.0.1:6230: login: the login was refused; are bmc.username and bmc.password right, and is the account an operator at the BMC?"
+	if _, err := Open(ctx, target, Sleep); err == nil || err.Error() != want {
+		t.Errorf("a wrong password: got %v", err)
 	}
 }
