@@ -21,6 +21,7 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 			Labels:        c.labels(r.Labels),
 			LocalBoot:     c.choice(r.Firmware.LocalBoot, "exit", []string{"exit", "sanboot", "poweroff"}, nil),
 			InstallerArgs: c.kernelArgs(r.InstallerArgs),
+			BMC:           c.bmc(r.BMC),
 		}
 		c.unique(names, "name", m.Name, r.Name.place)
 		for _, mac := range r.Match.MAC {

@@ -40,6 +40,11 @@ const (
 	comment = " # on hardware rather serial, wwn or /dev/disk/by-id/..."
 )
 
+// bmc gives the worker a BMC.
+func bmc(text string) []string {
+	return []string{"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    bmc: " + text + "\n"}
+}
+
 func zoned(s, zone string) string { return strings.Replace(s, "disk:", "zone: "+zone+", disk:", 1) }
 
 func TestFindings(t *testing.T) {
@@ -121,10 +126,38 @@ func TestFindings(t *testing.T) {
 		{"a disk without a rule", []string{"disk: {path: /dev/vda}\n\n# addons", "disk: {}\n\n# addons"}, []string{`error: machines[1].disk: selects nothing: a disk is only written when a rule names it`}},
 		{"a disk that is a path elsewhere", []string{"/dev/vda}" + comment, "/dev/../etc/passwd}"}, []string{`error: machines[0].disk.path: "/dev/../etc/passwd" is not the path of a device`}},
 		{"disk sizes that exclude each other", []string{"path: /dev/vda}" + comment, "minSize: 2TB, maxSize: 1TiB}"}, []string{`error: machines[0].disk.maxSize: maxSize is below minSize: no disk matches`}},
+		{"a BMC with a pin", bmc(`{kind: redfish, address: "10.9.0.1:8443", username: u, password: {file: a}, tls: {pin: "sha256:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB:AB"}}`), nil},
+		{"a BMC by IPMI", bmc(`{kind: ipmi, address: bmc1.example.org, username: u, password: {age: a.age}, firmware: bios}`), nil},
+		{"a BMC whose certificate nobody checks", bmc(`{kind: redfish, address: 10.9.0.1, username: u, password: {env: BMC}, tls: {insecure: lab without a network behind it}}`), []string{
+			`warning: machines[1].bmc.tls.insecure: any certificate is accepted: whoever is on the way to this BMC gets its password (lab without a network behind it)`,
+		}},
+		{"a BMC that nothing says whom to trust of", bmc(`{kind: redfish, address: 10.9.0.1, username: u, password: {env: BMC}}`), []string{
+			`error: machines[1].bmc: required key "tls" is missing: say whose certificate is trusted`,
+		}},
+		{"a BMC with two kinds of trust", bmc(`{kind: redfish, address: 10.9.0.1, username: u, password: {env: BMC}, tls: {ca: ca.pem, insecure: "because I say so"}}`), []string{
+			`error: machines[1].bmc.tls: want exactly one of pin, ca, insecure`,
+			`warning: machines[1].bmc.tls.insecure: any certificate is accepted: whoever is on the way to this BMC gets its password (because I say so)`,
+		}},
+		{"a BMC whose values are wrong", bmc(`{kind: redfsh, address: "https://10.9.0.1", username: "", password: {env: "A=b"}, tls: {pin: abc}, boot: hdd, firmware: efi}`), []string{
+			`error: machines[1].bmc.kind: "redfsh" is not one of redfish, ipmi`,
+			`error: machines[1].bmc.address: "https://10.9.0.1" is not a host or host:port, without https://`,
+			`error: machines[1].bmc.username: "" is no user name that a BMC has: want 1 to 16 characters`,
+			`error: machines[1].bmc.password.env: "A=b" is not the name of an environment variable`,
+			`error: machines[1].bmc.tls.pin: "abc" is not the SHA-256 digest of a certificate: want 64 hexadecimal digits`,
+			`error: machines[1].bmc.boot: "hdd" is not one of pxe, http`,
+			`error: machines[1].bmc.firmware: "efi" is not one of uefi, bios`,
+		}},
+		{"a BMC with a password in it", bmc(`{kind: ipmi, address: 10.9.0.1, username: u, password: calvin}`), []string{
+			`error: machines[1].bmc.password: a secret is never written here, only where it is: one of file, env, age`,
+		}},
+		{"IPMI with what only Redfish has", bmc(`{kind: ipmi, address: 10.9.0.1, username: u, password: {env: BMC}, tls: {ca: a}, system: "1", boot: http}`), []string{
+			`error: machines[1].bmc.tls: is for redfish, and this BMC is spoken to by ipmi`,
+			`error: machines[1].bmc.system: is for redfish, and this BMC is spoken to by ipmi`,
+			`error: machines[1].bmc.boot: http is for redfish with UEFI firmware`,
+		}},
 		{"what comes later", []string{
-			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    bmc: {address: 10.9.0.1, password: {env: BMC}}\n    firmware: {nbp: ipxe.efi}\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",
+			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    firmware: {nbp: ipxe.efi}\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",
 		}, []string{
-			`error: machines[1].bmc: is not supported yet`,
 			`error: machines[1].firmware.nbp: is not supported yet`,
 			`error: machines[1].network.vlans: is not supported yet`,
 		}},

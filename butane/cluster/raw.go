@@ -139,7 +139,7 @@ type rawMachine struct {
 	Address       rawAddr         `key:"address"`
 	Disk          rawDisk         `key:"disk,required"`
 	Labels        dict[rawString] `key:"labels"`
-	BMC           rawBMC          `key:"bmc,later"`
+	BMC           rawBMC          `key:"bmc"`
 	Firmware      rawFirmware     `key:"firmware"`
 	Network       rawNetwork      `key:"network"`
 	InstallerArgs []rawString     `key:"installerArgs"`
@@ -165,10 +165,21 @@ type rawDisk struct {
 
 type rawBMC struct {
 	place
+	Kind     rawString `key:"kind,required"`
 	Address  rawString `key:"address,required"`
-	Protocol rawString `key:"protocol"`
-	Username rawString `key:"username"`
-	Password rawSecret `key:"password"`
+	Username rawString `key:"username,required"`
+	Password rawSecret `key:"password,required"`
+	TLS      rawBMCTLS `key:"tls"`
+	System   rawString `key:"system"`
+	Boot     rawString `key:"boot"`
+	Firmware rawString `key:"firmware"`
+}
+
+type rawBMCTLS struct {
+	place
+	Pin      rawString `key:"pin"`
+	CA       rawString `key:"ca"`
+	Insecure rawString `key:"insecure"`
 }
 
 // rawSecret says where a secret is; a secret itself is never in cluster.yaml.

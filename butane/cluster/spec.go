@@ -160,6 +160,8 @@ type Machine struct {
 	Labels        map[string]string
 	LocalBoot     string
 	InstallerArgs []string
+	// BMC is nil when it has none that may be used.
+	BMC *BMC
 }
 
 // Disk selects the disk to install to; all conditions that are set must hold.

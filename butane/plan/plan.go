@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/imagectl/imagectl/butane/cluster"
+
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/upstream"
 )
@@ -176,6 +178,8 @@ type Machine struct {
 	LocalBoot string
 	// InstallerArgs are for its installer only.
 	InstallerArgs []string
+	// BMC is nil when it has none that may be used.
+	BMC *cluster.BMC
 }
 
 // DiskRule selects the disk to install to. All set conditions must hold and
