@@ -8,7 +8,6 @@ import (
 	"net/netip"
 
 	"github.com/imagectl/imagectl/butane/cluster"
-
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/upstream"
 )
