@@ -63,6 +63,8 @@ type Role struct {
 	ControlPlane bool
 	// ConfigIgn and GrubCfg go into the OEM partition under Flatcar's names.
 	ConfigIgn, GrubCfg []byte
+	// Butane are the user's files that ConfigIgn was rendered from, by digest.
+	Butane []store.Input
 	// Extensions are the user's; ours are added.
 	Extensions []Extension
 }

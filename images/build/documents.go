@@ -77,11 +77,14 @@ func (r *run) documents(ctx context.Context, m, old store.Manifest) (docs []stor
 			suffix  string
 			id      lock.ID
 			content []byte
+			from    []store.Input
 		}{
-			{store.Ignition, ".config.ign", "rendered/config.ign", r.in.Roles[i].ConfigIgn},
-			{store.GrubCfg, ".grub.cfg", "rendered/grub.cfg", r.in.Roles[i].GrubCfg},
+			{store.Ignition, ".config.ign", "rendered/config.ign", r.in.Roles[i].ConfigIgn, r.in.Roles[i].Butane},
+			{store.GrubCfg, ".grub.cfg", "rendered/grub.cfg", r.in.Roles[i].GrubCfg, nil},
 		} {
-			if err := add(name+f.suffix, role, f.format, f.content, []store.Input{bytesInput(f.id, f.content)}); err != nil {
+			inputs := append([]store.Input{bytesInput(f.id, f.content)}, f.from...)
+			slices.SortFunc(inputs, func(a, b store.Input) int { return cmp.Compare(a.ID, b.ID) })
+			if err := add(name+f.suffix, role, f.format, f.content, slices.Compact(inputs)); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -91,7 +94,9 @@ func (r *run) documents(ctx context.Context, m, old store.Manifest) (docs []stor
 
 // left tells whether the last build left this document.
 func left(out string, old store.Manifest, doc store.Artefact, content []byte) bool {
-	if !slices.ContainsFunc(old.Artefacts, func(a store.Artefact) bool { return a.Name == doc.Name && a.SHA256 == doc.SHA256 }) {
+	if !slices.ContainsFunc(old.Artefacts, func(a store.Artefact) bool {
+		return a.Name == doc.Name && a.SHA256 == doc.SHA256 && slices.Equal(a.Inputs, doc.Inputs)
+	}) {
 		return false
 	}
 	there, err := os.ReadFile(filepath.Join(out, doc.Name))

@@ -129,4 +129,16 @@ func TestABuildLeavesEvidenceOfItself(t *testing.T) {
 		t.Errorf("a lost document had %v built: %v", again.Built, err)
 	}
 	good("a document was lost")
+
+	// Another comment in a Butane file: the same image, and the manifest says so.
+	in.Roles[1].Butane = []store.Input{{ID: "butane/a.bu", SHA256: strings.Repeat("a", 64)}}
+	noted, err := build.Run(ctx, in, nil)
+	if err != nil || len(noted.Built) > 0 {
+		t.Errorf("another Butane file with the same result had %v built: %v", noted.Built, err)
+	}
+	of := artefact(t, noted.Manifest, "worker", store.Ignition).Inputs
+	if len(of) != 2 || of[0] != in.Roles[1].Butane[0] || of[1].ID != "rendered/config.ign" {
+		t.Errorf("config.ign is said to be of %v", of)
+	}
+	good("a Butane file was edited")
 }

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +18,7 @@ import (
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/butane/render"
 	"github.com/imagectl/imagectl/images/build"
+	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/release"
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/pxe/catalog"
@@ -110,8 +113,9 @@ type buildReport struct {
 	Manifest  store.Manifest `json:"manifest"`
 }
 
-// buildInputs renders a plan into what images/build needs.
-func buildInputs(p plan.Plan) (build.Inputs, error) {
+// buildInputs renders a plan into what images/build needs. dir is cluster.yaml's
+// directory, for names of files.
+func buildInputs(p plan.Plan, dir string) (build.Inputs, error) {
 	in := build.Inputs{
 		Cluster: p.Cluster, Flatcar: p.Flatcar.Version, Kubernetes: p.Kubernetes.Version, Arch: p.Flatcar.Arch,
 		Image: p.Flatcar.Image, PXEKernel: p.Flatcar.PXEKernel, PXEInitrd: p.Flatcar.PXEInitrd,
@@ -131,6 +135,10 @@ func buildInputs(p plan.Plan) (build.Inputs, error) {
 			return build.Inputs{}, err
 		}
 		role := build.Role{Name: r.Name, ControlPlane: r.ControlPlane, ConfigIgn: ign, GrubCfg: render.GrubCfg(r)}
+		for _, s := range r.Butane {
+			sum := sha256.Sum256(s.Content)
+			role.Butane = append(role.Butane, store.Input{ID: lock.ID("butane/" + seenFrom(dir, s.File)), SHA256: hex.EncodeToString(sum[:])})
+		}
 		for _, e := range r.Extensions {
 			role.Extensions = append(role.Extensions, build.Extension(e))
 		}

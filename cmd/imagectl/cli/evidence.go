@@ -28,7 +28,7 @@ func (g *globals) buildInputs() (plan.Plan, build.Inputs, error) {
 	if _, err := read.read(g.lockFile()); err != nil {
 		return plan.Plan{}, build.Inputs{}, fmt.Errorf("reading lock file: %w", err)
 	}
-	in, err := buildInputs(p)
+	in, err := buildInputs(p, g.dir())
 	if err != nil {
 		return plan.Plan{}, build.Inputs{}, err
 	}
@@ -53,14 +53,18 @@ func (f fileDigests) read(path string) ([]byte, error) {
 func (f fileDigests) resources(dir string) []provenance.Resource {
 	var out []provenance.Resource
 	for path, digest := range f {
-		name := path
-		if rel, err := filepath.Rel(dir, path); err == nil {
-			name = filepath.ToSlash(rel)
-		}
-		out = append(out, provenance.Resource{Name: name, Digest: provenance.Digest{SHA256: digest}})
+		out = append(out, provenance.Resource{Name: seenFrom(dir, path), Digest: provenance.Digest{SHA256: digest}})
 	}
 	slices.SortFunc(out, func(a, b provenance.Resource) int { return cmp.Compare(a.Name, b.Name) })
 	return out
+}
+
+// seenFrom names a file as it is seen from a directory.
+func seenFrom(dir, path string) string {
+	if rel, err := filepath.Rel(dir, path); err == nil {
+		return filepath.ToSlash(rel)
+	}
+	return path
 }
 
 // versions are those that cluster.yaml gives its inputs.
