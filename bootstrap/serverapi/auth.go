@@ -33,7 +33,7 @@ type permission struct {
 // permissions is the whole table: a call that is not here is refused.
 func permissions() map[string]permission {
 	node := permission{node: true}
-	read := permission{roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}}
+	read := permission{roles: readers()}
 	write := permission{roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}}
 	admin := permission{roles: []pki.Role{pki.RoleAdmin}}
 	return map[string]permission{
@@ -54,6 +54,16 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceDisarmMachineProcedure:   write,
 		apiconnect.OperatorServiceIssueKubeconfigProcedure: admin,
 	}
+}
+
+// readers are the roles that may look.
+func readers() []pki.Role { return []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader} }
+
+// MayRead tells whether a request for a Page comes from an operator who may look
+// at everything.
+func MayRead(r *http.Request) bool {
+	id := callerOf(r.Context()).identity
+	return id.Kind == pki.KindOperator && slices.Contains(readers(), id.Role)
 }
 
 // caller is who makes a call.
@@ -87,6 +97,9 @@ func callerOf(ctx context.Context) caller {
 // authenticate decides about every request before its body is read.
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	table := permissions()
+	for _, p := range s.cfg.Pages {
+		table[p.Path] = permission{anyone: p.Open, roles: readers()}
+	}
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := s.identify(r)
@@ -94,6 +107,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			err = s.allow(c, table[r.URL.Path], r.URL.Path)
 		}
 		if err != nil {
+			s.calls.refused(table, r.URL.Path, err)
 			s.cfg.Log.Info("call refused", "procedure", r.URL.Path, "caller", c.identity.String(), "source", c.source, "reason", err.Error())
 			// The client is gone if this fails.
 			_ = refuse.Write(w, r, err)

@@ -3,6 +3,7 @@ package serverapi
 import (
 	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -30,6 +31,11 @@ type Config struct {
 	Store *store.Store
 	// Boot explains the boot path; nil when this server boots nobody.
 	Boot BootPath
+	// Pages are served beside the calls.
+	Pages []Page
+	// Asked hears of each answer to an enrolment request; nil for nobody. It must not
+	// block.
+	Asked func(Asked)
 	// Lifetimes of certificates; the zero value means the defaults.
 	Lifetimes pki.Lifetimes
 	Now       func() time.Time
@@ -74,6 +80,28 @@ type Kubernetes struct {
 	Endpoint string
 	SANs     []string
 	Addons   []*api.Addon
+}
+
+// Page is what people and monitoring fetch with GET.
+type Page struct {
+	// Path is the whole path; nothing below it is served.
+	Path    string
+	Handler http.Handler
+	// Open needs no certificate; otherwise it takes an operator who may read.
+	Open bool
+}
+
+// Asked is an answer to an enrolment request.
+type Asked struct {
+	At time.Time
+	// Machine is its name in cluster.yaml; empty for one that is not there. MACs are
+	// what it says it has.
+	Machine string
+	MACs    []string
+	// Approved: it got a certificate. Waits: an operator has to compare its code.
+	// Otherwise it was refused. Code and Reason are what it was told.
+	Approved, Waits bool
+	Code, Reason    string
 }
 
 // BootPath explains what a machine gets when it netboots.

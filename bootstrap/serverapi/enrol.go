@@ -36,6 +36,21 @@ type enrolment struct{ *Server }
 
 // Enrol implements apiconnect.EnrolServiceHandler.
 func (s enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
+	resp, err := s.decideEnrol(ctx, req)
+	if err == nil && s.cfg.Asked != nil {
+		hw := hardware(req.Msg.GetFacts())
+		a := Asked{At: s.cfg.Now(), MACs: hw.MACs, Approved: resp.Msg.GetStatus() == api.EnrolResponse_STATUS_APPROVED,
+			Code: resp.Msg.GetReasonCode(), Reason: resp.Msg.GetReason()}
+		a.Waits = a.Code == enrol.CodePending
+		if name, refusal := s.index.Match(hw); refusal == nil {
+			a.Machine = name
+		}
+		s.cfg.Asked(a)
+	}
+	return resp, err
+}
+
+func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
 	from := callerOf(ctx)
 	key, err := pki.ParseRequest(req.Msg.GetCsrDer())
 	if err != nil {

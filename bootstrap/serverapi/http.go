@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,14 +34,21 @@ const (
 	renewPause = time.Minute
 )
 
-// Handler serves all three services. Requests must come through the TLS of
+// Handler serves all three services and the pages. Requests must come through the TLS of
 // TLSConfig.
 func (s *Server) Handler() http.Handler {
-	limit := connect.WithReadMaxBytes(maxRequest)
+	options := []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(s.calls)}
 	mux := http.NewServeMux()
-	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, limit))
-	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, limit))
-	mux.Handle(apiconnect.NewOperatorServiceHandler(operators{s}, limit))
+	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, options...))
+	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, options...))
+	mux.Handle(apiconnect.NewOperatorServiceHandler(operators{s}, options...))
+	for _, p := range s.cfg.Pages {
+		pattern := "GET " + p.Path
+		if strings.HasSuffix(p.Path, "/") {
+			pattern += "{$}"
+		}
+		mux.Handle(pattern, s.calls.page(p))
+	}
 	return s.authenticate(unhurried(mux))
 }
 
@@ -97,6 +105,7 @@ func (o *ownCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	switch {
 	case err == nil:
 		o.cert, o.renew = next, now.Add(pki.RenewAfter(s.lifetimes.Agent))
+		s.certificateEnd.Store(next.Leaf.NotAfter.Unix())
 	case o.cert == nil || now.After(o.cert.Leaf.NotAfter):
 		return nil, err
 	default:

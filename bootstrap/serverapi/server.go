@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -42,8 +43,12 @@ type Server struct {
 	index  enrol.Index
 	board  *board
 	fresh  *rate.Limiter // limits what is new at enrolment
+	calls  calls
 	// poll and headers are maxWait and headerTime but in tests.
 	poll, headers time.Duration
+
+	// certificateEnd is that of this server's own, in Unix time; 0 for none yet.
+	certificateEnd atomic.Int64
 
 	mu      sync.Mutex
 	choices coordinator.Choices
@@ -55,7 +60,7 @@ type Server struct {
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(),
-		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst),
+		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(),
 		poll: maxWait, headers: headerTime,
 	}
 	var listed []enrol.Hardware
@@ -175,18 +180,7 @@ const silence = 2 * time.Minute
 func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Choices, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.cfg.Now()
-	if !current(s.view.store) || !current(s.view.board) || now.After(s.view.until) {
-		s.view = view{store: s.cfg.Store.Changed(), board: s.board.Changed(), until: now.Add(5 * time.Second)}
-		for _, m := range s.cfg.Machines {
-			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, State: s.cfg.Store.State(m.Name)}
-			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
-				n.Seen = r.seen()
-			}
-			s.view.nodes = append(s.view.nodes, n)
-		}
-	}
-	nodes := s.view.nodes
+	nodes := s.refresh()
 	if coordinator.Choose(nodes, s.choices) == s.choices {
 		return nodes, s.choices, nil
 	}
@@ -209,6 +203,22 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 	}
 	s.choices = stored
 	return nodes, s.choices, nil
+}
+
+// refresh returns the coordinator's input; mu is held.
+func (s *Server) refresh() []coordinator.Node {
+	now := s.cfg.Now()
+	if !current(s.view.store) || !current(s.view.board) || now.After(s.view.until) {
+		s.view = view{store: s.cfg.Store.Changed(), board: s.board.Changed(), until: now.Add(5 * time.Second)}
+		for _, m := range s.cfg.Machines {
+			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, State: s.cfg.Store.State(m.Name)}
+			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
+				n.Seen = r.seen()
+			}
+			s.view.nodes = append(s.view.nodes, n)
+		}
+	}
+	return s.view.nodes
 }
 
 // current tells whether a channel is set and still open.

@@ -258,6 +258,13 @@ func (s *Store) await(ctx context.Context, revision int64) error {
 	}
 }
 
+// Size is how many bytes the database has on the disk, how many of them hold data,
+// and at how many it refuses to grow.
+func (s *Store) Size() (disk, used, limit int64) {
+	b := s.etcd.Server.Backend()
+	return b.Size(), b.SizeInUse(), quotaBytes
+}
+
 // AuditLines reads the audit log from its first entry, in pages.
 func (s *Store) AuditLines(ctx context.Context) iter.Seq2[[]byte, error] {
 	const page = 500
