@@ -77,6 +77,7 @@ var layers = map[string][]string{
 	"pxe/metrics":  {"pxe/boot", "pxe/dhcp", "pxe/funnel"},
 	"pxe/server":   {"pxe/boot", "pxe/dhcp", "pxe/httpboot", "pxe/listen", "pxe/tftp"},
 
+	"bootstrap/dashboard":      {},
 	"bootstrap/api":            {},
 	"bootstrap/api/apiconnect": {"bootstrap/api"},
 	"bootstrap/machine":        {},

@@ -225,6 +225,7 @@ func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
 		Name: d.Answer.Name, Firmware: d.Client.Stage != IPXE}
 	switch {
 	case d.Refused:
+		e.Detail += " (" + d.Code + ")"
 		e.Refusal = boot.Refusal{Code: d.Code, Reason: d.Reason}
 	case d.Client.Stage == HTTPBoot:
 		e.Refusal = boot.Refusal{Code: "http-boot", Reason: "UEFI HTTP boot is not served; the firmware goes on to its next boot option, PXE over IPv4 is the one that works"}
@@ -235,7 +236,7 @@ func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
 // refuse records that an answer which was ready does not leave.
 func (s *Server) refuse(p pending, code, reason string) {
 	if s.Recorder != nil {
-		s.Recorder.Record(boot.Event{At: s.Now(), Machine: p.client, Stage: boot.StageDHCP, Detail: reason, Name: p.name,
+		s.Recorder.Record(boot.Event{At: s.Now(), Machine: p.client, Stage: boot.StageDHCP, Detail: reason + " (" + code + ")", Name: p.name,
 			Refusal: boot.Refusal{Code: code, Reason: reason}})
 	}
 }

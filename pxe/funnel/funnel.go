@@ -67,6 +67,17 @@ func (f *Funnel) forget() {
 	delete(f.unlisted, oldest)
 }
 
+// Follows says whether there is a boot of an unlisted machine with this card.
+func (f *Funnel) Follows(mac net.HardwareAddr) bool {
+	if len(mac) != 6 {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, ok := f.unlisted[card(mac)]
+	return ok
+}
+
 // Machine is one machine with its boot.
 type Machine struct {
 	// Name is empty for a machine that cluster.yaml does not name; then MAC is set.

@@ -138,6 +138,9 @@ func TestStrangersAreBounded(t *testing.T) {
 		f.Record(e)
 	}
 	f.Record(boot.Event{At: start, Stage: boot.StageNBP})
+	if !f.Follows(mac(0)) || f.Follows(mac(1)) || f.Follows(nil) {
+		t.Error("it follows others than those that ask")
+	}
 	got := f.Machines()
 	if len(got) != 2+maxUnlisted || got[0].Name != "cp1" || got[1].Name != "w1" || got[2].MAC.String() != mac(0).String() {
 		t.Errorf("%d machines, the first are %v", len(got), got[:3])

@@ -209,6 +209,9 @@ func (h handler) fetched(r *http.Request, detail string, no boot.Refusal) {
 	if stage == "" || m.MAC == nil || r.Method != http.MethodGet {
 		return
 	}
+	if no.Code != "" {
+		detail += " (" + no.Code + ")"
+	}
 	h.record(r, boot.Event{Machine: m, Name: h.Source.Decide(m).Name, Stage: stage, Detail: detail, Refusal: no})
 }
 

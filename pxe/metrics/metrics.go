@@ -65,13 +65,16 @@ func New(reg prometheus.Registerer, f *funnel.Funnel) (*Boot, error) {
 }
 
 // Record implements boot.Recorder.
-func (b *Boot) Record(e boot.Event) {
+func (b *Boot) Record(e boot.Event) { b.Follow(e) }
+
+// Follow is Record; it tells what the event changed.
+func (b *Boot) Follow(e boot.Event) funnel.Step {
 	if e.Refusal.Code != "" {
 		b.refusals.WithLabelValues(string(e.Stage), e.Refusal.Code).Inc()
 	}
 	s, listed := b.funnel.Record(e)
 	if s.To == "" {
-		return
+		return s
 	}
 	name := unlisted
 	if listed {
@@ -81,6 +84,7 @@ func (b *Boot) Record(e boot.Event) {
 	if s.Timed {
 		b.took.WithLabelValues(string(s.To)).Observe(s.Took.Seconds())
 	}
+	return s
 }
 
 // DHCP is the meter of the DHCP server.

@@ -120,7 +120,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 		},
 		Refused: func(client netip.Addr, code, reason string) {
 			mac, _ := card(client) // counted also when nobody knows whose address it is
-			cfg.fetched(mac, reason, boot.Refusal{Code: code, Reason: reason})
+			cfg.fetched(mac, reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason})
 		},
 	}
 	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})

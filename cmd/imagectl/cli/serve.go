@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/user"
@@ -28,6 +29,8 @@ import (
 type serveFlags struct {
 	state, out, cache string
 	operator          string
+	dashboard         string
+	metrics           string
 	debug             bool
 }
 
@@ -44,6 +47,9 @@ func newServe(g *globals) *cobra.Command {
 		Example: "  sudo imagectl serve\n  sudo imagectl serve --state /var/lib/imagectl --out out",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
 			p, err := g.plan()
 			if err != nil {
 				return err
@@ -54,6 +60,8 @@ func newServe(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&f.state, "state", "/var/lib/imagectl", "state directory")
 	cmd.Flags().StringVar(&f.out, "out", "out", "output directory of imagectl build")
 	cmd.Flags().StringVar(&f.operator, "operator", "", "operator's name in the context file (default the user who calls, also through sudo)")
+	cmd.Flags().StringVar(&f.dashboard, "dashboard", dashboardOpen, "who sees the dashboard on the https port: open (anybody, without addresses), operators, off")
+	cmd.Flags().StringVar(&f.metrics, "metrics", "", "also serve /metrics by plain HTTP at this loopback `address`, such as 127.0.0.1:9640; the https port has it for operators' certificates")
 	cmd.Flags().BoolVar(&f.debug, "debug", false, "log why requests were not answered")
 	cacheFlag(cmd, &f.cache)
 	return cmd
@@ -72,6 +80,13 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	var metricsAt net.Listener
+	if f.metrics != "" {
+		if metricsAt, err = (&net.ListenConfig{}).Listen(ctx, "tcp", f.metrics); err != nil {
+			return fmt.Errorf("listening for /metrics: %w; let --metrics name another port", err)
+		}
+		defer metricsAt.Close()
+	}
 	sockets, err := listen.Open(ctx, listen.Config{
 		Interface: p.Boot.Interface, Address: p.Server.Address, DHCP: p.Boot.DHCP == plan.DHCPAuthoritative,
 		HTTPPort: p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
@@ -86,13 +101,20 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	}
 	defer st.Close()
 
-	journal := &server.Journal{}
-	bootPath := &bootPath{journal: journal, plan: p}
+	monitor, err := newMonitor(p)
+	if err != nil {
+		return err
+	}
+	bootPath := &bootPath{journal: &monitor.journal, plan: p}
 	config := site.serverConfig()
+	config.Asked, config.Pages = monitor.asked, monitor.pages(f.dashboard)
 	config.Store, config.Boot, config.Log = st, bootPath, log
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
 	api, err := serverapi.New(ctx, config)
 	if err != nil {
+		return err
+	}
+	if err := monitor.watch(api); err != nil {
 		return err
 	}
 	boots, err := site.catalogConfig(string(api.CAPEM()), st)
@@ -116,7 +138,8 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	}
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open,
-		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Recorder: journal, Log: log,
+		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Recorder: monitor, Log: log,
+		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP()},
 	})
 	if err != nil {
 		return err
@@ -137,6 +160,9 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		}},
 		keep,
 	)
+	if metricsAt != nil {
+		tasks = append(tasks, server.HTTPTask("metrics", metricsAt, monitor.metricsOnly(), log))
+	}
 	// The sockets are open: who calls from now on is answered.
 	fmt.Fprintf(g.stdio.Out, "imagectl serve: ready: cluster %s, %d machines, https://%s\n", p.Cluster, len(p.Machines), netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPSPort)))
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {

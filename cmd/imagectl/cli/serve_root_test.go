@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -212,6 +213,7 @@ func TestServeSurvivesKillAndStopsOnRequest(t *testing.T) {
 		t.Errorf("ignition: %s, %s, %v", resp.Status, body, err)
 	}
 	resp.Body.Close()
+	seenFromOutside(t)
 	if out, err := exec.Command("ss", "-Hltn").Output(); err != nil || strings.Count(string(out), "\n") != 2 {
 		t.Errorf("want two TCP listeners, 8080 and 8443: %v\n%s", err, out)
 	}
@@ -225,6 +227,60 @@ func TestServeSurvivesKillAndStopsOnRequest(t *testing.T) {
 	}
 }
 
+// seenFromOutside looks at what serve shows of itself, as anybody and as operator.
+func seenFromOutside(t *testing.T) {
+	t.Helper()
+	r, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	anybody := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.roots}, ForceAttemptHTTP2: true}}
+	operator := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.roots, Certificates: []tls.Certificate{r.cert}}, ForceAttemptHTTP2: true}}
+	get := func(c *http.Client, url string, size int64) (int, string) {
+		t.Helper()
+		resp, err := c.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if size == 0 { // a stream: its first message
+			line, err := bufio.NewReader(resp.Body).ReadString('}')
+			if err != nil {
+				t.Fatalf("%s: %v", url, err)
+			}
+			return resp.StatusCode, line
+		}
+		b, err := io.ReadAll(io.LimitReader(resp.Body, size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	const https, public = "https://" + rackAddress + ":8443", "http://" + rackAddress + ":8080"
+	for _, tt := range []struct {
+		client *http.Client
+		url    string
+		size   int64
+		status int
+		want   string
+	}{
+		{anybody, https + "/", 1 << 20, 200, "<!DOCTYPE html>"},
+		{anybody, https + "/events", 0, 200, `"operator":false,"view":{"cluster":"demo"`},
+		{operator, https + "/events", 0, 200, `"operator":true,"view":{"cluster":"demo"`},
+		{anybody, https + "/metrics", 1 << 20, 401, "needs a client certificate"},
+		{operator, https + "/metrics", 1 << 20, 200, `imagectl_machine_state_entered_timestamp_seconds{machine="w1",state="armed"}`},
+		{operator, https + "/metrics", 1 << 20, 200, `imagectl_dhcp_pool_addresses{subnet="10.97.0.0/16"} 250`},
+		{operator, https + "/metrics", 1 << 20, 200, `imagectl_http_requests_total{route="ignition",status="200"} 1`},
+		{anybody, public + "/metrics", 1 << 20, 404, ""},
+		{anybody, public + "/events", 1 << 20, 404, ""},
+		{anybody, public + "/", 1 << 20, 404, ""},
+	} {
+		if status, body := get(tt.client, tt.url, tt.size); status != tt.status || !strings.Contains(body, tt.want) {
+			t.Errorf("%s: got %d, %.300s; want %d, %s", tt.url, status, body, tt.status, tt.want)
+		}
+	}
+}
+
 func TestServeWithAThousandMachinesIsSmall(t *testing.T) {
 	dir := rackSite(t, 1000)
 	began := time.Now()
@@ -235,10 +291,44 @@ func TestServeWithAThousandMachinesIsSmall(t *testing.T) {
 			t.Fatalf("ls: %d, %s", code, errs)
 		}
 	}
+	look(t)
 	if got := residentMiB(t, s.Process.Pid); got > 150 {
 		t.Errorf("%d MiB resident with 1,000 machines, want at most 150", got)
 	} else {
 		t.Logf("%d MiB resident with 1,000 machines", got)
+	}
+}
+
+// look fetches the dashboard's first message and the metrics, as a viewer and a
+// monitoring system would again and again.
+func look(t *testing.T) {
+	t.Helper()
+	r, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.roots, Certificates: []tls.Certificate{r.cert}}, ForceAttemptHTTP2: true}}
+	for range 5 {
+		for path, want := range map[string]string{"/events": `"name":"w999"`, "/metrics": `{machine="w999",state="approved"}`} {
+			began := time.Now()
+			resp, err := c.Get(r.Server + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found, size := false, 0
+			for lines := bufio.NewReaderSize(resp.Body, 1<<20); !found; {
+				line, err := lines.ReadString('\n')
+				size += len(line)
+				if found = strings.Contains(line, want); err != nil {
+					break
+				}
+			}
+			resp.Body.Close()
+			if !found {
+				t.Fatalf("%s has no %s", path, want)
+			}
+			t.Logf("%s: %d KiB in %v", path, size>>10, time.Since(began).Round(time.Millisecond))
+		}
 	}
 }
 

@@ -1,0 +1,196 @@
+package cli
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/imagectl/imagectl/bootstrap/dashboard"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/funnel"
+	"github.com/imagectl/imagectl/pxe/metrics"
+	"github.com/imagectl/imagectl/pxe/server"
+)
+
+// Values of serve's --dashboard.
+const (
+	dashboardOpen      = "open"
+	dashboardOperators = "operators"
+	dashboardOff       = "off"
+)
+
+// check refuses what would show the inventory to more than it should.
+func (f serveFlags) check() error {
+	switch f.dashboard {
+	case dashboardOpen, dashboardOperators, dashboardOff:
+	default:
+		return usageError{fmt.Errorf("--dashboard %q is none of open, operators, off", f.dashboard)}
+	}
+	if f.metrics == "" {
+		return nil
+	}
+	at, err := netip.ParseAddrPort(f.metrics)
+	if err != nil {
+		return usageError{fmt.Errorf("--metrics: %w; give an address and a port, such as 127.0.0.1:9640", err)}
+	}
+	if !at.Addr().IsLoopback() {
+		return usageError{fmt.Errorf("--metrics %s is no loopback address: metrics name the machines; from elsewhere fetch https://SERVER:PORT/metrics with an operator's certificate", at)}
+	}
+	return nil
+}
+
+// monitor is what serve can be watched by: every boot event goes through it.
+type monitor struct {
+	registry *prometheus.Registry
+	journal  server.Journal
+	funnel   *funnel.Funnel
+	boots    *metrics.Boot
+	page     *dashboard.Dashboard
+	cluster  string
+	// api is set before anything is served.
+	api *serverapi.Server
+}
+
+func newMonitor(p plan.Plan) (*monitor, error) {
+	var names []string
+	for _, m := range p.Machines {
+		names = append(names, m.Name)
+	}
+	m := &monitor{registry: prometheus.NewRegistry(), funnel: funnel.New(names), cluster: p.Cluster}
+	var err error
+	if m.boots, err = metrics.New(m.registry, m.funnel); err != nil {
+		return nil, fmt.Errorf("preparing metrics: %w", err)
+	}
+	m.page = dashboard.New(dashboard.Config{Look: m.look, Operator: serverapi.MayRead, Now: time.Now})
+	return m, nil
+}
+
+// watch adds what the https services know.
+func (m *monitor) watch(api *serverapi.Server) error {
+	m.api = api
+	for _, c := range append(api.Collectors(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) {
+		if err := m.registry.Register(c); err != nil {
+			return fmt.Errorf("preparing metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+// Record implements boot.Recorder.
+func (m *monitor) Record(e boot.Event) {
+	m.boots.Record(e)
+	m.journal.Record(e)
+}
+
+// asked takes an answer to an enrolment as the last stage of a boot. Machines ask
+// every two seconds, so only news is kept.
+func (m *monitor) asked(a serverapi.Asked) {
+	e := boot.Event{At: a.At, Stage: boot.StageEnrolled, Name: a.Machine, Detail: a.Reason + " (" + a.Code + ")"}
+	var cards []net.HardwareAddr
+	for _, text := range a.MACs {
+		if mac, err := net.ParseMAC(text); err == nil {
+			cards = append(cards, mac)
+		}
+	}
+	if len(cards) > 0 {
+		// The funnel knows an unlisted machine by the card that it booted with.
+		e.Machine.MAC = cards[max(0, slices.IndexFunc(cards, m.funnel.Follows))]
+	}
+	switch {
+	case a.Waits:
+		return
+	case !a.Approved:
+		e.Refusal = boot.Refusal{Code: a.Code, Reason: a.Reason}
+	}
+	if !m.boots.Follow(e).News {
+		return
+	}
+	for _, mac := range cards {
+		e.Machine.MAC = mac
+		m.journal.Record(e)
+	}
+}
+
+// pages are served on the https port.
+func (m *monitor) pages(show string) []serverapi.Page {
+	pages := []serverapi.Page{{Path: "/metrics", Handler: m.metrics()}}
+	if show == dashboardOff {
+		return pages
+	}
+	handlers := m.page.Handlers()
+	for _, path := range slices.Sorted(maps.Keys(handlers)) {
+		pages = append(pages, serverapi.Page{Path: path, Handler: handlers[path], Open: show == dashboardOpen})
+	}
+	return pages
+}
+
+func (m *monitor) metrics() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 20 * time.Second})
+}
+
+// metricsOnly is for the loopback listener.
+func (m *monitor) metricsOnly() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", m.metrics())
+	return mux
+}
+
+// look puts together what the parts know about each machine.
+func (m *monitor) look() dashboard.View {
+	machines, ready, summary := m.api.Look()
+	boots := map[string]funnel.Boot{}
+	var rows, strangers []dashboard.Machine
+	seen := map[string]bool{}
+	for _, b := range m.funnel.Machines() {
+		if b.Name != "" {
+			boots[b.Name] = b.Boot
+		} else {
+			boots[b.MAC.String()] = b.Boot
+		}
+	}
+	for _, s := range machines {
+		row := dashboard.Machine{
+			Name: s.Name, Role: s.Role, Zone: s.Zone, State: s.State, Since: s.Since, Seen: s.Seen,
+			Reason: s.Reason, Activity: s.Activity, Alarm: s.Conflict,
+			Private: &dashboard.Private{MACs: s.MACs, Address: s.Address}, Unlisted: !s.Known,
+		}
+		if s.Total > 0 {
+			row.Percent = int(100 * s.Done / s.Total)
+		}
+		if s.Known {
+			rows = append(rows, with(row, boots[s.Name]))
+			continue
+		}
+		for _, mac := range s.MACs {
+			if b, ok := boots[mac]; ok && !seen[mac] {
+				row, seen[mac] = with(row, b), true
+			}
+		}
+		strangers = append(strangers, row)
+	}
+	for _, b := range m.funnel.Machines() {
+		if mac := b.MAC.String(); b.Name == "" && !seen[mac] {
+			strangers = append(strangers, with(dashboard.Machine{Name: mac, Unlisted: true, Reason: "cluster.yaml does not list it"}, b.Boot))
+		}
+	}
+	return dashboard.View{Cluster: m.cluster, Ready: ready, Summary: summary, Machines: append(rows, strangers...)}
+}
+
+// with adds a machine's newest boot.
+func with(row dashboard.Machine, b funnel.Boot) dashboard.Machine {
+	row.Stage, row.At, row.Over = string(b.Stage), b.At, b.Over()
+	if b.Refusal.Code != "" {
+		row.Refusal = &dashboard.Refusal{Code: b.Refusal.Code, Reason: b.Refusal.Reason, At: b.RefusedAt}
+	}
+	return row
+}

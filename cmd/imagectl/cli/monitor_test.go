@@ -1,0 +1,110 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+func TestServeShowsTheInventoryToNobodyByMistake(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ metrics, dashboard, want string }{
+		{"", "open", ""},
+		{"127.0.0.1:9640", "off", ""},
+		{"[::1]:9640", "operators", ""},
+		{"0.0.0.0:9640", "open", "--metrics 0.0.0.0:9640 is no loopback address: metrics name the machines; from elsewhere fetch https://SERVER:PORT/metrics with an operator's certificate"},
+		{":9640", "open", `--metrics: no IP; give an address and a port, such as 127.0.0.1:9640`},
+		{"", "public", `--dashboard "public" is none of open, operators, off`},
+	} {
+		err := serveFlags{metrics: tt.metrics, dashboard: tt.dashboard}.check()
+		if got := fmt.Sprint(err); (tt.want == "") != (err == nil) || err != nil && got != tt.want {
+			t.Errorf("%+v: got %s", tt, got)
+		}
+	}
+}
+
+// A machine's way from DHCP to its approved key, asked every two seconds.
+func TestEnrolmentEndsABoot(t *testing.T) {
+	t.Parallel()
+	m, err := newMonitor(plan.Plan{Cluster: "demo", Machines: []plan.Machine{{Name: "cp1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cards := []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}
+	start := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
+	for i, e := range []boot.Event{
+		{Stage: boot.StageDHCP, Firmware: true}, {Stage: boot.StageScript, Action: boot.Install}, {Stage: boot.StageKernel}, {Stage: boot.StageIgnition},
+	} {
+		e.At, e.Name, e.Machine.MAC = start.Add(time.Duration(i)*time.Second), "cp1", cards[1]
+		m.Record(e)
+	}
+	ask := func(name, code string, approved, waits bool, macs ...string) {
+		for range 5 {
+			m.asked(serverapi.Asked{At: start.Add(time.Minute), Machine: name, MACs: macs, Approved: approved, Waits: waits, Code: code, Reason: "because " + code})
+		}
+	}
+	both := []string{cards[0].String(), cards[1].String()}
+	ask("cp1", "enrol-pending", false, true, both...)
+	ask("cp1", "enrol-key-conflict", false, false, both...)
+	ask("cp1", "enrol-approved", true, false, both...)
+	got := m.funnel.Machines()[0].Boot
+	if got.Stage != boot.StageEnrolled || !got.Over() || got.Refusal.Code != "enrol-key-conflict" || got.Took[boot.StageEnrolled] != 57*time.Second {
+		t.Errorf("got %+v", got)
+	}
+	var story strings.Builder
+	for _, e := range m.journal.Events(cards[1]) {
+		fmt.Fprintf(&story, "%s %s\n", e.Stage, e.Detail)
+	}
+	want := "dhcp \nscript \nkernel \nignition \nenrolled because enrol-key-conflict (enrol-key-conflict)\nenrolled because enrol-approved (enrol-approved)\n"
+	if story.String() != want {
+		t.Errorf("imagectl why says\n%swant\n%s", story.String(), want)
+	}
+
+	// A machine that cluster.yaml does not name is followed by the card that it
+	// booted with, which need not be its first.
+	stranger := []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}
+	m.Record(boot.Event{At: start, Stage: boot.StageDHCP, Machine: boot.Machine{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 0xb}}})
+	ask("", "enrol-unknown-machine", false, false, stranger...)
+	all := m.funnel.Machines()
+	if len(all) != 2 || all[1].MAC.String() != stranger[1] || all[1].Boot.Refusal.Code != "enrol-unknown-machine" {
+		t.Errorf("got %+v", all)
+	}
+	ask("", "enrol-no-facts", false, false)
+	ask("", "enrol-no-facts", false, false, "no address")
+}
+
+// What /metrics says is read by Prometheus' own parser.
+func TestMetricsAreWellFormed(t *testing.T) {
+	t.Parallel()
+	m, err := newMonitor(plan.Plan{Cluster: "demo", Machines: []plan.Machine{{Name: "cp1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Record(boot.Event{At: time.Now(), Stage: boot.StageDHCP, Name: "cp1"})
+	w := httptest.NewRecorder()
+	m.metricsOnly().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(w.Body)
+	if err != nil || families["imagectl_boot_stage_entered_timestamp_seconds"] == nil {
+		t.Errorf("%d families, %v", len(families), err)
+	}
+	if problems, err := testutil.GatherAndLint(m.registry); err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+	w = httptest.NewRecorder()
+	m.metricsOnly().ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	if w.Code != 404 {
+		t.Errorf("/ on the metrics port: %d", w.Code)
+	}
+}
