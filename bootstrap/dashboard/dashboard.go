@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -72,6 +73,19 @@ type Machine struct {
 	Private *Private `json:"private,omitempty"`
 	// Unlisted: cluster.yaml does not name it. Only operators see those.
 	Unlisted bool `json:"unlisted,omitempty"`
+}
+
+// address finds what tells an address or a UUID in a sentence.
+var address = regexp.MustCompile(`(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|([0-9a-f]{2}-){5}[0-9a-f]{2}|([0-9a-f]{0,4}:){3,}[0-9a-f]{0,4}|[0-9]{1,3}(\.[0-9]{1,3}){3}`)
+
+// public is what anybody may see of a machine: also its sentences name no address.
+func (m Machine) public() Machine {
+	hide := func(s string) string { return address.ReplaceAllString(s, "…") }
+	m.Private, m.Reason, m.Activity = nil, hide(m.Reason), hide(m.Activity)
+	if m.Refusal != nil {
+		m.Refusal = &Refusal{Code: m.Refusal.Code, Reason: hide(m.Refusal.Reason), At: m.Refusal.At}
+	}
+	return m
 }
 
 // Refusal is why a machine did not get what it asked for.
@@ -169,7 +183,7 @@ func guarded(next http.Handler) http.Handler {
 }
 
 // enter takes a place for a viewer; leave gives it back.
-func (d *Dashboard) enter(operator bool, address string) (leave func(), ok bool) {
+func (d *Dashboard) enter(operator bool, from string) (leave func(), ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
@@ -180,17 +194,17 @@ func (d *Dashboard) enter(operator bool, address string) (leave func(), ok bool)
 			defer d.mu.Unlock()
 			d.operators--
 		}, true
-	case d.public >= maxViewers || d.viewers[address] >= maxPerAddress:
+	case d.public >= maxViewers || d.viewers[from] >= maxPerAddress:
 		return nil, false
 	}
 	d.public++
-	d.viewers[address]++
+	d.viewers[from]++
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.public--
-		if d.viewers[address]--; d.viewers[address] == 0 {
-			delete(d.viewers, address)
+		if d.viewers[from]--; d.viewers[from] == 0 {
+			delete(d.viewers, from)
 		}
 	}, true
 }
@@ -201,11 +215,11 @@ func (d *Dashboard) events(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	operator := d.cfg.Operator(r)
-	address, _, err := net.SplitHostPort(r.RemoteAddr)
+	from, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
-		address = r.RemoteAddr
+		from = r.RemoteAddr
 	}
-	leave, ok := d.enter(operator, address)
+	leave, ok := d.enter(operator, from)
 	if !ok {
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "too many viewers, try again", http.StatusServiceUnavailable)
@@ -295,8 +309,7 @@ func encode(v View, old *frame, now time.Time) *frame {
 	for _, m := range v.Machines {
 		r := row{name: m.Name, private: marshal(m), privateVersion: f.version, publicVersion: f.version}
 		if !m.Unlisted {
-			m.Private = nil
-			r.public = marshal(m)
+			r.public = marshal(m.public())
 		}
 		if was, ok := before[m.Name]; ok {
 			if string(was.private) == string(r.private) {

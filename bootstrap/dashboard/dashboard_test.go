@@ -150,6 +150,23 @@ func TestEverybodySeesStatesAndOperatorsSeeAll(t *testing.T) {
 	}
 }
 
+func TestSentencesForAnybodyNameNoAddress(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"refused 10.0.0.5: 10.0.0.5 is not in 10.0.1.0/24": "refused …: … is not in …/24",
+		"no reservation for 52:54:00:AB:00:01":             "no reservation for …",
+		"fe80::5054:ff:fe00:1 or 52-54-00-ab-00-01":        "… or …",
+		"uuid 33333333-3333-4333-8333-333333333333, disk":  "uuid …, disk",
+		"imagectl 4593.2.5 since 08:11:06, v1.36.3":        "imagectl 4593.2.5 since 08:11:06, v1.36.3",
+	} {
+		m := Machine{Reason: text, Activity: text, Refusal: &Refusal{Reason: text}, Private: &Private{Address: "10.0.0.1"}}
+		got := m.public()
+		if got.Reason != want || got.Activity != want || got.Refusal.Reason != want || got.Private != nil || m.Refusal.Reason != text {
+			t.Errorf("%s: got %+v", text, got)
+		}
+	}
+}
+
 func TestOnlyChangesAreSent(t *testing.T) {
 	t.Parallel()
 	s := &stage{view: View{Cluster: "demo", Machines: machines()}}
