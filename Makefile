@@ -102,18 +102,18 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	$(call say,real parts as processes (about 2 minutes))
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.v
 
 .PHONY: release-test
 release-test: build release ## the test release itself: bad ones refused, firmware, verity, Ignition, doors
 	$(call say,the test release in virtual machines (about 5 minutes))
-	go test -count=1 -tags vm -parallel 2 -timeout 40m -v ./test/release -release $(RELEASE) -bin $(CURDIR)/bin
+	go test -count=1 -tags vm -parallel 2 -timeout 90m -v ./test/release -release $(RELEASE) -bin $(CURDIR)/bin
 
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
 	$(call say,the scenario in virtual machines (15 to 25 minutes without KVM))
 	go test -c -tags e2e -o bin/e2e.test ./test/e2e
-	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 45m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
+	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 
 .PHONY: bench-images
 bench-images: release ## making images, against what people use otherwise

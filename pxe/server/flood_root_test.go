@@ -95,7 +95,7 @@ func TestFloodedServerStillAnswers(t *testing.T) {
 	station(t, func(probe *net.Interface) error {
 		card = probe.HardwareAddr
 		for i := range 2 {
-			client, err := nclient4.New(probe.Name, nclient4.WithTimeout(5*time.Second), nclient4.WithRetry(5))
+			client, err := nclient4.New(probe.Name, nclient4.WithTimeout(5*time.Second), nclient4.WithRetry(60))
 			if err != nil {
 				return err
 			}

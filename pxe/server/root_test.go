@@ -82,7 +82,7 @@ func (r *rack) Record(e boot.Event) {
 // waitEvent waits until a machine has come to a stage for the count-th time.
 func (r *rack) waitEvent(t *testing.T, n int, stage boot.Stage, count int) {
 	t.Helper()
-	limit := time.After(5 * time.Minute)
+	limit := time.After(15 * time.Minute)
 	for {
 		seen := 0
 		for _, e := range r.Events(mac(n)) {
@@ -252,7 +252,7 @@ func digest(t *testing.T, path string) []byte {
 // wait waits for a match of an expression on the console and returns its groups.
 func wait(t *testing.T, g *vm.Guest, expr string) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	m, err := g.Console.Wait(ctx, 0, regexp.MustCompile(expr))
 	if err != nil {

@@ -66,7 +66,7 @@ func newRack(t *testing.T, ctx context.Context) *lab.Lab {
 }
 
 func TestMainJob(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 40*time.Minute, fmt.Errorf("the scenario's 40 minutes are over"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 80*time.Minute, fmt.Errorf("the scenario's 80 minutes are over"))
 	defer cancel()
 	rack := newRack(t, ctx)
 
@@ -90,7 +90,7 @@ func TestMainJob(t *testing.T) {
 		if err := rack.Launch(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if err := rack.WaitState(ctx, "cp1", "installing"); err != nil {
+		if err := rack.WaitState(ctx, "cp1", "installing", "installed", "enrolled", "member", "ready"); err != nil {
 			t.Fatal(err)
 		}
 		rack.KillServe()

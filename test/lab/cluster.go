@@ -51,7 +51,7 @@ func (l *Lab) RunProbe(ctx context.Context, node string) error {
 	return Until(ctx, func() (bool, string, error) {
 		out, err := l.Kubectl(ctx, "get", "pod", "probe", "-o", "json")
 		if err != nil {
-			return false, "", err
+			return false, err.Error(), l.died()
 		}
 		var pod struct {
 			Status struct{ Phase, PodIP string }

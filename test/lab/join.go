@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -64,7 +65,7 @@ func (l *Lab) Approve(ctx context.Context, m Machine) error {
 	if err := Until(ctx, func() (bool, string, error) {
 		views, err := l.Views(ctx)
 		if err != nil {
-			return false, "", err
+			return false, err.Error(), l.died()
 		}
 		shown := views[m.Name].PendingCode
 		if shown != "" && shown != code {
@@ -97,11 +98,16 @@ func (l *Lab) Form(ctx context.Context) error {
 	return l.WaitReady(ctx)
 }
 
-// WaitState waits until a machine is in a state.
-func (l *Lab) WaitState(ctx context.Context, name, state string) error {
+// WaitState waits until a machine is in one of some states. They should be all that
+// follow the wanted one: a quick machine does not stay for us to look.
+func (l *Lab) WaitState(ctx context.Context, name string, states ...string) error {
 	return Until(ctx, func() (bool, string, error) {
 		views, err := l.Views(ctx)
-		return err == nil && views[name].State == state, fmt.Sprintf("waiting for %s to be %s, it is %s", name, state, views[name].State), err
+		if err != nil {
+			return false, err.Error(), l.died()
+		}
+		now := views[name].State
+		return slices.Contains(states, now), fmt.Sprintf("waiting for %s to be %s, it is %s", name, states[0], now), nil
 	})
 }
 
@@ -138,7 +144,7 @@ func (l *Lab) WaitReady(ctx context.Context) error {
 	return Until(ctx, func() (bool, string, error) {
 		views, err := l.Views(ctx)
 		if err != nil {
-			return false, "", err
+			return false, err.Error(), l.died()
 		}
 		ready, reasons := 0, []string{}
 		for _, m := range l.Active() {

@@ -78,7 +78,7 @@ func accepts(ctx context.Context, address string) (bool, error) {
 // answers every request with 401.
 func RefusesStrangers(ctx context.Context, address string) error {
 	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	conn, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {

@@ -39,7 +39,7 @@ func (l *Lab) Serve(ctx context.Context) error {
 		close(p.done)
 	}()
 	l.serve = p
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	return Until(ctx, func() (bool, string, error) {
 		select {
@@ -51,6 +51,17 @@ func (l *Lab) Serve(ctx context.Context) error {
 		_, err := l.Imagectl(ctx, "machines", "ls", "-o", "json")
 		return err == nil, fmt.Sprintf("waiting for imagectl serve: %v", err), nil
 	})
+}
+
+// died returns an error once the server has ended. Until then, one call that failed
+// is a reason to ask again: the machine is slow and shared.
+func (l *Lab) died() error {
+	select {
+	case <-l.serve.done:
+		return fmt.Errorf("imagectl serve ended: %v", l.serve.err)
+	default:
+		return nil
+	}
 }
 
 // State is the server's state directory.

@@ -25,7 +25,7 @@ func (l *Lab) Capture() (stop func() (string, error), err error) {
 		return nil, fmt.Errorf("recording the wire: %w", err)
 	}
 	// tcpdump writes the file header once it is listening.
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if st, err := os.Stat(path); err == nil && st.Size() >= 24 {
 			break
 		}

@@ -337,8 +337,8 @@ func (r *rack) wait(limit time.Duration, what string, good func() (bool, string)
 func (r *rack) views() map[string]*api.MachineView {
 	resp, err := r.op.ListMachines(r.t.Context(), connect.NewRequest(&api.ListMachinesRequest{}))
 	if err != nil {
-		r.t.Errorf("listing machines: %v", err)
-		return nil
+		r.t.Logf("listing machines: %v", err)
+		return nil // whoever waits asks again
 	}
 	out := make(map[string]*api.MachineView)
 	for _, m := range resp.Msg.GetMachines() {
@@ -354,12 +354,12 @@ func (r *rack) approve() {
 	r.t.Helper()
 	for name, m := range r.nodes {
 		// systemd would give up on a start that waited for an operator.
-		r.wait(time.Minute, name+"'s agent to be ready", func() (bool, string) {
+		r.wait(5*time.Minute, name+"'s agent to be ready", func() (bool, string) {
 			text, err := os.ReadFile(m.Dir + "/bootstrapd.service.log")
 			return err == nil && bytes.Contains(text, []byte("notified: READY=1\n")), string(text)
 		})
 		var code string
-		r.wait(time.Minute, name+"'s code", func() (bool, string) {
+		r.wait(5*time.Minute, name+"'s code", func() (bool, string) {
 			text, err := os.ReadFile(m.Dir + "/console")
 			if err != nil {
 				return false, err.Error()
@@ -469,14 +469,14 @@ func (r *rack) rebootWithoutServer() {
 	}
 	cp := r.nodes["cp1"]
 	began := time.Now()
-	r.wait(5*time.Minute, "the cluster without its server", func() (bool, string) {
+	r.wait(15*time.Minute, "the cluster without its server", func() (bool, string) {
 		out, err := cp.on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "--raw", "/readyz")
 		if err != nil {
 			return false, "the API server is not ready"
 		}
 		return true, out
 	})
-	r.wait(5*time.Minute, "the worker without its server", func() (bool, string) {
+	r.wait(15*time.Minute, "the worker without its server", func() (bool, string) {
 		out, err := r.nodes["w1"].on("kubectl", "--kubeconfig", "/etc/kubernetes/kubelet.conf", "get", "node", "w1", "--no-headers")
 		if err != nil {
 			return false, "it does not reach the API server"
@@ -535,13 +535,17 @@ func (r *rack) check() {
 				r.t.Errorf("%s listens on %s", name, f[3])
 			}
 		}
-		out, err = m.on("sh", "-c", "grep VmRSS /proc/$(pidof bootstrapd)/status")
-		if err != nil {
-			r.t.Fatal(err)
-		}
 		var kib int
-		if _, err := fmt.Sscanf(strings.Join(strings.Fields(out), " "), "VmRSS: %d kB", &kib); err != nil || kib > 50<<10 {
-			r.t.Errorf("%s: bootstrapd has %s", name, out)
+		r.wait(5*time.Minute, name+"'s agent after its last death", func() (bool, string) {
+			out, err := m.on("sh", "-c", "grep VmRSS /proc/$(pidof bootstrapd)/status")
+			if err != nil {
+				return false, err.Error()
+			}
+			_, err = fmt.Sscanf(strings.Join(strings.Fields(out), " "), "VmRSS: %d kB", &kib)
+			return err == nil, strings.TrimSpace(out)
+		})
+		if kib > 50<<10 {
+			r.t.Errorf("%s: bootstrapd has %d KiB", name, kib)
 		}
 		r.t.Logf("%s: bootstrapd uses %d MiB", name, kib>>10)
 	}

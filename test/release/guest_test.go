@@ -17,7 +17,7 @@ import (
 )
 
 // bootLimit is generous: two busy cores without KVM boot in one to two minutes.
-const bootLimit = 8 * time.Minute
+const bootLimit = 20 * time.Minute
 
 // escapes are the terminal sequences that GRUB and systemd print.
 var escapes = regexp.MustCompile("\x1b(?:\\[[0-9;?=]*[A-Za-z]|[()][0-9A-B])")

@@ -45,7 +45,7 @@ func TestMediumBootsEveryWay(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			began := time.Now()
-			nic, _ := network(t)
+			nic, _ := network()
 			g := boot(t, join(tt.args, nic)...)
 			line := g.wait(`Command line: (.*)`)[1]
 			t.Logf("the kernel started after %s", time.Since(began).Round(time.Second))

@@ -131,21 +131,8 @@ func (c Config) variables() (remembers bool, err error) {
 // shown already stays until the next reset; from then on OVMF, which otherwise
 // sorts its entries by it at every start, follows what it remembers.
 func (g *Guest) forgetOrder() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	for {
-		_, err := os.Stat(g.qmpPath())
-		if err == nil {
-			break
-		}
-		select {
-		case <-g.done:
-			return fmt.Errorf("starting guest %s: it ended: %s", g.Name, g.Console.Tail(5))
-		case <-ctx.Done():
-			return fmt.Errorf("starting guest %s: waiting for its control socket: %w", g.Name, err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
 	for _, device := range []string{"nic", "blk"} {
 		if err := g.qmp(ctx, "qom-set", map[string]any{"path": "/machine/peripheral/" + device, "property": "bootindex", "value": -1}); err != nil {
 			return err
@@ -225,15 +212,32 @@ func (g *Guest) Stop() {
 	<-g.done
 }
 
+// dial connects to the guest's control socket. One that has just been started has
+// none yet, or a name where nobody listens yet.
+func (g *Guest) dial(ctx context.Context) (net.Conn, error) {
+	for {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", g.qmpPath())
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+			return conn, err
+		}
+		select {
+		case <-g.done:
+			return nil, fmt.Errorf("it ended: %s", g.Console.Tail(5))
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for its control socket: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // qmp runs one command of the QEMU Machine Protocol.
 func (g *Guest) qmp(ctx context.Context, command string, arguments map[string]any) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", g.qmpPath())
+	conn, err := g.dial(ctx)
 	if err != nil {
 		return fmt.Errorf("controlling guest %s: %w", g.Name, err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 		return err
 	}
 	r := bufio.NewReader(conn)

@@ -33,7 +33,7 @@ func TestSentinelDiskBootsUnderBothFirmwares(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer g.Stop()
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 			defer cancel()
 			if _, err := g.Console.Wait(ctx, 0, regexp.MustCompile(regexp.QuoteMeta(Sentinel))); err != nil {
 				t.Fatal(err)
