@@ -29,6 +29,9 @@ const (
 	// BuilderID is the party that the statement's signer speaks for: whoever ran
 	// imagectl build and holds the key.
 	BuilderID = "https://github.com/imagectl/imagectl"
+
+	// program is this program's name among versions and dependencies.
+	program = "imagectl"
 )
 
 // Statement is an in-toto Statement (in-toto/attestation, spec/v1/statement.md).
@@ -112,11 +115,11 @@ func Encode(b Build) ([]byte, error) {
 	s.Predicate = Predicate{
 		BuildDefinition: BuildDefinition{BuildType: BuildType, ExternalParameters: b.Parameters, ResolvedDependencies: deps},
 		RunDetails: RunDetails{Builder: Builder{
-			ID: BuilderID, Version: map[string]string{"imagectl": b.Version},
+			ID: BuilderID, Version: map[string]string{program: b.Version},
 		}},
 	}
 	if b.Program != "" {
-		s.Predicate.RunDetails.Builder.BuilderDependencies = []Resource{{Name: "imagectl", Digest: Digest{SHA256: b.Program}}}
+		s.Predicate.RunDetails.Builder.BuilderDependencies = []Resource{{Name: program, Digest: Digest{SHA256: b.Program}}}
 	}
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("encoding provenance: %w", err)
@@ -129,6 +132,32 @@ func Encode(b Build) ([]byte, error) {
 		return nil, fmt.Errorf("encoding provenance: %w", err)
 	}
 	return buf.Bytes(), nil
+}
+
+// Version of the imagectl that built the subjects; empty when it is not known.
+func (s Statement) Version() string { return s.Predicate.RunDetails.Builder.Version[program] }
+
+// Program is the SHA-256 digest of the imagectl that built the subjects; empty
+// when it is not known.
+func (s Statement) Program() string {
+	for _, r := range s.Predicate.RunDetails.Builder.BuilderDependencies {
+		if r.Name == program {
+			return r.Digest.SHA256
+		}
+	}
+	return ""
+}
+
+// Sources are the dependencies that are Build's Files: a locked input says where
+// it is from, a file does not.
+func (s Statement) Sources() []Resource {
+	var out []Resource
+	for _, r := range s.Predicate.BuildDefinition.ResolvedDependencies {
+		if r.URI == "" && len(r.Annotations) == 0 {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 func resource(b lock.Blob) Resource {

@@ -3,26 +3,30 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/imagectl/imagectl/images/build"
 	"github.com/imagectl/imagectl/images/evidence"
+	"github.com/imagectl/imagectl/images/provenance"
 	"github.com/imagectl/imagectl/images/release"
 	"github.com/imagectl/imagectl/images/store"
 )
 
 // rebuild builds what a manifest lists once more and adds to the checks what
-// came out otherwise.
-func (g *globals) rebuild(ctx context.Context, dir, cache, work string, checks []evidence.Check) ([]evidence.Check, error) {
+// came out otherwise. since names what changed since the build.
+func (g *globals) rebuild(ctx context.Context, dir, cache, work string, checks []evidence.Check) (out []evidence.Check, since []string, err error) {
 	want, err := store.ReadManifest(dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	_, in, err := g.buildInputs()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	in.Sets = build.SetsOf(want)
 	seen := map[string]bool{}
@@ -35,21 +39,54 @@ func (g *globals) rebuild(ctx context.Context, dir, cache, work string, checks [
 	}
 	tmp, err := os.MkdirTemp(work, "imagectl-rebuild-")
 	if err != nil {
-		return nil, fmt.Errorf("making a directory for the rebuild: %w; give one with --work", err)
+		return nil, nil, fmt.Errorf("making a directory for the rebuild: %w; give one with --work", err)
 	}
 	defer os.RemoveAll(tmp)
 	in.Out = filepath.Join(tmp, "out")
 	if in.Store, err = g.inputsApart(ctx, in, cache, tmp); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if in.Builder, err = builder(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	in.Evidence.Program = in.Builder
+	if since, err = changedSince(dir, in.Evidence); err != nil {
+		return nil, nil, err
 	}
 	res, err := runBuild(ctx, g, in)
 	if err != nil {
-		return nil, fmt.Errorf("rebuilding: %w", err)
+		return nil, nil, fmt.Errorf("rebuilding: %w", err)
 	}
-	return compareRebuilt(checks, want, res.Manifest), nil
+	return compareRebuilt(checks, want, res.Manifest), since, nil
+}
+
+// changedSince names what the provenance knows as another than there is now. A
+// provenance that cannot be read names nothing; verify has a check of it.
+func changedSince(dir string, now build.Evidence) (names []string, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, evidence.ProvenanceName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading provenance: %w", err)
+	}
+	e, err := provenance.ParseEnvelope(b)
+	if err != nil {
+		return nil, nil
+	}
+	then, err := provenance.Parse(e.Payload)
+	if err != nil {
+		return nil, nil
+	}
+	for _, r := range now.Files {
+		if !slices.ContainsFunc(then.Sources(), func(d provenance.Resource) bool { return d.Name == r.Name && d.Digest == r.Digest }) {
+			names = append(names, r.Name)
+		}
+	}
+	if p := then.Program(); p != "" && p != now.Program {
+		names = append(names, "imagectl itself")
+	}
+	return names, nil
 }
 
 // inputsApart opens the cache so that nothing derived by an earlier build is

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -52,8 +53,9 @@ func newVerify(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			var since []string
 			if rebuild {
-				if checks, err = g.rebuild(cmd.Context(), dir, cache, work, checks); err != nil {
+				if checks, since, err = g.rebuild(cmd.Context(), dir, cache, work, checks); err != nil {
 					return err
 				}
 			}
@@ -66,7 +68,7 @@ func newVerify(g *globals) *cobra.Command {
 				return err
 			}
 			if bad := countBad(checks); bad > 0 {
-				return fmt.Errorf("%d of %s in %s are not what was built; build them again with imagectl build", bad, count(len(checks), "file"), dir)
+				return fmt.Errorf("%d of %s in %s are %s", bad, count(len(checks), "file"), dir, notWhat(rebuild, since))
 			}
 			return nil
 		},
@@ -93,6 +95,18 @@ func printChecks(w io.Writer, checks []evidence.Check) error {
 		}
 	}
 	return nil
+}
+
+// notWhat ends the sentence about bad files with what to do. since is what
+// changed since the build.
+func notWhat(rebuild bool, since []string) string {
+	switch {
+	case !rebuild:
+		return "not what was built; build them again with imagectl build"
+	case len(since) == 0:
+		return "not what a rebuild gives, and the provenance names the same cluster.yaml, imagectl.lock and imagectl: do not use them, build them again with imagectl build"
+	}
+	return "not what a rebuild gives; since they were built there is another " + strings.Join(since, ", ") + ": check out what they were built from, or build them again with imagectl build"
 }
 
 func countBad(checks []evidence.Check) int {
