@@ -63,7 +63,7 @@ var layers = map[string][]string{
 	"images/sbom":              {"images/inventory", "images/lock"},
 	"images/provenance":        {"images/lock"},
 	"images/evidence":          {"images/provenance", "images/sbom", "images/store"},
-	"images/diff":              {"images/lock", "images/sbom", "images/store"},
+	"images/diff":              {"images/evidence", "images/lock", "images/provenance", "images/sbom", "images/store"},
 	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/evidence", "images/ext4", "images/extent", "images/fstree", "images/inventory", "images/lock", "images/medium", "images/ova", "images/provenance", "images/qcow2", "images/sbom", "images/sparse", "images/store", "images/sysext", "images/upstream", "images/vhd", "images/vmdk"},
 
 	"pxe/boot":     {},

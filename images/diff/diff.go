@@ -4,6 +4,7 @@
 package diff
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/imagectl/imagectl/images/lock"
+	"github.com/imagectl/imagectl/images/provenance"
 	"github.com/imagectl/imagectl/images/sbom"
 	"github.com/imagectl/imagectl/images/store"
 )
@@ -18,6 +20,8 @@ import (
 // Build is one side of a comparison.
 type Build struct {
 	Manifest store.Manifest
+	// Provenance is nil when none lies beside the manifest.
+	Provenance *provenance.Statement
 	// Roles by name; the installer's is empty.
 	Roles map[string]Role
 }
@@ -35,11 +39,14 @@ type Kind string
 // The kinds, in the order in which they are told.
 const (
 	Version   Kind = "version"
+	Program   Kind = "program"
+	Source    Kind = "source"
 	RoleKind  Kind = "role"
 	Input     Kind = "input"
 	Extension Kind = "extension"
 	Package   Kind = "package"
 	KernelArg Kind = "kernel argument"
+	Boot      Kind = "boot script"
 	Unit      Kind = "unit"
 	File      Kind = "file"
 	Link      Kind = "link"
@@ -49,7 +56,7 @@ const (
 )
 
 func kinds() []Kind {
-	return []Kind{Version, RoleKind, Input, Extension, Package, KernelArg, Unit, File, Link, Directory, User, Artefact}
+	return []Kind{Version, Program, Source, RoleKind, Input, Extension, Package, KernelArg, Boot, Unit, File, Link, Directory, User, Artefact}
 }
 
 // Change is one difference. From is empty for what was added, To for what was
@@ -61,6 +68,10 @@ type Change struct {
 	Name string `json:"name"`
 	From string `json:"from,omitempty"`
 	To   string `json:"to,omitempty"`
+	// Lines are those of a text that changed, each after its mark: a space, a minus
+	// or a plus; @@ begins a place. There are at most MaxLines, the last of them says
+	// how many were left out.
+	Lines []string `json:"lines,omitempty"`
 }
 
 // String is the change in words.
@@ -87,6 +98,10 @@ func Compare(a, b Build) ([]Change, error) {
 	var d differ
 	d.compare("", Version, words{"cluster": a.Manifest.Cluster, "flatcar": a.Manifest.Flatcar, "kubernetes": a.Manifest.Kubernetes},
 		words{"cluster": b.Manifest.Cluster, "flatcar": b.Manifest.Flatcar, "kubernetes": b.Manifest.Kubernetes})
+	if a.Provenance != nil && b.Provenance != nil {
+		d.compare("", Program, program(a.Provenance), program(b.Provenance))
+		d.compare("", Source, sources(a.Provenance), sources(b.Provenance))
+	}
 	was, is := words{}, words{}
 	for name := range a.Roles {
 		was[name] = present
@@ -105,6 +120,7 @@ func Compare(a, b Build) ([]Change, error) {
 		x, y := a.Roles[name], b.Roles[name]
 		d.compare(name, Package, packages(x.Bill), packages(y.Bill))
 		d.compare(name, KernelArg, kernelArgs(x.GrubCfg), kernelArgs(y.GrubCfg))
+		d.compareTexts(name, Boot, bootScript(x.GrubCfg), bootScript(y.GrubCfg))
 		from, err := ignition(x.ConfigIgn)
 		if err != nil {
 			return nil, fmt.Errorf("reading config.ign of %s: %w", name, err)
@@ -113,8 +129,11 @@ func Compare(a, b Build) ([]Change, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading config.ign of %s: %w", name, err)
 		}
-		for _, k := range []Kind{Unit, File, Link, Directory, User} {
-			d.compare(name, k, from[k], to[k])
+		for _, k := range []Kind{Unit, File} {
+			d.compareTexts(name, k, from.texts[k], to.texts[k])
+		}
+		for _, k := range []Kind{Link, Directory, User} {
+			d.compare(name, k, from.words[k], to.words[k])
 		}
 	}
 	order := kinds()
@@ -124,8 +143,32 @@ func Compare(a, b Build) ([]Change, error) {
 	return d.changes, nil
 }
 
+// OnlyProgram tells whether imagectl itself is another one, and all else that
+// changed are artefacts, which follow from it.
+func OnlyProgram(changes []Change) bool {
+	other := slices.ContainsFunc(changes, func(c Change) bool { return c.Kind != Program && c.Kind != Artefact })
+	return !other && slices.ContainsFunc(changes, func(c Change) bool { return c.Kind == Program })
+}
+
 // words describe things by name.
 type words map[string]string
+
+// text is a thing that lines may tell more of than words.
+type text struct {
+	words   string
+	content []byte
+}
+
+// texts are things by name.
+type texts map[string]text
+
+func (t texts) words() words {
+	out := words{}
+	for name, x := range t {
+		out[name] = x.words
+	}
+	return out
+}
 
 type differ struct{ changes []Change }
 
@@ -140,6 +183,30 @@ func (d *differ) compare(role string, kind Kind, a, b words) {
 			d.changes = append(d.changes, Change{Role: role, Kind: kind, Name: name, To: b[name]})
 		}
 	}
+}
+
+func (d *differ) compareTexts(role string, kind Kind, a, b texts) {
+	first := len(d.changes)
+	d.compare(role, kind, a.words(), b.words())
+	for i, c := range d.changes[first:] {
+		if c.From != "" && c.To != "" {
+			d.changes[first+i].Lines = lines(a[c.Name].content, b[c.Name].content)
+		}
+	}
+}
+
+// program is what built.
+func program(s *provenance.Statement) words {
+	return words{"imagectl": s.Version() + ", sha256 " + short(s.Program())}
+}
+
+// sources are the files that decided what was built.
+func sources(s *provenance.Statement) words {
+	out := words{}
+	for _, r := range s.Sources() {
+		out[r.Name] = "sha256 " + short(r.Digest.SHA256)
+	}
+	return out
 }
 
 // inputs are the locked inputs of a role's artefacts. What was rendered is
@@ -199,6 +266,20 @@ func kernelArgs(grubCfg []byte) words {
 		}
 	}
 	return out
+}
+
+// bootScript is what else grub.cfg does.
+func bootScript(grubCfg []byte) texts {
+	var rest []byte
+	for line := range bytes.Lines(grubCfg) {
+		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte(`set linux_append="`)) {
+			rest = append(rest, line...)
+		}
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	return texts{"grub.cfg": {bytesIn(rest), rest}}
 }
 
 // short is enough of a digest to tell two apart.

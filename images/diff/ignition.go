@@ -15,32 +15,39 @@ import (
 	"github.com/vincent-petithory/dataurl"
 )
 
-// ignition describes what a config writes, by kind and name. No config writes
-// nothing.
-func ignition(b []byte) (map[Kind]words, error) {
-	out := map[Kind]words{Unit: {}, File: {}, Link: {}, Directory: {}, User: {}}
+// written is what a config writes, by kind and name.
+type written struct {
+	words map[Kind]words
+	texts map[Kind]texts
+}
+
+// ignition describes what a config writes. No config writes nothing.
+func ignition(b []byte) (written, error) {
+	out := written{map[Kind]words{Link: {}, Directory: {}, User: {}}, map[Kind]texts{Unit: {}, File: {}}}
 	if len(b) == 0 {
 		return out, nil
 	}
 	var c types.Config
 	if err := json.Unmarshal(b, &c); err != nil {
-		return nil, err
+		return written{}, err
 	}
 	for _, u := range c.Systemd.Units {
-		out[Unit][u.Name] = unit(u)
+		out.texts[Unit][u.Name] = unit(u)
 	}
 	for _, f := range c.Storage.Files {
-		text := mode(f.Mode)
+		t := text{words: mode(f.Mode)}
 		for _, r := range append([]types.Resource{f.Contents}, f.Append...) {
-			text += ", " + content(r)
+			words, b := content(r)
+			t.words += ", " + words
+			t.content = append(t.content, b...)
 		}
-		out[File][f.Path] = text
+		out.texts[File][f.Path] = t
 	}
 	for _, l := range c.Storage.Links {
-		out[Link][l.Path] = "to " + value(l.Target)
+		out.words[Link][l.Path] = "to " + value(l.Target)
 	}
 	for _, d := range c.Storage.Directories {
-		out[Directory][d.Path] = mode(d.Mode)
+		out.words[Directory][d.Path] = mode(d.Mode)
 	}
 	for _, u := range c.Passwd.Users {
 		text := []string{present}
@@ -56,31 +63,35 @@ func ignition(b []byte) (map[Kind]words, error) {
 		if u.PasswordHash != nil {
 			text = append(text, "a password")
 		}
-		out[User][u.Name] = strings.Join(text, ", ")
+		out.words[User][u.Name] = strings.Join(text, ", ")
 	}
 	return out, nil
 }
 
-func unit(u types.Unit) string {
-	var text []string
+// unit is described with its drop-ins, in the order of their names.
+func unit(u types.Unit) text {
+	var words []string
+	var all []byte
 	if u.Mask != nil && *u.Mask {
-		text = append(text, "masked")
+		words = append(words, "masked")
 	}
 	if u.Enabled != nil {
-		text = append(text, map[bool]string{true: "enabled", false: "disabled"}[*u.Enabled])
+		words = append(words, map[bool]string{true: "enabled", false: "disabled"}[*u.Enabled])
 	}
 	if u.Contents != nil {
-		text = append(text, bytesIn([]byte(*u.Contents)))
+		words = append(words, bytesIn([]byte(*u.Contents)))
+		all = append(all, *u.Contents...)
 	}
 	drops := slices.Clone(u.Dropins)
 	slices.SortFunc(drops, func(a, b types.Dropin) int { return strings.Compare(a.Name, b.Name) })
 	for _, d := range drops {
-		text = append(text, "with "+d.Name+" of "+bytesIn([]byte(value(d.Contents))))
+		words = append(words, "with "+d.Name+" of "+bytesIn([]byte(value(d.Contents))))
+		all = append(all, "# "+d.Name+"\n"+value(d.Contents)...)
 	}
-	if len(text) == 0 {
-		return present
+	if len(words) == 0 {
+		return text{present, all}
 	}
-	return strings.Join(text, ", ")
+	return text{strings.Join(words, ", "), all}
 }
 
 func mode(m *int) string {
@@ -90,28 +101,32 @@ func mode(m *int) string {
 	return fmt.Sprintf("mode %04o", *m)
 }
 
-// content describes a resource by what it holds, not by how it is encoded.
-func content(r types.Resource) string {
+// content describes a resource by what it holds, not by how it is encoded. b is
+// what it holds, when that is in it.
+func content(r types.Resource) (words string, b []byte) {
 	source := value(r.Source)
 	if source == "" {
-		return "0 bytes"
+		return "0 bytes", nil
 	}
 	d, err := dataurl.DecodeString(source)
 	if err != nil {
-		return "from " + source + ", " + value(r.Verification.Hash)
+		return "from " + source + ", " + value(r.Verification.Hash), nil
 	}
-	if value(r.Compression) != "gzip" {
-		return bytesIn(d.Data)
+	b = d.Data
+	if value(r.Compression) == "gzip" {
+		if plain, err := gunzip(b); err == nil {
+			b = plain
+		}
 	}
-	z, err := gzip.NewReader(bytes.NewReader(d.Data))
+	return bytesIn(b), b
+}
+
+func gunzip(b []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {
-		return bytesIn(d.Data)
+		return nil, err
 	}
-	plain, err := io.ReadAll(io.LimitReader(z, 64<<20))
-	if err != nil {
-		return bytesIn(d.Data)
-	}
-	return bytesIn(plain)
+	return io.ReadAll(io.LimitReader(z, 64<<20))
 }
 
 func bytesIn(b []byte) string {

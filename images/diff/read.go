@@ -1,11 +1,15 @@
 package diff
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"github.com/imagectl/imagectl/images/evidence"
+	"github.com/imagectl/imagectl/images/provenance"
 	"github.com/imagectl/imagectl/images/sbom"
 	"github.com/imagectl/imagectl/images/store"
 )
@@ -32,6 +36,9 @@ func Read(path string) (Build, error) {
 		m.Artefacts = slices.DeleteFunc(m.Artefacts, func(a store.Artefact) bool { return a.Role != role })
 	}
 	b := Build{Manifest: m, Roles: map[string]Role{}}
+	if b.Provenance, err = readProvenance(filepath.Join(dir, evidence.ProvenanceName)); err != nil {
+		return Build{}, err
+	}
 	for _, a := range m.Artefacts {
 		r := b.Roles[a.Role]
 		if !a.Format.Carries() {
@@ -53,4 +60,24 @@ func Read(path string) (Build, error) {
 		b.Roles[a.Role] = r
 	}
 	return b, nil
+}
+
+// readProvenance reads what a build says of its origin; nil when it says nothing.
+func readProvenance(path string) (*provenance.Statement, error) {
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading a build: %w", err)
+	}
+	e, err := provenance.ParseEnvelope(content)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	s, err := provenance.Parse(e.Payload)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return &s, nil
 }

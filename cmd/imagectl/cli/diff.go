@@ -20,8 +20,8 @@ func newDiff(g *globals) *cobra.Command {
 		Long: "Compare two output directories by the documents in them: versions, inputs,\n" +
 			"software, extensions, kernel arguments, and the units, files and users that\n" +
 			"Ignition makes. A and B are directories, manifests, or artefacts, which select\n" +
-			"their role. Images are not read; imagectl verify tells whether the documents are\n" +
-			"true. Differences do not change the exit code.",
+			"their role. Of text that changed the lines are shown. Images are not read; imagectl\n" +
+			"verify tells whether the documents are true. Differences do not change the exit code.",
 		Example: "  imagectl diff out.last out\n  imagectl diff -o json out.last/manifest.json out",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -65,6 +65,19 @@ func printChanges(w io.Writer, changes []diff.Change) error {
 		if _, err := fmt.Fprintf(w, "%s: %s\n", cmp.Or(c.Role, "build"), c); err != nil {
 			return err
 		}
+		for _, line := range c.Lines {
+			if _, err := fmt.Fprintf(w, "    %s\n", line); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
+	if !diff.OnlyProgram(changes) {
+		return nil
+	}
+	same := "what it built is the same, byte by byte"
+	if len(changes) > 1 {
+		same = "cluster.yaml, what it names and imagectl.lock are the same"
+	}
+	_, err := fmt.Fprintf(w, "only imagectl itself changed: %s\n", same)
+	return err
 }
