@@ -152,8 +152,8 @@ func (b Blob) check() error {
 	if b.ID == "" {
 		return errors.New("id is empty")
 	}
-	if b.Source == "" {
-		return errors.New("source is empty")
+	if b.Source == "" || slices.Contains(b.Mirrors, "") {
+		return errors.New("source or one of its mirrors is empty")
 	}
 	if !digestForm.MatchString(b.SHA256) {
 		return fmt.Errorf("sha256 %q is not 64 lower-case hexadecimal digits", b.SHA256)

@@ -40,9 +40,11 @@ const (
 // Blob is one locked input.
 type Blob struct {
 	ID ID `json:"id"`
-	// Source is where it was found: an http(s) URL, or a path relative to
+	// Source is where it belongs: an http(s) URL, or a path relative to
 	// cluster.yaml's directory.
 	Source string `json:"source"`
+	// Mirrors are other places of the same content, tried in their order.
+	Mirrors []string `json:"mirrors,omitempty"`
 	// SHA256 is lower-case hexadecimal.
 	SHA256 string `json:"sha256"`
 	// Size in bytes.

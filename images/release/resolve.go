@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +32,9 @@ type Options struct {
 	// Progress, when set, is called from several goroutines. total is -1 when it
 	// is not known.
 	Progress func(id lock.ID, done, total int64)
+	// Skipped, when set, is told why a source was left for its mirror. It is called
+	// from several goroutines.
+	Skipped func(id lock.ID, err error)
 }
 
 // Result is a new lock and how it differs from the previous one.
@@ -80,14 +86,16 @@ func Resolve(ctx context.Context, wants []Want, o Options) (Result, error) {
 
 func resolveOne(ctx context.Context, w Want, o Options) (lock.Blob, bool, error) {
 	if old, ok := o.Previous.Find(w.ID); ok && !o.Update && keeps(old, w) {
+		old.Mirrors = w.Mirrors
 		if _, err := Fetch(ctx, o.Store, o.Dir, old, progress(o, w.ID)); err != nil {
 			return lock.Blob{}, false, err
 		}
 		stale, err := differs(ctx, o.Dir, old)
 		return old, stale, err
 	}
-	b := lock.Blob{ID: w.ID, Source: w.Source}
-	req := store.Request{Source: Locate(o.Dir, w.Source), Progress: progress(o, w.ID)}
+	b := lock.Blob{ID: w.ID, Source: w.Source, Mirrors: w.Mirrors}
+	req := request(b, o.Dir, "")
+	req.Progress, req.Skipped = progress(o, w.ID), skipped(o, w.ID)
 	if w.Signed != nil {
 		check, err := signatureCheck(ctx, w, o, &b.Signer)
 		if err != nil {
@@ -105,11 +113,23 @@ func resolveOne(ctx context.Context, w Want, o Options) (lock.Blob, bool, error)
 
 // Fetch brings a locked input into the store, unless it is there.
 func Fetch(ctx context.Context, s *store.Store, dir string, b lock.Blob, progress func(done, total int64)) (store.Blob, error) {
-	got, err := s.Fetch(ctx, store.Request{Source: Locate(dir, b.Source), SHA256: b.SHA256, Size: b.Size, Progress: progress})
+	req := request(b, dir, "")
+	req.SHA256, req.Size, req.Progress = b.SHA256, b.Size, progress
+	got, err := s.Fetch(ctx, req)
 	if err != nil {
 		return store.Blob{}, fmt.Errorf("getting locked input %s: %w", b.ID, err)
 	}
 	return got, nil
+}
+
+// request asks for an input, or for what lies beside it under its name and a
+// suffix.
+func request(b lock.Blob, dir, suffix string) store.Request {
+	r := store.Request{Source: Locate(dir, b.Source) + suffix}
+	for _, m := range b.Mirrors {
+		r.Mirrors = append(r.Mirrors, Locate(dir, m)+suffix)
+	}
+	return r
 }
 
 // Locate is where a source really is: a URL as it stands, a relative path from
@@ -156,17 +176,19 @@ func signatureCheck(ctx context.Context, w Want, o Options, signer **lock.Signer
 	if err != nil {
 		return nil, err
 	}
-	source := Locate(o.Dir, w.Source) + ".sig"
-	blob, err := o.Store.Fetch(ctx, store.Request{Source: source})
+	if w.Signed.Form == Digests {
+		return digestsCheck(ctx, key, w, o, signer)
+	}
+	sig, err := beside(ctx, w, o, ".sig", maxSignature)
+	if errors.Is(err, fs.ErrNotExist) && w.Signed.Form == Any {
+		check, derr := digestsCheck(ctx, key, w, o, signer)
+		if derr != nil {
+			return nil, fmt.Errorf("it has no signature that can be used: %w", errors.Join(err, derr))
+		}
+		return check, nil
+	}
 	if err != nil {
 		return nil, err
-	}
-	if blob.Size > maxSignature {
-		return nil, fmt.Errorf("reading %s: it has %d bytes, more than %d", source, blob.Size, maxSignature)
-	}
-	sig, err := os.ReadFile(blob.Path)
-	if err != nil {
-		return nil, fmt.Errorf("reading the signature: %w", err)
 	}
 	return func(content io.ReaderAt, size int64) error {
 		s, err := key.Verify(io.NewSectionReader(content, 0, size), sig, o.Now)
@@ -176,6 +198,52 @@ func signatureCheck(ctx context.Context, w Want, o Options, signer **lock.Signer
 		*signer = &s
 		return nil
 	}, nil
+}
+
+// digestsCheck verifies the list of digests at once and the file against it later.
+func digestsCheck(ctx context.Context, key Key, w Want, o Options, signer **lock.Signer) (func(io.ReaderAt, int64) error, error) {
+	const suffix = ".DIGESTS.asc"
+	list, err := beside(ctx, w, o, suffix, maxDigests)
+	if err != nil {
+		return nil, err
+	}
+	sums, s, err := key.VerifyDigests(list, o.Now)
+	if err != nil {
+		return nil, fmt.Errorf("checking %s: %w", Locate(o.Dir, w.Source)+suffix, err)
+	}
+	name := path.Base(filepath.ToSlash(w.Source))
+	return func(content io.ReaderAt, size int64) error {
+		if err := sums.Check(name, io.NewSectionReader(content, 0, size)); err != nil {
+			return err
+		}
+		*signer = &s
+		return nil
+	}, nil
+}
+
+// beside reads a small file that lies beside an input.
+func beside(ctx context.Context, w Want, o Options, suffix string, limit int64) ([]byte, error) {
+	req := request(lock.Blob{Source: w.Source, Mirrors: w.Mirrors}, o.Dir, suffix)
+	req.Skipped = skipped(o, w.ID)
+	blob, err := o.Store.Fetch(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if blob.Size > limit {
+		return nil, fmt.Errorf("reading %s: it has %d bytes, more than %d", req.Source, blob.Size, limit)
+	}
+	b, err := os.ReadFile(blob.Path)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", req.Source, err)
+	}
+	return b, nil
+}
+
+func skipped(o Options, id lock.ID) func(error) {
+	if o.Skipped == nil {
+		return nil
+	}
+	return func(err error) { o.Skipped(id, err) }
 }
 
 func progress(o Options, id lock.ID) func(done, total int64) {
@@ -191,7 +259,7 @@ func compare(old, now lock.Lock) Result {
 		switch was, ok := old.Find(b.ID); {
 		case !ok:
 			r.Added = append(r.Added, b.ID)
-		case was.SHA256 != b.SHA256 || was.Source != b.Source:
+		case was.SHA256 != b.SHA256 || was.Source != b.Source || !slices.Equal(was.Mirrors, b.Mirrors):
 			r.Changed = append(r.Changed, b.ID)
 		}
 	}

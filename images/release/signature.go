@@ -89,19 +89,19 @@ func fingerprint(k *packet.PublicKey) string { return fmt.Sprintf("%X", k.Finger
 // outlives the subkey that signed it. So a thief of an expired subkey could date
 // a signature back; the digest in the lock file is what protects from that.
 func (k Key) Verify(content io.Reader, signature []byte, now time.Time) (lock.Signer, error) {
-	signer, err := k.verify(content, signature, now)
+	signer, err := k.verify(content, signature, packet.SigTypeBinary, now)
 	if err != nil {
 		return lock.Signer{}, fmt.Errorf("%w: %w", ErrSignature, err)
 	}
 	return signer, nil
 }
 
-func (k Key) verify(content io.Reader, signature []byte, now time.Time) (lock.Signer, error) {
+func (k Key) verify(content io.Reader, signature []byte, kind packet.SignatureType, now time.Time) (lock.Signer, error) {
 	raw, sigs, err := parseSignatures(signature)
 	if err != nil {
 		return lock.Signer{}, err
 	}
-	made, err := k.choose(sigs, now)
+	made, err := k.choose(sigs, kind, now)
 	if err != nil {
 		return lock.Signer{}, err
 	}
@@ -164,10 +164,10 @@ func parseSignatures(b []byte) (raw []byte, sigs []*packet.Signature, err error)
 
 // choose finds a signature by a key that was good when it signed, and says why
 // there is none.
-func (k Key) choose(sigs []*packet.Signature, now time.Time) (*packet.Signature, error) {
+func (k Key) choose(sigs []*packet.Signature, kind packet.SignatureType, now time.Time) (*packet.Signature, error) {
 	var problems []error
 	for _, s := range sigs {
-		err := k.judge(s, now)
+		err := k.judge(s, kind, now)
 		if err == nil {
 			return s, nil
 		}
@@ -178,12 +178,12 @@ func (k Key) choose(sigs []*packet.Signature, now time.Time) (*packet.Signature,
 
 // judge says in a sentence why a signature cannot count, before a byte of
 // content is read.
-func (k Key) judge(s *packet.Signature, now time.Time) error {
+func (k Key) judge(s *packet.Signature, kind packet.SignatureType, now time.Time) error {
 	if s.IssuerKeyId == nil {
 		return errors.New("it does not say which key made it")
 	}
-	if s.SigType != packet.SigTypeBinary {
-		return fmt.Errorf("it is of type %d, not one over a file's bytes", s.SigType)
+	if s.SigType != kind {
+		return fmt.Errorf("it is of type %d, want %d (0 is over a file's bytes, 1 over its text)", s.SigType, kind)
 	}
 	if s.CreationTime.After(now.Add(clockSkew)) {
 		return fmt.Errorf("it was made on %s, which is in the future (now is %s); check this machine's clock", when(s.CreationTime), when(now))

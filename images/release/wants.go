@@ -18,10 +18,25 @@ type Want struct {
 	// Source is an http(s) URL or a path; a relative path starts at the directory
 	// of cluster.yaml.
 	Source string `json:"source"`
-	// Signed is set when Source has a detached OpenPGP signature beside it
-	// (Source + ".sig") that must be checked.
+	// Mirrors are other places of the same content, tried in their order.
+	Mirrors []string `json:"mirrors,omitempty"`
+	// Signed is set when Source has an OpenPGP signature beside it that must be
+	// checked.
 	Signed *SignedBy `json:"signed,omitempty"`
 }
+
+// Form is where the signature of an input is.
+type Form string
+
+// Forms of a signature, as cluster.yaml names them.
+const (
+	// Any is Detached, and Digests where there is no detached one.
+	Any Form = ""
+	// Detached is Source + ".sig", over the file's bytes.
+	Detached Form = "sig"
+	// Digests is Source + ".DIGESTS.asc", a clear-signed list of digests.
+	Digests Form = "digests"
+)
 
 // SignedBy says whose signature is accepted.
 type SignedBy struct {
@@ -31,6 +46,8 @@ type SignedBy struct {
 	// Primary is the fingerprint of the pinned primary key, upper-case hexadecimal
 	// without spaces.
 	Primary string `json:"primary"`
+	// Form is which signature is looked for.
+	Form Form `json:"form,omitempty"`
 }
 
 // Digest identifies a set of wants, whatever their order; a lock file records it,
