@@ -130,6 +130,34 @@ func TestWantsExpandTemplates(t *testing.T) {
 	}
 }
 
+func TestFlatcarWantsNameMirrorsAndArchitecture(t *testing.T) {
+	text := edit(t, "  # mirror: https://mirror.example.org/flatcar",
+		"  arch: arm64\n  signature: digests\n  mirror: https://a.example.org/{channel}/\n  mirrors: [\"https://b.example.org/{arch}\", mirror]",
+		"  podCIDR", "  binaries: https://e.org/{version}/{arch}/\n  podCIDR")
+	spec, found := Parse(fake{"cluster.yaml": text}.read, "cluster.yaml")
+	if err := found.Err(); err != nil {
+		t.Fatal(err)
+	}
+	const file = "arm64-usr/4593.2.5/flatcar_production_image.bin.bz2"
+	got := spec.Wants()[0]
+	want := release.Want{
+		ID: lock.FlatcarImage, Source: "https://a.example.org/stable/" + file,
+		Mirrors: []string{"https://b.example.org/arm64/" + file, "mirror/" + file},
+		Signed:  &release.SignedBy{Keyring: "keys/flatcar.asc", Primary: flatcarPrimaryKey, Form: release.Digests},
+	}
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Error("got -, want +\n" + diff)
+	}
+	for _, w := range spec.Wants() {
+		if strings.Contains(w.Source, "amd64") {
+			t.Errorf("%s is %s", w.ID, w.Source)
+		}
+	}
+	if len(found) == 0 || !strings.Contains(found[0].Message, "does not netboot") {
+		t.Errorf("got %v, want a warning about netbooting", found)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(Minimal)
 	f.Add([]byte("version: 1\nextends: cluster.yaml\n"))

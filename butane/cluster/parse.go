@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/imagectl/imagectl/butane/diag"
+	"github.com/imagectl/imagectl/images/release"
 )
 
 // maxSize bounds an input file; cluster.yaml with 10,000 machines has about 2 MB.
@@ -102,7 +103,7 @@ func (c *checker) flatcar(raw rawFlatcar) Flatcar {
 	f := Flatcar{
 		Channel:    c.choice(raw.Channel, "stable", []string{"stable", "beta", "alpha", "lts"}, nil),
 		Version:    raw.Version.V,
-		Arch:       c.choice(raw.Arch, "amd64", []string{"amd64"}, []string{"arm64"}),
+		Arch:       c.choice(raw.Arch, "amd64", []string{"amd64", "arm64"}, nil),
 		PrimaryKey: flatcarPrimaryKey,
 		SBOM:       raw.SBOM.V,
 	}
@@ -120,8 +121,23 @@ func (c *checker) flatcar(raw rawFlatcar) Flatcar {
 	if !mirror.Set {
 		mirror.V = "https://{channel}.release.flatcar-linux.net"
 		mirror.Set = true
+		mirror.place = place{Pos: raw.Pos, Path: raw.Path + ".mirror"}
 	}
-	f.Mirror = c.source(mirror, map[string]string{"channel": f.Channel, "version": f.Version, "arch": f.Arch})
+	vars := map[string]string{"channel": f.Channel, "version": f.Version, "arch": f.Arch}
+	f.Mirror = c.source(mirror, vars)
+	seen := map[string]place{}
+	c.unique(seen, "mirror", f.Mirror, mirror.place)
+	for _, m := range raw.Mirrors {
+		source := c.source(m, vars)
+		c.unique(seen, "mirror", source, m.place)
+		f.Mirrors = append(f.Mirrors, source)
+	}
+	if s := c.choice(raw.Signature, "auto", []string{"auto", string(release.Detached), string(release.Digests)}, nil); s != "auto" {
+		f.Signature = release.Form(s)
+	}
+	if f.Arch == "arm64" {
+		c.warn(raw.Arch.place, "docs/images.md says what was tried", "imagectl builds images for arm64, but imagectl serve does not netboot such machines yet")
+	}
 	if raw.Keyring.Set {
 		f.Keyring = c.path(raw.Keyring)
 		if _, err := c.read(c.locate(raw.Keyring)); err != nil {

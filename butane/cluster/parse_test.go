@@ -110,6 +110,18 @@ func TestFindings(t *testing.T) {
 			`error: boot: required key "interface" is missing: dhcp: authoritative answers on one interface`,
 			`error: boot: required key "subnets" is missing: dhcp: authoritative gives out addresses`,
 		}},
+		{"mirrors", []string{"  # mirror: https://mirror.example.org/flatcar", "  mirrors: [\"https://a.example.org/{channel}\", mirror, \"../{arch}\"]\n  signature: sig"}, nil},
+		{"mirrors that are the same", []string{"  # mirror: https://mirror.example.org/flatcar", "  mirrors: [a, ./a, \"https://{channel}.release.flatcar-linux.net\"]"}, []string{
+			`error: flatcar.mirrors[1]: mirror a is used twice: first at cluster.yaml:12:13 (flatcar.mirrors[0])`,
+			`error: flatcar.mirrors[2]: mirror https://stable.release.flatcar-linux.net is used twice: first at cluster.yaml:7:3 (flatcar.mirror)`,
+		}},
+		{"mirrors that are none", []string{"  # mirror: https://mirror.example.org/flatcar", "  mirrors: [\"ftp://a.example.org\", \"\", \"https://{version}{board}\"]"}, []string{
+			`error: flatcar.mirrors[0]: a source is an http or https URL or a path, not ftp://`,
+			`error: flatcar.mirrors[1]: is empty, want a URL or a path`,
+			`error: flatcar.mirrors[2]: unknown placeholder {board}`,
+		}},
+		{"one mirror where a list is wanted", []string{"  # mirror: https://mirror.example.org/flatcar", "  mirrors: a"}, []string{`error: flatcar.mirrors: is a value, want a list`}},
+		{"a signature of another kind", []string{"  # mirror: https://mirror.example.org/flatcar", "  signature: minisign"}, []string{`error: flatcar.signature: "minisign" is not one of auto, sig, digests`}},
 		{"an ISO image for UEFI", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: boot/linuxx64.efi.stub}\n"}, nil},
 		{"an ISO image without its stub", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {}\n"}, []string{`error: boot.iso: required key "stub" is missing`}},
 		{"half of what BIOS needs", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a, isolinux: b, mbr: c}\n"}, []string{`error: boot.iso: isolinux, ldlinux and mbr belong together: BIOS needs all three, UEFI none`}},

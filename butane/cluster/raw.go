@@ -46,13 +46,15 @@ type rawFile struct {
 
 type rawFlatcar struct {
 	place
-	Channel    rawString `key:"channel"`
-	Version    rawString `key:"version,required"`
-	Arch       rawString `key:"arch"`
-	Mirror     rawString `key:"mirror"`
-	Keyring    rawString `key:"keyring,required"`
-	PrimaryKey rawString `key:"primaryKey"`
-	SBOM       rawBool   `key:"sbom"`
+	Channel    rawString   `key:"channel"`
+	Version    rawString   `key:"version,required"`
+	Arch       rawString   `key:"arch"`
+	Mirror     rawString   `key:"mirror"`
+	Mirrors    []rawString `key:"mirrors"`
+	Keyring    rawString   `key:"keyring,required"`
+	PrimaryKey rawString   `key:"primaryKey"`
+	Signature  rawString   `key:"signature"`
+	SBOM       rawBool     `key:"sbom"`
 }
 
 type rawKubernetes struct {

@@ -43,10 +43,14 @@ type Flatcar struct {
 	Channel, Version, Arch string
 	// Mirror is the URL or directory that holds ARCH-usr/VERSION/.
 	Mirror string
+	// Mirrors hold the same, and are tried in their order when Mirror fails.
+	Mirrors []string
 	// Keyring is a path to OpenPGP public keys.
 	Keyring string
 	// PrimaryKey is the pinned fingerprint, upper-case hexadecimal.
 	PrimaryKey string
+	// Signature is where the release's signatures are.
+	Signature release.Form
 	// SBOM has the release's own bill of materials locked and merged into ours.
 	SBOM bool
 }
@@ -174,11 +178,16 @@ type Disk struct {
 // but always in the same order.
 func (s Spec) Wants() []release.Want {
 	flatcar := func(id lock.ID, file string) release.Want {
-		return release.Want{
+		at := path.Join(s.Flatcar.Arch+"-usr", s.Flatcar.Version, file)
+		w := release.Want{
 			ID:     id,
-			Source: joinSource(s.Flatcar.Mirror, path.Join(s.Flatcar.Arch+"-usr", s.Flatcar.Version, file)),
-			Signed: &release.SignedBy{Keyring: s.Flatcar.Keyring, Primary: s.Flatcar.PrimaryKey},
+			Source: joinSource(s.Flatcar.Mirror, at),
+			Signed: &release.SignedBy{Keyring: s.Flatcar.Keyring, Primary: s.Flatcar.PrimaryKey, Form: s.Flatcar.Signature},
 		}
+		for _, m := range s.Flatcar.Mirrors {
+			w.Mirrors = append(w.Mirrors, joinSource(m, at))
+		}
+		return w
 	}
 	wants := []release.Want{
 		flatcar(lock.FlatcarImage, "flatcar_production_image.bin.bz2"),

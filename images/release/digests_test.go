@@ -240,7 +240,9 @@ func TestAMirrorStepsInAndItsAbsenceIsTold(t *testing.T) {
 		Signed: &release.SignedBy{Keyring: "key.gpg", Primary: bot.primary()},
 	}
 	var skipped []string
-	o := release.Options{Store: s, Dir: dir, Now: day(2026), Skipped: func(id lock.ID, err error) { skipped = append(skipped, err.Error()) }}
+	o := release.Options{Store: s, Dir: dir, Now: day(2026), Watch: func(lock.ID) release.Watch {
+		return release.Watch{Skipped: func(err error) { skipped = append(skipped, err.Error()) }}
+	}}
 	got, err := release.Resolve(context.Background(), []release.Want{want}, o)
 	if err != nil {
 		t.Fatal(err)
@@ -257,7 +259,7 @@ func TestAMirrorStepsInAndItsAbsenceIsTold(t *testing.T) {
 	if s, err = store.Open(t.TempDir(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := release.Fetch(context.Background(), s, dir, b, nil); err != nil {
+	if _, err := release.Fetch(context.Background(), s, dir, b, release.Watch{}); err != nil {
 		t.Error(err)
 	}
 	// Other mirrors later change the lock, not what is locked.

@@ -29,12 +29,9 @@ type Options struct {
 	Update bool
 	// Now is the clock, for signatures from the future.
 	Now time.Time
-	// Progress, when set, is called from several goroutines. total is -1 when it
-	// is not known.
-	Progress func(id lock.ID, done, total int64)
-	// Skipped, when set, is told why a source was left for its mirror. It is called
-	// from several goroutines.
-	Skipped func(id lock.ID, err error)
+	// Watch, when set, tells who watches an input; it and what it returns are used
+	// by several goroutines.
+	Watch func(id lock.ID) Watch
 }
 
 // Result is a new lock and how it differs from the previous one.
@@ -87,7 +84,7 @@ func Resolve(ctx context.Context, wants []Want, o Options) (Result, error) {
 func resolveOne(ctx context.Context, w Want, o Options) (lock.Blob, bool, error) {
 	if old, ok := o.Previous.Find(w.ID); ok && !o.Update && keeps(old, w) {
 		old.Mirrors = w.Mirrors
-		if _, err := Fetch(ctx, o.Store, o.Dir, old, progress(o, w.ID)); err != nil {
+		if _, err := Fetch(ctx, o.Store, o.Dir, old, o.watch(w.ID)); err != nil {
 			return lock.Blob{}, false, err
 		}
 		stale, err := differs(ctx, o.Dir, old)
@@ -95,7 +92,8 @@ func resolveOne(ctx context.Context, w Want, o Options) (lock.Blob, bool, error)
 	}
 	b := lock.Blob{ID: w.ID, Source: w.Source, Mirrors: w.Mirrors}
 	req := request(b, o.Dir, "")
-	req.Progress, req.Skipped = progress(o, w.ID), skipped(o, w.ID)
+	watch := o.watch(w.ID)
+	req.Progress, req.Skipped = watch.Progress, watch.Skipped
 	if w.Signed != nil {
 		check, err := signatureCheck(ctx, w, o, &b.Signer)
 		if err != nil {
@@ -111,10 +109,17 @@ func resolveOne(ctx context.Context, w Want, o Options) (lock.Blob, bool, error)
 	return b, false, nil
 }
 
+// Watch is told how the fetching of one input goes; its zero value is nobody. The
+// functions are as those of store.Request.
+type Watch struct {
+	Progress func(done, total int64)
+	Skipped  func(err error)
+}
+
 // Fetch brings a locked input into the store, unless it is there.
-func Fetch(ctx context.Context, s *store.Store, dir string, b lock.Blob, progress func(done, total int64)) (store.Blob, error) {
+func Fetch(ctx context.Context, s *store.Store, dir string, b lock.Blob, w Watch) (store.Blob, error) {
 	req := request(b, dir, "")
-	req.SHA256, req.Size, req.Progress = b.SHA256, b.Size, progress
+	req.SHA256, req.Size, req.Progress, req.Skipped = b.SHA256, b.Size, w.Progress, w.Skipped
 	got, err := s.Fetch(ctx, req)
 	if err != nil {
 		return store.Blob{}, fmt.Errorf("getting locked input %s: %w", b.ID, err)
@@ -224,7 +229,7 @@ func digestsCheck(ctx context.Context, key Key, w Want, o Options, signer **lock
 // beside reads a small file that lies beside an input.
 func beside(ctx context.Context, w Want, o Options, suffix string, limit int64) ([]byte, error) {
 	req := request(lock.Blob{Source: w.Source, Mirrors: w.Mirrors}, o.Dir, suffix)
-	req.Skipped = skipped(o, w.ID)
+	req.Skipped = o.watch(w.ID).Skipped
 	blob, err := o.Store.Fetch(ctx, req)
 	if err != nil {
 		return nil, err
@@ -239,18 +244,12 @@ func beside(ctx context.Context, w Want, o Options, suffix string, limit int64) 
 	return b, nil
 }
 
-func skipped(o Options, id lock.ID) func(error) {
-	if o.Skipped == nil {
-		return nil
+// watch binds an input's ID.
+func (o Options) watch(id lock.ID) Watch {
+	if o.Watch == nil {
+		return Watch{}
 	}
-	return func(err error) { o.Skipped(id, err) }
-}
-
-func progress(o Options, id lock.ID) func(done, total int64) {
-	if o.Progress == nil {
-		return nil
-	}
-	return func(done, total int64) { o.Progress(id, done, total) }
+	return o.Watch(id)
 }
 
 func compare(old, now lock.Lock) Result {

@@ -179,7 +179,7 @@ func runBuild(ctx context.Context, g *globals, in build.Inputs) (build.Result, e
 	p := newProgress(g.stdio.Err)
 	defer p.close()
 	for _, b := range in.Blobs() {
-		_, err := release.Fetch(ctx, in.Store, g.dir(), b, func(done, total int64) { p.step("fetching "+string(b.ID), done, total) })
+		_, err := release.Fetch(ctx, in.Store, g.dir(), b, p.watch(b.ID))
 		if err != nil {
 			return build.Result{}, err
 		}

@@ -82,7 +82,7 @@ func writeBundle(ctx context.Context, g *globals, s *store.Store, site bundle.Si
 	p := newProgress(g.stdio.Err)
 	defer p.close()
 	for _, b := range l.Inputs {
-		if _, err := release.Fetch(ctx, s, g.dir(), b, func(done, total int64) { p.step("fetching "+string(b.ID), done, total) }); err != nil {
+		if _, err := release.Fetch(ctx, s, g.dir(), b, p.watch(b.ID)); err != nil {
 			return r, err
 		}
 	}

@@ -81,7 +81,7 @@ func resolve(ctx context.Context, g *globals, s *store.Store, wants []release.Wa
 	defer p.close()
 	return release.Resolve(ctx, wants, release.Options{
 		Store: s, Dir: g.dir(), Previous: previous, Update: update, Now: time.Now(),
-		Progress: func(id lock.ID, done, total int64) { p.step("fetching "+string(id), done, total) },
+		Watch: p.watch,
 	})
 }
 

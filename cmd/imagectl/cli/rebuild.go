@@ -100,7 +100,7 @@ func (g *globals) inputsApart(ctx context.Context, in build.Inputs, cache, tmp s
 	defer p.close()
 	for _, b := range in.Blobs() {
 		p.step("checking "+string(b.ID), 0, b.Size)
-		if _, err := release.Fetch(ctx, shared, g.dir(), b, nil); err != nil {
+		if _, err := release.Fetch(ctx, shared, g.dir(), b, release.Watch{}); err != nil {
 			return nil, err
 		}
 		if err := shared.Verify(ctx, b.SHA256); err != nil {

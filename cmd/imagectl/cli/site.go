@@ -83,7 +83,7 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 		return nil, err
 	}
 	read := func(b lock.Blob) ([]byte, error) {
-		got, err := release.Fetch(ctx, cache, g.dir(), b, nil)
+		got, err := release.Fetch(ctx, cache, g.dir(), b, release.Watch{})
 		if err != nil {
 			return nil, err
 		}
