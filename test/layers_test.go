@@ -49,6 +49,7 @@ var layers = map[string][]string{
 	"images/cpio":              {"images/fstree"},
 	"images/fat":               {"images/fstree"},
 	"images/iso":               {"images/fstree"},
+	"images/secureboot":        {},
 	"images/uki":               {"images/fstree"},
 	"images/medium":            {"images/cpio", "images/fat", "images/fstree", "images/iso", "images/uki"},
 	"images/disk":              {"images/sparse"},
@@ -64,7 +65,7 @@ var layers = map[string][]string{
 	"images/provenance":        {"images/lock"},
 	"images/evidence":          {"images/provenance", "images/sbom", "images/store"},
 	"images/diff":              {"images/evidence", "images/lock", "images/provenance", "images/sbom", "images/store"},
-	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/evidence", "images/ext4", "images/extent", "images/fstree", "images/inventory", "images/lock", "images/medium", "images/ova", "images/provenance", "images/qcow2", "images/sbom", "images/sparse", "images/store", "images/sysext", "images/upstream", "images/vhd", "images/vmdk"},
+	"images/build":             {"images/btrfs", "images/bzip2", "images/compress", "images/disk", "images/evidence", "images/ext4", "images/extent", "images/fstree", "images/inventory", "images/lock", "images/medium", "images/ova", "images/provenance", "images/qcow2", "images/sbom", "images/sparse", "images/store", "images/sysext", "images/uki", "images/upstream", "images/vhd", "images/vmdk"},
 
 	"pxe/boot":     {},
 	"pxe/listen":   {},

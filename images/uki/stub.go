@@ -48,6 +48,9 @@ func readStub(b []byte) (*stub, error) {
 	if o.DataDirectory[pe.IMAGE_DIRECTORY_ENTRY_SECURITY].Size != 0 {
 		return nil, errors.New("it is signed, and the signature would not cover what is added: use the unsigned one")
 	}
+	if o.NumberOfRvaAndSizes <= pe.IMAGE_DIRECTORY_ENTRY_SECURITY {
+		return nil, errors.New("its headers have no room to say where a signature is")
+	}
 	if !powerOfTwo(o.SectionAlignment) || !powerOfTwo(o.FileAlignment) || o.FileAlignment > Align {
 		return nil, fmt.Errorf("its alignments %d and %d are no powers of two that can be kept", o.SectionAlignment, o.FileAlignment)
 	}

@@ -8,12 +8,14 @@
 // headers are in memory, kernel and initial RAM file system are read when they are
 // written out. Equal inputs give equal bytes.
 //
-// It signs nothing; there are no gaps between sections, on which those who hash a
-// program for a signature would not agree.
+// There are no gaps between sections, on which those who hash a program for a
+// signature would not agree. A signature (Microsoft's "Windows Authenticode Portable
+// Executable Signature Format") is the signer's; this package puts it in its place.
 package uki
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"debug/pe"
 	"encoding/binary"
 	"errors"
@@ -35,7 +37,7 @@ const (
 	stubLimit = 16 << 20
 )
 
-// Options say what goes in. All of them are required.
+// Options say what goes in. All of them are required but Signer.
 type Options struct {
 	// Stub is systemd's linuxx64.efi.stub or linuxaa64.efi.stub.
 	Stub []byte
@@ -47,6 +49,15 @@ type Options struct {
 	Kernel fstree.Content
 	// Initrd is one or more cpio archives.
 	Initrd fstree.Content
+	// Signer signs the program; nil leaves it unsigned. What it covers is read once
+	// more for that.
+	Signer Signer
+}
+
+// Signer makes a signature of a program's Authenticode digest (SHA-256): PKCS #7 in
+// DER form, which depends on nothing else when equal inputs are to give equal bytes.
+type Signer interface {
+	SignProgram(digest [sha256.Size]byte) ([]byte, error)
 }
 
 // Image is a unified kernel image, as content.
@@ -120,6 +131,9 @@ func assemble(o Options) (*Image, error) {
 		{Initrd, o.Initrd, data},
 		{Kernel, o.Kernel, code},
 	})
+	if err == nil && o.Signer != nil {
+		err = m.sign(s, o.Signer)
+	}
 	return m, err
 }
 

@@ -138,22 +138,6 @@ func TestSectionsFollowEachOther(t *testing.T) {
 	}
 }
 
-func TestItCanBeSigned(t *testing.T) {
-	path, _ := written(t, options(t))
-	dir := t.TempDir()
-	key, cert := filepath.Join(dir, "key"), filepath.Join(dir, "cert")
-	fstreetest.Run(t, "openssl", "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-keyout", key, "-out", cert)
-	signed := filepath.Join(dir, "signed.efi")
-	out := fstreetest.Run(t, "sbsigntool", "sbsign", "--key", key, "--cert", cert, "--output", signed, path)
-	if strings.Contains(strings.ToLower(out), "warning") {
-		t.Errorf("sbsign warns: %s", out)
-	}
-	if out := fstreetest.Run(t, "sbsigntool", "sbverify", "--list", signed); !strings.Contains(out, "subject: /CN=test") {
-		t.Errorf("sbverify: %s", out)
-	}
-	fstreetest.Run(t, "sbsigntool", "sbverify", "--cert", cert, signed)
-}
-
 func TestEqualInputsGiveEqualBytes(t *testing.T) {
 	digest := func() [32]byte {
 		m, err := uki.New(options(t))
