@@ -37,7 +37,8 @@ type Inputs struct {
 	Kubeadm, Kubelet, Kubectl      lock.Blob
 	CNIArchive, EtcdArchive, Agent lock.Blob
 	Images                         []lock.Blob
-	// Medium is what the ISO image needs; nil when there is to be none.
+	// Medium is what the installer as an ISO image or one program needs; nil when
+	// there is to be none.
 	Medium *Medium
 	// Roles are all of the cluster's, also those that Only leaves out.
 	Roles []Role
@@ -174,8 +175,14 @@ func check(in Inputs) error {
 	if len(in.Sets) == 0 {
 		return errors.New("building nothing: no format is given")
 	}
-	if in.wants(SetISO) && in.Medium == nil {
-		return fmt.Errorf("building format %s: cluster.yaml has no boot.iso, which names the programs that boot it", SetISO)
+	for _, set := range []Set{SetISO, SetUKI} {
+		switch {
+		case !in.wants(set):
+		case in.Medium == nil:
+			return fmt.Errorf("building format %s: cluster.yaml has no boot.iso, which names the programs that boot it", set)
+		case in.Medium.Certificate != nil && in.Medium.Signer == nil:
+			return fmt.Errorf("building format %s: it is to be signed, and there is no key", set)
+		}
 	}
 	for _, name := range in.Only {
 		if !slices.ContainsFunc(in.Roles, func(r Role) bool { return r.Name == name }) {
@@ -201,11 +208,15 @@ func (in Inputs) Blobs() []lock.Blob {
 	if in.Evidence.BaseSBOM.SHA256 != "" {
 		b = append(b, in.Evidence.BaseSBOM)
 	}
-	if in.wants(SetPXE) || in.wants(SetISO) {
+	if in.wants(SetPXE) || in.wants(SetISO) || in.wants(SetUKI) {
 		b = append(b, in.PXEKernel, in.PXEInitrd)
 	}
-	if in.wants(SetISO) && in.Medium != nil {
+	switch {
+	case in.Medium == nil:
+	case in.wants(SetISO):
 		b = append(b, in.Medium.blobs()...)
+	case in.wants(SetUKI):
+		b = append(b, in.Medium.Stub)
 	}
 	for _, r := range in.Roles {
 		for _, e := range r.Extensions {

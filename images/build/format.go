@@ -29,6 +29,8 @@ const (
 	SetPXE Set = "pxe"
 	// SetISO is the installer for machines that cannot be netbooted.
 	SetISO Set = "iso"
+	// SetUKI is the same installer as one program that UEFI starts.
+	SetUKI Set = "uki"
 )
 
 // diskFormat is a form in which a role's disk comes.
@@ -166,9 +168,9 @@ func rawSHA256(ctx context.Context, img image) (string, error) {
 	return hexSum(h), nil
 }
 
-// Sets lists what --format knows, raw, pxe and iso first.
+// Sets lists what --format knows, what is more than one format first.
 func Sets() []Set {
-	sets := []Set{SetRaw, SetPXE, SetISO}
+	sets := []Set{SetRaw, SetPXE, SetISO, SetUKI}
 	for _, f := range diskFormats() {
 		for _, s := range f.sets {
 			if !slices.Contains(sets, s) {

@@ -14,9 +14,11 @@ import (
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/medium"
 	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/uki"
 )
 
-// Medium is what the installer's ISO image has besides the kernel and cpio of PXE.
+// Medium is what the installer has besides the kernel and cpio of PXE when it comes
+// as an ISO image, or as the program in there that UEFI starts.
 type Medium struct {
 	// ConfigIgn goes into Flatcar's OEM directory.
 	ConfigIgn []byte
@@ -26,6 +28,11 @@ type Medium struct {
 	Stub lock.Blob
 	// ISOLINUX, LDLINUX and MBR are for BIOS; zero when only UEFI shall boot it.
 	ISOLINUX, LDLINUX, MBR lock.Blob
+	// Certificate says who signs for Secure Boot, in DER form; nil for nobody.
+	Certificate []byte
+	// Signer has its key. Nothing else depends on the key, so it may be nil where
+	// nothing is made that is signed.
+	Signer uki.Signer
 }
 
 func (m *Medium) blobs() []lock.Blob {
@@ -36,37 +43,50 @@ func (m *Medium) blobs() []lock.Blob {
 	return b
 }
 
-// mediumTargets is the ISO image, where there is what boots it.
+// mediumTargets are the installer's two forms, where there is what boots them.
 func (r *run) mediumTargets() []target {
 	m := r.in.Medium
 	if m == nil {
 		return nil
 	}
+	return []target{
+		r.mediumTarget("-installer.iso", store.ISO, SetISO, m.blobs(), medium.New),
+		r.mediumTarget("-installer.efi", store.UKI, SetUKI, []lock.Blob{m.Stub}, func(o medium.Options) (fstree.Content, error) {
+			return medium.Program(o)
+		}),
+	}
+}
+
+func (r *run) mediumTarget(suffix string, format store.Format, set Set, blobs []lock.Blob, lay func(medium.Options) (fstree.Content, error)) target {
+	m := r.in.Medium
 	inputs := []store.Input{input(r.in.PXEKernel), input(r.in.PXEInitrd), bytesInput("rendered/medium.ign", m.ConfigIgn)}
-	for _, b := range m.blobs() {
+	for _, b := range blobs {
 		inputs = append(inputs, input(b))
+	}
+	if m.Certificate != nil {
+		inputs = append(inputs, bytesInput("rendered/secureboot.cer", m.Certificate))
 	}
 	slices.SortFunc(inputs, func(a, b store.Input) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	words := append([]string{"medium 1", r.in.Builder, r.in.Cluster, r.in.Arch, r.time.String()}, m.Args...)
-	t := target{name: r.in.Cluster + "-installer.iso", format: store.ISO, sets: []Set{SetISO}, inputs: inputs, recipe: recipe(words, inputs)}
+	t := target{name: r.in.Cluster + suffix, format: format, sets: []Set{set}, inputs: inputs, recipe: recipe(words, inputs)}
 	t.make = func(ctx context.Context) error {
-		a, err := r.writeMedium(ctx, t)
+		a, err := r.writeMedium(ctx, t, lay)
 		if err != nil {
 			return spaceError{need: r.in.PXEKernel.Size + r.in.PXEInitrd.Size, err: fmt.Errorf("building %s: %w", filepath.Join(r.in.Out, t.name), err)}
 		}
 		r.made[t.name] = a
 		return nil
 	}
-	return []target{t}
+	return t
 }
 
-func (r *run) writeMedium(ctx context.Context, t target) (artefact, error) {
+func (r *run) writeMedium(ctx context.Context, t target, lay func(medium.Options) (fstree.Content, error)) (artefact, error) {
 	r.obs.step("making %s", t.name)
-	o, err := r.mediumOptions(ctx)
+	o, err := r.mediumOptions(ctx, t.format == store.ISO)
 	if err != nil {
 		return artefact{}, err
 	}
-	content, err := medium.New(o)
+	content, err := lay(o)
 	if err != nil {
 		return artefact{}, err
 	}
@@ -98,11 +118,11 @@ type stop struct{ ctx context.Context }
 
 func (s stop) Write(p []byte) (int, error) { return len(p), s.ctx.Err() }
 
-func (r *run) mediumOptions(ctx context.Context) (medium.Options, error) {
+func (r *run) mediumOptions(ctx context.Context, bios bool) (medium.Options, error) {
 	m := r.in.Medium
 	o := medium.Options{
 		Name: "imagectl installer of " + r.in.Cluster, Label: "IMAGECTL", Arch: r.in.Arch,
-		OEM: new(fstree.Tree), Args: m.Args, ModTime: r.time,
+		OEM: new(fstree.Tree), Args: m.Args, ModTime: r.time, Signer: m.Signer,
 	}
 	if err := o.OEM.AddFile("config.ign", 0o644, fstree.Bytes(m.ConfigIgn)); err != nil {
 		return o, err
@@ -114,7 +134,7 @@ func (r *run) mediumOptions(ctx context.Context) (medium.Options, error) {
 	if o.Initrd, err = r.locked(ctx, r.in.PXEInitrd); err != nil {
 		return o, err
 	}
-	if o.Stub, err = r.program(ctx, m.Stub); err != nil || m.ISOLINUX.ID == "" {
+	if o.Stub, err = r.program(ctx, m.Stub); err != nil || !bios || m.ISOLINUX.ID == "" {
 		return o, err
 	}
 	o.BIOS = &medium.BIOS{}

@@ -21,6 +21,8 @@ func SetsOf(m store.Manifest) []Set {
 			stream = true
 		case a.Format == store.ISO:
 			add(SetISO)
+		case a.Format == store.UKI:
+			add(SetUKI)
 		case a.Role == "" && a.Format.Carries():
 			add(SetPXE)
 		}

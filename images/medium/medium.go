@@ -27,7 +27,7 @@ import (
 	"github.com/imagectl/imagectl/images/uki"
 )
 
-// Options say what goes in. All are required but BIOS.
+// Options say what goes in. All are required but BIOS and Signer.
 type Options struct {
 	// Name is shown by boot menus, such as "imagectl installer of prod".
 	Name string
@@ -43,6 +43,9 @@ type Options struct {
 	Args []string
 	// Stub is systemd's, see images/uki.
 	Stub []byte
+	// Signer signs what UEFI starts; nil leaves it unsigned. There is no signature of
+	// what BIOS starts.
+	Signer uki.Signer
 	// BIOS is what BIOS boots with; nil for an image that only UEFI boots, which
 	// is all that arm64 has.
 	BIOS *BIOS
@@ -75,17 +78,22 @@ func New(o Options) (fstree.Content, error) {
 	return content, nil
 }
 
-func layOut(o Options) (fstree.Content, error) {
+// Program is what UEFI starts from the medium, for firmware that is given it in
+// another way. Label and BIOS are not looked at.
+func Program(o Options) (*uki.Image, error) {
+	oem, err := archive(o)
+	if err != nil {
+		return nil, fmt.Errorf("archiving the installer's files: %w", err)
+	}
+	return program(o, oem)
+}
+
+func program(o Options, oem []byte) (*uki.Image, error) {
 	if strings.ContainsAny(o.Name, "\"\n\\$`") {
 		return nil, fmt.Errorf("the name %q holds what os-release would need to escape", o.Name)
 	}
-	oem, err := archive(o)
-	if err != nil {
-		return nil, err
-	}
-	cmdline := strings.Join(o.Args, " ")
-	program, err := uki.New(uki.Options{
-		Stub: o.Stub, Kernel: o.Kernel, Cmdline: cmdline,
+	p, err := uki.New(uki.Options{
+		Stub: o.Stub, Kernel: o.Kernel, Cmdline: cmdline(o), Signer: o.Signer,
 		OSRelease: "ID=imagectl\nNAME=imagectl\nPRETTY_NAME=\"" + o.Name + "\"\n",
 		// The kernel wants an archive to begin at a multiple of 4.
 		Initrd: fstree.Sequence{o.Initrd, fstree.Zeros(-o.Initrd.Size() & 3), fstree.Bytes(oem)},
@@ -93,8 +101,22 @@ func layOut(o Options) (fstree.Content, error) {
 	if err != nil {
 		return nil, err
 	}
-	if program.Arch() != o.Arch {
-		return nil, fmt.Errorf("the kernel and the stub are for %s, the cluster is %s", program.Arch(), o.Arch)
+	if p.Arch() != o.Arch {
+		return nil, fmt.Errorf("the kernel and the stub are for %s, the cluster is %s", p.Arch(), o.Arch)
+	}
+	return p, nil
+}
+
+func cmdline(o Options) string { return strings.Join(o.Args, " ") }
+
+func layOut(o Options) (fstree.Content, error) {
+	oem, err := archive(o)
+	if err != nil {
+		return nil, err
+	}
+	p, err := program(o, oem)
+	if err != nil {
+		return nil, err
 	}
 	name, err := defaultProgram(o.Arch)
 	if err != nil {
@@ -102,7 +124,7 @@ func layOut(o Options) (fstree.Content, error) {
 	}
 	sum := identity(o, oem)
 	esp := new(fstree.Tree)
-	if err := esp.AddFile(name, 0o644, program); err != nil {
+	if err := esp.AddFile(name, 0o644, p); err != nil {
 		return nil, err
 	}
 	volume, err := fat.New(esp, fat.Options{Label: o.Label, Serial: binary.LittleEndian.Uint32(sum[:]), ModTime: o.ModTime})
@@ -116,7 +138,7 @@ func layOut(o Options) (fstree.Content, error) {
 			return nil, fmt.Errorf("there are programs for BIOS, which %s does not have", o.Arch)
 		}
 		at, _ := volume.Offset(name)
-		if err := o.BIOS.add(tree, at, program, cmdline); err != nil {
+		if err := o.BIOS.add(tree, at, p, cmdline(o)); err != nil {
 			return nil, err
 		}
 		i.BIOS, i.MBR = loaderPath, o.BIOS.MBR

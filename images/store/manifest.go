@@ -35,6 +35,7 @@ const (
 	PXEInitrd Format = "pxe-initrd" // the locked, verified cpio
 	Sysext    Format = "sysext"     // a system extension, loaded by the installer
 	ISO       Format = "iso"        // the installer, bootable from CD and USB stick
+	UKI       Format = "uki"        // the installer as one EFI program
 	SPDX      Format = "spdx"       // the bill of materials of a role's image, or of the installer
 	Ignition  Format = "ignition"   // config.ign as it is in a role's OEM partition
 	GrubCfg   Format = "grub.cfg"   // grub.cfg as it is in a role's OEM partition
