@@ -27,7 +27,7 @@ var layers = map[string][]string{
 	"butane/diag":     {},
 	"butane/lockdown": {},
 	"butane/snippet":  {"butane/diag", "butane/lockdown"},
-	"butane/cluster":  {"butane/diag", "butane/snippet", "images/lock", "images/release", "images/upstream"},
+	"butane/cluster":  {"butane/diag", "butane/snippet", "images/lock", "images/release", "images/secureboot", "images/upstream"},
 	"butane/plan":     {"butane/cluster", "butane/diag", "butane/lockdown", "images/lock", "images/release", "images/upstream"},
 	"butane/render":   {"butane/lockdown", "butane/plan", "butane/snippet", "bootstrap/nodeconf"},
 

@@ -231,6 +231,7 @@ func (c *checker) boot(raw rawBoot) Boot {
 		b.IPXEUEFI = c.source(raw.IPXE.UEFI, vars)
 	}
 	b.ISO = c.iso(raw.ISO, vars)
+	b.SecureBoot = c.secureBoot(raw)
 	if raw.Interface.Set && !interfaceName.MatchString(b.Interface) {
 		c.add(raw.Interface.Pos, raw.Interface.Path, "such as eth1; ip -br link lists them", "%q is not the name of a network interface", b.Interface)
 	}

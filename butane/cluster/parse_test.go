@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"os"
 	"reflect"
 	"strconv"
 	"strings"
@@ -125,6 +126,14 @@ func TestFindings(t *testing.T) {
 		{"an ISO image for UEFI", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: boot/linuxx64.efi.stub}\n"}, nil},
 		{"an ISO image without its stub", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {}\n"}, []string{`error: boot.iso: required key "stub" is missing`}},
 		{"half of what BIOS needs", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a, isolinux: b, mbr: c}\n"}, []string{`error: boot.iso: isolinux, ldlinux and mbr belong together: BIOS needs all three, UEFI none`}},
+		{"Secure Boot", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a}\n  secureBoot: {certificate: db.crt, key: {file: keys/db.key}}\n"}, nil},
+		{"Secure Boot without what is signed", []string{"  interface: eth1\n", "  interface: eth1\n  secureBoot: {certificate: db.crt, key: {env: DB_KEY}}\n"}, []string{`error: boot.secureBoot: there is nothing to sign: boot.iso names what UEFI starts`}},
+		{"Secure Boot by nobody", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a}\n  secureBoot: {}\n"}, []string{`error: boot.secureBoot: required key "certificate" is missing`, `error: boot.secureBoot: required key "key" is missing`}},
+		{"a certificate that is not there", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a}\n  secureBoot: {certificate: no.crt, key: {file: db.key}}\n"}, []string{`error: boot.secureBoot.certificate: the certificate cannot be read: no such file`}},
+		{"a key for a certificate", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a}\n  secureBoot: {certificate: ec.crt, key: {file: db.key}}\n"}, []string{`error: boot.secureBoot.certificate: ec.crt cannot be used: it is a PEM block "EC PARAMETERS", want CERTIFICATE`}},
+		{"a key in a token", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a}\n  secureBoot: {certificate: db.crt, key: {file: \"pkcs11:object=db\"}}\n"}, []string{`error: boot.secureBoot.key.file: keys in PKCS#11 tokens are not supported yet`}},
+		{"a key that is encrypted", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a}\n  secureBoot: {certificate: db.crt, key: {age: db.age}}\n"}, []string{`error: boot.secureBoot.key.age: age is not supported yet here`}},
+		{"a key that is written out", []string{"  interface: eth1\n", "  interface: eth1\n  iso: {stub: a}\n  secureBoot: {certificate: db.crt, key: \"-----BEGIN\"}\n"}, []string{`error: boot.secureBoot.key: a secret is never written here, only where it is: one of file, env, age`}},
 		{"ports that are the same", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  httpPort: 8443\n"}, []string{`error: server.httpPort: httpPort and httpsPort are both 8443`}},
 		{"a port out of range", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  httpPort: 70000\n"}, []string{`error: server.httpPort: 70000 is not a port: want 1 to 65535`}},
 
@@ -206,10 +215,15 @@ func TestFindings(t *testing.T) {
 		{"zones that are well", []string{cp1 + comment, cp1 + "\n    zone: rack1" + zoned(cp2, "rack2") + zoned(cp3, "rack3")}, nil},
 		{"a zone that nobody named", []string{cp1 + comment, cp1 + "\n    zone: rack1" + zoned(cp2, "rack2") + cp3}, []string{`warning: machines[2]: control plane cp3 has no zone, while others have: the loss of its zone is not accounted for`}},
 	}
+	cert, err := os.ReadFile("testdata/db.crt")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			_, found := Parse(fake{"cluster.yaml": edit(t, tt.pairs...)}.read, "cluster.yaml")
+			files := fake{"cluster.yaml": edit(t, tt.pairs...), "db.crt": string(cert), "ec.crt": "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"}
+			_, found := Parse(files.read, "cluster.yaml")
 			if diff := cmp.Diff(texts(found), tt.want); diff != "" {
 				t.Error("got -, want +\n" + diff)
 			}

@@ -91,14 +91,15 @@ type rawServer struct {
 
 type rawBoot struct {
 	place
-	Interface     rawString   `key:"interface"`
-	DHCP          rawString   `key:"dhcp"`
-	Unknown       rawString   `key:"unknown"`
-	Subnets       []rawSubnet `key:"subnets"`
-	Relays        []rawAddr   `key:"relays,later"`
-	IPXE          rawIPXE     `key:"ipxe"`
-	ISO           rawISO      `key:"iso"`
-	InstallerArgs []rawString `key:"installerArgs"`
+	Interface     rawString     `key:"interface"`
+	DHCP          rawString     `key:"dhcp"`
+	Unknown       rawString     `key:"unknown"`
+	Subnets       []rawSubnet   `key:"subnets"`
+	Relays        []rawAddr     `key:"relays,later"`
+	IPXE          rawIPXE       `key:"ipxe"`
+	ISO           rawISO        `key:"iso"`
+	SecureBoot    rawSecureBoot `key:"secureBoot"`
+	InstallerArgs []rawString   `key:"installerArgs"`
 }
 
 type rawSubnet struct {
@@ -130,6 +131,12 @@ type rawISO struct {
 	ISOLINUX rawString `key:"isolinux"`
 	LDLINUX  rawString `key:"ldlinux"`
 	MBR      rawString `key:"mbr"`
+}
+
+type rawSecureBoot struct {
+	place
+	Certificate rawString `key:"certificate,required"`
+	Key         rawSecret `key:"key,required"`
 }
 
 type rawMachine struct {

@@ -96,12 +96,21 @@ type Boot struct {
 	Subnets            []Subnet
 	IPXEBIOS, IPXEUEFI string
 	ISO                ISO
+	SecureBoot         SecureBoot
 	InstallerArgs      []string
 }
 
 // ISO names the programs that start the installer from an ISO image. All are
 // empty when no such image is wanted, and all but Stub when only UEFI shall boot it.
 type ISO struct{ Stub, ISOLINUX, LDLINUX, MBR string }
+
+// SecureBoot says who signs what UEFI starts; the zero value, that nobody does.
+type SecureBoot struct {
+	// Certificate in DER form.
+	Certificate []byte
+	// Key is that certificate's, in a file or the environment.
+	Key Secret
+}
 
 // Subnet is one DHCP subnet. Zero addresses mean that there is none.
 type Subnet struct {

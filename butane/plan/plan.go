@@ -104,6 +104,8 @@ type Boot struct {
 	IPXEBIOS  lock.Blob
 	IPXEUEFI  lock.Blob
 	ISO       ISO
+	// SecureBoot says who signs what UEFI starts; the zero value, that nobody does.
+	SecureBoot cluster.SecureBoot
 	// InstallerArgs are kernel arguments of the netbooted installer: the
 	// lock-down's, then cluster.yaml's (console=...).
 	InstallerArgs []string

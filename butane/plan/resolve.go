@@ -44,6 +44,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		Boot: Boot{
 			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown),
 			IPXEBIOS: r.blob(lock.IPXEBIOS), IPXEUEFI: r.blob(lock.IPXEUEFIx64),
+			SecureBoot:    spec.Boot.SecureBoot,
 			InstallerArgs: append(lockdown.KernelArgs(), spec.Boot.InstallerArgs...),
 		},
 		Agent: r.blob(lock.Agent),

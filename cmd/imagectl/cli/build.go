@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -40,8 +39,9 @@ func newBuild(g *globals) *cobra.Command {
 			"verify --key checks it.\n\n" +
 			"Formats: raw is a plain disk image of each role; pxe is kernel, initrd and agent\n" +
 			"of the installer. Both include the install stream (.raw.zst). iso is the installer\n" +
-			"for machines that cannot be netbooted. All others are the disk of each role, for\n" +
-			"a platform (docs/images.md).",
+			"for machines that cannot be netbooted, uki the same as one EFI program; the key of\n" +
+			"boot.secureBoot signs both. All others are the disk of each role, for a platform\n" +
+			"(docs/images.md).",
 		Example: "  imagectl build\n  imagectl build worker --format raw.gz -o out\n  imagectl build --sign-key sign.pem",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			started := time.Now()
@@ -59,12 +59,15 @@ func newBuild(g *globals) *cobra.Command {
 				if err != nil {
 					return usageError{err}
 				}
-				if s == build.SetISO {
-					if err := canBootISO(p); err != nil {
+				if s == build.SetISO || s == build.SetUKI {
+					if err := canBootISO(p, s); err != nil {
 						return usageError{err}
 					}
 				}
 				in.Sets = append(in.Sets, s)
+			}
+			if err := g.addSigner(&in, p); err != nil {
+				return usageError{err}
 			}
 			for _, name := range args {
 				if !hasRole(p, name) {
@@ -122,7 +125,7 @@ func buildInputs(p plan.Plan, dir string) (build.Inputs, error) {
 		Kubeadm: p.Kubernetes.Kubeadm, Kubelet: p.Kubernetes.Kubelet, Kubectl: p.Kubernetes.Kubectl,
 		CNIArchive: p.Kubernetes.CNI, EtcdArchive: p.Etcd.Archive, Agent: p.Agent, Images: p.Images,
 	}
-	if canBootISO(p) == nil {
+	if canBootISO(p, build.SetISO) == nil {
 		m, err := buildMedium(p)
 		if err != nil {
 			return build.Inputs{}, err
@@ -147,13 +150,14 @@ func buildInputs(p plan.Plan, dir string) (build.Inputs, error) {
 	return in, nil
 }
 
-// canBootISO says what keeps cluster.yaml from having an ISO image.
-func canBootISO(p plan.Plan) error {
+// canBootISO says what keeps cluster.yaml from having the installer as an ISO image
+// or as one program.
+func canBootISO(p plan.Plan, set build.Set) error {
 	switch {
 	case p.Boot.ISO.Stub.ID == "":
-		return errors.New("format iso: cluster.yaml has no boot.iso, which names the programs that boot it (docs/images.md)")
+		return fmt.Errorf("format %s: cluster.yaml has no boot.iso, which names the programs that boot it (docs/images.md)", set)
 	case p.Boot.Unknown == plan.Ignore:
-		return errors.New("format iso: boot.unknown is ignore, and the server recognises a machine that was not netbooted only once it enrols: set boot.unknown: discover")
+		return fmt.Errorf("format %s: boot.unknown is ignore, and the server recognises a machine that was not netbooted only once it enrols: set boot.unknown: discover", set)
 	}
 	return nil
 }
@@ -171,6 +175,7 @@ func buildMedium(p plan.Plan) (*build.Medium, error) {
 	return &build.Medium{
 		ConfigIgn: ign, Args: append([]string{catalog.FirstBoot}, p.Boot.InstallerArgs...),
 		Stub: iso.Stub, ISOLINUX: iso.ISOLINUX, LDLINUX: iso.LDLINUX, MBR: iso.MBR,
+		Certificate: p.Boot.SecureBoot.Certificate,
 	}, nil
 }
 

@@ -24,11 +24,14 @@ func (g *globals) rebuild(ctx context.Context, dir, cache, work string, checks [
 	if err != nil {
 		return nil, nil, err
 	}
-	_, in, err := g.buildInputs()
+	p, in, err := g.buildInputs()
 	if err != nil {
 		return nil, nil, err
 	}
 	in.Sets = build.SetsOf(want)
+	if err := g.addSigner(&in, p); err != nil {
+		return nil, nil, err
+	}
 	seen := map[string]bool{}
 	for _, a := range want.Artefacts {
 		if a.Role == "" || seen[a.Role] {

@@ -20,6 +20,7 @@ func verbs(g *globals) []*cobra.Command {
 		newStatus(g),
 		newLogs(g),
 		newKubeconfig(g),
+		newSecureBoot(g),
 		newVersion(g),
 	}
 }
