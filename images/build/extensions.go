@@ -42,7 +42,7 @@ func (r *run) allExtensions(ctx context.Context, missing []target) (map[string][
 	return out, nil
 }
 
-// roleExtensions makes ours and adds the user's, sorted by name.
+// roleExtensions makes and examines the extensions of one role, sorted by name.
 func (r *run) roleExtensions(ctx context.Context, role Role) ([]extensionFile, error) {
 	var out []extensionFile
 	var all []sysext.Contents
@@ -68,6 +68,19 @@ func (r *run) roleExtensions(ctx context.Context, role Role) ([]extensionFile, e
 		out = append(out, extensionFile{name: name, path: path, size: st.Size()})
 		return nil
 	}
+	// The user's first: what is wrong with them is said before ours are made.
+	for _, e := range role.Extensions {
+		if slices.Contains(sysext.OurNames(), e.Name) {
+			return nil, fmt.Errorf("adding extension %s: that name is ours; rename yours (its extension-release too)", e.Name)
+		}
+		file, err := r.in.Store.Path(e.Blob.SHA256), error(nil)
+		if e.Recipe != nil {
+			file, err = r.recipeExtension(ctx, e)
+		}
+		if err := add(e.Name, file, err); err != nil {
+			return nil, err
+		}
+	}
 	file, err := r.agentExtension(ctx)
 	if err := add(sysext.AgentName, file, err); err != nil {
 		return nil, err
@@ -85,18 +98,6 @@ func (r *run) roleExtensions(ctx context.Context, role Role) ([]extensionFile, e
 	if len(r.in.Images) > 0 {
 		file, err = r.imagesExtension(ctx)
 		if err := add(sysext.ImagesName, file, err); err != nil {
-			return nil, err
-		}
-	}
-	for _, e := range role.Extensions {
-		if slices.Contains(sysext.OurNames(), e.Name) {
-			return nil, fmt.Errorf("adding extension %s: that name is ours; rename yours (its extension-release too)", e.Name)
-		}
-		file, err := r.in.Store.Path(e.Blob.SHA256), error(nil)
-		if e.Recipe != nil {
-			file, err = r.recipeExtension(ctx, e)
-		}
-		if err := add(e.Name, file, err); err != nil {
 			return nil, err
 		}
 	}

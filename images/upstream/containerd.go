@@ -20,9 +20,9 @@ func ContainerdDropIn() string {
 }
 
 // flatcarConfig is what Flatcar's own /usr/share/containerd/config.toml sets, which
-// is not read besides ours: containerd 1.7 and 2.0 replace a plugin's whole section
-// by an imported file's, so an import could add no runtime without losing runc's
-// settings. Version 2 of the format is understood by containerd 1.7 (LTS) and 2.
+// is not read besides ours: containerd 1.7 (LTS) replaces a plugin's whole section by
+// an imported file's, so that an import could add no runtime without losing runc's
+// settings. Version 2 of the format is understood by containerd 1.7 and 2.
 const flatcarConfig = `version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
