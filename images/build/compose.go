@@ -91,7 +91,7 @@ func (c *composer) add(ctx context.Context, in upstream.Input, archive string) e
 			}
 			if ok && m.Kind == sysext.Regular {
 				found[t.Member] = true
-				return c.program(m, content, t.To)
+				return c.take(m, content, t)
 			}
 		}
 		return nil
@@ -121,19 +121,26 @@ func (c *composer) keep(m sysext.Member, content io.Reader) (spooled, error) {
 	return s, err
 }
 
-// program takes an executable to a directory. It must be one for this architecture
-// as far as it is a program of the processor's and not a script.
-func (c *composer) program(m sysext.Member, content io.Reader, dir string) error {
+// take takes a member to a directory. What the recipe names must be a program for
+// this architecture; what only matches a pattern may be anything else too.
+func (c *composer) take(m sysext.Member, content io.Reader, t upstream.Take) error {
 	s, err := c.keep(m, content)
 	if err != nil {
 		return err
 	}
-	if err := c.fits(s); err != nil {
+	if err := c.fits(s); err != nil && (t.Member == m.Path || !errors.Is(err, errNoProgram)) {
 		return err
 	}
-	return c.tree.Add(fstree.Entry{Path: path.Join(dir, path.Base(m.Path)), Type: fstree.File, Mode: 0o755, Content: s, ModTime: m.ModTime})
+	e := fstree.Entry{Path: path.Join(t.To, path.Base(m.Path)), Type: fstree.File, Mode: 0o755, Content: s, ModTime: m.ModTime}
+	if t.Member != m.Path && m.Mode&0o100 == 0 {
+		e.Mode = 0o644
+	}
+	return c.tree.Add(e)
 }
 
+var errNoProgram = errors.New("it is no program")
+
+// fits is errNoProgram for what is neither a program of some processor nor a script.
 func (c *composer) fits(s spooled) error {
 	head := make([]byte, 20)
 	n, err := c.spool.ReadAt(head[:min(len(head), int(s.size))], s.offset)
@@ -144,7 +151,7 @@ func (c *composer) fits(s spooled) error {
 	case strings.HasPrefix(string(head), "#!"):
 		return nil
 	case n < len(head) || string(head[:4]) != elf.ELFMAG:
-		return fmt.Errorf("it is no program: it begins with %q", head[:min(n, 8)])
+		return fmt.Errorf("%w: it begins with %q", errNoProgram, head[:min(n, 8)])
 	}
 	want := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[c.arch]
 	if got := elf.Machine(head[18]) | elf.Machine(head[19])<<8; got != want {

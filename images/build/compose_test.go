@@ -77,7 +77,7 @@ func (s *site) made(name string, inputs ...lock.Blob) build.Extension {
 func (s *site) gvisor(machine uint16) lock.Blob {
 	return s.release("extensions/gvisor/release", "gvisor.tar.zstd",
 		"runsc", program(machine, "runsc"), "containerd-shim-runsc-v1", program(machine, "shim"),
-		"gvisor-bin/gvisor_sentry", program(machine, "sentry"), "gvisor-bin/checkpointgofer", program(machine, "gofer"))
+		"gvisor-bin/gvisor_sentry", program(machine, "sentry"), "gvisor-bin/checkpointgofer", program(machine, "gofer"), "gvisor-bin/LICENSE", "text")
 }
 
 func TestExtensionsMadeByRecipesAreInTheImage(t *testing.T) {
@@ -117,7 +117,7 @@ func TestExtensionsMadeByRecipesAreInTheImage(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"gvisor": {
 			"usr/bin/runsc": program(62, "runsc"), "usr/bin/containerd-shim-runsc-v1": program(62, "shim"),
-			"usr/bin/gvisor-bin/gvisor_sentry": program(62, "sentry"), "usr/bin/gvisor-bin/checkpointgofer": program(62, "gofer"),
+			"usr/bin/gvisor-bin/gvisor_sentry": program(62, "sentry"), "usr/bin/gvisor-bin/checkpointgofer": program(62, "gofer"), "usr/bin/gvisor-bin/LICENSE": "text",
 			"usr/share/imagectl/gvisor/runsc.toml": "[runsc_config]\nsystemd-cgroup = \"true\"\n",
 		},
 		"wasmedge": {"usr/bin/containerd-shim-wasmedge-v1": program(62, "shim")},

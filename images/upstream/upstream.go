@@ -47,15 +47,16 @@ type Recipe struct {
 type Input struct {
 	Name  string `yaml:"name"`
 	About string `yaml:"about"`
-	// Take are programs to take out of the archive; each must be there.
+	// Take is what to take out of the archive; all of it must be there.
 	Take []Take `yaml:"take"`
 	// Tree takes the archive's usr/ as it is.
 	Tree bool `yaml:"tree"`
 }
 
-// Take is programs of an archive.
+// Take is members of an archive.
 type Take struct {
-	// Member is a path in the archive or a pattern for some (path.Match).
+	// Member is a path in the archive, which must be a program, or a pattern for
+	// several of anything (path.Match).
 	Member string `yaml:"member"`
 	// To is the directory that they go to.
 	To string `yaml:"to"`
