@@ -16,10 +16,12 @@ import (
 	"github.com/imagectl/imagectl/images/compress"
 	"github.com/imagectl/imagectl/images/disk"
 	"github.com/imagectl/imagectl/images/ext4"
+	"github.com/imagectl/imagectl/images/extent"
 	"github.com/imagectl/imagectl/images/fstree"
 	"github.com/imagectl/imagectl/images/qcow2"
 	"github.com/imagectl/imagectl/images/sparse"
 	"github.com/imagectl/imagectl/images/vhd"
+	"github.com/imagectl/imagectl/images/vmdk"
 )
 
 // jobs are what is measured, by name: from files, the first of which is src,
@@ -44,6 +46,18 @@ func jobs() map[string]func(ctx context.Context, dst, src *os.File, size int64, 
 		"zstd.qcow2": toQCOW2(qcow2.Zstd),
 		"vhd": func(ctx context.Context, dst, src *os.File, size int64, _ []string) error {
 			return vhd.Write(ctx, dst, src, size, vhd.Options{})
+		},
+		"vmdk": func(ctx context.Context, dst, src *os.File, size int64, _ []string) error {
+			return vmdk.Write(ctx, dst, src, size, vmdk.Options{ContentID: [16]byte{4}})
+		},
+		"raw.zst": func(ctx context.Context, dst, src *os.File, size int64, _ []string) error {
+			r, w := io.Pipe()
+			go func() { w.CloseWithError(extent.Write(ctx, w, src, size)) }()
+			defer r.Close()
+			return extent.Compress(ctx, dst, r)
+		},
+		"raw.xz": func(ctx context.Context, dst, src *os.File, _ int64, _ []string) error {
+			return compress.XZ(ctx, dst, src)
 		},
 		"raw.gz": func(ctx context.Context, dst, src *os.File, _ int64, _ []string) error {
 			return compress.Gzip(ctx, dst, src)

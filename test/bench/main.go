@@ -1,9 +1,12 @@
 // Command bench compares what images are made with here with what people use
 // otherwise, in one run on one machine: run it with "make bench-images". It
-// prints ratios, since only they mean anything elsewhere, and each goal.
+// prints ratios, since only they mean anything elsewhere, and each goal. A goal
+// that is missed is said in its line and at the end; it is no error, because a
+// machine that does other work may miss one.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -27,7 +30,7 @@ func main() {
 	job := flag.String("job", "", "one job of ours, in this process: "+jobNames())
 	release := flag.String("release", "", "directory of the test release")
 	upstream := flag.String("upstream", "", "directory of Kubernetes' programs")
-	runs := flag.Int("runs", 3, "how often everything is measured; the fastest counts")
+	runs := flag.Int("runs", 3, "how often everything is measured; the median counts")
 	flag.Parse()
 	var err error
 	if *job != "" {
@@ -93,22 +96,33 @@ func bench(ctx context.Context, release, upstream string, runs int) error {
 		{"add an extension", out(self, "-job", "edit", base, extension), out(shell(guestfish, base, extension)...), "guestfish", 10, false},
 		{"qcow2, deflate", out(self, "-job", "qcow2", image), out("qemu-img", "convert", "-O", "qcow2", "-c", image), "qemu-img -c", 4, true},
 		{"qcow2, zstd", out(self, "-job", "zstd.qcow2", image), out("qemu-img", "convert", "-O", "qcow2", "-c", "-m", "2", "-W", "-o", "compression_type=zstd", image), "qemu-img -c -m 2 -W", 1, true},
+		{"vmdk", out(self, "-job", "vmdk", image), out("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", image), "qemu-img", 4, false},
 		{"vhd", out(self, "-job", "vhd", image), out("qemu-img", "convert", "-O", "vpc", "-o", "subformat=fixed,force_size", image), "qemu-img", 1, false},
 		{"raw.gz", out(self, "-job", "raw.gz", image), out(shell(`gzip -c "$1" >"$2"`, image)...), "gzip", 1, false},
 		{"img.zst", out(self, "-job", "img.zst", image), out(shell(`zstd -q -T0 -c "$1" >"$2"`, image)...), "zstd -T0", 1, false},
 	}
-	missed := 0
+	var missed []string
 	for _, c := range contests {
-		ok, err := c.run(ctx, runs)
+		verdict, err := c.run(ctx, runs)
 		if err != nil {
 			return err
 		}
-		if !ok {
-			missed++
+		if verdict != "" {
+			missed = append(missed, c.what+" against "+c.other+":"+verdict)
 		}
 	}
-	if missed > 0 {
-		fmt.Printf("%d goals missed\n", missed)
+	large, err := peaks(ctx, self, tmp, base, extension)
+	if err != nil {
+		return err
+	}
+	missed = append(missed, large...)
+	if len(missed) == 0 {
+		fmt.Println("all goals met")
+		return nil
+	}
+	fmt.Printf("goals missed: %d\n", len(missed))
+	for _, m := range missed {
+		fmt.Println("  " + m)
 	}
 	return nil
 }
@@ -157,7 +171,7 @@ func readFile(path string) string {
 	return string(b)
 }
 
-// measured is one program's best run.
+// measured is one run of a program.
 type measured struct {
 	took time.Duration
 	size int64
@@ -165,10 +179,11 @@ type measured struct {
 	peak int64
 }
 
-func (c contest) run(ctx context.Context, runs int) (bool, error) {
+// run prints a contest's line; verdict is empty when its goal is met.
+func (c contest) run(ctx context.Context, runs int) (verdict string, err error) {
 	if missing := c.missing(); missing != "" {
 		fmt.Printf("%-20s %-20s not compared: %s is not installed\n", c.what, c.other, missing)
-		return true, nil
+		return "", nil
 	}
 	var ours, theirs []measured
 	// In turns, so that what else the machine does hits both.
@@ -179,26 +194,24 @@ func (c contest) run(ctx context.Context, runs int) (bool, error) {
 		}{{c.ours, &ours}, {c.theirs, &theirs}} {
 			m, err := measure(ctx, side.argv)
 			if err != nil {
-				return false, err
+				return "", err
 			}
 			*side.to = append(*side.to, m)
 		}
 	}
-	a, b := fastest(ours), fastest(theirs)
+	a, b := median(ours), median(theirs)
 	ratio := b.took.Seconds() / a.took.Seconds()
-	verdict := ""
 	if ratio < c.goal {
 		verdict = "  too slow"
 	}
 	if c.bySize && a.size > b.size {
 		verdict += "  too large"
 	}
-	const peakGoal = 256 << 20
 	if a.peak > peakGoal {
 		verdict += "  too much memory"
 	}
 	fmt.Printf("%-20s %-20s %7.2fs %7.2fs %7.2fx %6.2fx %8.1fM %8.1fM %5d MB%s\n", c.what, c.other, a.took.Seconds(), b.took.Seconds(), ratio, c.goal, float64(a.size)/1e6, float64(b.size)/1e6, a.peak>>20, verdict)
-	return verdict == "", nil
+	return verdict, nil
 }
 
 // missing names a program that the other side lacks.
@@ -211,8 +224,10 @@ func (c contest) missing() string {
 	return ""
 }
 
-func fastest(m []measured) measured {
-	return slices.MinFunc(m, func(a, b measured) int { return int(a.took - b.took) })
+// median is the run in the middle by time.
+func median(m []measured) measured {
+	slices.SortFunc(m, func(a, b measured) int { return cmp.Compare(a.took, b.took) })
+	return m[len(m)/2]
 }
 
 func measure(ctx context.Context, argv []string) (measured, error) {
