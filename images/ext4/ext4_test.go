@@ -86,6 +86,7 @@ func TestE2fsckAndDebugfsAgree(t *testing.T) {
 }
 
 func TestEmptyTreeInAnySize(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int64{8 * mib, 8*mib + 4096, 127 * mib, 128 * mib, 128*mib + 4096, 136*mib + 8192, 256*mib + 12288, 5000 * mib} {
 		check(t, write(t, size, new(fstree.Tree), options()))
 	}
@@ -129,6 +130,7 @@ func TestSuperblockSaysWhatWasAsked(t *testing.T) {
 // Offline growth, as far as the descriptors kept for it should reach. Online
 // growth needs a mount: see root_test.go.
 func TestResize2fsGrowsTheFileSystem(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ from, to int64 }{
 		{64 * mib, 640 * mib}, {1784 * mib, 17840 * mib}, {1784 * mib, 200 << 30},
 	} {
@@ -150,6 +152,7 @@ func TestResize2fsGrowsTheFileSystem(t *testing.T) {
 }
 
 func TestLargeFilesSpanGroups(t *testing.T) {
+	t.Parallel()
 	tree := new(fstree.Tree)
 	// 3 GiB are about 27 extents with 4096 bytes per inode: more than an inode
 	// holds. Zeros are not written, so this costs little.
