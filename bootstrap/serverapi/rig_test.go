@@ -65,7 +65,7 @@ func start(t *testing.T, cfg Config) *rig {
 
 func (r *rig) up(cfg Config) {
 	r.t.Helper()
-	st, err := store.Open(r.t.Context(), store.Config{Dir: r.dir, Cluster: cfg.Cluster, Log: os.Stderr})
+	st, err := store.Open(r.t.Context(), store.Config{Dir: r.dir, Cluster: cfg.Cluster, Log: os.Stderr, Volatile: true})
 	if err != nil {
 		r.t.Fatal(err)
 	}

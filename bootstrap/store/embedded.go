@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -42,7 +41,7 @@ func lockDir(dir string) (*os.File, error) {
 // startEtcd runs etcd in this process, without a socket: a unix socket for peers
 // would become an abstract one, which every user of the machine may call (etcd
 // 3.7.3 takes its path from the URL's host part).
-func startEtcd(ctx context.Context, dir string, log io.Writer) (*embed.Etcd, error) {
+func startEtcd(ctx context.Context, dir string, c Config) (*embed.Etcd, error) {
 	cfg := embed.NewConfig()
 	cfg.Name = "imagectl"
 	cfg.Dir = filepath.Join(dir, dataDir)
@@ -57,6 +56,7 @@ func startEtcd(ctx context.Context, dir string, log io.Writer) (*embed.Etcd, err
 	// itself after a start.
 	cfg.TickMs, cfg.ElectionMs = 20, 200
 	cfg.QuotaBackendBytes = quotaBytes
+	cfg.UnsafeNoFsync = c.Volatile
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModeRevision, "1000"
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 2000, 500
 	cfg.MaxSnapFiles, cfg.MaxWalFiles = 2, 2
@@ -65,7 +65,7 @@ func startEtcd(ctx context.Context, dir string, log io.Writer) (*embed.Etcd, err
 	// Below this level etcd reports its own shutdown as errors; what fails for us
 	// comes back from the call that failed.
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(zapcore.NewCore(
-		zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(log), zapcore.DPanicLevel)))
+		zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(c.Log), zapcore.DPanicLevel)))
 
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/machine"
 )
 
-// Config says where the store is. All fields are needed.
+// Config says where the store is. All fields but Volatile are needed.
 type Config struct {
 	// Dir is the state directory; it is made (0700) when it is missing.
 	Dir string
@@ -29,6 +29,10 @@ type Config struct {
 	Cluster string
 	// Log takes etcd's own error messages, as lines of JSON.
 	Log io.Writer
+	// Volatile does not wait for the disk, so that a power cut loses changes. It is
+	// for tests: etcd gives a request little more than five seconds, which a disk that
+	// others keep busy can exceed.
+	Volatile bool
 }
 
 // Store is an open state directory. It is safe for concurrent use.
@@ -85,7 +89,7 @@ func open(ctx context.Context, c Config) (_ *Store, err error) {
 	if s.identity, err = openIdentity(filepath.Join(dir, identityFile), filepath.Join(dir, dataDir)); err != nil {
 		return nil, err
 	}
-	if s.etcd, err = startEtcd(ctx, dir, c.Log); err != nil {
+	if s.etcd, err = startEtcd(ctx, dir, c); err != nil {
 		return nil, err
 	}
 	s.client = v3client.New(s.etcd.Server)

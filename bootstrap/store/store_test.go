@@ -21,7 +21,7 @@ import (
 
 func openStore(t *testing.T, dir string) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Dir: dir, Cluster: "demo", Log: os.Stderr})
+	s, err := Open(t.Context(), Config{Dir: dir, Cluster: "demo", Log: os.Stderr, Volatile: true})
 	if err != nil {
 		t.Fatal(err)
 	}

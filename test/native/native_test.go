@@ -199,7 +199,7 @@ func (r *rack) serve(names []string) {
 			Disk: &api.DiskRule{Path: loop}, Image: r.image,
 		})
 	}
-	st, err := store.Open(r.t.Context(), store.Config{Dir: filepath.Join(r.dir, "state"), Cluster: conf.Cluster, Log: os.Stderr})
+	st, err := store.Open(r.t.Context(), store.Config{Dir: filepath.Join(r.dir, "state"), Cluster: conf.Cluster, Log: os.Stderr, Volatile: true})
 	if err != nil {
 		r.t.Fatal(err)
 	}

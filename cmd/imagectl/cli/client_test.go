@@ -69,7 +69,7 @@ type rackOnLoopback struct {
 }
 
 func setUpServer(env *testscript.Env) error {
-	st, err := statestore.Open(context.Background(), statestore.Config{Dir: filepath.Join(env.WorkDir, "state"), Cluster: "demo", Log: new(strings.Builder)})
+	st, err := statestore.Open(context.Background(), statestore.Config{Dir: filepath.Join(env.WorkDir, "state"), Cluster: "demo", Log: new(strings.Builder), Volatile: true})
 	if err != nil {
 		return err
 	}
