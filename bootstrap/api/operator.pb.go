@@ -22,6 +22,69 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type PowerMachineRequest_Action int32
+
+const (
+	PowerMachineRequest_ACTION_UNSPECIFIED PowerMachineRequest_Action = 0
+	PowerMachineRequest_ACTION_STATUS      PowerMachineRequest_Action = 1
+	PowerMachineRequest_ACTION_ON          PowerMachineRequest_Action = 2
+	// The power is taken away.
+	PowerMachineRequest_ACTION_OFF PowerMachineRequest_Action = 3
+	// The operating system is asked to switch off; nobody waits for it.
+	PowerMachineRequest_ACTION_SHUTDOWN PowerMachineRequest_Action = 4
+	PowerMachineRequest_ACTION_CYCLE    PowerMachineRequest_Action = 5
+	PowerMachineRequest_ACTION_RESET    PowerMachineRequest_Action = 6
+)
+
+// Enum value maps for PowerMachineRequest_Action.
+var (
+	PowerMachineRequest_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_STATUS",
+		2: "ACTION_ON",
+		3: "ACTION_OFF",
+		4: "ACTION_SHUTDOWN",
+		5: "ACTION_CYCLE",
+		6: "ACTION_RESET",
+	}
+	PowerMachineRequest_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_STATUS":      1,
+		"ACTION_ON":          2,
+		"ACTION_OFF":         3,
+		"ACTION_SHUTDOWN":    4,
+		"ACTION_CYCLE":       5,
+		"ACTION_RESET":       6,
+	}
+)
+
+func (x PowerMachineRequest_Action) Enum() *PowerMachineRequest_Action {
+	p := new(PowerMachineRequest_Action)
+	*p = x
+	return p
+}
+
+func (x PowerMachineRequest_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PowerMachineRequest_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_imagectl_v1_operator_proto_enumTypes[0].Descriptor()
+}
+
+func (PowerMachineRequest_Action) Type() protoreflect.EnumType {
+	return &file_imagectl_v1_operator_proto_enumTypes[0]
+}
+
+func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
+func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12, 0}
+}
+
 type MachineView struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -557,7 +620,12 @@ type ArmMachineRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Selection *Selection             `protobuf:"bytes,1,opt,name=selection,proto3" json:"selection,omitempty"`
 	// Required to arm a machine that is installed or a member already.
-	Reinstall     bool `protobuf:"varint,2,opt,name=reinstall,proto3" json:"reinstall,omitempty"`
+	Reinstall bool `protobuf:"varint,2,opt,name=reinstall,proto3" json:"reinstall,omitempty"`
+	// Have its BMC start it from the network, once for one arming. When the BMC does
+	// not, the arming is taken back.
+	Netboot bool `protobuf:"varint,3,opt,name=netboot,proto3" json:"netboot,omitempty"`
+	// Start it from the network once more for the same arming.
+	Again         bool `protobuf:"varint,4,opt,name=again,proto3" json:"again,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -602,6 +670,20 @@ func (x *ArmMachineRequest) GetSelection() *Selection {
 func (x *ArmMachineRequest) GetReinstall() bool {
 	if x != nil {
 		return x.Reinstall
+	}
+	return false
+}
+
+func (x *ArmMachineRequest) GetNetboot() bool {
+	if x != nil {
+		return x.Netboot
+	}
+	return false
+}
+
+func (x *ArmMachineRequest) GetAgain() bool {
+	if x != nil {
+		return x.Again
 	}
 	return false
 }
@@ -738,6 +820,111 @@ func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
 	return nil
 }
 
+type PowerMachineRequest struct {
+	state     protoimpl.MessageState     `protogen:"open.v1"`
+	Selection *Selection                 `protobuf:"bytes,1,opt,name=selection,proto3" json:"selection,omitempty"`
+	Action    PowerMachineRequest_Action `protobuf:"varint,2,opt,name=action,proto3,enum=imagectl.v1.PowerMachineRequest_Action" json:"action,omitempty"`
+	// Also a machine that is writing its disk.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PowerMachineRequest) Reset() {
+	*x = PowerMachineRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PowerMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PowerMachineRequest) ProtoMessage() {}
+
+func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
+func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PowerMachineRequest) GetSelection() *Selection {
+	if x != nil {
+		return x.Selection
+	}
+	return nil
+}
+
+func (x *PowerMachineRequest) GetAction() PowerMachineRequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return PowerMachineRequest_ACTION_UNSPECIFIED
+}
+
+func (x *PowerMachineRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type PowerMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PowerMachineResponse) Reset() {
+	*x = PowerMachineResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PowerMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PowerMachineResponse) ProtoMessage() {}
+
+func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
+func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
 // Outcome is one machine's answer to a request about many.
 type Outcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -752,7 +939,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +951,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +964,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -825,7 +1012,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1024,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1037,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -877,7 +1064,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +1076,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +1089,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -965,7 +1152,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1164,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1177,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -1022,7 +1209,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1221,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1234,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 type StatusResponse struct {
@@ -1067,7 +1254,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1266,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1279,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -1154,7 +1341,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1353,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1366,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -1202,7 +1389,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1401,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1414,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -1266,7 +1453,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1465,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1478,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 type WatchMachinesResponse struct {
@@ -1303,7 +1490,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1502,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1515,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -1386,15 +1573,32 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"I\n" +
 	"\x15RejectMachineResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"g\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\x97\x01\n" +
 	"\x11ArmMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12\x1c\n" +
-	"\treinstall\x18\x02 \x01(\bR\treinstall\"F\n" +
+	"\treinstall\x18\x02 \x01(\bR\treinstall\x12\x18\n" +
+	"\anetboot\x18\x03 \x01(\bR\anetboot\x12\x14\n" +
+	"\x05again\x18\x04 \x01(\bR\x05again\"F\n" +
 	"\x12ArmMachineResponse\x120\n" +
 	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"L\n" +
 	"\x14DisarmMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\"I\n" +
 	"\x15DisarmMachineResponse\x120\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xb0\x02\n" +
+	"\x13PowerMachineRequest\x124\n" +
+	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12?\n" +
+	"\x06action\x18\x02 \x01(\x0e2'.imagectl.v1.PowerMachineRequest.ActionR\x06action\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x8b\x01\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rACTION_STATUS\x10\x01\x12\r\n" +
+	"\tACTION_ON\x10\x02\x12\x0e\n" +
+	"\n" +
+	"ACTION_OFF\x10\x03\x12\x13\n" +
+	"\x0fACTION_SHUTDOWN\x10\x04\x12\x10\n" +
+	"\fACTION_CYCLE\x10\x05\x12\x10\n" +
+	"\fACTION_RESET\x10\x06\"H\n" +
+	"\x14PowerMachineResponse\x120\n" +
 	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\x84\x01\n" +
 	"\aOutcome\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x0e\n" +
@@ -1437,14 +1641,15 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\acluster\x18\x04 \x01(\tR\acluster\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xf5\x05\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xca\x06\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
 	"\rRejectMachine\x12!.imagectl.v1.RejectMachineRequest\x1a\".imagectl.v1.RejectMachineResponse\x12M\n" +
 	"\n" +
 	"ArmMachine\x12\x1e.imagectl.v1.ArmMachineRequest\x1a\x1f.imagectl.v1.ArmMachineResponse\x12V\n" +
-	"\rDisarmMachine\x12!.imagectl.v1.DisarmMachineRequest\x1a\".imagectl.v1.DisarmMachineResponse\x128\n" +
+	"\rDisarmMachine\x12!.imagectl.v1.DisarmMachineRequest\x1a\".imagectl.v1.DisarmMachineResponse\x12S\n" +
+	"\fPowerMachine\x12 .imagectl.v1.PowerMachineRequest\x1a!.imagectl.v1.PowerMachineResponse\x128\n" +
 	"\x03Why\x12\x17.imagectl.v1.WhyRequest\x1a\x18.imagectl.v1.WhyResponse\x12A\n" +
 	"\x06Status\x12\x1a.imagectl.v1.StatusRequest\x1a\x1b.imagectl.v1.StatusResponse\x12\\\n" +
 	"\x0fIssueKubeconfig\x12#.imagectl.v1.IssueKubeconfigRequest\x1a$.imagectl.v1.IssueKubeconfigResponse\x12X\n" +
@@ -1462,79 +1667,88 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_operator_proto_rawDescData
 }
 
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_imagectl_v1_operator_proto_goTypes = []any{
-	(*MachineView)(nil),             // 0: imagectl.v1.MachineView
-	(*Selection)(nil),               // 1: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),     // 2: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),    // 3: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),   // 4: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),  // 5: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),    // 6: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),   // 7: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),       // 8: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),      // 9: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),    // 10: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),   // 11: imagectl.v1.DisarmMachineResponse
-	(*Outcome)(nil),                 // 12: imagectl.v1.Outcome
-	(*WhyRequest)(nil),              // 13: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),             // 14: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),               // 15: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),           // 16: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),          // 17: imagectl.v1.StatusResponse
-	(*IssueKubeconfigRequest)(nil),  // 18: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil), // 19: imagectl.v1.IssueKubeconfigResponse
-	(*WatchMachinesRequest)(nil),    // 20: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),   // 21: imagectl.v1.WatchMachinesResponse
-	nil,                             // 22: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*Facts)(nil),                   // 23: imagectl.v1.Facts
-	(*StepStatus)(nil),              // 24: imagectl.v1.StepStatus
-	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
+	(PowerMachineRequest_Action)(0), // 0: imagectl.v1.PowerMachineRequest.Action
+	(*MachineView)(nil),             // 1: imagectl.v1.MachineView
+	(*Selection)(nil),               // 2: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),     // 3: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),    // 4: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),   // 5: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),  // 6: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),    // 7: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),   // 8: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),       // 9: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),      // 10: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),    // 11: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),   // 12: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),     // 13: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),    // 14: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                 // 15: imagectl.v1.Outcome
+	(*WhyRequest)(nil),              // 16: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),             // 17: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),               // 18: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),           // 19: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),          // 20: imagectl.v1.StatusResponse
+	(*IssueKubeconfigRequest)(nil),  // 21: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil), // 22: imagectl.v1.IssueKubeconfigResponse
+	(*WatchMachinesRequest)(nil),    // 23: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),   // 24: imagectl.v1.WatchMachinesResponse
+	nil,                             // 25: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*Facts)(nil),                   // 26: imagectl.v1.Facts
+	(*StepStatus)(nil),              // 27: imagectl.v1.StepStatus
+	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	23, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	24, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	25, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	25, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	25, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	0,  // 5: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	1,  // 6: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	22, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	12, // 8: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	1,  // 9: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	12, // 10: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	1,  // 11: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	12, // 12: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	1,  // 13: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	12, // 14: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	15, // 15: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	25, // 16: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	0,  // 17: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	25, // 18: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	0,  // 19: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	2,  // 20: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	4,  // 21: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	6,  // 22: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	8,  // 23: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	10, // 24: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	13, // 25: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	16, // 26: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	18, // 27: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	20, // 28: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	3,  // 29: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	5,  // 30: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	7,  // 31: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	9,  // 32: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	11, // 33: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	14, // 34: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	17, // 35: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	19, // 36: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	21, // 37: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	29, // [29:38] is the sub-list for method output_type
-	20, // [20:29] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	26, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	27, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	28, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	28, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	28, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	1,  // 5: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	2,  // 6: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	25, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	15, // 8: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	2,  // 9: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	15, // 10: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	2,  // 11: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	15, // 12: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	2,  // 13: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	15, // 14: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	2,  // 15: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	0,  // 16: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	15, // 17: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	18, // 18: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	28, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	1,  // 20: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	28, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	1,  // 22: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	3,  // 23: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	5,  // 24: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	7,  // 25: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	9,  // 26: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	11, // 27: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	13, // 28: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	16, // 29: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	19, // 30: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	21, // 31: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	23, // 32: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	4,  // 33: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	6,  // 34: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	8,  // 35: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	10, // 36: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	12, // 37: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	14, // 38: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	17, // 39: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	20, // 40: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	22, // 41: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	24, // 42: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	33, // [33:43] is the sub-list for method output_type
+	23, // [23:33] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -1549,13 +1763,14 @@ func file_imagectl_v1_operator_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   23,
+			NumEnums:      1,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_imagectl_v1_operator_proto_goTypes,
 		DependencyIndexes: file_imagectl_v1_operator_proto_depIdxs,
+		EnumInfos:         file_imagectl_v1_operator_proto_enumTypes,
 		MessageInfos:      file_imagectl_v1_operator_proto_msgTypes,
 	}.Build()
 	File_imagectl_v1_operator_proto = out.File

@@ -52,6 +52,7 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceRejectMachineProcedure:   write,
 		apiconnect.OperatorServiceArmMachineProcedure:      write,
 		apiconnect.OperatorServiceDisarmMachineProcedure:   write,
+		apiconnect.OperatorServicePowerMachineProcedure:    write,
 		apiconnect.OperatorServiceIssueKubeconfigProcedure: admin,
 	}
 }

@@ -106,6 +106,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/imagectl.v1.OperatorService/RejectMachine":       writes,
 		"/imagectl.v1.OperatorService/ArmMachine":          writes,
 		"/imagectl.v1.OperatorService/DisarmMachine":       writes,
+		"/imagectl.v1.OperatorService/PowerMachine":        writes,
 		"/imagectl.v1.OperatorService/IssueKubeconfig":     {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no},
 	}
 	all := procedures()

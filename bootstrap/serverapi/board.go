@@ -14,7 +14,8 @@ import (
 type board struct {
 	mu      sync.Mutex
 	reports map[string]report
-	changed chan struct{} // closed at the next change that matters
+	steps   map[string]string // of BMCs, by machine
+	changed chan struct{}     // closed at the next change that matters
 }
 
 // report is one machine's last word. It is immutable.
@@ -26,7 +27,7 @@ type report struct {
 }
 
 func newBoard() *board {
-	return &board{reports: map[string]report{}, changed: make(chan struct{})}
+	return &board{reports: map[string]report{}, steps: map[string]string{}, changed: make(chan struct{})}
 }
 
 // put keeps a report. Only news wakes those who wait; that somebody is back is some.
@@ -52,6 +53,24 @@ func (b *board) progress(name string, at time.Time, done, total uint64) {
 	r := b.reports[name]
 	r.at, r.done, r.total = at, done, total
 	b.reports[name] = r
+}
+
+// tell keeps what a machine's BMC is asked to do; empty for nothing.
+func (b *board) tell(name, step string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.steps[name] = step; step == "" {
+		delete(b.steps, name)
+	}
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// told returns what a machine's BMC is asked to do.
+func (b *board) told(name string) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.steps[name]
 }
 
 func (b *board) get(name string) (report, bool) {

@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"net/http"
@@ -36,6 +37,8 @@ type Config struct {
 	// Asked hears of each answer to an enrolment request; nil for nobody. It must not
 	// block.
 	Asked func(Asked)
+	// BMC reaches machines' management controllers; nil when there are none.
+	BMC BMC
 	// Lifetimes of certificates; the zero value means the defaults.
 	Lifetimes pki.Lifetimes
 	Now       func() time.Time
@@ -102,6 +105,18 @@ type Asked struct {
 	// Otherwise it was refused. Code and Reason are what it was told.
 	Approved, Waits bool
 	Code, Reason    string
+}
+
+// BMC reaches the management controllers of machines. Its errors are for people:
+// they say which BMC, what it answered and what to do.
+type BMC interface {
+	// Names tells how a machine's BMC is called; false where it has none.
+	Names(machine string) (string, bool)
+	// Power asks for an action and returns the power state after it.
+	Power(ctx context.Context, machine string, a api.PowerMachineRequest_Action) (string, error)
+	// Boot starts a machine from the network, once. Before anything is switched it
+	// asks still, and ends with its error; tell hears of every step.
+	Boot(ctx context.Context, machine string, still func() error, tell func(string)) error
 }
 
 // BootPath explains what a machine gets when it netboots.

@@ -27,6 +27,9 @@ const (
 	codeNeedsWord     = "needs-reinstall"
 	codeWouldLoseEtcd = "would-lose-etcd"
 	codeStorage       = "storage"
+	codeNoBMC         = "no-bmc"
+	codeBMC           = "bmc"
+	codeWriting       = "writes-its-disk"
 )
 
 // operators serves OperatorService.
@@ -177,7 +180,16 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 	}
 	by := callerOf(ctx).identity.Name
 	reinstall := req.Msg.GetReinstall()
-	outcomes := s.each(ctx, names, "its next netboot may install it, once", func(c *change, m *store.Machine) error {
+	message := "its next netboot may install it, once"
+	if req.Msg.GetNetboot() {
+		message = "its BMC starts it from the network"
+	}
+	outcomes := s.each(ctx, names, message, func(c *change, m *store.Machine) error {
+		if req.Msg.GetNetboot() {
+			if begun, err := s.canNetboot(*m); begun || err != nil {
+				return err
+			}
+		}
 		event := machine.Arm
 		if reinstall {
 			event = machine.ArmReinstall
@@ -191,17 +203,19 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		if choices.EtcdFormed && choices.EtcdFirst == m.Name {
 			return &refusedError{codeWouldLoseEtcd, "it holds the only copy of the cluster's etcd; wiping it would destroy the cluster"}
 		}
-		if m.State == machine.Armed {
-			return nil
+		if m.State != machine.Armed {
+			id, err := s.newID()
+			if err != nil {
+				return err
+			}
+			if err := c.move(m, "machine-armed", "", event); err != nil {
+				return err
+			}
+			m.Arming = &store.Arming{ID: id, At: c.now, By: by}
 		}
-		id, err := s.newID()
-		if err != nil {
-			return err
+		if req.Msg.GetNetboot() {
+			s.askNetboot(c, m, req.Msg.GetAgain())
 		}
-		if err := c.move(m, "machine-armed", "", event); err != nil {
-			return err
-		}
-		m.Arming = &store.Arming{ID: id, At: c.now, By: by}
 		return nil
 	})
 	return connect.NewResponse(&api.ArmMachineResponse{Outcomes: outcomes}), nil

@@ -73,6 +73,9 @@ func (s *Server) viewOf(r store.Machine, nodes []coordinator.Node, choices coord
 		}
 	}
 	if v.Reason == "" {
+		v.Reason = s.netbootReason(r)
+	}
+	if v.Reason == "" {
 		v.Reason = reasonOf(r, nodes, choices)
 	}
 	return v

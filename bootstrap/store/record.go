@@ -74,6 +74,10 @@ type Arming struct {
 	By string    `json:"by"`
 	// Fingerprint is the key that took it; empty until an installation begins.
 	Fingerprint string `json:"fingerprint,omitempty"`
+	// NetbootAt is when an operator asked that its BMC start it from the network, and
+	// NetbootDone when that was done; zero for not.
+	NetbootAt   time.Time `json:"netbootAt,omitzero"`
+	NetbootDone time.Time `json:"netbootDone,omitzero"`
 }
 
 // Clone returns a copy that shares nothing that changes.

@@ -133,6 +133,10 @@ func (s *Store) seal(plain []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// Unseal decrypts what somebody encrypted, with the age tool, to the public key in
+// the state directory's identity.
+func (s *Store) Unseal(sealed []byte) ([]byte, error) { return s.unseal(sealed) }
+
 func (s *Store) unseal(sealed []byte) ([]byte, error) {
 	r, err := age.Decrypt(bytes.NewReader(sealed), s.identity)
 	if err != nil {

@@ -48,6 +48,9 @@ const (
 	// OperatorServiceDisarmMachineProcedure is the fully-qualified name of the OperatorService's
 	// DisarmMachine RPC.
 	OperatorServiceDisarmMachineProcedure = "/imagectl.v1.OperatorService/DisarmMachine"
+	// OperatorServicePowerMachineProcedure is the fully-qualified name of the OperatorService's
+	// PowerMachine RPC.
+	OperatorServicePowerMachineProcedure = "/imagectl.v1.OperatorService/PowerMachine"
 	// OperatorServiceWhyProcedure is the fully-qualified name of the OperatorService's Why RPC.
 	OperatorServiceWhyProcedure = "/imagectl.v1.OperatorService/Why"
 	// OperatorServiceStatusProcedure is the fully-qualified name of the OperatorService's Status RPC.
@@ -67,6 +70,8 @@ type OperatorServiceClient interface {
 	RejectMachine(context.Context, *connect.Request[api.RejectMachineRequest]) (*connect.Response[api.RejectMachineResponse], error)
 	ArmMachine(context.Context, *connect.Request[api.ArmMachineRequest]) (*connect.Response[api.ArmMachineResponse], error)
 	DisarmMachine(context.Context, *connect.Request[api.DisarmMachineRequest]) (*connect.Response[api.DisarmMachineResponse], error)
+	// PowerMachine asks machines' BMCs; an outcome's message is the power state.
+	PowerMachine(context.Context, *connect.Request[api.PowerMachineRequest]) (*connect.Response[api.PowerMachineResponse], error)
 	// Why explains the answer that a machine gets on the boot path right now.
 	Why(context.Context, *connect.Request[api.WhyRequest]) (*connect.Response[api.WhyResponse], error)
 	Status(context.Context, *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error)
@@ -118,6 +123,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("DisarmMachine")),
 			connect.WithClientOptions(opts...),
 		),
+		powerMachine: connect.NewClient[api.PowerMachineRequest, api.PowerMachineResponse](
+			httpClient,
+			baseURL+OperatorServicePowerMachineProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("PowerMachine")),
+			connect.WithClientOptions(opts...),
+		),
 		why: connect.NewClient[api.WhyRequest, api.WhyResponse](
 			httpClient,
 			baseURL+OperatorServiceWhyProcedure,
@@ -152,6 +163,7 @@ type operatorServiceClient struct {
 	rejectMachine   *connect.Client[api.RejectMachineRequest, api.RejectMachineResponse]
 	armMachine      *connect.Client[api.ArmMachineRequest, api.ArmMachineResponse]
 	disarmMachine   *connect.Client[api.DisarmMachineRequest, api.DisarmMachineResponse]
+	powerMachine    *connect.Client[api.PowerMachineRequest, api.PowerMachineResponse]
 	why             *connect.Client[api.WhyRequest, api.WhyResponse]
 	status          *connect.Client[api.StatusRequest, api.StatusResponse]
 	issueKubeconfig *connect.Client[api.IssueKubeconfigRequest, api.IssueKubeconfigResponse]
@@ -183,6 +195,11 @@ func (c *operatorServiceClient) DisarmMachine(ctx context.Context, req *connect.
 	return c.disarmMachine.CallUnary(ctx, req)
 }
 
+// PowerMachine calls imagectl.v1.OperatorService.PowerMachine.
+func (c *operatorServiceClient) PowerMachine(ctx context.Context, req *connect.Request[api.PowerMachineRequest]) (*connect.Response[api.PowerMachineResponse], error) {
+	return c.powerMachine.CallUnary(ctx, req)
+}
+
 // Why calls imagectl.v1.OperatorService.Why.
 func (c *operatorServiceClient) Why(ctx context.Context, req *connect.Request[api.WhyRequest]) (*connect.Response[api.WhyResponse], error) {
 	return c.why.CallUnary(ctx, req)
@@ -210,6 +227,8 @@ type OperatorServiceHandler interface {
 	RejectMachine(context.Context, *connect.Request[api.RejectMachineRequest]) (*connect.Response[api.RejectMachineResponse], error)
 	ArmMachine(context.Context, *connect.Request[api.ArmMachineRequest]) (*connect.Response[api.ArmMachineResponse], error)
 	DisarmMachine(context.Context, *connect.Request[api.DisarmMachineRequest]) (*connect.Response[api.DisarmMachineResponse], error)
+	// PowerMachine asks machines' BMCs; an outcome's message is the power state.
+	PowerMachine(context.Context, *connect.Request[api.PowerMachineRequest]) (*connect.Response[api.PowerMachineResponse], error)
 	// Why explains the answer that a machine gets on the boot path right now.
 	Why(context.Context, *connect.Request[api.WhyRequest]) (*connect.Response[api.WhyResponse], error)
 	Status(context.Context, *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error)
@@ -257,6 +276,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("DisarmMachine")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServicePowerMachineHandler := connect.NewUnaryHandler(
+		OperatorServicePowerMachineProcedure,
+		svc.PowerMachine,
+		connect.WithSchema(operatorServiceMethods.ByName("PowerMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceWhyHandler := connect.NewUnaryHandler(
 		OperatorServiceWhyProcedure,
 		svc.Why,
@@ -293,6 +318,8 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceArmMachineHandler.ServeHTTP(w, r)
 		case OperatorServiceDisarmMachineProcedure:
 			operatorServiceDisarmMachineHandler.ServeHTTP(w, r)
+		case OperatorServicePowerMachineProcedure:
+			operatorServicePowerMachineHandler.ServeHTTP(w, r)
 		case OperatorServiceWhyProcedure:
 			operatorServiceWhyHandler.ServeHTTP(w, r)
 		case OperatorServiceStatusProcedure:
@@ -328,6 +355,10 @@ func (UnimplementedOperatorServiceHandler) ArmMachine(context.Context, *connect.
 
 func (UnimplementedOperatorServiceHandler) DisarmMachine(context.Context, *connect.Request[api.DisarmMachineRequest]) (*connect.Response[api.DisarmMachineResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.DisarmMachine is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) PowerMachine(context.Context, *connect.Request[api.PowerMachineRequest]) (*connect.Response[api.PowerMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.PowerMachine is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) Why(context.Context, *connect.Request[api.WhyRequest]) (*connect.Response[api.WhyResponse], error) {

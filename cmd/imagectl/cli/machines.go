@@ -18,14 +18,14 @@ import (
 func newMachines(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "machines",
-		Short: "List, approve and arm machines",
+		Short: "List, approve, arm and switch machines",
 		Example: `  imagectl machines ls
   imagectl machines arm --all
   imagectl machines approve cp1 --code cp1=7K3M-0QZD-9X2V`,
 		Args: needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMachinesLs(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g))
+	cmd.AddCommand(newMachinesLs(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g), newMachinesPower(g), newMachinesProvision(g))
 	return cmd
 }
 

@@ -109,6 +109,9 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	config := site.serverConfig()
 	config.Asked, config.Pages = monitor.asked, monitor.pages(f.dashboard)
 	config.Store, config.Boot, config.Log = st, bootPath, log
+	if config.BMC, err = g.loadBMCs(p, st.Unseal); err != nil {
+		return err
+	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
 	api, err := serverapi.New(ctx, config)
 	if err != nil {
@@ -150,6 +153,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	}
 	tasks = append(tasks,
 		server.Task{Name: "https", Run: func(ctx context.Context) error { return api.Serve(ctx, sockets.HTTPS) }},
+		server.Task{Name: "netboot", Run: api.Netboot},
 		server.Task{Name: "state", Run: func(ctx context.Context) error {
 			select {
 			case <-st.Done():
