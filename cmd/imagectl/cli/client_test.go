@@ -5,11 +5,13 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,6 +65,32 @@ func (fakeBoot) Explain(asked string) (serverapi.BootAnswer, bool) {
 
 func (fakeBoot) Last([]string) (serverapi.BootEvent, bool) { return serverapi.BootEvent{}, false }
 
+// fakeBMCs stands for the BMC of w1, which is switched at once.
+type fakeBMCs struct{ on *atomic.Bool }
+
+func (fakeBMCs) Names(machine string) (string, bool) { return "redfish 10.9.0.1", machine == "w1" }
+
+func (f fakeBMCs) Power(_ context.Context, _ string, a api.PowerMachineRequest_Action) (string, error) {
+	switch a {
+	case api.PowerMachineRequest_ACTION_RESET:
+		return "", errors.New("resetting the machine: it is off; switch it on instead")
+	case api.PowerMachineRequest_ACTION_ON:
+		f.on.Store(true)
+	}
+	if f.on.Load() {
+		return "on", nil
+	}
+	return "off", nil
+}
+
+// Boot fails where the machine is on.
+func (f fakeBMCs) Boot(_ context.Context, _ string, still func() error, _ func(string)) error {
+	if f.on.Load() {
+		return errors.New("asking redfish 10.9.0.1: login: no answer in time")
+	}
+	return still()
+}
+
 type rackOnLoopback struct {
 	url string
 	ca  []byte
@@ -79,7 +107,7 @@ func setUpServer(env *testscript.Env) error {
 			{Name: "cp1", Role: "control-plane", ControlPlane: true, MACs: []string{"52:54:00:00:00:01"}, Disk: &api.DiskRule{}},
 			{Name: "w1", Role: "worker", MACs: []string{"52:54:00:00:00:02"}, Disk: &api.DiskRule{}},
 		},
-		Store: st, Boot: fakeBoot{}, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
+		Store: st, Boot: fakeBoot{}, BMC: fakeBMCs{new(atomic.Bool)}, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err
@@ -89,10 +117,12 @@ func setUpServer(env *testscript.Env) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- s.Serve(ctx, l) }()
+	go func() { done <- s.Netboot(ctx) }()
 	env.Defer(func() {
 		cancel()
+		<-done
 		<-done
 		st.Close()
 	})

@@ -144,6 +144,6 @@ func stageOf(m *api.MachineView, begun, now time.Time) (stage string, end, ok bo
 	case machine.Failed, machine.Quarantined, machine.Retired, machine.Resetting:
 		return m.GetState() + ": " + m.GetReason(), true, false
 	default: // approved: it was disarmed
-		return "disarmed: " + m.GetReason(), true, false
+		return "not armed: " + m.GetReason(), true, false
 	}
 }
