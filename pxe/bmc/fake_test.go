@@ -33,7 +33,7 @@ type fake struct {
 	wantTag           bool // 428 without If-Match
 	badTag            bool // 412 with the tag in the form that it was read in
 	fullOverride      bool // 400 unless enabled, target and mode are sent
-	unchangedIsBad    bool // 400 for a value that is set already
+	unchangedIsBad    bool // 400 for an Enabled that is set already
 	modeIsReadOnly    bool // 400 when a mode is sent
 	deaf              bool // takes overrides and forgets them
 	forgetsWhenOff    bool // forgets an override with the power
@@ -324,13 +324,18 @@ func (f *fake) patch(w http.ResponseWriter, r *http.Request, body object) {
 			f.refuse(w, 400, "PropertyNotWritable", "The property "+k+" is read only")
 			return
 		}
-		if f.unchangedIsBad && now[k] == v {
+		if f.unchangedIsBad && k == "BootSourceOverrideEnabled" && now[k] == v {
 			f.refuse(w, 400, "PropertyValueConflict", "The property "+k+" has that value already")
 			return
 		}
 	}
 	if _, has := boot["BootSourceOverrideMode"]; has && f.modeIsReadOnly {
 		f.refuse(w, 400, "PropertyNotWritable", "The property BootSourceOverrideMode is read only")
+		return
+	}
+	if boot["BootSourceOverrideTarget"] == nil {
+		// As sushy-tools says.
+		f.refuse(w, 400, "PropertyMissing", "Missing the BootSourceOverrideTarget element")
 		return
 	}
 	if f.fullOverride && len(boot) != 3 {

@@ -38,7 +38,7 @@ type Match struct {
 // Effect is what quirks do. The effects of all quirks that match are joined.
 type Effect struct {
 	// FullOverride sends enabled, target and mode of a boot override every time,
-	// changed or not. Without it only what differs is sent.
+	// changed or not. Without it the mode is left out, and enabled where it is set.
 	FullOverride bool `yaml:"fullOverride"`
 	// Busy are answers that mean: nothing was done, ask again later.
 	Busy []Busy `yaml:"busy"`

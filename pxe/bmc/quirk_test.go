@@ -153,7 +153,7 @@ func TestBootIsAskedForInTheFormThatTheBMCTakes(t *testing.T) {
 		"a tag is demanded":                  func(f *fake) { f.wantTag = true },
 		"its own tags are refused":           func(f *fake) { f.badTag = true },
 		"its own tags are refused, demanded": func(f *fake) { f.badTag, f.wantTag = true, true },
-		"unchanged values are refused":       func(f *fake) { f.unchangedIsBad, f.target = true, "Pxe" },
+		"once is refused a second time":      func(f *fake) { f.unchangedIsBad, f.enabled, f.target = true, "Once", "Cd" },
 		"the same override is refused":       func(f *fake) { f.unchangedIsBad, f.target, f.enabled = true, "Pxe", "Once" },
 		"a persistent override is set":       func(f *fake) { f.unchangedIsBad, f.target, f.enabled = true, "Pxe", "Continuous" },
 		"the mode is read only":              func(f *fake) { f.modeIsReadOnly = true },

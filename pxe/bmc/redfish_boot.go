@@ -58,15 +58,16 @@ func (r *redfish) override(now schemas.Boot, target schemas.BootSource) (overrid
 		}
 		return full, true
 	}
-	// Some refuse a value that is set already, and many that a mode is named at all.
-	var send override
+	if now.BootSourceOverrideEnabled == full.Enabled && now.BootSourceOverrideTarget == target {
+		return override{}, false
+	}
+	// Some refuse to be told "once" a second time, some to be told nothing else, and
+	// many that a mode is named at all: OpenStack Ironic sends the same.
+	send := override{Target: target}
 	if now.BootSourceOverrideEnabled != full.Enabled {
 		send.Enabled = full.Enabled
 	}
-	if now.BootSourceOverrideTarget != target {
-		send.Target = target
-	}
-	return send, send != override{}
+	return send, true
 }
 
 // shows waits until the BMC shows an override that it took.
@@ -77,7 +78,8 @@ func (r *redfish) shows(ctx context.Context, target schemas.BootSource) (schemas
 			return schemas.Boot{}, false, err
 		}
 		b := s.Boot
-		if b.BootSourceOverrideEnabled == schemas.OnceBootSourceOverrideEnabled && b.BootSourceOverrideTarget == target {
+		// sushy-tools shows every override as continuous.
+		if b.BootSourceOverrideEnabled != schemas.DisabledBootSourceOverrideEnabled && b.BootSourceOverrideTarget == target {
 			return b, true, nil
 		}
 		if try == showTries {
