@@ -57,6 +57,10 @@ type Target struct {
 	System string
 	// BIOS says that the machine boots by BIOS and not by UEFI.
 	BIOS bool
+
+	// patience is how many more times a reply by UDP is waited for; tests on a machine
+	// that does much else need it.
+	patience int
 }
 
 // String names the BMC in errors and logs.

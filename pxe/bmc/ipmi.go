@@ -54,7 +54,7 @@ func openIPMI(ctx context.Context, t Target, quirks []Quirk, pause Pause) (*ipmi
 			return nil, b.failed("login", err)
 		}
 		b.line = newGuard(conn, s, t.Username, t.Password)
-		b.api.WithUDPProxy(b.line).WithTimeout(ipmiTimeout).WithRetry(ipmiRetries).
+		b.api.WithUDPProxy(b.line).WithTimeout(ipmiTimeout).WithRetry(ipmiRetries + t.patience).
 			WithCipherSuiteID(s.id).WithMaxPrivilegeLevel(ipmi.PrivilegeLevelOperator)
 		err = b.ask("login", func() error { return b.api.Connect(ctx) })
 		if err == nil {

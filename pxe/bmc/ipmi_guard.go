@@ -54,6 +54,7 @@ type guard struct {
 	password Password
 
 	mu       sync.Mutex
+	expect   byte // kind of payload that answers what was written last, before the login
 	got      bool // anything
 	refused  bool // the suite
 	agreed   bool // on the suite
@@ -85,12 +86,15 @@ func (g *guard) is(b *bool) bool {
 // outside a session (OpenIPMI's simulator does not).
 func (g *guard) Write(p []byte) (int, error) {
 	kind, payload, ok := plain(p)
-	switch {
-	case ok && kind == payloadRAKP1 && len(payload) >= 28:
-		g.mu.Lock()
+	g.mu.Lock()
+	if ok && kind == payloadRAKP1 && len(payload) >= 28 {
 		g.rakp1 = append([]byte(nil), payload...)
-		g.mu.Unlock()
-	case ok && kind == payloadIPMI && len(payload) < 256:
+	}
+	if g.expect = kind + 1; kind == payloadIPMI {
+		g.expect = payloadIPMI
+	}
+	g.mu.Unlock()
+	if ok && kind == payloadIPMI && len(payload) < 256 {
 		old := append([]byte{6, 0, 0xff, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(payload))}, payload...)
 		if _, err := g.Conn.Write(old); err != nil {
 			return 0, err
@@ -148,12 +152,12 @@ func (g *guard) admit(p []byte) error {
 		return g.inSession(p)
 	}
 	// IPMI 1.5's form, without authentication: what a BMC can do, before any login.
-	if len(p) >= 14 && p[0] == 6 && p[3] == 7 && p[4] == 0 && int(p[13]) == len(p)-14 && p[13] >= 8 {
+	if len(p) >= 14 && p[0] == 6 && p[3] == 7 && p[4] == 0 && int(p[13]) == len(p)-14 && p[13] >= 8 && g.expect == payloadIPMI {
 		g.got = true
 		return nil
 	}
 	kind, payload, ok := plain(p)
-	if !ok {
+	if !ok || kind != g.expect { // a reply that comes twice would be taken for the next one
 		return errShape
 	}
 	switch kind {
