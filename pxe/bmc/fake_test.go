@@ -409,6 +409,27 @@ func (f *fake) virtualMedia(w http.ResponseWriter, r *http.Request, body object,
 	}
 }
 
+// starts are what the machine booted from.
+func (f *fake) starts() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.booted)
+}
+
+// state is the machine's power.
+func (f *fake) state() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.power
+}
+
+// open are the sessions that are not ended.
+func (f *fake) open() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.sessions)
+}
+
 // happened are the log's lines with a prefix.
 func (f *fake) happened(prefix string) []string {
 	f.mu.Lock()

@@ -82,6 +82,13 @@ func (f *fakeIPMI) start(t *testing.T) Target {
 	return Target{Kind: IPMI, Address: c.LocalAddr().String(), Username: "imagectl", Password: "s3cret", patience: 100}
 }
 
+// starts are what the machine booted from.
+func (f *fakeIPMI) starts() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.booted)
+}
+
 // answer returns the datagrams that answer one.
 func (f *fakeIPMI) answer(p []byte) [][]byte {
 	f.mu.Lock()
@@ -339,10 +346,8 @@ func TestIPMIBootsFromTheNetworkOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.Close()
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			if !slices.Equal(f.booted, []string{"Pxe", "own order"}) {
-				t.Errorf("booted from %v", f.booted)
+			if got := f.starts(); !slices.Equal(got, []string{"Pxe", "own order"}) {
+				t.Errorf("booted from %v", got)
 			}
 		})
 	}
@@ -370,7 +375,7 @@ func TestIPMIQuirksAreNeeded(t *testing.T) {
 		}
 		err = Boot(t.Context(), c, noPause, PXE, always, func(string) {})
 		c.Close()
-		if err == nil && slices.Equal(f.booted, []string{"Pxe"}) {
+		if err == nil && slices.Equal(f.starts(), []string{"Pxe"}) {
 			t.Errorf("without %s it works too", id)
 		}
 	}

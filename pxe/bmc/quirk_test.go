@@ -111,7 +111,7 @@ func TestEveryQuirkIsPlayedBack(t *testing.T) {
 			}
 			defer c.Close()
 			err = tc.do(t.Context(), c)
-			return f.booted, f.happened("override"), err
+			return f.starts(), f.happened("override"), err
 		}
 		t.Run(q.ID, func(t *testing.T) {
 			t.Parallel()
@@ -170,8 +170,8 @@ func TestBootIsAskedForInTheFormThatTheBMCTakes(t *testing.T) {
 			if err := c.InsertMedia(t.Context(), "http://10.0.0.1/a.iso"); err != nil {
 				t.Error(err)
 			}
-			if err := Boot(t.Context(), c, noPause, PXE, always, func(string) {}); err != nil || !slices.Equal(f.booted, []string{"Pxe"}) {
-				t.Errorf("got %v, booted from %v", err, f.booted)
+			if err := Boot(t.Context(), c, noPause, PXE, always, func(string) {}); err != nil || !slices.Equal(f.starts(), []string{"Pxe"}) {
+				t.Errorf("got %v, booted from %v", err, f.starts())
 			}
 		})
 	}

@@ -45,7 +45,7 @@ func TestBootFromTheNetworkIsForOneStartOnly(t *testing.T) {
 				if err := Cycle(t.Context(), c, noPause); err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff([]string{want, "own order"}, f.booted); diff != "" {
+				if diff := cmp.Diff([]string{want, "own order"}, f.starts()); diff != "" {
 					t.Error(diff)
 				}
 				steps := []string{"asking for a boot from " + string(device)}
@@ -66,8 +66,8 @@ func TestMachineKeepsItsPowerWhenItsBootIsNoLongerWanted(t *testing.T) {
 		f.power = power
 		gone := errors.New("disarmed meanwhile")
 		err := Boot(t.Context(), open(t, f), noPause, PXE, func() error { return gone }, func(string) {})
-		if !errors.Is(err, gone) || f.power != power || len(f.happened("reset")) != 0 {
-			t.Errorf("%s: got %v, power %s, %v", power, err, f.power, f.happened("reset"))
+		if !errors.Is(err, gone) || f.state() != power || len(f.happened("reset")) != 0 {
+			t.Errorf("%s: got %v, power %s, %v", power, err, f.state(), f.happened("reset"))
 		}
 	}
 }
@@ -77,8 +77,8 @@ func TestMachineKeepsItsPowerWhenTheBMCTakesNoBoot(t *testing.T) {
 	f.power, f.deaf = "On", true
 	err := Boot(t.Context(), open(t, f), noPause, PXE, always, func(string) {})
 	want := `: PATCH /redfish/v1/Systems/1: it takes a boot from Pxe for the next start, and then shows "Disabled", "None"; boot it from the network by hand, and report the BMC's model and firmware`
-	if err == nil || !strings.HasSuffix(err.Error(), want) || f.power != "On" || len(f.happened("reset")) != 0 {
-		t.Errorf("got %v, power %s", err, f.power)
+	if err == nil || !strings.HasSuffix(err.Error(), want) || f.state() != "On" || len(f.happened("reset")) != 0 {
+		t.Errorf("got %v, power %s", err, f.state())
 	}
 }
 
@@ -135,12 +135,12 @@ func TestSessionsAreEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(f.sessions) != 1 {
-		t.Errorf("%d sessions while logged in", len(f.sessions))
+	if n := f.open(); n != 1 {
+		t.Errorf("%d sessions while logged in", n)
 	}
 	c.Close()
-	if len(f.sessions) != 0 {
-		t.Errorf("%d sessions are left", len(f.sessions))
+	if n := f.open(); n != 0 {
+		t.Errorf("%d sessions are left", n)
 	}
 }
 
@@ -262,7 +262,7 @@ func TestMediaAreInsertedOnceAndEjected(t *testing.T) {
 	}
 	want := []string{"insert http://10.0.0.1/a.iso", "eject", "insert http://10.0.0.1/b.iso", "eject"}
 	var got []string
-	for _, l := range f.log {
+	for _, l := range f.happened("") {
 		if l == "eject" || strings.HasPrefix(l, "insert ") {
 			got = append(got, l)
 		}
