@@ -15,6 +15,8 @@ func ownExtensions() []string {
 
 // extensions are those of all roles by name, and where the first of a name stands.
 type extensions struct {
+	// vars are for placeholders in sources.
+	vars map[string]string
 	made map[string]Extension
 	at   map[string]place
 }
@@ -35,12 +37,12 @@ func (c *checker) extensions(list []rawExtension, known extensions) []Extension 
 		case raw.Source.Set && raw.Recipe.Set:
 			c.add(raw.Recipe.Pos, raw.Recipe.Path, "remove source or recipe", "an extension is ready-made (source) or made by a recipe, not both")
 		case raw.Recipe.Set:
-			c.made(&x, raw)
+			c.made(&x, raw, known.vars)
 			if x.Recipe != nil && x.Recipe.Name != "tree" {
 				c.unique(recipes, "recipe", x.Recipe.Name, raw.Recipe.place)
 			}
 		case raw.Source.Set:
-			x.Source = c.source(raw.Source, map[string]string{"arch": "amd64"})
+			x.Source = c.source(raw.Source, known.vars)
 			if len(raw.Inputs) > 0 {
 				c.add(raw.Inputs[0].Pos, raw.Inputs[0].Path, "", "inputs belong to a recipe, and this extension has none")
 			}
@@ -58,7 +60,7 @@ func (c *checker) extensions(list []rawExtension, known extensions) []Extension 
 }
 
 // made checks an extension that a recipe makes.
-func (c *checker) made(x *Extension, raw rawExtension) {
+func (c *checker) made(x *Extension, raw rawExtension, vars map[string]string) {
 	r, err := upstream.Find(raw.Recipe.V)
 	if err != nil {
 		c.add(raw.Recipe.Pos, raw.Recipe.Path, "", "%s", err)
@@ -71,7 +73,7 @@ func (c *checker) made(x *Extension, raw rawExtension) {
 			c.add(in.Pos, in.Path, "", "recipe %s takes no input %s; it takes %s", r.Name, in.Key, strings.Join(r.InputNames(), ", "))
 			continue
 		}
-		given[in.Key] = c.source(in.V, map[string]string{"arch": "amd64"})
+		given[in.Key] = c.source(in.V, vars)
 	}
 	for _, in := range r.Inputs {
 		source, ok := given[in.Name]

@@ -7,10 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"gopkg.in/yaml.v3"
 
-	"github.com/imagectl/imagectl/images/release"
+	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/upstream"
 )
 
@@ -27,10 +26,37 @@ func TestTheExampleOfAnExtensionIsValid(t *testing.T) {
 	for _, f := range found {
 		t.Errorf("%s", f)
 	}
-	want := release.Want{ID: "extensions/gvisor/release", Source: "https://storage.googleapis.com/gvisor/releases/release/20260914.0/x86_64/gvisor.tar.zstd"}
-	if !slices.ContainsFunc(spec.Wants(), func(w release.Want) bool { return cmp.Equal(w, want) }) {
-		t.Errorf("got %v, want %v among them", spec.Wants(), want)
+	asks(t, spec, "extensions/gvisor/release", "https://storage.googleapis.com/gvisor/releases/release/20260914.0/x86_64/gvisor.tar.zstd")
+}
+
+func TestSourcesOfExtensionsAreForTheArchitecture(t *testing.T) {
+	t.Parallel()
+	files := fake{"base.yaml": string(Minimal), "cluster.yaml": `version: 1
+extends: base.yaml
+flatcar: {arch: arm64}
+roles:
+  worker:
+    extensions:
+      - {name: a, source: "a-{arch}.raw"}
+      - {name: b, recipe: tree, inputs: {content: "b-{arch}.tar"}}
+`}
+	spec, found := Parse(files.read, "cluster.yaml")
+	if err := found.Err(); err != nil {
+		t.Error(err)
 	}
+	asks(t, spec, "extensions/a", "a-arm64.raw")
+	asks(t, spec, "extensions/b/content", "b-arm64.tar")
+}
+
+// asks looks for an input among what is to be locked.
+func asks(t *testing.T, spec Spec, id lock.ID, source string) {
+	t.Helper()
+	for _, w := range spec.Wants() {
+		if w.ID == id && w.Source == source {
+			return
+		}
+	}
+	t.Errorf("got %v, want %s from %s among them", spec.Wants(), id, source)
 }
 
 func TestTheExamplesOfRuntimeClassesNameHandlersOfRecipes(t *testing.T) {

@@ -67,7 +67,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Agent:      c.source(raw.Agent.Source, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 		Server:     c.server(raw.Server),
 		Boot:       c.boot(raw.Boot),
-		Roles:      c.roles(raw.Roles),
+		Roles:      c.roles(raw.Roles, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 		Machines:   c.machines(raw.Machines),
 		Addons:     c.inputs(raw.Addons, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 	}

@@ -8,8 +8,9 @@ import (
 	"github.com/imagectl/imagectl/butane/snippet"
 )
 
-func (c *checker) roles(raw dict[rawRole]) []Role {
-	known := extensions{made: map[string]Extension{}, at: map[string]place{}}
+// roles checks the roles; vars are for placeholders in sources.
+func (c *checker) roles(raw dict[rawRole], vars map[string]string) []Role {
+	known := extensions{vars: vars, made: map[string]Extension{}, at: map[string]place{}}
 	var out []Role
 	for _, e := range raw {
 		name := c.label(rawString{place: e.place, V: e.Key, Set: true})
