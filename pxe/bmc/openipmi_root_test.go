@@ -75,7 +75,7 @@ user 2 true "imagectl" "s3cret" admin 10 none md2 md5 straight
 			t.Logf("simulator: %s", out.String())
 		}
 	})
-	return Target{Kind: IPMI, Address: "127.0.0.1:6230", Username: "imagectl", Password: "s3cret"}, dir
+	return Target{Kind: IPMI, Address: "127.0.0.1:6230", Username: "imagectl", Password: "s3cret", patience: 20}, dir
 }
 
 func write(t *testing.T, path string, mode os.FileMode, text string) {
@@ -95,7 +95,7 @@ func TestOpenIPMIsSimulatorIsBootedFromTheNetwork(t *testing.T) {
 			break
 		}
 		var e *Error
-		if try == 20 || !errors.As(err, &e) || e.Answer != "no answer" && !strings.Contains(e.Answer, "refused") {
+		if try == 120 || !errors.As(err, &e) || e.Answer != "no answer" && !strings.Contains(e.Answer, "refused") {
 			t.Fatal(err)
 		}
 		if err := Sleep(ctx, 500*time.Millisecond); err != nil {
