@@ -99,8 +99,15 @@ type Refusal struct {
 type Private struct {
 	MACs    []string `json:"macs,omitempty"`
 	Address string   `json:"address,omitempty"`
-	// Console is the end of what it says, oldest first.
-	Console []string `json:"console,omitempty"`
+	// Log is what the server saw of it last, oldest first.
+	Log []Event `json:"log,omitempty"`
+}
+
+// Event is one thing that the server saw of a machine.
+type Event struct {
+	At     time.Time `json:"at"`
+	Stage  string    `json:"stage"`
+	Detail string    `json:"detail"`
 }
 
 // View is everything at one moment.

@@ -23,7 +23,7 @@ const hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\
 func machines() []Machine {
 	return []Machine{
 		{Name: "cp1", State: "installing", Reason: hostile, Refusal: &Refusal{Code: "no-such-file", Reason: hostile},
-			Private: &Private{MACs: []string{"52:54:00:00:00:01"}, Address: "10.0.0.11", Console: []string{hostile}}},
+			Private: &Private{MACs: []string{"52:54:00:00:00:01"}, Address: "10.0.0.11", Log: []Event{{Stage: "nbp", Detail: hostile}}}},
 		{Name: "w1", State: "ready", Private: &Private{MACs: []string{"52:54:00:00:00:02"}}},
 		{Name: "52:54:00:00:00:99", Unlisted: true, Private: &Private{Address: "10.0.0.99"}},
 	}
@@ -133,14 +133,14 @@ func TestEverybodySeesStatesAndOperatorsSeeAll(t *testing.T) {
 	if m.Operator || len(m.Machines) != 2 || m.Machines[0].Reason != hostile || m.Machines[0].Refusal.Reason != hostile || m.View.Summary != hostile {
 		t.Errorf("got %+v", m)
 	}
-	for _, secret := range []string{"52:54", "10.0.0", "private", "console"} {
+	for _, secret := range []string{"52:54", "10.0.0", "private", "log"} {
 		if strings.Contains(raw(), secret) {
 			t.Errorf("anybody sees %q: %s", secret, raw())
 		}
 	}
 	operator, rawOperator := watch(t, srv, true)
 	m = operator()
-	if !m.Operator || len(m.Machines) != 3 || m.Machines[0].Private.Console[0] != hostile || m.Machines[2].Name != "52:54:00:00:00:99" {
+	if !m.Operator || len(m.Machines) != 3 || m.Machines[0].Private.Log[0].Detail != hostile || m.Machines[2].Name != "52:54:00:00:00:99" {
 		t.Errorf("got %+v", m)
 	}
 	for _, text := range []string{raw(), rawOperator()} {

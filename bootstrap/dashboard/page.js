@@ -43,7 +43,7 @@ function card(m) {
   if (!c) {
     c = { root: element("li"), title: element("h2"), state: element("span", "state"), where: element("p", "quiet"), track: element("ol"),
       time: element("p", "quiet"), bar: element("progress"), reason: element("p"), refusal: element("p", "bad"), private: element("p", "quiet"),
-      details: element("details"), console: element("pre"), steps: [] };
+      details: element("details"), log: element("pre"), steps: [] };
     const head = element("div", "head");
     head.append(c.title, c.state);
     c.track.setAttribute("aria-label", "Boot");
@@ -54,7 +54,7 @@ function card(m) {
     }
     c.bar.max = 100;
     c.bar.setAttribute("aria-label", "Installation");
-    c.details.append(element("summary", "quiet", "console"), c.console);
+    c.details.append(element("summary", "quiet", "what the server saw of it"), c.log);
     c.root.append(head, c.where, c.track, c.bar, c.reason, c.refusal, c.time, c.private, c.details);
     cards.set(m.name, c);
   }
@@ -65,7 +65,7 @@ function draw(m) {
   const c = card(m);
   c.root.className = kind(m);
   say(c.title, m.name);
-  say(c.state, m.unlisted ? "not in cluster.yaml" : (m.state || "never seen"));
+  say(c.state, m.unlisted ? "unlisted" : m.state);
   say(c.where, [m.role, m.zone && "zone " + m.zone].filter(Boolean).join(", "));
   const at = stages.findIndex(([name]) => name === m.stage);
   c.track.hidden = at < 0;
@@ -78,11 +78,11 @@ function draw(m) {
   say(c.reason, [m.reason, m.activity].filter(Boolean).join(" · "));
   const p = m.private || {};
   say(c.private, [p.address, (p.macs || []).join(" ")].filter(Boolean).join(" · "));
-  c.details.hidden = !p.console;
-  const tail = (p.console || []).join("\n");
-  if (c.console.textContent !== tail) {
-    c.console.textContent = tail;
-    c.console.scrollTop = c.console.scrollHeight;
+  c.details.hidden = !p.log;
+  const tail = (p.log || []).map((e) => new Date(e.at).toLocaleString() + "  " + e.stage + "  " + e.detail).join("\n");
+  if (c.log.textContent !== tail) {
+    c.log.textContent = tail;
+    c.log.scrollTop = c.log.scrollHeight;
   }
   clock(m);
 }
@@ -142,7 +142,7 @@ function show(news) {
   count();
   filter();
   say($("about"), news.operator ? "You see everything: your browser showed an operator's certificate. This page changes nothing." :
-    "Addresses, consoles and machines that are not in cluster.yaml are for operators' certificates. This page changes nothing.");
+    "Addresses, what the server saw of each machine, and machines that are not in cluster.yaml are for operators' certificates. This page changes nothing.");
 }
 
 function connect() {

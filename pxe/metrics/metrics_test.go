@@ -113,7 +113,7 @@ func TestSeriesAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 5000 {
+	for i := range 1500 {
 		for _, s := range boot.Stages() {
 			e := at(i, s, fmt.Sprint("invented-", i), 0)
 			e.Machine.MAC = net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)}

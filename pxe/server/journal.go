@@ -77,8 +77,11 @@ func (j *Journal) forgetQuarter() {
 }
 
 // Events returns a card's events, oldest first.
-func (j *Journal) Events(mac net.HardwareAddr) []boot.Event {
-	if len(mac) != 6 {
+func (j *Journal) Events(mac net.HardwareAddr) []boot.Event { return j.Tail(mac, eventsPerCard) }
+
+// Tail returns a card's last events, at most n, oldest first.
+func (j *Journal) Tail(mac net.HardwareAddr, n int) []boot.Event {
+	if len(mac) != 6 || n <= 0 {
 		return nil
 	}
 	j.mu.Lock()
@@ -87,5 +90,10 @@ func (j *Journal) Events(mac net.HardwareAddr) []boot.Event {
 	if r == nil {
 		return nil
 	}
-	return append(append([]boot.Event{}, r.events[r.next:]...), r.events[:r.next]...)
+	n = min(n, len(r.events))
+	out := make([]boot.Event, 0, n)
+	for i := len(r.events) - n; i < len(r.events); i++ {
+		out = append(out, r.events[(r.next+i)%len(r.events)])
+	}
+	return out
 }

@@ -99,6 +99,9 @@ func TestJournalKeepsTheLastEvents(t *testing.T) {
 	if len(got) != eventsPerCard || got[0].Detail != "3" || got[eventsPerCard-1].Detail != fmt.Sprint(eventsPerCard+2) {
 		t.Errorf("got %d events from %s to %s", len(got), got[0].Detail, got[len(got)-1].Detail)
 	}
+	if got := j.Tail(card(1), 2); len(got) != 2 || got[0].Detail != fmt.Sprint(eventsPerCard+1) || got[1].Detail != fmt.Sprint(eventsPerCard+2) {
+		t.Errorf("the last two are %v", got)
+	}
 	if got := j.Events(card(2)); len(got) != 1 || got[0].Detail != "other" {
 		t.Errorf("the other card has %v", got)
 	}

@@ -162,7 +162,7 @@ func (m *monitor) look() dashboard.View {
 		row := dashboard.Machine{
 			Name: s.Name, Role: s.Role, Zone: s.Zone, State: s.State, Since: s.Since, Seen: s.Seen,
 			Reason: s.Reason, Activity: s.Activity, Alarm: s.Conflict,
-			Private: &dashboard.Private{MACs: s.MACs, Address: s.Address}, Unlisted: !s.Known,
+			Private: &dashboard.Private{MACs: s.MACs, Address: s.Address, Log: m.log(s.MACs)}, Unlisted: !s.Known,
 		}
 		if s.Total > 0 {
 			row.Percent = int(100 * s.Done / s.Total)
@@ -180,10 +180,28 @@ func (m *monitor) look() dashboard.View {
 	}
 	for _, b := range m.funnel.Machines() {
 		if mac := b.MAC.String(); b.Name == "" && !seen[mac] {
-			strangers = append(strangers, with(dashboard.Machine{Name: mac, Unlisted: true, Reason: "cluster.yaml does not list it"}, b.Boot))
+			strangers = append(strangers, with(dashboard.Machine{Name: mac, Unlisted: true, Reason: "cluster.yaml does not list it",
+				Private: &dashboard.Private{Log: m.log([]string{mac})}}, b.Boot))
 		}
 	}
 	return dashboard.View{Cluster: m.cluster, Ready: ready, Summary: summary, Machines: append(rows, strangers...)}
+}
+
+// log is the end of what was seen of a machine with these cards, oldest first.
+func (m *monitor) log(macs []string) []dashboard.Event {
+	const lines = 8
+	var out []dashboard.Event
+	for _, text := range macs {
+		mac, err := net.ParseMAC(text)
+		if err != nil {
+			continue
+		}
+		for _, e := range m.journal.Tail(mac, lines) {
+			out = append(out, dashboard.Event{At: e.At, Stage: string(e.Stage), Detail: e.Detail})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b dashboard.Event) int { return a.At.Compare(b.At) })
+	return out[max(0, len(out)-lines):]
 }
 
 // with adds a machine's newest boot.

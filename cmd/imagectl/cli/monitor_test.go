@@ -71,6 +71,10 @@ func TestEnrolmentEndsABoot(t *testing.T) {
 		t.Errorf("imagectl why says\n%swant\n%s", story.String(), want)
 	}
 
+	if got := m.log(both); len(got) != 8 || got[0].Stage != "dhcp" || got[7].Detail != "because enrol-approved (enrol-approved)" {
+		t.Errorf("the page says %v", got)
+	}
+
 	// A machine that cluster.yaml does not name is followed by the card that it
 	// booted with, which need not be its first.
 	stranger := []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}
