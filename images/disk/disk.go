@@ -7,9 +7,11 @@
 package disk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
@@ -53,7 +55,8 @@ func ReadTable(f *os.File) (Table, error) {
 	if err != nil {
 		return Table{}, fmt.Errorf("reading the partition table of %s: %w", f.Name(), err)
 	}
-	if _, err := readHeader(f, st.Size()); err != nil {
+	h, err := readHeader(f, st.Size())
+	if err != nil {
 		return Table{}, fmt.Errorf("reading the partition table of %s: %w", f.Name(), err)
 	}
 	t, err := gpt.Read(f, sector, sector)
@@ -71,6 +74,9 @@ func ReadTable(f *os.File) (Table, error) {
 		if p.End < p.Start || p.End >= uint64(st.Size()/sector) {
 			return Table{}, fmt.Errorf("reading the partition table of %s: partition %d (%s) has sectors %d to %d, the disk has %d", f.Name(), p.Index, p.Name, p.Start, p.End, st.Size()/sector)
 		}
+		if p.Start < h.end() {
+			return Table{}, fmt.Errorf("reading the partition table of %s: partition %d (%s) begins at sector %d, inside the table, which ends at %d", f.Name(), p.Index, p.Name, p.Start, h.end())
+		}
 		out.Partitions = append(out.Partitions, Partition{
 			Number:     p.Index,
 			Label:      p.Name,
@@ -81,7 +87,22 @@ func ReadTable(f *os.File) (Table, error) {
 			Length:     int64(p.End-p.Start+1) * sector,
 		})
 	}
+	if err := out.disjoint(); err != nil {
+		return Table{}, fmt.Errorf("reading the partition table of %s: %w", f.Name(), err)
+	}
 	return out, nil
+}
+
+// disjoint refuses partitions that share sectors: what is written to one would
+// be lost from the other.
+func (t Table) disjoint() error {
+	byOffset := slices.SortedFunc(slices.Values(t.Partitions), func(a, b Partition) int { return cmp.Compare(a.Offset, b.Offset) })
+	for i := 1; i < len(byOffset); i++ {
+		if a, b := byOffset[i-1], byOffset[i]; a.Offset+a.Length > b.Offset {
+			return fmt.Errorf("partition %s overlaps %s", a.Label, b.Label)
+		}
+	}
+	return nil
 }
 
 // find returns the only partition with a label, which must have the type.
@@ -151,9 +172,6 @@ func (t Table) layout() (Layout, error) {
 	for _, p := range t.Partitions {
 		if p.Offset > l.Root.Offset {
 			return Layout{}, fmt.Errorf("partition %s lies behind ROOT, which then could not grow", p.Label)
-		}
-		if p.Label != "ROOT" && p.Offset+p.Length > l.Root.Offset {
-			return Layout{}, fmt.Errorf("partition %s overlaps ROOT", p.Label)
 		}
 	}
 	return l, nil

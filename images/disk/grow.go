@@ -64,6 +64,11 @@ func readHeader(f *os.File, size int64) (header, error) {
 	return header{raw: raw, entries: entries}, nil
 }
 
+// end is the first sector behind the table.
+func (h header) end() uint64 {
+	return binary.LittleEndian.Uint64(h.raw[72:]) + uint64(len(h.entries)/sector)
+}
+
 // headerSum is the checksum of a header with its checksum field taken as zero.
 func headerSum(raw []byte) uint32 {
 	b := bytes.Clone(raw[:binary.LittleEndian.Uint32(raw[12:])])
