@@ -26,13 +26,19 @@ const (
 // errNotWanted ends a start from the network whose arming is gone or taken.
 var errNotWanted = errors.New("its arming was taken back or is in use meanwhile; nothing was switched")
 
+// bmcOf tells how a machine's BMC is called; false where there is none.
+func (s *Server) bmcOf(name string) (string, bool) {
+	if s.cfg.BMC == nil {
+		return "", false
+	}
+	return s.cfg.BMC.Names(name)
+}
+
 // canNetboot says whether a machine has a BMC, and whether what is asked for is
 // under way: then asking again changes nothing.
 func (s *Server) canNetboot(m store.Machine) (begun bool, err error) {
-	if s.cfg.BMC != nil {
-		if _, ok := s.cfg.BMC.Names(m.Name); ok {
-			return m.State == machine.Installing && m.Arming != nil && !m.Arming.NetbootAt.IsZero(), nil
-		}
+	if _, has := s.bmcOf(m.Name); has {
+		return m.State == machine.Installing && m.Arming != nil && !m.Arming.NetbootAt.IsZero(), nil
 	}
 	return false, &refusedError{codeNoBMC, fmt.Sprintf("cluster.yaml names no BMC for it; arm it with imagectl machines arm %s and netboot it by hand", m.Name)}
 }

@@ -170,7 +170,10 @@ func (s operators) RejectMachine(ctx context.Context, req *connect.Request[api.R
 
 // ArmMachine implements apiconnect.OperatorServiceHandler.
 func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmMachineRequest]) (*connect.Response[api.ArmMachineResponse], error) {
-	names, err := s.selected(req.Msg.GetSelection(), func(store.Machine) bool { return true })
+	names, err := s.selected(req.Msg.GetSelection(), func(m store.Machine) bool {
+		_, has := s.bmcOf(m.Name)
+		return has || !req.Msg.GetNetboot()
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -26,19 +26,13 @@ func (s operators) PowerMachine(ctx context.Context, req *connect.Request[api.Po
 	if _, known := api.PowerMachineRequest_Action_name[int32(action)]; !known || action == api.PowerMachineRequest_ACTION_UNSPECIFIED {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say what to do: status, on, off, shutdown, cycle or reset"))
 	}
-	has := func(name string) (string, bool) {
-		if s.cfg.BMC == nil {
-			return "", false
-		}
-		return s.cfg.BMC.Names(name)
-	}
-	names, err := s.selected(req.Msg.GetSelection(), func(m store.Machine) bool { _, ok := has(m.Name); return ok })
+	names, err := s.selected(req.Msg.GetSelection(), func(m store.Machine) bool { _, has := s.bmcOf(m.Name); return has })
 	if err != nil {
 		return nil, err
 	}
 	// What is asked is in the audit log before it is done.
 	outcomes := s.each(ctx, names, "", func(c *change, m *store.Machine) error {
-		bmc, ok := has(m.Name)
+		bmc, ok := s.bmcOf(m.Name)
 		if !ok {
 			return &refusedError{codeNoBMC, fmt.Sprintf("cluster.yaml names no BMC for %s", m.Name)}
 		}
