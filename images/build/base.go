@@ -34,9 +34,17 @@ func (r *run) openBase(ctx context.Context) (*os.File, disk.Layout, error) {
 	if err == nil {
 		err = disk.CheckEmpty(f, l)
 	}
+	var arch string
+	if err == nil {
+		arch, err = disk.Arch(f, l)
+	}
 	if err != nil {
 		f.Close()
 		return nil, disk.Layout{}, fmt.Errorf("using %s as base: %w", r.in.Image.Source, err)
+	}
+	if err := r.checkArch(r.in.Image.Source+" as base", arch); err != nil {
+		f.Close()
+		return nil, disk.Layout{}, err
 	}
 	return f, l, nil
 }

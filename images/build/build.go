@@ -243,6 +243,9 @@ func releaseTime(image lock.Blob) (time.Time, error) {
 }
 
 func (r *run) all(ctx context.Context) (Result, error) {
+	if err := r.checkPrograms(); err != nil {
+		return Result{}, err
+	}
 	old, notes, err := r.previous()
 	if err != nil {
 		return Result{}, err

@@ -53,11 +53,17 @@ func (s *site) blob(id lock.ID, source string, content []byte) lock.Blob {
 
 func (s *site) archive(names ...string) []byte {
 	s.t.Helper()
+	return s.archived(func(name string) string { return strings.Repeat(name, 3000) }, names...)
+}
+
+// archived makes a tar.gz of programs.
+func (s *site) archived(of func(name string) string, names ...string) []byte {
+	s.t.Helper()
 	var buf bytes.Buffer
 	z := gzip.NewWriter(&buf)
 	w := tar.NewWriter(z)
 	for _, n := range names {
-		content := strings.Repeat(n, 3000)
+		content := of(n)
 		if err := w.WriteHeader(&tar.Header{Name: "x/" + n, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content)), ModTime: time.Unix(1600000000, 0)}); err != nil {
 			s.t.Fatal(err)
 		}

@@ -226,6 +226,9 @@ func (r *run) members(b lock.Blob, choose func(sysext.Member) bool) ([]sysext.Fi
 		if _, err := io.ReadFull(content, c); err != nil {
 			return err
 		}
+		if err := r.checkArch("it", elfArch(c)); err != nil {
+			return err
+		}
 		out = append(out, sysext.File{Name: path.Base(m.Path), Content: c, ModTime: m.ModTime})
 		return nil
 	})

@@ -125,6 +125,8 @@ func (t Table) find(label, typ string) (Partition, error) {
 // Layout is what a build must know of a Flatcar image.
 type Layout struct {
 	Table Table
+	// ESP holds the boot programs and the kernel; it is never written to.
+	ESP Partition
 	// OEM takes Ignition's configuration and GRUB's arguments.
 	OEM Partition
 	// Root is the last partition on the disk, so that it can grow.
@@ -154,7 +156,7 @@ func (t Table) layout() (Layout, error) {
 		label, typ string
 		into       *Partition
 	}{
-		{"EFI-SYSTEM", typeESP, nil}, {"USR-A", typeUSR, nil}, {"USR-B", typeUSR, nil},
+		{"EFI-SYSTEM", typeESP, &l.ESP}, {"USR-A", typeUSR, nil}, {"USR-B", typeUSR, nil},
 		{"OEM", typeOEM, &l.OEM}, {"ROOT", typeRoot, &l.Root},
 	} {
 		p, ferr := t.find(w.label, w.typ)

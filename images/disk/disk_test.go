@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -40,7 +41,9 @@ func judge(t *testing.T, name string, args ...string) string {
 
 func TestBothLayoutsAreFoundByLabelAndType(t *testing.T) {
 	t.Parallel()
-	for name, o := range map[string]baseimage.Options{"4593": {}, "4081": {Small: true}} {
+	for name, o := range map[string]baseimage.Options{
+		"4593": {}, "4081": {Small: true}, "4593 for arm64": {Arch: "arm64"}, "4081 for arm64": {Small: true, Arch: "arm64"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := open(t, baseimage.Make(t, t.TempDir(), o))
@@ -59,6 +62,13 @@ func TestBothLayoutsAreFoundByLabelAndType(t *testing.T) {
 			}
 			if err := disk.CheckEmpty(f, l); err != nil {
 				t.Errorf("a fresh image: %v", err)
+			}
+			want := "amd64"
+			if o.Arch != "" {
+				want = o.Arch
+			}
+			if arch, err := disk.Arch(f, l); arch != want || err != nil {
+				t.Errorf("got architecture %q, %v, want %s", arch, err, want)
 			}
 		})
 	}
@@ -208,6 +218,31 @@ func TestAnOEMOfZerosCountsAsEmptyAndADamagedOneDoesNot(t *testing.T) {
 	}
 	if err := disk.CheckEmpty(g, l); err == nil || !strings.Contains(err.Error(), "checksum") {
 		t.Errorf("got %v, want a complaint about the checksum", err)
+	}
+}
+
+func TestAnESPWithoutBootProgramsIsOfNoArchitecture(t *testing.T) {
+	t.Parallel()
+	f := open(t, baseimage.Make(t, t.TempDir(), baseimage.Options{}))
+	l, err := disk.ReadLayout(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Programs for both: no layout of Flatcar's.
+	esp := f.Name() + "@@" + strconv.FormatInt(l.ESP.Offset, 10)
+	judge(t, "mcopy", "-i", esp, "::EFI/boot/bootx64.efi", "::EFI/boot/bootaa64.efi")
+	if _, err := disk.Arch(f, l); err == nil || !strings.Contains(err.Error(), "two kinds of processors") {
+		t.Errorf("got %v", err)
+	}
+	judge(t, "mdeltree", "-i", esp, "::EFI/boot")
+	if arch, err := disk.Arch(f, l); arch != "" || err != nil {
+		t.Errorf("without EFI/boot: got %q, %v", arch, err)
+	}
+	if _, err := f.WriteAt(make([]byte, 512), l.ESP.Offset); err != nil {
+		t.Fatal(err)
+	}
+	if arch, err := disk.Arch(f, l); arch != "" || err != nil {
+		t.Errorf("without a file system: got %q, %v", arch, err)
 	}
 }
 

@@ -53,6 +53,37 @@ func FuzzExt4(f *testing.F) {
 	})
 }
 
+// FuzzESP reads a boot sector, a table and a root directory that are made up.
+func FuzzESP(f *testing.F) {
+	boot := make([]byte, 512)
+	binary.LittleEndian.PutUint16(boot[11:], 512)
+	boot[13], boot[14], boot[16], boot[36], boot[44], boot[510], boot[511] = 1, 1, 1, 1, 2, 0x55, 0xaa
+	table := make([]byte, 512)
+	for i := range 8 {
+		binary.LittleEndian.PutUint32(table[i*4:], 0x0fffffff)
+	}
+	entry := func(name string, attributes, first byte) []byte {
+		e := append([]byte(name), make([]byte, 21)...)
+		e[11], e[26] = attributes, first
+		return append(e, make([]byte, 480)...)
+	}
+	whole := bytes.Join([][]byte{boot, table, entry("EFI        ", 0x10, 3), entry("BOOT       ", 0x10, 4), entry("BOOTAA64EFI", 0x20, 5), make([]byte, 512)}, nil)
+	if amd64, arm64, err := bootPrograms(bytes.NewReader(whole), int64(len(whole))); amd64 || !arm64 || err != nil {
+		f.Fatalf("got %v, %v, %v", amd64, arm64, err)
+	}
+	f.Add(whole)
+	loop := bytes.Clone(whole)
+	loop[512+8] = 2
+	clear(loop[512+9 : 512+12])
+	f.Add(loop)
+	f.Add(whole[:700])
+	f.Add(bytes.Replace(whole, boot[11:17], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, 1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		// Any answer will do; a panic or a long walk will not.
+		_, _, _ = bootPrograms(bytes.NewReader(b), int64(len(b)))
+	})
+}
+
 // FuzzBtrfs damages an empty file system and mends the checksums, so that the
 // damage reaches the parser.
 func FuzzBtrfs(f *testing.F) {

@@ -1,6 +1,6 @@
 // Package baseimage makes small disk images that are laid out as Flatcar's are
 // (reference layouts of 4081 and 4593, scaled down), with sfdisk, mkfs.fat,
-// mkfs.btrfs and mke2fs, for tests of what reads and rewrites such images. They
+// mkfs.btrfs, mke2fs and mtools, for tests of what reads and rewrites such images. They
 // do not boot: USR-A holds noise.
 package baseimage
 
@@ -20,6 +20,8 @@ import (
 type Options struct {
 	// Small is the layout of 4081 and before: other offsets.
 	Small bool
+	// Arch says whose boot programs the ESP has: amd64 or arm64; "" means amd64.
+	Arch string
 	// OEM is a directory whose content the OEM partition gets; empty for none.
 	OEM string
 	// OEMFile replaces the OEM partition's whole content, when set.
@@ -108,7 +110,10 @@ func Make(t testing.TB, dir string, o Options) string {
 			}
 		}
 	}
-	place("EFI-SYSTEM", esp, func(p string) { run(t, "", "mkfs.fat", "-F", "32", "-n", "EFI-SYSTEM", p) })
+	place("EFI-SYSTEM", esp, func(p string) {
+		run(t, "", "mkfs.fat", "-F", "32", "-n", "EFI-SYSTEM", p)
+		fillESP(t, p, dir, o.Arch)
+	})
 	place("ROOT", o.RootMiB, func(p string) {
 		if o.RootFile != nil {
 			if err := os.WriteFile(p, o.RootFile, 0o644); err != nil {
@@ -156,6 +161,25 @@ func Make(t testing.TB, dir string, o Options) string {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// fillESP adds what Flatcar's grub_install.sh and build_image_util.sh put there, by
+// name.
+func fillESP(t testing.TB, esp, dir, arch string) {
+	t.Helper()
+	boot, grub := "EFI/boot/bootx64.efi", "EFI/boot/grubx64.efi"
+	if arch == "arm64" {
+		boot, grub = "EFI/boot/bootaa64.efi", "EFI/boot/grubaa64.efi"
+	}
+	run(t, "", "mmd", "-i", esp, "::EFI", "::EFI/boot", "::flatcar", "::flatcar/grub")
+	tmp := filepath.Join(dir, "file")
+	for _, name := range []string{"flatcar/vmlinuz-a", "flatcar/first_boot", "flatcar/grub/grub.cfg.tar", grub, boot} {
+		if err := os.WriteFile(tmp, []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "", "mcopy", "-i", esp, tmp, "::"+name)
+	}
+	os.Remove(tmp)
 }
 
 func run(t testing.TB, stdin, name string, args ...string) {
