@@ -47,6 +47,9 @@ func TestLockRefusesBadReleases(t *testing.T) {
 			"truncated", lockedImage, s.published(lockedImage)[:1<<20], s.published(lockedImage + ".sig"),
 			[]string{mark + "image: fetching http://.*/" + lockedImage + ": the signature does not hold", `changed or cut off after that`, `nothing of it is used: try another mirror`},
 		}, {
+			"one flipped bit, and digests in place of a signature", lockedKernel, flipped(s.published(lockedKernel)), nil,
+			[]string{mark + "pxe-kernel: fetching http://.*/" + lockedKernel + ": the signature does not hold", `the file is not what was signed`, `try another mirror`},
+		}, {
 			"signed by a stranger", lockedKernel, content, s.variant("version.txt.stranger.sig"),
 			[]string{mark + "pxe-kernel: fetching http://.*/" + lockedKernel + ": the signature does not hold", `made by key [0-9A-F]{40}, which is neither the pinned primary key ` + s.primary, `pin another key only after its publisher has confirmed`},
 		}, {
@@ -68,6 +71,12 @@ func TestLockRefusesBadReleases(t *testing.T) {
 			}
 		})
 	}
+	t.Run("digests in place of a signature", func(t *testing.T) {
+		s.instead(t, map[string][]byte{lockedKernel + ".sig": nil, lockedImage + ".sig": nil})
+		if out, code := s.lock("--update"); code != 0 || !regexp.MustCompile(`inputs locked`).MatchString(out) {
+			t.Errorf("exit code %d: %s", code, out)
+		}
+	})
 	t.Run("signed by a subkey that has since expired", func(t *testing.T) {
 		s.instead(t, map[string][]byte{lockedKernel: content, lockedKernel + ".sig": s.variant("version.txt.expired-subkey.sig")})
 		out, code := s.lock("--update")
@@ -100,7 +109,10 @@ func newSite(t *testing.T) *site {
 	s := &site{t: t, dir: t.TempDir()}
 	files := http.FileServer(http.Dir(*releaseDir))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if b, ok := s.replaced[filepath.Base(r.URL.Path)]; ok {
+		if b, ok := s.replaced[filepath.Base(r.URL.Path)]; ok && b == nil {
+			http.NotFound(w, r)
+			return
+		} else if ok {
 			_, _ = w.Write(b) // a client that went away fails its own command
 			return
 		}
@@ -163,7 +175,8 @@ func (s *site) lock(args ...string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// instead makes the mirror answer with other bytes until the test ends.
+// instead makes the mirror answer with other bytes until the test ends; with nil,
+// that it has no such file.
 func (s *site) instead(t *testing.T, files map[string][]byte) {
 	s.replaced = files
 	t.Cleanup(func() { s.replaced = nil })
