@@ -63,7 +63,11 @@ func writeFile(name string, content []byte, mode fs.FileMode) (err error) {
 			_ = os.Remove(tmp)
 		}
 	}()
-	if _, err = f.Write(content); err == nil {
+	// As asked, whatever the umask; what is secret was so from the start.
+	if err = f.Chmod(mode); err == nil {
+		_, err = f.Write(content)
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {

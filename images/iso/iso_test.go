@@ -134,7 +134,7 @@ func TestForeignToolsReadTheImage(t *testing.T) {
 func TestFilesComeBack(t *testing.T) {
 	c, err := sample(t, nil)
 	img := written(t, c, err)
-	dir := filepath.Join(t.TempDir(), "out")
+	dir := fstreetest.Scratch(t)
 	fstreetest.Run(t, "xorriso", "xorriso", "-osirrox", "on", "-indev", img, "-extract", "/", dir)
 	for name, want := range map[string]fstree.Content{
 		"BOOT/KERNEL": fstreetest.Noise{Seed: 4, Length: 3<<20 + 5}, "BOOT/INITRD.GZ": fstreetest.Noise{Seed: 5, Length: 2048*3 + 1}, "ISOLINUX/EMPTY.CFG": fstree.Bytes(nil),
@@ -182,7 +182,7 @@ func TestLargeDirectories(t *testing.T) {
 	if got := strings.Count(out, "/MANY/D"); got != 800 {
 		t.Errorf("isoinfo lists %d entries, want 800", got)
 	}
-	dir := filepath.Join(t.TempDir(), "out")
+	dir := fstreetest.Scratch(t)
 	fstreetest.Run(t, "xorriso", "xorriso", "-osirrox", "on", "-indev", img, "-extract", "/MANY", dir)
 	if b, err := os.ReadFile(filepath.Join(dir, "D399/F399.TXT")); string(b) != "399" {
 		t.Errorf("read %q, %v", b, err)

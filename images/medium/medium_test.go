@@ -76,7 +76,7 @@ func written(t testing.TB, o medium.Options) string {
 func TestBothFirmwareKindsFindTheSame(t *testing.T) {
 	o := options(t)
 	iso := written(t, o)
-	dir := filepath.Join(t.TempDir(), "bios")
+	dir := fstreetest.Scratch(t)
 	fstreetest.Run(t, "xorriso", "xorriso", "-osirrox", "on", "-indev", iso, "-extract", "/", dir)
 	kernel, initrd := read(t, filepath.Join(dir, "BOOT/KERNEL"), ""), read(t, filepath.Join(dir, "BOOT/INITRD"), "")
 	if !bytes.Equal(kernel, o.Stub) {

@@ -301,6 +301,22 @@ func digest(r io.ReadCloser, err error) (string, error) {
 	return string(h.Sum(nil)), err
 }
 
+// Scratch is a directory that does not exist yet, to unpack into. Whatever modes its
+// directories get, it goes away with the test, also when nobody is root.
+func Scratch(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "out")
+	t.Cleanup(func() {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				err = os.Chmod(path, 0o700)
+			}
+			return err // what is left shows when the test's directory is removed
+		})
+	})
+	return dir
+}
+
 // Run runs a judge and returns its output. It fails the test, with the line
 // that installs the judge, when it is missing, and with its output when it
 // does not agree.
