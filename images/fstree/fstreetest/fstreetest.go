@@ -326,7 +326,8 @@ func Run(t testing.TB, aptPackage string, argv ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(tool, argv[1:]...)
+	// Unpackers obey the umask, unless they run as root.
+	cmd := exec.Command("sh", append([]string{"-c", `umask 022 && exec "$0" "$@"`, tool}, argv[1:]...)...)
 	cmd.Env = append(os.Environ(), "TZ=UTC", "LC_ALL=C.UTF-8")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
