@@ -10,6 +10,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +20,7 @@ import (
 )
 
 func newUnbundle(g *globals) *cobra.Command {
-	var dir, cache string
+	var dir, cache, sums string
 	var checkOnly, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "unbundle FILE",
@@ -27,8 +29,10 @@ func newUnbundle(g *globals) *cobra.Command {
 			"into the cache and cluster.yaml with what it names into a directory. It needs no\n" +
 			"network, and neither does imagectl build after it. An input that the cache has is\n" +
 			"not written again, so a run that broke off is quick the second time. A file of\n" +
-			"the directory that differs is never replaced.",
-		Example: "  imagectl unbundle site.tar -C site && cd site && imagectl build\n  imagectl unbundle site.tar --check",
+			"the directory that differs is never replaced.\n\n" +
+			"A bundle is not signed. With --sums nothing is written unless it is the one whose\n" +
+			"digest imagectl bundle printed, which must come another way than the file.",
+		Example: "  imagectl unbundle site.tar -C site --sums 3f1c… && cd site && imagectl build\n  imagectl unbundle site.tar --check",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError{fmt.Errorf("unbundle takes one file, got %d; see %s --help", len(args), cmd.CommandPath())}
@@ -36,6 +40,9 @@ func newUnbundle(g *globals) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("sums") && !sumsForm.MatchString(sums) {
+				return usageError{fmt.Errorf("--sums %q is not 64 hexadecimal digits; imagectl bundle prints them", sums)}
+			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return usageError{fmt.Errorf("opening the bundle: %w", err)}
@@ -43,11 +50,11 @@ func newUnbundle(g *globals) *cobra.Command {
 			defer f.Close()
 			r := unbundleReport{}
 			if checkOnly {
-				r, err = unbundle(cmd.Context(), g, f, nil, "")
+				r, err = unbundle(cmd.Context(), g, f, sums, nil, "")
 			} else {
 				var s *store.Store
 				if s, err = openCache(cache); err == nil {
-					r, err = unbundle(cmd.Context(), g, f, s, dir)
+					r, err = unbundle(cmd.Context(), g, f, sums, s, dir)
 				}
 			}
 			if err != nil {
@@ -60,6 +67,7 @@ func newUnbundle(g *globals) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&dir, "directory", "C", ".", "where to put cluster.yaml and what it names")
+	cmd.Flags().StringVar(&sums, "sums", "", "sha256 that the bundle's SHA256SUMS must have")
 	cmd.Flags().BoolVar(&checkOnly, "check", false, "only check; write nothing")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what was found as JSON")
 	cacheFlag(cmd, &cache)
@@ -77,12 +85,17 @@ type unbundleReport struct {
 	Unchanged []string `json:"unchanged,omitempty"`
 }
 
+var sumsForm = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
+
 // unbundle reads a bundle into a store and a directory, or only checks it when s
-// is nil.
-func unbundle(ctx context.Context, g *globals, in io.Reader, s *store.Store, dir string) (unbundleReport, error) {
+// is nil. It must be the bundle that sums names, unless that is empty.
+func unbundle(ctx context.Context, g *globals, in io.Reader, sums string, s *store.Store, dir string) (unbundleReport, error) {
 	b, err := bundle.Open(in)
 	if err != nil {
 		return unbundleReport{}, err
+	}
+	if sums != "" && !strings.EqualFold(sums, b.Sums) {
+		return unbundleReport{}, fmt.Errorf("it is another bundle than the one that was sent: the sha256 of its SHA256SUMS is %s, want %s; nothing was written", b.Sums, sums)
 	}
 	r := unbundleReport{Sums: b.Sums, Cluster: filepath.Join(dir, filepath.FromSlash(b.Site.Cluster))}
 	var t *siteDir
