@@ -62,7 +62,7 @@ func (p *partial) remember(n note) error {
 	return os.WriteFile(p.path+".json", b, 0o644)
 }
 
-// idleLimit is how long a server may be silent in the middle of a download.
+// idleLimit is how long a server may be silent, unless a test says otherwise.
 const idleLimit = time.Minute
 
 // maxIdleTries is how often in a row a download may bring nothing new.
@@ -132,8 +132,8 @@ func (b brokenError) Unwrap() error { return b.err }
 func (s *Store) attempt(ctx context.Context, p *partial, source string, r Request) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(idleLimit, func() {
-		cancel(fmt.Errorf("the server sent nothing for %s", idleLimit))
+	silence := time.AfterFunc(s.patience, func() {
+		cancel(fmt.Errorf("the server sent nothing for %s", s.patience))
 	})
 	defer silence.Stop()
 
@@ -185,7 +185,7 @@ func (s *Store) attempt(ctx context.Context, p *partial, source string, r Reques
 	}
 	defer f.Close()
 	w := &progressWriter{w: f, done: have, total: total, report: func(done, total int64) {
-		silence.Reset(idleLimit)
+		silence.Reset(s.patience)
 		if r.Progress != nil {
 			r.Progress(done, total)
 		}

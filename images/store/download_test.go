@@ -251,6 +251,25 @@ func TestMirrorsAreTriedInOrderAndEachFailureIsTold(t *testing.T) {
 	}
 }
 
+func TestASilentServerIsGivenUp(t *testing.T) {
+	t.Parallel()
+	want, digest := content(1000)
+	s, _ := open(t)
+	instant(s)
+	s.SetPatience(time.Millisecond)
+	// It answers and sends nothing until the client has gone.
+	url, requests := answers(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(want)))
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	_, err := s.Fetch(context.Background(), store.Request{Source: url, SHA256: digest, Size: 1000})
+	// It may be given up before its answer has arrived.
+	if err == nil || !strings.Contains(err.Error(), "the server sent nothing for 1ms") || requests.Load() > 5 {
+		t.Errorf("got %v after %d requests", err, requests.Load())
+	}
+}
+
 func TestTooMuchIsNotReadToItsEnd(t *testing.T) {
 	t.Parallel()
 	_, digest := content(1000)

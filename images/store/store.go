@@ -39,6 +39,8 @@ type Store struct {
 	// pause and now are the clock.
 	pause func(context.Context, time.Duration) error
 	now   func() time.Time
+	// patience is how long a server may be silent in the middle of a download.
+	patience time.Duration
 }
 
 // Open makes the directory when it is missing. client fetches URLs; nil means
@@ -58,7 +60,7 @@ func Open(dir string, client *http.Client) (*Store, error) {
 		t.DisableCompression = true
 		client = &http.Client{Transport: t}
 	}
-	return &Store{dir: abs, derived: abs, client: client, pause: sleep, now: time.Now}, nil
+	return &Store{dir: abs, derived: abs, client: client, pause: sleep, now: time.Now, patience: idleLimit}, nil
 }
 
 // Apart returns a store with the same inputs that derives everything anew, in a

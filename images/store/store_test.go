@@ -28,6 +28,7 @@ func open(t *testing.T) (*store.Store, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.SetPatience(time.Hour)
 	return s, dir
 }
 
