@@ -109,6 +109,12 @@ release-test: build release ## the test release itself: bad ones refused, firmwa
 	$(call say,the test release in virtual machines (about 5 minutes))
 	go test -count=1 -tags vm -parallel 2 -timeout 90m -v ./test/release -release $(RELEASE) -bin $(CURDIR)/bin
 
+.PHONY: formats
+formats: build release ## every disk format boots in a virtual machine until it is enrolled
+	$(call say,disk formats in virtual machines (about 3 minutes without KVM))
+	go test -c -tags e2e -o bin/formats.test ./test/formats
+	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
+
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
 	$(call say,the scenario in virtual machines (15 to 25 minutes without KVM))

@@ -72,6 +72,8 @@ type Lab struct {
 	Powered time.Time
 	// Deaths makes every node kill its agent once in the middle of kubeadm's work.
 	Deaths bool
+	// Butane is a file that every role has besides; none when empty.
+	Butane string
 	// Log receives one line per step; it may be nil.
 	Log func(format string, args ...any)
 
@@ -164,14 +166,24 @@ func (l *Lab) PowerOn(m Machine) error {
 			return err
 		}
 	}
+	return l.Start(l.Config(m))
+}
+
+// Config is a machine as QEMU is told of it.
+func (l *Lab) Config(m Machine) vm.Config {
 	last := m.Address[strings.LastIndexByte(m.Address, '.')+1:]
-	g, err := vm.Start(vm.Config{Name: m.Name, Firmware: m.Firmware, Accel: l.Accel, CPUs: m.CPUs, MemoryMiB: m.MiB,
-		Disk: disk, DiskSerial: "disk-" + m.Name, MAC: m.MAC, Tap: "tap-" + m.Name,
-		UUID: "77000000-0000-4000-8000-0000000000" + last, Serial: "SN-" + m.Name, Dir: l.Work})
+	return vm.Config{Name: m.Name, Firmware: m.Firmware, Accel: l.Accel, CPUs: m.CPUs, MemoryMiB: m.MiB,
+		Disk: l.Disk(m), DiskSerial: "disk-" + m.Name, MAC: m.MAC, Tap: "tap-" + m.Name,
+		UUID: "77000000-0000-4000-8000-0000000000" + last, Serial: "SN-" + m.Name, Dir: l.Work}
+}
+
+// Start starts a machine; Close stops it.
+func (l *Lab) Start(c vm.Config) error {
+	g, err := vm.Start(c)
 	if err != nil {
 		return err
 	}
-	l.Guests[m.Name] = g
+	l.Guests[c.Name] = g
 	return nil
 }
 

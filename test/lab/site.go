@@ -33,6 +33,11 @@ func (l *Lab) writeSite() error {
 			return err
 		}
 	}
+	if l.Butane != "" {
+		if err := os.WriteFile(filepath.Join(l.Site, butaneFile), []byte(l.Butane), 0o644); err != nil {
+			return err
+		}
+	}
 	text, err := l.clusterYAML()
 	if err != nil {
 		return err
@@ -103,14 +108,14 @@ boot:
   ipxe:
     bios: /usr/lib/ipxe/undionly.kpxe
     uefi: /usr/lib/ipxe/snponly.efi
-  installerArgs: [console=ttyS0]
+  installerArgs: [console=ttyS0, no_timer_check]
 roles:
   control-plane:
     kind: control-plane
-    kernelArgs: [console=ttyS0]
+    kernelArgs: [console=ttyS0, systemd.default_timeout_start_sec=900, no_timer_check]
 %[11]s  worker:
     kind: worker
-    kernelArgs: [console=ttyS0]
+    kernelArgs: [console=ttyS0, systemd.default_timeout_start_sec=900, no_timer_check]
 %[12]saddons:
   - name: flannel
     source: addons/flannel.yaml
@@ -140,13 +145,23 @@ func deathPaths() map[string]string {
 
 func deathSnippet(role string) string { return "kill-agent-" + role + ".bu" }
 
-// snippets is the part of a role in cluster.yaml that asks for its death.
+// snippets is the part of a role in cluster.yaml that names its Butane files.
 func (l *Lab) snippets(role string) string {
-	if !l.Deaths {
+	var files []string
+	if l.Deaths {
+		files = append(files, deathSnippet(role))
+	}
+	if l.Butane != "" {
+		files = append(files, butaneFile)
+	}
+	if len(files) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("    butane: [%s]\n", deathSnippet(role))
+	return fmt.Sprintf("    butane: [%s]\n", strings.Join(files, ", "))
 }
+
+// butaneFile is where Lab.Butane lies in the site.
+const butaneFile = "every-role.bu"
 
 // deathButane kills the agent once, as soon as a file appears: the only way to
 // do it on a machine that nobody can log in to.

@@ -41,8 +41,8 @@ type Config struct {
 	CPUs     int
 	// MemoryMiB is the guest's memory.
 	MemoryMiB int
-	// Disk is a raw image file.
-	Disk string
+	// Disk is an image file, in DiskFormat as QEMU calls it; empty for raw.
+	Disk, DiskFormat string
 	// DiskSerial is what the guest sees as the disk's serial number.
 	DiskSerial string
 	MAC        string
@@ -53,6 +53,11 @@ type Config struct {
 	// DiskFirst makes the firmware prefer its disk over the network. UEFI is told at
 	// the first start only: from then on its own variables count, as on hardware.
 	DiskFirst bool
+	// FirmwareData is a file that QEMU shows as the fw_cfg entry FirmwareKey; none when
+	// empty.
+	FirmwareKey, FirmwareData string
+	// Medium is an image that is in a CD drive; none when empty.
+	Medium string
 	// Dir takes the guest's console log, firmware variables and control socket.
 	Dir string
 }
@@ -151,7 +156,10 @@ func index(n int) string {
 }
 
 func arguments(cfg Config, remembers bool) ([]string, error) {
-	cpu, machine := "max", "q35"
+	cpu, machine, format := "max", "q35", "raw"
+	if cfg.DiskFormat != "" {
+		format = cfg.DiskFormat
+	}
 	if cfg.Accel == "kvm" {
 		cpu = "host"
 	}
@@ -174,9 +182,16 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 		"-serial", "stdio", "-monitor", "none",
 		"-qmp", "unix:" + cfg.qmpPath() + ",server=on,wait=off",
 		"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng",
-		"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap,file=" + cfg.Disk,
+		"-drive", "if=none,id=disk,format=" + format + ",cache=unsafe,discard=unmap,detect-zeroes=unmap,file=" + cfg.Disk,
 		"-device", "virtio-blk-pci,id=blk,drive=disk,serial=" + cfg.DiskSerial + index(disk),
 		"-netdev", "tap,id=net,script=no,downscript=no,ifname=" + cfg.Tap,
+	}
+	if cfg.FirmwareData != "" {
+		args = append(args, "-fw_cfg", "name="+cfg.FirmwareKey+",file="+cfg.FirmwareData)
+	}
+	if cfg.Medium != "" {
+		args = append(args, "-device", "virtio-scsi-pci,id=scsi",
+			"-drive", "if=none,id=cd,format=raw,readonly=on,file="+cfg.Medium, "-device", "scsi-cd,drive=cd")
 	}
 	nic := "virtio-net-pci,id=nic,netdev=net,mac=" + cfg.MAC + index(net)
 	switch cfg.Firmware {

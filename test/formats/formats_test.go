@@ -1,0 +1,300 @@
+//go:build e2e
+
+// Package formats boots every format of a role's disk in a virtual machine, as a
+// platform would that clones it, until the machine is enrolled at a real imagectl
+// serve. "make formats" runs it, on the test release (test/release/README.md).
+package formats
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/test/lab"
+	"github.com/imagectl/imagectl/test/vm"
+)
+
+var (
+	bin     = flag.String("bin", "", "directory of imagectl and bootstrapd")
+	release = flag.String("release", "", "directory of the test release")
+	only    = flag.String("formats", "", "comma-separated formats to try; empty for all")
+	cache   = flag.String("cache", "", "imagectl's cache directory; empty for a new one")
+)
+
+// clone is a virtual machine made from one format, and how the platform that uses
+// this format tells it of its server.
+type clone struct {
+	format   string
+	driver   string // QEMU's name of the format
+	firmware vm.Firmware
+	channel  channel
+	// from is what the agent says about it.
+	from string
+}
+
+// channel puts node.json where the machine finds it.
+type channel func(t *testing.T, c *vm.Config, nodeJSON []byte)
+
+// clones come with UEFI first, which takes longest.
+func clones() []clone {
+	all := []clone{
+		{"ova", "vmdk", vm.OVMF, cidata, "cidata user-data"},
+		{"raw", "raw", vm.SeaBIOS, firmwareKey, "fw_cfg opt/org.imagectl/node"},
+		{"qcow2", "qcow2", vm.SeaBIOS, openNebula, "CONTEXT context.sh"},
+		{"vmdk", "vmdk", vm.SeaBIOS, firmwareKey, "fw_cfg opt/org.imagectl/node"},
+		{"vhd", "vpc", vm.SeaBIOS, configDrive, "config-2 openstack/latest/user_data"},
+	}
+	if *only == "" {
+		return all
+	}
+	return slices.DeleteFunc(all, func(c clone) bool { return !slices.Contains(strings.Split(*only, ","), c.format) })
+}
+
+// report has a clone print what no two clones may share.
+const report = `variant: flatcar
+version: 1.1.0
+systemd:
+  units:
+    - name: clone-report.service
+      enabled: true
+      contents: |
+        [Service]
+        Type=oneshot
+        ExecStart=/bin/sh -c 'echo "clone: machine-id=$(cat /etc/machine-id) ssh-host-keys=$(ls /etc/ssh | grep -c ssh_host_) root-MiB=$(($(stat -f -c "%%S * %%b" /) >> 20))" > /dev/console'
+        [Install]
+        WantedBy=multi-user.target
+`
+
+var reported = regexp.MustCompile(`clone: machine-id=([0-9a-f]{32}) ssh-host-keys=(\d+) root-MiB=(\d+)`)
+
+// atOnce is how many machines run at the same time.
+const atOnce = 2
+
+func TestEveryDiskFormatBootsToEnrolled(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 80*time.Minute, fmt.Errorf("the scenario's 80 minutes are over"))
+	defer cancel()
+	all := clones()
+	rack, machines := newRack(t, ctx, all)
+	if _, err := rack.Imagectl(ctx, "validate"); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"lock"}, {"build", "--format", "pxe"}, append([]string{"build", "worker", "--format"}, formatList(all))} {
+		began := time.Now()
+		if _, err := rack.Imagectl(ctx, args...); err != nil {
+			t.Fatal(err)
+		}
+		rack.Log("imagectl %s (%s)", strings.Join(args, " "), time.Since(began).Round(100*time.Millisecond))
+	}
+	if err := rack.Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	nodeJSON, err := rack.Imagectl(ctx, "machines", "config")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	start := func(i int) {
+		c := rack.Config(machines[i])
+		c.DiskFirst = true
+		c.Disk, c.DiskFormat = overlay(t, rack, all[i]), "qcow2"
+		all[i].channel(t, &c, []byte(nodeJSON))
+		if err := rack.Start(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[string]string{} // what clones may not share, and whose it is
+	for i := range min(atOnce, len(all)) {
+		start(i)
+	}
+	for i, m := range machines {
+		began := time.Now()
+		enrols(t, ctx, rack, m, all[i], seen)
+		rack.Guests[m.Name].Stop()
+		rack.Log("%s: enrolled on %s by %s (%s after the one before)", all[i].format, m.Firmware, all[i].from, time.Since(began).Round(time.Second))
+		if next := i + atOnce; next < len(all) {
+			start(next)
+		}
+	}
+}
+
+// enrols waits until a machine is enrolled, and looks that it is itself.
+func enrols(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c clone, seen map[string]string) {
+	console := rack.Guests[m.Name].Console
+	got, err := console.Wait(ctx, 0, reported)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got[2] != "0" {
+		t.Errorf("%s has %s SSH host keys, want none", m.Name, got[2])
+	}
+	// The image's disk has 7.9 GiB, and this one 12.
+	if len(got[3]) < 4 || got[3] < "4000" && len(got[3]) == 4 {
+		t.Errorf("ROOT of %s has %s MiB: it was not grown to the disk's end", m.Name, got[3])
+	}
+	if _, err := console.Wait(ctx, 0, regexp.MustCompile(`which server this machine belongs to" from="?`+regexp.QuoteMeta(c.from))); err != nil {
+		t.Fatal(err)
+	}
+	if err := rack.Approve(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	if err := rack.WaitState(ctx, m.Name, "enrolled"); err != nil {
+		t.Fatal(err)
+	}
+	code, err := rack.ReadCode(ctx, m, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, own := range []string{"machine-id " + got[1], "key with the code " + code} {
+		if other := seen[own]; other != "" {
+			t.Errorf("%s and %s share the %s", m.Name, other, own)
+		}
+		seen[own] = m.Name
+	}
+}
+
+func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Machine) {
+	t.Helper()
+	for name, value := range map[string]string{"-bin": *bin, "-release": *release} {
+		if value == "" {
+			t.Fatalf("%s is not set; run this through make formats", name)
+		}
+	}
+	// A cluster has a control plane; this one is never switched on.
+	machines := []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}}
+	for i, c := range all {
+		machines = append(machines, lab.Machine{
+			Name: c.format, Role: "worker", Firmware: c.firmware, CPUs: 2, MiB: 1536,
+			Address: fmt.Sprintf("10.77.0.%d", 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
+		})
+	}
+	start := time.Now()
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream(t), Work: t.TempDir(), Cache: *cache, Butane: report, Machines: machines,
+		Log: func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(rack.Close)
+	return rack, machines[1:]
+}
+
+// upstream stands in for Kubernetes and etcd, which a machine does not need before
+// it is told to join: the images are made and read in a fraction of the time.
+func upstream(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"kubernetes/v1.36.3/bin/linux/amd64/kubeadm": "kubeadm",
+		"kubernetes/v1.36.3/bin/linux/amd64/kubectl": "kubectl",
+		"kubernetes/v1.36.3/bin/linux/amd64/kubelet": "#!/bin/sh\necho Kubernetes v1.36.3\n",
+		"images/kubernetes-v1.36.3.tar":              "",
+		"addons/flannel.yaml":                        "apiVersion: v1\nkind: Namespace\nmetadata: {name: kube-flannel}\n",
+		"programs/etcd":                              "etcd",
+		"programs/etcdctl":                           "etcdctl",
+		"programs/etcdutl":                           "etcdutl",
+		"programs/bridge":                            "bridge",
+	} {
+		path := filepath.Join(dir, name)
+		write(t, path, []byte(content))
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, v := range []string{"etcd/v3.6.10", "cni/v1.9.1"} {
+		if err := os.MkdirAll(filepath.Join(dir, v), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	programs := filepath.Join(dir, "programs")
+	run(t, "tar", "-cz", "-f", filepath.Join(dir, "etcd/v3.6.10/etcd-v3.6.10-linux-amd64.tar.gz"), "-C", programs, "etcd", "etcdctl", "etcdutl")
+	run(t, "tar", "-cz", "-f", filepath.Join(dir, "cni/v1.9.1/cni-plugins-linux-amd64-v1.9.1.tgz"), "-C", programs, "bridge")
+	run(t, "tar", "-c", "-f", filepath.Join(dir, "images/kubernetes-v1.36.3.tar"), "-T", "/dev/null")
+	return dir
+}
+
+func formatList(all []clone) string {
+	var names []string
+	for _, c := range all {
+		names = append(names, c.format)
+	}
+	return strings.Join(names, ",")
+}
+
+// overlay is a larger disk on top of the built file, which stays as it is. QEMU
+// reads the file by the format's own driver.
+func overlay(t *testing.T, rack *lab.Lab, c clone) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(rack.Site, "out", "demo-worker-*."+c.format))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("want one worker image in format %s, found %v, %v", c.format, found, err)
+	}
+	built, dir := found[0], t.TempDir()
+	if c.format == "ova" {
+		run(t, "tar", "-x", "-f", built, "-C", dir, "--wildcards", "*.vmdk")
+		if found, err = filepath.Glob(filepath.Join(dir, "*.vmdk")); err != nil || len(found) != 1 {
+			t.Fatalf("want one disk in %s, found %v, %v", built, found, err)
+		}
+		built = found[0]
+	}
+	disk := filepath.Join(dir, "overlay.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", c.driver, "-b", built, disk, "12G")
+	return disk
+}
+
+func firmwareKey(t *testing.T, c *vm.Config, nodeJSON []byte) {
+	c.FirmwareKey, c.FirmwareData = "opt/org.imagectl/node", filepath.Join(t.TempDir(), "node.json")
+	write(t, c.FirmwareData, nodeJSON)
+}
+
+// openNebula makes the CD of OpenNebula's context (its tm/common/context calls
+// genisoimage in this way).
+func openNebula(t *testing.T, c *vm.Config, nodeJSON []byte) {
+	var script bytes.Buffer
+	fmt.Fprintf(&script, "# Context variables generated by OpenNebula\nDISK_ID='1'\nETH0_MAC='%s'\nIMAGECTL_NODE='%s'\nTARGET='hda'\n", c.MAC, base64.StdEncoding.EncodeToString(nodeJSON))
+	c.Medium = iso(t, "CONTEXT", "context.sh", script.Bytes())
+}
+
+func cidata(t *testing.T, c *vm.Config, nodeJSON []byte) {
+	c.Medium = iso(t, "cidata", "user-data", nodeJSON)
+}
+
+func iso(t *testing.T, label, name string, content []byte) string {
+	t.Helper()
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "content", name), content)
+	image := filepath.Join(dir, "medium.iso")
+	run(t, "genisoimage", "-quiet", "-o", image, "-V", label, "-J", "-R", filepath.Join(dir, "content"))
+	return image
+}
+
+func configDrive(t *testing.T, c *vm.Config, nodeJSON []byte) {
+	c.Medium = iso(t, "config-2", "openstack/latest/user_data", nodeJSON)
+}
+
+func write(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func run(t *testing.T, argv ...string) {
+	t.Helper()
+	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(argv, " "), err, out)
+	}
+}
