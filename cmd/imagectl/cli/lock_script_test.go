@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,6 +44,9 @@ func TestLockScripts(t *testing.T) {
 
 // publisher signs as Flatcar's build machine does, and as somebody else.
 type publisher struct {
+	// mu is held while signing: scripts run in parallel, and the library's keys
+	// remember what they have verified.
+	mu                 sync.Mutex
 	official, stranger *openpgp.Entity
 	signedThen         time.Time
 }
@@ -74,6 +78,8 @@ func (p *publisher) release(ts *testscript.TestScript, neg bool, args []string) 
 	if neg || len(args) < 1 || len(args) > 3 {
 		ts.Fatalf("usage: release current|expired|stranger [IMAGE [KERNEL]]")
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	signer, at := p.official, time.Now()
 	switch args[0] {
 	case "current":
