@@ -194,7 +194,7 @@ func (t *siteDir) writeOne(f bundle.File) (err error) {
 	defer func() {
 		out.Close()
 		if err != nil {
-			t.root.Remove(tmp)
+			_ = t.root.Remove(tmp) // what went wrong first is what to say
 		}
 	}()
 	if _, err := out.Write(f.Content); err != nil {
