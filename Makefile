@@ -91,7 +91,7 @@ ROOTTESTS := $(shell grep -rl --include='*_test.go' '^//go:build root$$' cmd but
 
 .PHONY: test-root
 test-root: build deps ## kernel mounts, firmware and namespaces
-	$(call say,tests that need root (about 4 minutes))
+	$(call say,tests that need root (about 3 minutes))
 	@for p in $$(dirname $(ROOTTESTS) | sort -u); do \
 	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; done
 	@grep -o '^func Test[A-Z][A-Za-z0-9_]*' $(ROOTTESTS) | grep -v ':func TestMain$$' | sed -E 's|/[^/]*:func | |' | \
@@ -117,7 +117,7 @@ formats: build release ## every disk format boots in a virtual machine until it 
 
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
-	$(call say,the scenario in virtual machines (15 to 25 minutes without KVM))
+	$(call say,the scenario in virtual machines (16 to 25 minutes without KVM))
 	go test -c -tags e2e -o bin/e2e.test ./test/e2e
 	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 
