@@ -70,6 +70,7 @@ systemd:
       contents: |
         [Service]
         Type=oneshot
+        ExecStartPre=/bin/sh -c 'systemctl show -p Result -p ConditionResult -p ActiveState extend-filesystems.service > /dev/console; journalctl -b -o cat -u extend-filesystems.service > /dev/console; lsblk -bo NAME,SIZE,TYPE,MOUNTPOINTS > /dev/console'
         ExecStart=/bin/sh -c 'echo "clone: machine-id=$(cat /etc/machine-id) ssh-host-keys=$(ls /etc/ssh | grep -c ssh_host_) root-MiB=$(($(stat -f -c "%%S * %%b" /) >> 20))" > /dev/console'
         [Install]
         WantedBy=multi-user.target
@@ -139,7 +140,7 @@ func enrols(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c c
 	}
 	// The image's disk has 7.9 GiB, and this one 12.
 	if len(got[3]) < 4 || got[3] < "4000" && len(got[3]) == 4 {
-		t.Errorf("ROOT of %s has %s MiB: it was not grown to the disk's end", m.Name, got[3])
+		t.Errorf("ROOT of %s has %s MiB: it was not grown to the disk's end:\n%s", m.Name, got[3], strings.Join(console.Tail(60), "\n"))
 	}
 	if _, err := console.Wait(ctx, 0, regexp.MustCompile(`which server this machine belongs to" from="?`+regexp.QuoteMeta(c.from))); err != nil {
 		t.Fatal(err)
