@@ -33,7 +33,14 @@ type bootOrder struct {
 	end     chan<- error
 }
 
-func newFakeBMCs() *fakeBMCs { return &fakeBMCs{boots: make(chan bootOrder)} }
+// startWithBMCs starts a server of cp1 and w1, of which w1 has a BMC.
+func startWithBMCs(t *testing.T) (*rig, *fakeBMCs) {
+	t.Helper()
+	cfg := config(cp1(), w1())
+	bmcs := &fakeBMCs{boots: make(chan bootOrder)}
+	cfg.BMC = bmcs
+	return start(t, cfg), bmcs
+}
 
 func (f *fakeBMCs) Names(machine string) (string, bool) { return "redfish 10.9.0.1", machine == "w1" }
 
@@ -105,10 +112,7 @@ func netbooted(m store.Machine) bool { return m.Arming != nil && !m.Arming.Netbo
 
 func TestProvisioningStartsAMachineOnceForAnArming(t *testing.T) {
 	t.Parallel()
-	cfg := config(cp1(), w1())
-	bmcs := newFakeBMCs()
-	cfg.BMC = bmcs
-	r := start(t, cfg)
+	r, bmcs := startWithBMCs(t)
 	r.netboots()
 	if o := r.provision("w1", false, false); !o.GetOk() || o.GetState() != "armed" || o.GetMessage() != "its BMC starts it from the network" {
 		t.Fatalf("got %v", o)
@@ -148,10 +152,7 @@ func TestProvisioningStartsAMachineOnceForAnArming(t *testing.T) {
 
 func TestProvisioningRefusesWhatArmingRefuses(t *testing.T) {
 	t.Parallel()
-	cfg := config(cp1(), w1())
-	bmcs := newFakeBMCs()
-	cfg.BMC = bmcs
-	r := start(t, cfg)
+	r, bmcs := startWithBMCs(t)
 	r.netboots()
 	if o := r.provision("cp1", false, false); o.GetReasonCode() != "no-bmc" || o.GetState() != "approved" {
 		t.Errorf("a machine without a BMC: %v", o)
@@ -184,10 +185,7 @@ func TestProvisioningRefusesWhatArmingRefuses(t *testing.T) {
 // An installation that provisioning began is waited for, not begun again.
 func TestProvisioningAMachineThatItInstallsIsNoError(t *testing.T) {
 	t.Parallel()
-	cfg := config(cp1(), w1())
-	bmcs := newFakeBMCs()
-	cfg.BMC = bmcs
-	r := start(t, cfg)
+	r, bmcs := startWithBMCs(t)
 	r.netboots()
 	f := r.approvedMachine("w1", "52:54:00:00:00:02")
 	r.provision("w1", false, false)
@@ -203,10 +201,7 @@ func TestProvisioningAMachineThatItInstallsIsNoError(t *testing.T) {
 
 func TestMachineWhoseBMCFailsIsDisarmed(t *testing.T) {
 	t.Parallel()
-	cfg := config(cp1(), w1())
-	bmcs := newFakeBMCs()
-	cfg.BMC = bmcs
-	r := start(t, cfg)
+	r, bmcs := startWithBMCs(t)
 	r.netboots()
 	r.provision("w1", false, false)
 	(<-bmcs.boots).end <- errors.New("asking redfish 10.9.0.1: login: no answer in time")
@@ -222,10 +217,7 @@ func TestMachineWhoseBMCFailsIsDisarmed(t *testing.T) {
 
 func TestMachineThatIsDisarmedMeanwhileIsNotSwitched(t *testing.T) {
 	t.Parallel()
-	cfg := config(cp1(), w1())
-	bmcs := newFakeBMCs()
-	cfg.BMC = bmcs
-	r := start(t, cfg)
+	r, bmcs := startWithBMCs(t)
 	r.netboots()
 	r.provision("w1", false, false)
 	order := <-bmcs.boots
@@ -249,14 +241,13 @@ func TestMachineThatIsDisarmedMeanwhileIsNotSwitched(t *testing.T) {
 
 func TestServerThatDiedGoesOnWithWhatWasAsked(t *testing.T) {
 	t.Parallel()
-	cfg := config(cp1(), w1())
-	bmcs := newFakeBMCs()
-	cfg.BMC = bmcs
-	r := start(t, cfg)
+	r, bmcs := startWithBMCs(t)
 	stop := r.netboots()
 	r.provision("w1", false, false)
 	<-bmcs.boots
 	stop()
+	cfg := config(cp1(), w1())
+	cfg.BMC = bmcs
 	r.restart(cfg)
 	r.netboots()
 	(<-bmcs.boots).end <- nil
@@ -265,10 +256,7 @@ func TestServerThatDiedGoesOnWithWhatWasAsked(t *testing.T) {
 
 func TestPowerIsAskedForByNameAndLogged(t *testing.T) {
 	t.Parallel()
-	cfg := config(cp1(), w1())
-	bmcs := newFakeBMCs()
-	cfg.BMC = bmcs
-	r := start(t, cfg)
+	r, bmcs := startWithBMCs(t)
 	power := func(sel *api.Selection, a api.PowerMachineRequest_Action, force bool) []*api.Outcome {
 		t.Helper()
 		resp, err := r.operator(pki.RoleOperator).PowerMachine(t.Context(), connect.NewRequest(&api.PowerMachineRequest{Selection: sel, Action: a, Force: force}))
