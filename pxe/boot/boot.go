@@ -135,9 +135,10 @@ type Event struct {
 	// Name is the machine's in cluster.yaml; empty when it is not there.
 	Name string
 	// Firmware says that the machine's own firmware asks, not what it has loaded:
-	// it has just started. Set for StageDHCP only.
+	// it has just started. Set for StageDHCP, and for all that UEFI HTTP boot asks: it
+	// gets a program or, as StageScript, a refusal.
 	Firmware bool
-	// Action is the answer of StageScript.
+	// Action is the answer of StageScript, and of StageDHCP to UEFI HTTP boot.
 	Action Action
 	// Refusal is set when the machine cannot go on.
 	Refusal Refusal

@@ -118,14 +118,14 @@ func archs(req *dhcpv4.DHCPv4) []iana.Arch {
 
 // firmware maps IANA's processor architecture types. RFC 4578 had 7 and 9 the
 // wrong way round, and laptops have been seen that send 2 or 8 for UEFI on
-// x86-64, so all four are taken as that.
+// x86-64, so all four are taken as that. 16 and 19 are HTTP boot's.
 func firmware(a iana.Arch) boot.Firmware {
 	switch a {
 	case 0:
 		return boot.BIOS
-	case 2, 7, 8, 9:
+	case 2, 7, 8, 9, 16:
 		return boot.UEFIx64
-	case 11:
+	case 11, 19:
 		return boot.UEFIarm64
 	}
 	return ""

@@ -57,8 +57,10 @@ type BootFiles struct {
 	BIOS, UEFI string
 	// Script is the URL that iPXE continues with; iPXE expands ${...} in it.
 	Script string
-	// HTTPBoot is a URL that refuses UEFI HTTP boot.
-	HTTPBoot string
+	// HTTP begins the URL that UEFI HTTP boot gets, such as http://10.0.0.1:8080, and
+	// Programs are the names of what it loads there; see ProgramURL.
+	HTTP     string
+	Programs map[boot.Firmware]string
 }
 
 // Change is what a decision does to the lease table.
@@ -179,8 +181,9 @@ func (r *query) refusesBoot() (reason, code string) {
 		return "", ""
 	}
 	switch {
-	case r.client.Stage == HTTPBoot: // gets a URL that refuses, see addBootFile
-	case r.client.Firmware == boot.UEFIarm64:
+	case r.client.Stage == HTTPBoot && r.Files.Programs[r.client.Firmware] == "":
+		return fmt.Sprintf("there is no program for HTTP boot of architecture %v of option 93", r.client.Archs), "arch-unsupported"
+	case r.client.Stage != HTTPBoot && r.client.Firmware == boot.UEFIarm64:
 		return "there is no boot program for UEFI on arm64", "arch-unsupported"
 	case r.client.Firmware == "":
 		return fmt.Sprintf("there is no boot program for architecture %v of option 93", r.client.Archs), "arch-unsupported"

@@ -64,7 +64,8 @@ func source() fakeSource {
 	}}
 }
 
-var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: ScriptURL(netip.AddrPortFrom(us, 8080)), HTTPBoot: "http://10.0.0.1:8080/no.efi"}
+var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: ScriptURL(netip.AddrPortFrom(us, 8080)),
+	HTTP: "http://10.0.0.1:8080", Programs: map[boot.Firmware]string{boot.UEFIx64: "snponly.efi"}}
 
 // lab is a table with a clock: what a test does to it one packet after another.
 type lab struct {
@@ -202,7 +203,9 @@ func TestBootFileByFirmware(t *testing.T) {
 		{"quirk 14: iPXE that came by HTTP boot", []modifier{opt(60, []byte("HTTPClient:Arch:00016")...), opt(93, 0, 7), opt(77, []byte("iPXE")...)}, script},
 		{"arm64", []modifier{pxe(11)}, "arch-unsupported"},
 		{"32 bit UEFI", []modifier{pxe(6)}, "arch-unsupported"},
-		{"UEFI HTTP boot", []modifier{opt(60, []byte("HTTPClient:Arch:00016:UNDI:003001")...), opt(93, 0, 16)}, files.HTTPBoot},
+		{"UEFI HTTP boot", []modifier{opt(60, []byte("HTTPClient:Arch:00016:UNDI:003001")...), opt(93, 0, 16)}, "http://10.0.0.1:8080/boot/52-54-00-00-00-01/snponly.efi"},
+		{"UEFI HTTP boot on arm64", []modifier{opt(60, []byte("HTTPClient:Arch:00019:UNDI:003001")...), opt(93, 0, 19)}, "arch-unsupported"},
+		{"UEFI HTTP boot of 32 bits", []modifier{opt(60, []byte("HTTPClient:Arch:00015:UNDI:003001")...), opt(93, 0, 15)}, "arch-unsupported"},
 		{"an operating system", nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -555,5 +558,19 @@ func TestIdentifyReadsUUID(t *testing.T) {
 		if err != nil || got.UUID != c.want {
 			t.Errorf("%s: got %q, %v, want %q", c.name, got.UUID, err, c.want)
 		}
+	}
+}
+
+func TestHTTPBootIsAnsweredOnlyWhereItIsOurs(t *testing.T) {
+	l := newLab(t)
+	l.src.action = map[string]boot.Action{"": boot.None}
+	asks := []modifier{opt(60, []byte("HTTPClient:Arch:00016:UNDI:003001")...), opt(93, 0, 16)}
+	if d := l.send(discover(laptop, asks...)); d.Reply != nil || d.Code != "unknown-machine" {
+		t.Errorf("a machine that is ignored: %s (%s)", d.Code, d.Reason)
+	}
+	// 05 is an HTTP client's answer to a machine known by its UUID.
+	d := l.send(discover(MAC{2, 0, 0, 0, 0, 5}, append(asks, uuid(0x33))...))
+	if want := "http://10.0.0.1:8080/boot/02-00-00-00-00-05/snponly.efi"; d.Reply == nil || d.Reply.BootFileName != want {
+		t.Errorf("got %+v, want the file %s", d, want)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
@@ -71,9 +72,9 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 		// ROMs read the option as a C string and otherwise ask for name\xff.
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, append([]byte(name), 0)))
 	case HTTPBoot:
-		// UEFI takes only an offer of its own class. The quick refusal by HTTP is
-		// better than a minute of silence when the machine boots its own disk.
-		name = r.Files.HTTPBoot
+		// UEFI takes only an offer of its own class. A machine that boots its own disk
+		// gets the URL too: its refusal by HTTP is better than a minute of silence.
+		name = ProgramURL(r.Files.HTTP, r.client.MAC, r.Files.Programs[r.client.Firmware])
 		m.UpdateOption(dhcpv4.OptClassIdentifier("HTTPClient"))
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
 	default:
@@ -92,7 +93,7 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 func (r *query) bootNote() string {
 	switch r.client.Stage {
 	case HTTPBoot:
-		return ", but UEFI HTTP boot is not served: choose PXE over IPv4"
+		return ", boot program " + r.Files.Programs[r.client.Firmware] + " by HTTP"
 	case IPXE:
 		return ", iPXE goes on with its script"
 	case Firmware:
@@ -138,6 +139,12 @@ func (r *query) skeleton(t dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 // number is escaped because boards have blanks in theirs.
 func ScriptURL(server netip.AddrPort) string {
 	return fmt.Sprintf("http://%s/boot.ipxe?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}&platform=${platform}", server)
+}
+
+// ProgramURL is what UEFI HTTP boot of a machine loads. UEFI puts nothing of its own
+// into a URL, so the card is in there; and some BMCs take neither colons nor queries.
+func ProgramURL(base string, mac MAC, name string) string {
+	return base + "/boot/" + strings.ReplaceAll(mac.String(), ":", "-") + "/" + name
 }
 
 func ip(a netip.Addr) net.IP { return a.AsSlice() }

@@ -223,12 +223,12 @@ func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
 	}
 	e := boot.Event{At: s.Now(), Machine: d.Client.machine(), Stage: boot.StageDHCP, Detail: detail,
 		Name: d.Answer.Name, Firmware: d.Client.Stage != IPXE}
-	switch {
-	case d.Refused:
+	if d.Client.Stage == HTTPBoot {
+		e.Action = d.Answer.Action
+	}
+	if d.Refused {
 		e.Detail += " (" + d.Code + ")"
 		e.Refusal = boot.Refusal{Code: d.Code, Reason: d.Reason}
-	case d.Client.Stage == HTTPBoot:
-		e.Refusal = boot.Refusal{Code: "http-boot", Reason: "UEFI HTTP boot is not served; the firmware goes on to its next boot option, PXE over IPv4 is the one that works"}
 	}
 	s.Recorder.Record(e)
 }

@@ -54,9 +54,7 @@ func (b Boot) Over() bool {
 
 // Next is the boot after an event. It does not change b.
 func (b Boot) Next(e boot.Event) (Boot, Step) {
-	if e.Stage == boot.StageDHCP && e.Refusal != (boot.Refusal{}) && b.Over() && e.At.Sub(b.Seen) < pause {
-		// It was sent to its own disk, and its firmware asks for HTTP boot and whatever
-		// else is in its boot order first. That is no news about this machine.
+	if b.Over() && e.At.Sub(b.Seen) < pause && asksOn(e) {
 		return b, Step{}
 	}
 	var s Step
@@ -83,6 +81,19 @@ func (b Boot) Next(e boot.Event) (Boot, Step) {
 	}
 	b.Seen = e.At
 	return b, s
+}
+
+// asksOn says whether an event may come from a machine that was sent to its own
+// disk already: its firmware asks for HTTP boot and whatever else is in its boot
+// order first. That is no news about this machine.
+func asksOn(e boot.Event) bool {
+	switch e.Stage {
+	case boot.StageDHCP:
+		return e.Refusal != (boot.Refusal{}) || e.Action == boot.Local
+	case boot.StageScript:
+		return e.Firmware && e.Action == boot.Local
+	}
+	return false
 }
 
 // startsAnew says whether an event belongs to another boot than b.

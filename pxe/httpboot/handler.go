@@ -40,10 +40,6 @@ type Source interface {
 	Blob(sha256 string) (boot.Blob, bool)
 }
 
-// HTTPBootPath is where UEFI's HTTP boot is sent: to a clear refusal, after which
-// the firmware goes on at once. Left without an answer it would wait for a minute.
-const HTTPBootPath = "/http-boot-is-not-served.efi"
-
 // Config is what the handler needs. Source, Open and Server are required.
 type Config struct {
 	Source Source
@@ -51,6 +47,8 @@ type Config struct {
 	Open func(sha256 string) (io.ReadSeekCloser, error)
 	// Server is our address and port as clients reach them.
 	Server netip.AddrPort
+	// Programs are what UEFI loads by HTTP, by firmware.
+	Programs map[boot.Firmware]Program
 	// Transfers is how many files are sent at a time, 0 means 64. Above it the
 	// answer is 503 with Retry-After, which iPXE honours.
 	Transfers int
@@ -72,6 +70,7 @@ type handler struct {
 //	/boot.ipxe?mac=&uuid=&serial=&platform=   a machine's script
 //	/ignition?mac=&uuid=&serial=              its installer's first config
 //	/files/SHA256/NAME                        public files
+//	/boot/MAC/NAME                            what UEFI HTTP boot of a machine loads
 //	/healthz
 func New(cfg Config) http.Handler {
 	if cfg.Now == nil {
@@ -88,9 +87,7 @@ func New(cfg Config) http.Handler {
 	mux.HandleFunc("GET /boot.ipxe", h.script)
 	mux.HandleFunc("GET /ignition", h.ignition)
 	mux.HandleFunc("GET /files/{sha256}/{name}", h.file)
-	mux.HandleFunc("GET "+HTTPBootPath, func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "UEFI HTTP boot is not served, use PXE over IPv4", http.StatusNotFound)
-	})
+	mux.HandleFunc("GET /boot/{mac}/{name}", h.program)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, "text/plain; charset=utf-8", "ok\n") })
 	if cfg.Meter == nil {
 		return mux
@@ -170,11 +167,16 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no public file of this digest and name", http.StatusNotFound)
 		return
 	}
+	h.send(w, r, blob, func(detail string, no boot.Refusal) { h.fetched(r, detail, no) })
+}
+
+// send sends a file, and tells fetched what becomes of it.
+func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, fetched func(detail string, no boot.Refusal)) {
 	select {
 	case h.places <- struct{}{}:
 		defer func() { <-h.places }()
 	default:
-		h.fetched(r, "no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already; it was told to come back in seconds", h.Transfers)})
+		fetched("no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already; it was told to come back in seconds", h.Transfers)})
 		// Spread the retries: all that wait would come back together.
 		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
 		http.Error(w, "too many transfers at a time, try again", http.StatusServiceUnavailable)
@@ -187,12 +189,12 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 			status = http.StatusNotFound
 		}
 		h.Log.Error("file not opened", "name", blob.Name, "sha256", blob.SHA256, "error", err)
-		h.fetched(r, "the server cannot open "+blob.Name, boot.Refusal{Code: "file-missing", Reason: blob.Name + " is missing on the server, see its log; run imagectl build"})
+		fetched("the server cannot open "+blob.Name, boot.Refusal{Code: "file-missing", Reason: blob.Name + " is missing on the server, see its log; run imagectl build"})
 		http.Error(w, "this file is missing on the server, see its log", status)
 		return
 	}
 	defer content.Close()
-	h.fetched(r, "fetches "+blob.Name, boot.Refusal{})
+	fetched("fetches "+blob.Name, boot.Refusal{})
 	patience := time.Minute + time.Duration(blob.Size/slowest)*time.Second
 	// Without deadlines (a recorder in a test) the server's own remain.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))

@@ -38,7 +38,7 @@ func routeOf(pattern string) string {
 		return "ignition"
 	case "GET /files/{sha256}/{name}":
 		return "file"
-	case "GET " + HTTPBootPath:
+	case "GET /boot/{mac}/{name}":
 		return "http-boot"
 	case "GET /healthz":
 		return "healthz"

@@ -37,12 +37,12 @@ func TestRequestsAreCountedByRoute(t *testing.T) {
 	file := "/files/" + kernel.SHA256 + "/" + kernel.Name
 	for _, r := range []struct{ method, target string }{
 		{"GET", "/ignition?serial=install"}, {"GET", "/ignition?serial=exit"}, {"GET", file}, {"HEAD", file}, {"POST", file},
-		{"GET", "/files/x/y"}, {"GET", HTTPBootPath}, {"GET", "/healthz"}, {"GET", "/" + url.PathEscape("<script>")},
+		{"GET", "/files/x/y"}, {"GET", "/boot/x/y.efi"}, {"GET", "/healthz"}, {"GET", "/" + url.PathEscape("<script>")},
 	} {
 		get(h, r.method, r.target)
 	}
 	want := []string{"ignition 200 32", "ignition 403 27", "file 200 10", "file 200 0", "other 405 19",
-		"file 404 48", "http-boot 404 48", "healthz 200 3", "other 404 19"}
+		"file 404 48", "http-boot 404 56", "healthz 200 3", "other 404 19"}
 	if diff := cmp.Diff(want, meter.seen); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

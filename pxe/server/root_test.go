@@ -28,6 +28,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/server"
 	"github.com/imagectl/imagectl/test/vm"
@@ -166,6 +167,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states) *rack {
 	if *capture != "" {
 		sockets.DHCP = &recording{PacketConn: sockets.DHCP, t: t}
 	}
+	ipxe := readFile(t, "/usr/lib/ipxe/snponly.efi")
 	leases, err := dhcp.OpenJournal(filepath.Join(t.TempDir(), "leases"))
 	if err != nil {
 		t.Fatal(err)
@@ -173,8 +175,9 @@ func startRack(t *testing.T, machines []plan.Machine, st states) *rack {
 	r := &rack{recorded: make(chan struct{}, 1)}
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: sockets, Address: address, HTTPPort: httpPort, Source: cat, Open: blobs.open,
-		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: readFile(t, "/usr/lib/ipxe/snponly.efi"),
-		Leases: leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe,
+		HTTPBoot: map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: blobs.add("snponly.efi", ipxe)}},
+		Leases:   leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -202,7 +205,7 @@ func readFile(t *testing.T, path string) []byte {
 }
 
 // guest is a machine with a sentinel disk that prefers its network card.
-func guest(t *testing.T, fw vm.Firmware, n int) (*vm.Guest, []byte) {
+func guest(t *testing.T, fw vm.Firmware, n int, changes ...func(*vm.Config)) (*vm.Guest, []byte) {
 	t.Helper()
 	dir := t.TempDir()
 	disk := filepath.Join(dir, "disk.raw")
@@ -214,8 +217,12 @@ func guest(t *testing.T, fw vm.Firmware, n int) (*vm.Guest, []byte) {
 	if err := vm.Tap(tap, bridge); err != nil {
 		t.Fatal(err)
 	}
-	return powerOn(t, vm.Config{Name: string(fw), Firmware: fw, Accel: "tcg", CPUs: 1, MemoryMiB: 512, Disk: disk,
-		DiskSerial: "sentinel", MAC: mac(n).String(), UUID: fmt.Sprintf("12345678-9abc-4def-8123-%012d", n), Serial: fmt.Sprintf("SN %d", n), Tap: tap, Dir: dir}), before
+	cfg := vm.Config{Name: string(fw), Firmware: fw, Accel: "tcg", CPUs: 1, MemoryMiB: 512, Disk: disk,
+		DiskSerial: "sentinel", MAC: mac(n).String(), UUID: fmt.Sprintf("12345678-9abc-4def-8123-%012d", n), Serial: fmt.Sprintf("SN %d", n), Tap: tap, Dir: dir}
+	for _, change := range changes {
+		change(&cfg)
+	}
+	return powerOn(t, cfg), before
 }
 
 func powerOn(t *testing.T, cfg vm.Config) *vm.Guest {
@@ -392,4 +399,46 @@ func TestUnknownMachineGetsTheInstaller(t *testing.T) {
 			t.Logf("events:\n%s", got)
 		})
 	}
+}
+
+// OVMF without PXE loads iPXE by HTTP, which then does as it does after PXE.
+func TestUEFIBootsByHTTP(t *testing.T) {
+	byHTTP := func(c *vm.Config) { c.HTTPBoot = true }
+	t.Run("unknown", func(t *testing.T) {
+		const n = 31
+		r := startRack(t, nil, nil)
+		start := time.Now()
+		g, _ := guest(t, vm.OVMF, n, byHTTP)
+		r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+		t.Logf("script after %s", time.Since(start))
+		r.waitEvent(t, n, boot.StageKernel, 1)
+		got := stages(r.Events(mac(n)))
+		for _, want := range []string{"DISCOVER from http-boot", "nbp: fetches snponly.efi by UEFI HTTP boot", "DISCOVER from ipxe", "script: discover", "kernel: fetches vmlinuz"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("no event %q in:\n%s", want, got)
+			}
+		}
+		if strings.Contains(got, "TFTP") {
+			t.Errorf("it used TFTP:\n%s", got)
+		}
+	})
+	t.Run("not armed", func(t *testing.T) {
+		const n = 32
+		r := startRack(t, []plan.Machine{{Name: "node1", MACs: []net.HardwareAddr{mac(n)}, Address: netip.MustParseAddr("10.98.0.11"), LocalBoot: "exit"}},
+			states{"node1": machine.Approved})
+		start := time.Now()
+		g, before := guest(t, vm.OVMF, n, byHTTP)
+		r.waitEvent(t, n, boot.StageDHCP, 1)
+		asked := time.Now()
+		t.Logf("DHCP after %s", asked.Sub(start))
+		r.waitEvent(t, n, boot.StageScript, 1)
+		t.Logf("refused %s later", time.Since(asked))
+		wait(t, g, vm.Sentinel)
+		t.Logf("disk %s after DHCP", time.Since(asked))
+		g.Stop()
+		if after := digest(t, g.Disk); !bytes.Equal(before, after) {
+			t.Error("the disk has changed")
+		}
+		t.Logf("events:\n%s", stages(r.Events(mac(n))))
+	})
 }

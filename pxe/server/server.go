@@ -68,8 +68,10 @@ type Config struct {
 	Address  netip.Addr
 	HTTPPort int
 	Source   Source
-	// Open opens a public file by digest.
+	// Open opens a public file by digest, and those of HTTPBoot.
 	Open func(sha256 string) (io.ReadSeekCloser, error)
+	// HTTPBoot is what UEFI loads by HTTP, by firmware; what is not here gets silence.
+	HTTPBoot map[boot.Firmware]httpboot.Program
 	// IPXEBIOS and IPXEUEFI are iPXE's undionly.kpxe and snponly.efi.
 	IPXEBIOS, IPXEUEFI []byte
 	Leases             dhcp.Store
@@ -97,9 +99,13 @@ func BootTasks(cfg Config) ([]Task, error) {
 	var tasks []Task
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
+	programs := map[boot.Firmware]string{}
+	for firmware, p := range cfg.HTTPBoot {
+		programs[firmware] = p.Name
+	}
 	if cfg.Sockets.DHCP != nil {
 		s, err := dhcp.NewServer(dhcp.Config{
-			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTPBoot: "http://" + at.String() + httpboot.HTTPBootPath},
+			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTP: "http://" + at.String(), Programs: programs},
 			Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
@@ -123,7 +129,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			cfg.fetched(mac, reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason})
 		},
 	}
-	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
+	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Programs: cfg.HTTPBoot, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
 	return append(tasks,
 		Task{"tftp", func(ctx context.Context) error { return tftp.Serve(ctx, cfg.Sockets.TFTP, tftpConfig) }},
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),

@@ -53,6 +53,8 @@ type Config struct {
 	// DiskFirst makes the firmware prefer its disk over the network. UEFI is told at
 	// the first start only: from then on its own variables count, as on hardware.
 	DiskFirst bool
+	// HTTPBoot switches PXE off in UEFI: from the network it boots by HTTP alone.
+	HTTPBoot bool
 	// FirmwareData is a file that QEMU shows as the fw_cfg entry FirmwareKey; none when
 	// empty.
 	FirmwareKey, FirmwareData string
@@ -204,6 +206,9 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
 			"-drive", "if=pflash,format=raw,unit=1,file="+cfg.NVRAM().Path,
 			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+		if cfg.HTTPBoot {
+			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
+		}
 	default:
 		return nil, fmt.Errorf("starting guest %s: unknown firmware %q", cfg.Name, cfg.Firmware)
 	}

@@ -140,7 +140,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		leases = j
 	}
 	tasks, err := server.BootTasks(server.Config{
-		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open,
+		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot,
 		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Recorder: monitor, Log: log,
 		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP()},
 	})

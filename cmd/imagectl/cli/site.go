@@ -16,11 +16,13 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/butane/render"
+	"github.com/imagectl/imagectl/images/build"
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/release"
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
+	"github.com/imagectl/imagectl/pxe/httpboot"
 )
 
 // site is a plan with everything that is served for it, found and checked.
@@ -34,6 +36,8 @@ type site struct {
 	public   []boot.Blob
 	ipxeBIOS []byte
 	ipxeUEFI []byte
+	// httpBoot is what UEFI loads by HTTP.
+	httpBoot map[boot.Firmware]httpboot.Program
 	addons   []*api.Addon
 }
 
@@ -55,16 +59,8 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 		format store.Format
 		to     *boot.Blob
 	}{{store.PXEKernel, &s.kernel}, {store.PXEInitrd, &s.initrd}, {store.Sysext, &s.agent}} {
-		a, err := s.artefact(m, out, "", want.format)
-		if err != nil {
+		if *want.to, err = s.program(ctx, m, out, want.format); err != nil {
 			return nil, err
-		}
-		*want.to = blobOf(a)
-		// Firmware checks nothing of these, so we do.
-		if digest, _, err := store.HashFile(ctx, s.files[a.SHA256]); err != nil {
-			return nil, err
-		} else if digest != a.SHA256 {
-			return nil, fmt.Errorf("%s was changed after it was built (its digest is %.12s…, the manifest says %.12s…): run imagectl build", s.files[a.SHA256], digest, a.SHA256)
 		}
 	}
 	s.public = append(s.public, s.agent)
@@ -93,6 +89,9 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 		return nil, err
 	}
 	if s.ipxeUEFI, err = read(p.Boot.IPXEUEFI); err != nil {
+		return nil, err
+	}
+	if err := s.addHTTPBoot(ctx, m, out, cache.Path(p.Boot.IPXEUEFI.SHA256)); err != nil {
 		return nil, err
 	}
 	for _, a := range p.Addons {
@@ -125,6 +124,44 @@ func (s *site) artefact(m store.Manifest, out, role string, f store.Format) (sto
 	}
 	s.files[a.SHA256] = path
 	return a, nil
+}
+
+// program finds one file of the installer, which firmware or iPXE check nothing of,
+// so we do.
+func (s *site) program(ctx context.Context, m store.Manifest, out string, f store.Format) (boot.Blob, error) {
+	a, err := s.artefact(m, out, "", f)
+	if err != nil {
+		return boot.Blob{}, err
+	}
+	path := s.files[a.SHA256]
+	digest, _, err := store.HashFile(ctx, path)
+	if err == nil && digest != a.SHA256 {
+		err = fmt.Errorf("%s was changed after it was built (its digest is %.12s…, the manifest says %.12s…): run imagectl build", path, digest, a.SHA256)
+	}
+	return blobOf(a), err
+}
+
+// addHTTPBoot says what UEFI loads by HTTP. With Secure Boot that is the installer
+// itself, signed by the owner's key: nobody has signed iPXE with it.
+func (s *site) addHTTPBoot(ctx context.Context, m store.Manifest, out, ipxe string) error {
+	p := s.plan
+	if p.Boot.SecureBoot.Certificate != nil {
+		const also = "imagectl build --format uki makes it"
+		if err := canBootISO(p, build.SetUKI); err != nil {
+			return fmt.Errorf("with boot.secureBoot, UEFI HTTP boot loads the signed installer: %w; then %s", err, also)
+		}
+		if _, ok := m.Find("", store.UKI); !ok {
+			return fmt.Errorf("with boot.secureBoot, UEFI HTTP boot loads the signed installer, which is not in %s: %s", filepath.Join(out, store.ManifestName), also)
+		}
+		installer, err := s.program(ctx, m, out, store.UKI)
+		firmware := map[string]boot.Firmware{"amd64": boot.UEFIx64, "arm64": boot.UEFIarm64}[p.Flatcar.Arch]
+		s.httpBoot = map[boot.Firmware]httpboot.Program{firmware: {Blob: installer, Installer: true}}
+		return err
+	}
+	b := p.Boot.IPXEUEFI
+	s.files[b.SHA256] = ipxe
+	s.httpBoot = map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: boot.Blob{Name: "snponly.efi", SHA256: b.SHA256, Size: b.Size}}}
+	return nil
 }
 
 func blobOf(a store.Artefact) boot.Blob {

@@ -1,0 +1,116 @@
+package httpboot
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"testing"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+)
+
+// cards answers by card: the last byte is an index.
+type cards []boot.Answer
+
+func (c cards) Decide(m boot.Machine) boot.Answer   { return c[m.MAC[5]] }
+func (cards) Ignition(boot.Machine) ([]byte, error) { return nil, nil }
+func (cards) Blob(string) (boot.Blob, bool)         { return boot.Blob{}, false }
+func card(n int) string                             { return fmt.Sprintf("52-54-00-00-00-%02x", n) }
+func programs(installer bool) map[boot.Firmware]Program {
+	return map[boot.Firmware]Program{boot.UEFIx64: {Blob: nbp, Installer: installer}}
+}
+
+const (
+	armed = iota
+	unknown
+	unarmed
+	unarmedOff
+	ignored
+)
+
+var answersByCard = cards{
+	armed:      {Action: boot.Install, Name: "cp1", Code: "armed", Reason: "it is armed"},
+	unknown:    {Action: boot.Discover, Code: "unknown-machine", Reason: "it is not in cluster.yaml"},
+	unarmed:    {Action: boot.Local, Name: "cp1", Code: "not-armed", Reason: "it is not armed", Refused: true, LocalBoot: "exit"},
+	unarmedOff: {Action: boot.Local, Name: "cp1", Code: "ready", Reason: "it is installed", LocalBoot: "poweroff"},
+	ignored:    {Action: boot.None, Code: "unknown-machine", Reason: "it is ignored", Refused: true},
+}
+
+func TestHTTPBootStartsOnlyWhatTheMachineMayRun(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		installer bool
+		card      int
+		status    int
+		body      string
+		event     string
+	}{
+		{"iPXE, armed", false, armed, 200, "a program", `nbp cp1 "install" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"iPXE, unknown", false, unknown, 200, "a program", `nbp  "discover" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"iPXE, not armed", false, unarmed, 404, "not-armed: it is not armed\n", `script cp1 "local" "not-armed" UEFI HTTP boot goes on to the next boot option: it is not armed (not-armed)`},
+		{"iPXE switches off", false, unarmedOff, 200, "a program", `nbp cp1 "local" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"the installer, armed", true, armed, 200, "a program", `kernel cp1 "install" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"the installer, unknown", true, unknown, 200, "a program", `kernel  "discover" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"the installer, not armed", true, unarmed, 404, "not-armed: it is not armed\n", `script cp1 "local" "not-armed" UEFI HTTP boot goes on to the next boot option: it is not armed (not-armed)`},
+		{"the installer switches nothing off", true, unarmedOff, 404, "ready: it is installed\n", `script cp1 "local" "" UEFI HTTP boot goes on to the next boot option: it is installed (ready)`},
+		{"ignored", true, ignored, 404, "unknown-machine: it is ignored\n", `script  "none" "unknown-machine" UEFI HTTP boot goes on to the next boot option: it is ignored (unknown-machine)`},
+	} {
+		var rec recorder
+		h := New(Config{Source: answersByCard, Open: open, Server: at, Programs: programs(c.installer), Recorder: &rec})
+		url := "/boot/" + card(c.card) + "/snponly.efi"
+		r := get(h, "GET", url)
+		if got := body(t, r); r.StatusCode != c.status || got != c.body {
+			t.Errorf("%s: got %d %q, want %d %q", c.name, r.StatusCode, got, c.status, c.body)
+		}
+		var events []string
+		for _, e := range rec {
+			if !e.Firmware || e.Machine.MAC.String() != (net.HardwareAddr{0x52, 0x54, 0, 0, 0, byte(c.card)}).String() {
+				t.Errorf("%s: event %+v", c.name, e)
+			}
+			events = append(events, fmt.Sprintf("%s %s %q %q %s", e.Stage, e.Name, e.Action, e.Refusal.Code, e.Detail))
+		}
+		if want := []string{c.event}; !slices.Equal(events, want) {
+			t.Errorf("%s: got events %q, want %q", c.name, events, want)
+		}
+	}
+}
+
+// What EDK2 wants (netboot quirks 37 and 38): the size by HEAD, a length, the type of
+// a program, and the rest of a broken transfer.
+func TestHTTPBootAnswersLikeUEFIWants(t *testing.T) {
+	t.Parallel()
+	var rec recorder
+	h := New(Config{Source: answersByCard, Open: open, Server: at, Programs: programs(true), Recorder: &rec})
+	url := "/boot/" + card(armed) + "/snponly.efi"
+	r := get(h, "HEAD", url)
+	if r.StatusCode != http.StatusOK || len(rec) != 0 {
+		t.Errorf("HEAD: status %d, %d events", r.StatusCode, len(rec))
+	}
+	etag := `"` + nbp.SHA256 + `"`
+	for _, c := range [][2]string{{"Content-Type", "application/efi"}, {"ETag", etag}, {"Content-Length", "9"}, {"Accept-Ranges", "bytes"}} {
+		if got := r.Header.Get(c[0]); got != c[1] {
+			t.Errorf("%s is %q, want %q", c[0], got, c[1])
+		}
+	}
+	r = get(h, "GET", url, "Range", "bytes=2-", "If-Match", etag)
+	if got := body(t, r); r.StatusCode != http.StatusPartialContent || got != "program" {
+		t.Errorf("the rest: got %d %q", r.StatusCode, got)
+	}
+	for _, url := range []string{"/boot/nobody/snponly.efi", "/boot/" + card(armed) + "/other.efi", "/boot/02-00-00-00-00-00-00-01/snponly.efi"} {
+		if r := get(h, "GET", url); r.StatusCode != http.StatusNotFound {
+			t.Errorf("%s: got %d", url, r.StatusCode)
+		}
+	}
+	// A lost file is an event with its reason, and no place is no program.
+	lost := New(Config{Source: answersByCard, Open: open, Server: at, Recorder: &rec,
+		Programs: map[boot.Firmware]Program{boot.UEFIx64: {Blob: initrd, Installer: true}}})
+	rec = nil
+	if r := get(lost, "GET", "/boot/"+card(armed)+"/"+initrd.Name); r.StatusCode != http.StatusNotFound {
+		t.Errorf("a lost file: got %d", r.StatusCode)
+	}
+	if len(rec) != 1 || rec[0].Stage != boot.StageKernel || rec[0].Refusal.Code != "file-missing" {
+		t.Errorf("a lost file: events %+v", rec)
+	}
+}
