@@ -127,6 +127,12 @@ bench-images: release ## making images, against what people use otherwise
 	go build -o bin/bench ./test/bench
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
 
+.PHONY: storm
+storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames get lost
+	$(call say,simulated machines with real firmware time-outs against imagectl serve (about 10 minutes))
+	go build -o bin/storm ./test/storm
+	$(ISOLATED) bin/storm -imagectl bin/imagectl
+
 .PHONY: test
 test: deps unit test-root native release-test e2e ## everything
 

@@ -197,6 +197,15 @@ func TestNothingUnservableIsAccepted(t *testing.T) {
 		{"Ignition of an unknown version", func(c *Config) {
 			c.Ignition = func(string) ([]byte, error) { return []byte(`{"ignition":{"version":"9.0.0"}}`), nil }
 		}, `building the boot catalog: the installer's Ignition config of "a" is not valid`},
+		{"invalid Ignition of one machine of many", func(c *Config) {
+			all := c.Ignition
+			c.Ignition = func(name string) ([]byte, error) {
+				if name == "c" {
+					return []byte("{}"), nil
+				}
+				return all(name)
+			}
+		}, `building the boot catalog: the installer's Ignition config of "c" is not valid`},
 		{"no Ignition", func(c *Config) { c.Ignition = func(string) ([]byte, error) { return nil, errors.New("no CA") } },
 			`building the boot catalog: rendering the installer's Ignition config of "a": no CA`},
 		{"a kernel argument for iPXE's shell", func(c *Config) { c.Plan.Boot.InstallerArgs = []string{"a=${mac}"} },

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -203,13 +204,18 @@ func (s *snapshot) addIgnition(render func(string) ([]byte, error)) error {
 	if s.unknownPolicy != plan.Ignore {
 		names = append(names, "")
 	}
+	// Machines share configs, and judging one takes milliseconds.
+	valid := map[[sha256.Size]byte]bool{}
 	for _, name := range names {
 		content, err := render(name)
 		if err != nil {
 			return fmt.Errorf("building the boot catalog: rendering the installer's Ignition config of %q: %w", name, err)
 		}
-		if _, report, err := config.Parse(content); err != nil || report.IsFatal() {
-			return fmt.Errorf("building the boot catalog: the installer's Ignition config of %q is not valid: %w\n%s", name, err, report.String())
+		if sum := sha256.Sum256(content); !valid[sum] {
+			if _, report, err := config.Parse(content); err != nil || report.IsFatal() {
+				return fmt.Errorf("building the boot catalog: the installer's Ignition config of %q is not valid: %w\n%s", name, err, report.String())
+			}
+			valid[sum] = true
 		}
 		s.ignition[name] = content
 	}

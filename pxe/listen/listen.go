@@ -130,10 +130,18 @@ func packet(ctx context.Context, address, device string) (*net.UDPConn, error) {
 	return udp, nil
 }
 
+// receiveBuffer holds the first requests of a rack that is switched on at once:
+// what does not fit is lost, and its sender waits for seconds.
+const receiveBuffer = 4 << 20
+
 func options(fd int, device string) error {
 	// The DF bit, which path MTU discovery sets, confuses ROMs.
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
 		return fmt.Errorf("setting IP_MTU_DISCOVER: %w", err)
+	}
+	// More needs net.core.rmem_max, which then is what we get.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
+		return fmt.Errorf("setting SO_RCVBUF: %w", err)
 	}
 	if device == "" {
 		return nil

@@ -15,6 +15,10 @@ const (
 	// maxConns bounds HTTP connections; a rack that boots at once waits in the
 	// kernel's queue.
 	maxConns = 1024
+	// idleTime is how long a connection without a request keeps its place. iPXE leaves
+	// its own open when the kernel takes over and never says so; what it finds closed
+	// it opens again.
+	idleTime = 5 * time.Second
 	// stopTime is how long open HTTP transfers may go on after the end was asked for.
 	stopTime = 5 * time.Second
 )
@@ -32,7 +36,7 @@ func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, sto
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       30 * time.Second,
 			WriteTimeout:      time.Minute,
-			IdleTimeout:       time.Minute,
+			IdleTimeout:       idleTime,
 			MaxHeaderBytes:    16 << 10,
 			ErrorLog:          slog.NewLogLogger(log.With("server", name).Handler(), slog.LevelDebug),
 			ConnState:         limited.left,

@@ -27,8 +27,12 @@ const (
 	// overhead is IPv4 and UDP headers plus four bytes of TFTP: ROMs cannot put
 	// fragments together.
 	overhead = 20 + 8 + 4
-	// timeout and retries give a client 15 s of silence before its transfer ends.
-	timeout = 1500 * time.Millisecond
+	// A packet without an answer is sent again after timeout, then each time a step
+	// later: that gives a client 15 s of silence before its transfer ends. In lock-step
+	// every lost packet costs the whole first wait, so it is short; a packet too many
+	// does no harm, since the library answers no repeated acknowledgement.
+	timeout = 500 * time.Millisecond
+	step    = 200 * time.Millisecond
 	retries = 10
 	// defaultSessions is the number of transfers at a time; each costs a socket and
 	// a few kilobytes.
@@ -103,7 +107,7 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 	s.SetBlockSize(cfg.MTU - overhead)
 	s.SetTimeout(timeout)
 	s.SetRetries(retries)
-	s.SetBackoff(func(int) time.Duration { return 0 })
+	s.SetBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * step })
 	s.SetHook(hook{cfg.Log})
 
 	var tasks errgroup.Group
