@@ -13,9 +13,11 @@ import (
 	"io"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/host"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
 // Where the agent keeps what makes it this machine; the directory is 0700.
@@ -34,6 +36,9 @@ const backdate = 48 * time.Hour
 type identity struct {
 	host *host.Host
 	key  *ecdsa.PrivateKey
+	// revoked is what the CA that signs us and the server has revoked; nil for not
+	// known.
+	revoked atomic.Pointer[pki.RevocationList]
 
 	mu   sync.Mutex
 	pem  []byte

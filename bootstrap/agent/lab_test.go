@@ -38,6 +38,8 @@ type lab struct {
 	kube *pki.CA
 	url  string
 	log  *logs
+	// server is the server's certificate.
+	server *x509.Certificate
 
 	mu       sync.Mutex
 	now      time.Duration // added to the machine's clock and the server's
@@ -91,7 +93,9 @@ func newLab(t *testing.T) *lab {
 	pool := x509.NewCertPool()
 	pool.AddCert(l.ca.Certificate())
 	profile, err := pki.Server("lab", []string{"server.lab"}, nil, pki.Lifetimes{Agent: 300 * 24 * time.Hour})
-	srv.TLS = &tls.Config{MinVersion: tls.VersionTLS13, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, Time: l.clock, Certificates: []tls.Certificate{l.certificate(profile, err)}}
+	own := l.certificate(profile, err)
+	l.server = own.Leaf
+	srv.TLS = &tls.Config{MinVersion: tls.VersionTLS13, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, Time: l.clock, Certificates: []tls.Certificate{own}}
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 	srv.StartTLS()
 	t.Cleanup(srv.Close)

@@ -12,6 +12,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/balancer"
 	"github.com/imagectl/imagectl/bootstrap/nodeapi"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -42,15 +43,23 @@ type node struct {
 	renewalsAfter time.Time
 
 	mu sync.Mutex
+	// revoked is what the callers' CA has revoked, out of run; revokedNews is closed
+	// when it changes.
+	revoked     pki.RevocationList
+	revokedNews chan struct{}
 	// kubelet is kubelet's version, which does not change while it is mounted.
 	kubelet string
 	run     *api.Run
 	report  report
 }
 
+func newNode(a *Agent) *node {
+	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), revokedNews: make(chan struct{})}
+}
+
 // node is the mode of an installed machine.
 func (a *Agent) node(ctx context.Context) error {
-	n := &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+	n := newNode(a)
 	if err := n.remember(); err != nil {
 		return err
 	}
@@ -88,7 +97,7 @@ func (n *node) remember() error {
 		n.Log.Error("forgetting the last directive, which cannot be read", "file", RunPath, "err", err)
 		return nil
 	}
-	n.run = run
+	n.use(run)
 	return nil
 }
 
@@ -108,6 +117,7 @@ func (n *node) directive() *api.Run {
 func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 	switch d := resp.GetDirective().(type) {
 	case *api.SyncResponse_Run:
+		d.Run.Revocations = n.newestLists(n.directive().GetRevocations(), d.Run.GetRevocations())
 		if proto.Equal(d.Run, n.directive()) {
 			return
 		}
@@ -118,9 +128,7 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 		if err != nil {
 			n.Log.Error("keeping the directive failed; acting on it all the same", "err", err)
 		}
-		n.mu.Lock()
-		n.run = d.Run
-		n.mu.Unlock()
+		n.use(d.Run)
 		n.Log.Info("new directive", "revision", resp.GetRevision(), "etcd", d.Run.GetEtcd().GetAction(), "kubernetes", d.Run.GetKubernetes().GetAction())
 		poke(n.wake)
 	case *api.SyncResponse_Wait:
@@ -203,9 +211,11 @@ func (n *node) publish(r report) {
 // apiTLS is what the node API shows and demands, as of now.
 func (n *node) apiTLS() (nodeapi.Trust, error) {
 	cert, _ := n.id.current()
-	run := n.directive()
+	n.mu.Lock()
+	run, revoked, news := n.run, n.revoked, n.revokedNews
+	n.mu.Unlock()
 	if cert == nil || run.GetClientCaPem() == "" {
 		return nodeapi.Trust{}, errors.New("this node is not enrolled yet")
 	}
-	return nodeapi.Trust{Certificate: cert, ClientCA: []byte(run.GetClientCaPem()), Cluster: n.Config.Cluster, Now: n.Now}, nil
+	return nodeapi.Trust{Certificate: cert, ClientCA: []byte(run.GetClientCaPem()), Cluster: n.Config.Cluster, Now: n.Now, Revoked: revoked, Changed: news}, nil
 }

@@ -16,7 +16,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 	"github.com/imagectl/imagectl/bootstrap/api"
-	"github.com/imagectl/imagectl/bootstrap/balancer"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
@@ -108,6 +107,7 @@ func initRun(l *lab) *api.Run {
 			ApiServers: []string{"127.0.0.1:6443"}, CaPem: string(l.kube.CertificatePEM()),
 			Addons: []*api.Addon{{Name: "flannel", Sha256: digest(addon), Manifest: addon}},
 		},
+		Revocations: []*api.RevocationList{l.revocations(caImagectl, l.ca, 1), l.revocations(caEtcd, l.etcd, 1)},
 	}
 }
 
@@ -121,7 +121,7 @@ func (l *lab) newNode() *node {
 	if err := a.ensureEnrolled(context.Background(), api.Mode_MODE_NODE); err != nil {
 		l.t.Fatal(err)
 	}
-	n := &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+	n := newNode(a)
 	if err := n.remember(); err != nil {
 		l.t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestTheFirstControlPlaneComesUpAndASecondRunChangesNothing(t *testing.T) {
 	c := programs(l)
 	n, run := l.newNode(), initRun(l)
 	out := once(n, run)
-	want := []string{"hostname", "balancer", "container-runtime", "images", "etcd-certificates", "etcd-configuration", "etcd-running",
+	want := []string{"hostname", "balancer", "container-runtime", "images", "etcd-certificates", "etcd-revocations", "etcd-configuration", "etcd-running",
 		"kubernetes-secrets", "etcd-client-certificate", "kubeadm-init", "join-permissions", "control-plane-marked", "addons"}
 	if diff := cmp.Diff(want, out.changed); diff != "" || !out.done {
 		t.Fatalf("changed (-want +got):\n%s\n%s\n%s", diff, states(out), l.log)

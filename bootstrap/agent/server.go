@@ -46,8 +46,17 @@ func newServers(conf nodeconf.Config, id *identity, now func() time.Time) (*serv
 	s := &servers{}
 	for _, u := range conf.Servers {
 		// Enrol goes without a certificate: an expired one would end the handshake.
-		enrol := transport(conf.Cluster, pool, now, nil)
-		agent := transport(conf.Cluster, pool, now, id)
+		verify := func(cs tls.ConnectionState) error {
+			if err := verifyServer(conf.Cluster, pool, now(), cs); err != nil {
+				return err
+			}
+			if l := id.revoked.Load(); l != nil && l.Has(cs.PeerCertificates[0]) {
+				return fmt.Errorf("verifying the server: its certificate (serial %s) is revoked", pki.Serial(cs.PeerCertificates[0]))
+			}
+			return nil
+		}
+		enrol := transport(verify, nil)
+		agent := transport(verify, id)
 		s.list = append(s.list, endpoint{
 			url:   u,
 			enrol: apiconnect.NewEnrolServiceClient(&http.Client{Transport: enrol, Timeout: time.Minute}, u, connect.WithReadMaxBytes(messageMax)),
@@ -58,12 +67,12 @@ func newServers(conf nodeconf.Config, id *identity, now func() time.Time) (*serv
 	return s, nil
 }
 
-func transport(cluster string, roots *x509.CertPool, now func() time.Time, id *identity) *http.Transport {
+func transport(verify func(tls.ConnectionState) error, id *identity) *http.Transport {
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		// VerifyConnection below does all of it, and more.
+		// verify does all of it, and more.
 		InsecureSkipVerify: true,
-		VerifyConnection:   func(cs tls.ConnectionState) error { return verifyServer(cluster, roots, now(), cs) },
+		VerifyConnection:   verify,
 	}
 	if id != nil {
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {

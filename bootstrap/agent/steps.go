@@ -35,7 +35,7 @@ func (n *node) steps(run *api.Run) []Step {
 		if run.GetEtcd().GetAction() == api.EtcdWanted_ACTION_WAIT {
 			return append(s, turn("etcd", run.GetEtcd().GetReason()))
 		}
-		s = append(s, n.etcdCertificates(), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())
+		s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())
 	}
 	k := run.GetKubernetes().GetAction()
 	if k == api.KubernetesWanted_ACTION_UNSPECIFIED || k == api.KubernetesWanted_ACTION_WAIT {

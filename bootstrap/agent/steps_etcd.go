@@ -65,6 +65,8 @@ func (n *node) badBundle(bundles []bundle) (string, error) {
 			return b.path + " is missing", nil
 		case err != nil:
 			return fmt.Sprintf("%s: %v", b.path, err), nil
+		case n.etcdRevoked(leaf):
+			return b.path + " is revoked", nil
 		case n.Now().After(leaf.NotAfter):
 			return fmt.Sprintf("%s has expired at %s", b.path, leaf.NotAfter), nil
 		}

@@ -1445,6 +1445,515 @@ func (x *IssueKubeconfigResponse) GetCluster() string {
 	return ""
 }
 
+type RetireMachineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Selection     *Selection             `protobuf:"bytes,1,opt,name=selection,proto3" json:"selection,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireMachineRequest) Reset() {
+	*x = RetireMachineRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireMachineRequest) ProtoMessage() {}
+
+func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
+func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RetireMachineRequest) GetSelection() *Selection {
+	if x != nil {
+		return x.Selection
+	}
+	return nil
+}
+
+func (x *RetireMachineRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RetireMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireMachineResponse) Reset() {
+	*x = RetireMachineResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireMachineResponse) ProtoMessage() {}
+
+func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
+func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+type ReplaceMachineRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Reason  string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The code on the new hardware's console, when it waits already; empty to
+	// approve it later.
+	Code          string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceMachineRequest) Reset() {
+	*x = ReplaceMachineRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceMachineRequest) ProtoMessage() {}
+
+func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
+func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ReplaceMachineRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *ReplaceMachineRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReplaceMachineRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+type ReplaceMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcome       *Outcome               `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceMachineResponse) Reset() {
+	*x = ReplaceMachineResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceMachineResponse) ProtoMessage() {}
+
+func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
+func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+type CertificateView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hexadecimal.
+	Serial string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// imagectl, etcd or kubernetes.
+	Ca string `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`
+	// What it is for: node, operator, server, etcd-peer, ...
+	Profile string `protobuf:"bytes,3,opt,name=profile,proto3" json:"profile,omitempty"`
+	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Who holds it: node/w1, operator/ada, server/imagectl.
+	Holder    string                 `protobuf:"bytes,5,opt,name=holder,proto3" json:"holder,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// Unset when it is not revoked.
+	RevokedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
+	RevokedBy     string                 `protobuf:"bytes,9,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	RevokedReason string                 `protobuf:"bytes,10,opt,name=revoked_reason,json=revokedReason,proto3" json:"revoked_reason,omitempty"`
+	// A newer certificate of the same holder and profile took its place.
+	Superseded    bool `protobuf:"varint,11,opt,name=superseded,proto3" json:"superseded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateView) Reset() {
+	*x = CertificateView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateView) ProtoMessage() {}
+
+func (x *CertificateView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
+func (*CertificateView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CertificateView) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *CertificateView) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *CertificateView) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *CertificateView) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *CertificateView) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *CertificateView) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *CertificateView) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *CertificateView) GetRevokedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevokedAt
+	}
+	return nil
+}
+
+func (x *CertificateView) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
+}
+
+func (x *CertificateView) GetRevokedReason() string {
+	if x != nil {
+		return x.RevokedReason
+	}
+	return ""
+}
+
+func (x *CertificateView) GetSuperseded() bool {
+	if x != nil {
+		return x.Superseded
+	}
+	return false
+}
+
+type ListCertificatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCertificatesRequest) Reset() {
+	*x = ListCertificatesRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCertificatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCertificatesRequest) ProtoMessage() {}
+
+func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
+func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+}
+
+type ListCertificatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificates  []*CertificateView     `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCertificatesResponse) Reset() {
+	*x = ListCertificatesResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCertificatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCertificatesResponse) ProtoMessage() {}
+
+func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
+func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+type RevokeCertificatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serials       []string               `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificatesRequest) Reset() {
+	*x = RevokeCertificatesRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificatesRequest) ProtoMessage() {}
+
+func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
+func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RevokeCertificatesRequest) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *RevokeCertificatesRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Outcomes name serial numbers where others name machines.
+type RevokeCertificatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificatesResponse) Reset() {
+	*x = RevokeCertificatesResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificatesResponse) ProtoMessage() {}
+
+func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
+func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
 type WatchMachinesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1453,7 +1962,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1974,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1987,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 type WatchMachinesResponse struct {
@@ -1490,7 +1999,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +2011,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +2024,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -1638,10 +2147,47 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
 	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem\x12\x16\n" +
 	"\x06server\x18\x03 \x01(\tR\x06server\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster\"\x16\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\"d\n" +
+	"\x14RetireMachineRequest\x124\n" +
+	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"I\n" +
+	"\x15RetireMachineResponse\x120\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"]\n" +
+	"\x15ReplaceMachineRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\tR\x04code\"H\n" +
+	"\x16ReplaceMachineResponse\x12.\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\x9a\x03\n" +
+	"\x0fCertificateView\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x0e\n" +
+	"\x02ca\x18\x02 \x01(\tR\x02ca\x12\x18\n" +
+	"\aprofile\x18\x03 \x01(\tR\aprofile\x12\x18\n" +
+	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
+	"\x06holder\x18\x05 \x01(\tR\x06holder\x129\n" +
+	"\n" +
+	"not_before\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
+	"\tnot_after\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x129\n" +
+	"\n" +
+	"revoked_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\t \x01(\tR\trevokedBy\x12%\n" +
+	"\x0erevoked_reason\x18\n" +
+	" \x01(\tR\rrevokedReason\x12\x1e\n" +
+	"\n" +
+	"superseded\x18\v \x01(\bR\n" +
+	"superseded\"\x19\n" +
+	"\x17ListCertificatesRequest\"\\\n" +
+	"\x18ListCertificatesResponse\x12@\n" +
+	"\fcertificates\x18\x01 \x03(\v2\x1c.imagectl.v1.CertificateViewR\fcertificates\"M\n" +
+	"\x19RevokeCertificatesRequest\x12\x18\n" +
+	"\aserials\x18\x01 \x03(\tR\aserials\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"N\n" +
+	"\x1aRevokeCertificatesResponse\x120\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xca\x06\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xc5\t\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -1652,7 +2198,11 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\fPowerMachine\x12 .imagectl.v1.PowerMachineRequest\x1a!.imagectl.v1.PowerMachineResponse\x128\n" +
 	"\x03Why\x12\x17.imagectl.v1.WhyRequest\x1a\x18.imagectl.v1.WhyResponse\x12A\n" +
 	"\x06Status\x12\x1a.imagectl.v1.StatusRequest\x1a\x1b.imagectl.v1.StatusResponse\x12\\\n" +
-	"\x0fIssueKubeconfig\x12#.imagectl.v1.IssueKubeconfigRequest\x1a$.imagectl.v1.IssueKubeconfigResponse\x12X\n" +
+	"\x0fIssueKubeconfig\x12#.imagectl.v1.IssueKubeconfigRequest\x1a$.imagectl.v1.IssueKubeconfigResponse\x12V\n" +
+	"\rRetireMachine\x12!.imagectl.v1.RetireMachineRequest\x1a\".imagectl.v1.RetireMachineResponse\x12Y\n" +
+	"\x0eReplaceMachine\x12\".imagectl.v1.ReplaceMachineRequest\x1a#.imagectl.v1.ReplaceMachineResponse\x12_\n" +
+	"\x10ListCertificates\x12$.imagectl.v1.ListCertificatesRequest\x1a%.imagectl.v1.ListCertificatesResponse\x12e\n" +
+	"\x12RevokeCertificates\x12&.imagectl.v1.RevokeCertificatesRequest\x1a'.imagectl.v1.RevokeCertificatesResponse\x12X\n" +
 	"\rWatchMachines\x12!.imagectl.v1.WatchMachinesRequest\x1a\".imagectl.v1.WatchMachinesResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
@@ -1668,47 +2218,56 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_imagectl_v1_operator_proto_goTypes = []any{
-	(PowerMachineRequest_Action)(0), // 0: imagectl.v1.PowerMachineRequest.Action
-	(*MachineView)(nil),             // 1: imagectl.v1.MachineView
-	(*Selection)(nil),               // 2: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),     // 3: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),    // 4: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),   // 5: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),  // 6: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),    // 7: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),   // 8: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),       // 9: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),      // 10: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),    // 11: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),   // 12: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),     // 13: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),    // 14: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                 // 15: imagectl.v1.Outcome
-	(*WhyRequest)(nil),              // 16: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),             // 17: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),               // 18: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),           // 19: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),          // 20: imagectl.v1.StatusResponse
-	(*IssueKubeconfigRequest)(nil),  // 21: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil), // 22: imagectl.v1.IssueKubeconfigResponse
-	(*WatchMachinesRequest)(nil),    // 23: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),   // 24: imagectl.v1.WatchMachinesResponse
-	nil,                             // 25: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*Facts)(nil),                   // 26: imagectl.v1.Facts
-	(*StepStatus)(nil),              // 27: imagectl.v1.StepStatus
-	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
+	(PowerMachineRequest_Action)(0),    // 0: imagectl.v1.PowerMachineRequest.Action
+	(*MachineView)(nil),                // 1: imagectl.v1.MachineView
+	(*Selection)(nil),                  // 2: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),        // 3: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),       // 4: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),      // 5: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),     // 6: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),       // 7: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),      // 8: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),          // 9: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),         // 10: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),       // 11: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),      // 12: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),        // 13: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),       // 14: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                    // 15: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                 // 16: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                // 17: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                  // 18: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),              // 19: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),             // 20: imagectl.v1.StatusResponse
+	(*IssueKubeconfigRequest)(nil),     // 21: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),    // 22: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),       // 23: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),      // 24: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),      // 25: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),     // 26: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),            // 27: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),    // 28: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),   // 29: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),  // 30: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil), // 31: imagectl.v1.RevokeCertificatesResponse
+	(*WatchMachinesRequest)(nil),       // 32: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),      // 33: imagectl.v1.WatchMachinesResponse
+	nil,                                // 34: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*Facts)(nil),                      // 35: imagectl.v1.Facts
+	(*StepStatus)(nil),                 // 36: imagectl.v1.StepStatus
+	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	26, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	27, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	28, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	28, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	28, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	35, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	36, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	37, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	37, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	37, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
 	1,  // 5: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
 	2,  // 6: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	25, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	34, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
 	15, // 8: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	2,  // 9: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
 	15, // 10: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
@@ -1720,35 +2279,51 @@ var file_imagectl_v1_operator_proto_depIdxs = []int32{
 	0,  // 16: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
 	15, // 17: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	18, // 18: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	28, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	37, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
 	1,  // 20: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	28, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	1,  // 22: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	3,  // 23: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	5,  // 24: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	7,  // 25: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	9,  // 26: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	11, // 27: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	13, // 28: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	16, // 29: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	19, // 30: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	21, // 31: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	23, // 32: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	4,  // 33: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	6,  // 34: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	8,  // 35: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	10, // 36: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	12, // 37: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	14, // 38: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	17, // 39: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	20, // 40: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	22, // 41: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	24, // 42: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	33, // [33:43] is the sub-list for method output_type
-	23, // [23:33] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	37, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	2,  // 22: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	15, // 23: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	15, // 24: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	37, // 25: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	37, // 26: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	37, // 27: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	27, // 28: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	15, // 29: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	1,  // 30: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	3,  // 31: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	5,  // 32: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	7,  // 33: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	9,  // 34: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	11, // 35: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	13, // 36: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	16, // 37: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	19, // 38: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	21, // 39: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	23, // 40: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	25, // 41: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	28, // 42: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	30, // 43: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	32, // 44: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	4,  // 45: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	6,  // 46: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	8,  // 47: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	10, // 48: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	12, // 49: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	14, // 50: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	17, // 51: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	20, // 52: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	22, // 53: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	24, // 54: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	26, // 55: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	29, // 56: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	31, // 57: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	33, // 58: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	45, // [45:59] is the sub-list for method output_type
+	31, // [31:45] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -1764,7 +2339,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,7 +26,9 @@ const (
 	ServerPath = "/etc/etcd/pki/server.pem"
 	PeerPath   = "/etc/etcd/pki/peer.pem"
 	ClientPath = "/etc/etcd/pki/agent.pem"
-	Unit       = "etcd.service"
+	// CRLPath is what its CA has revoked (DER), which etcd reads at each handshake.
+	CRLPath = "/etc/etcd/pki/ca.crl"
+	Unit    = "etcd.service"
 	// LocalEndpoint is for clients on the node itself.
 	LocalEndpoint = "https://127.0.0.1:2379"
 )
@@ -61,6 +63,8 @@ type file struct {
 	StrictReconfigCheck      bool      `json:"strict-reconfig-check"`
 	ClientTransportSecurity  transport `json:"client-transport-security"`
 	PeerTransportSecurity    transport `json:"peer-transport-security"`
+	ClientTLSInfo            tlsInfo   `json:"ClientTLSInfo"`
+	PeerTLSInfo              tlsInfo   `json:"PeerTLSInfo"`
 	TLSMinVersion            string    `json:"tls-min-version"`
 	AutoCompactionMode       string    `json:"auto-compaction-mode"`
 	AutoCompactionRetention  string    `json:"auto-compaction-retention"`
@@ -75,6 +79,13 @@ type transport struct {
 	KeyFile        string `json:"key-file"`
 	ClientCertAuth bool   `json:"client-cert-auth"`
 	TrustedCAFile  string `json:"trusted-ca-file"`
+}
+
+// tlsInfo reaches what etcd has a flag for (--client-crl-file, --peer-crl-file) and no
+// key of its configuration file, with which flags are ignored: the file is read into
+// a struct that has this field too, by its Go name. A test asks etcd itself.
+type tlsInfo struct {
+	CRLFile string `json:"CRLFile"`
 }
 
 // Config writes etcd's configuration file. Nothing listens but the two ports
@@ -100,6 +111,8 @@ func (m Member) Config() ([]byte, error) {
 		StrictReconfigCheck:      true,
 		ClientTransportSecurity:  transport{CertFile: ServerPath, KeyFile: ServerPath, ClientCertAuth: true, TrustedCAFile: CAPath},
 		PeerTransportSecurity:    transport{CertFile: PeerPath, KeyFile: PeerPath, ClientCertAuth: true, TrustedCAFile: CAPath},
+		ClientTLSInfo:            tlsInfo{CRLPath},
+		PeerTLSInfo:              tlsInfo{CRLPath},
 		TLSMinVersion:            "TLS1.3",
 		// kube-apiserver compacts every five minutes; this is for what it forgets.
 		AutoCompactionMode:      "periodic",

@@ -71,6 +71,8 @@ const (
 	Fail Event = "fail"
 	// Retire: an operator removed it.
 	Retire Event = "retire"
+	// Replace: an operator gave its name to other hardware.
+	Replace Event = "replace"
 )
 
 // RefusedError says that an event is not possible in a state.

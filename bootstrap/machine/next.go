@@ -12,7 +12,7 @@ func States() []State {
 func Events() []Event {
 	return []Event{
 		Listed, Arm, ArmReinstall, Disarm, InstallBegun, InstallDone, NodeSeen,
-		EtcdJoined, NodeReady, NodeNotReady, KeyConflict, ConflictResolved, Fail, Retire,
+		EtcdJoined, NodeReady, NodeNotReady, KeyConflict, ConflictResolved, Fail, Retire, Replace,
 	}
 }
 
@@ -48,8 +48,8 @@ func never(s State, e Event) string {
 			return "wait until it has wiped itself"
 		}
 	case Retired:
-		if e != Retire {
-			return "it was retired for good; list the hardware under another name to use it again"
+		if e != Retire && e != Replace {
+			return "it was retired for good; imagectl machines replace gives its name to other hardware"
 		}
 	default:
 		return "this state does not exist"
@@ -166,6 +166,8 @@ func move(s State, e Event) (to State, hint string) {
 		}
 	case Retire:
 		return Retired, ""
+	case Replace:
+		return Approved, ""
 	}
 	return s, "this event does not exist"
 }

@@ -32,6 +32,10 @@ type Trust struct {
 	ClientCA []byte
 	Cluster  string
 	Now      func() time.Time
+	// Revoked are callers' certificates that are refused; the zero value is none.
+	Revoked pki.RevocationList
+	// Changed is closed when Revoked is outdated; nil for never.
+	Changed <-chan struct{}
 }
 
 // Node is the node as the API sees it.
@@ -133,8 +137,34 @@ func (t Trust) config() (*tls.Config, error) {
 	}, nil
 }
 
-// errExpired ends a call that outlives the caller's certificate.
-var errExpired = errors.New("the caller's certificate has expired meanwhile")
+// These end a call that outlives the caller's certificate.
+var (
+	errExpired = errors.New("the caller's certificate has expired meanwhile")
+	errRevoked = errors.New("the caller's certificate was revoked meanwhile")
+)
+
+func (t Trust) revoked(leaf *x509.Certificate) error {
+	if t.Revoked.Has(leaf) {
+		return fmt.Errorf("the caller's certificate (serial %s) is revoked", pki.Serial(leaf))
+	}
+	return nil
+}
+
+// untilRevoked ends a call when its caller's certificate is revoked.
+func untilRevoked(ctx context.Context, trust func() (Trust, error), t Trust, leaf *x509.Certificate, end context.CancelCauseFunc) {
+	for t.Changed != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.Changed:
+		}
+		var err error
+		if t, err = trust(); err != nil || t.revoked(leaf) != nil {
+			end(errRevoked)
+			return
+		}
+	}
+}
 
 // authorize lets a request pass whose certificate, verified by TLS, has a role
 // for it.
@@ -142,18 +172,23 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var left time.Duration
+		var t Trust
+		var leaf *x509.Certificate
 		err := func() error {
-			t, err := trust()
-			if err != nil {
+			var err error
+			if t, err = trust(); err != nil {
 				return err
 			}
 			if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 				return errors.New("the caller shows no certificate")
 			}
-			leaf := r.TLS.VerifiedChains[0][0]
+			leaf = r.TLS.VerifiedChains[0][0]
 			// TLS looked at this when the connection began; it may be old.
 			if left = leaf.NotAfter.Sub(t.Now()); left < 0 {
 				return fmt.Errorf("the caller's certificate has expired at %s", leaf.NotAfter)
+			}
+			if err := t.revoked(leaf); err != nil {
+				return err
 			}
 			who, err := pki.IdentityOf(leaf, t.Cluster)
 			if err != nil {
@@ -165,6 +200,9 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 			// Following a journal goes on for days.
 			ctx, cancel := context.WithTimeoutCause(r.Context(), left, errExpired)
 			defer cancel()
+			ctx, end := context.WithCancelCause(ctx)
+			defer end(nil)
+			go untilRevoked(ctx, trust, t, leaf, end)
 			next.ServeHTTP(w, r.WithContext(ctx))
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,12 +24,19 @@ import (
 )
 
 // fake is a node with a journal of two lines.
-type fake struct{ asked chan Query }
+type fake struct {
+	asked chan Query
+	// silent is closed when silent.service is followed; nil for nobody who waits.
+	silent chan struct{}
+}
 
 func (fake) Version(context.Context) *api.VersionResponse { return &api.VersionResponse{Agent: "test"} }
 func (fake) Health(context.Context) *api.HealthResponse   { return &api.HealthResponse{Healthy: true} }
 func (f fake) Journal(ctx context.Context, q Query, read func(io.Reader) error) error {
 	if q.Unit == "silent.service" {
+		if f.silent != nil {
+			close(f.silent)
+		}
 		<-ctx.Done() // nothing is ever logged
 		return ctx.Err()
 	}
@@ -49,15 +57,42 @@ type lab struct {
 	node fake
 	now  func() time.Time
 	err  error
+
+	mu      sync.Mutex
+	revoked pki.RevocationList
+	changed chan struct{}
+}
+
+// revoke puts a certificate on the node's list.
+func (l *lab) revoke(number uint64, c tls.Certificate) {
+	l.t.Helper()
+	der, err := l.ca.RevocationList(number, []pki.Revocation{{Serial: pki.Serial(c.Leaf), At: time.Now()}}, time.Now())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	list, err := pki.ParseRevocationList(der, l.ca.Certificate())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.revoked = list
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 func newLab(t *testing.T) *lab {
+	t.Helper()
+	return newLabOf(t, fake{asked: make(chan Query, 1)})
+}
+
+func newLabOf(t *testing.T, node fake) *lab {
 	t.Helper()
 	ca, err := pki.NewCA("imagectl", 24*time.Hour*365, 48*time.Hour, time.Now(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, ca: ca, node: fake{make(chan Query, 1)}, now: time.Now}
+	l := &lab{t: t, ca: ca, node: node, now: time.Now, changed: make(chan struct{})}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +103,9 @@ func newLab(t *testing.T) *lab {
 	done := make(chan error, 1)
 	go func() {
 		done <- Serve(ctx, ln, func() (Trust, error) {
-			return Trust{Certificate: &own, ClientCA: ca.CertificatePEM(), Cluster: "lab", Now: l.now}, l.err
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return Trust{Certificate: &own, ClientCA: ca.CertificatePEM(), Cluster: "lab", Now: l.now, Revoked: l.revoked, Changed: l.changed}, l.err
 		}, l.node)
 	}()
 	t.Cleanup(func() {
@@ -287,5 +324,59 @@ func TestFollowingEndsWithTheCertificate(t *testing.T) {
 	}
 	if connect.CodeOf(err) != connect.CodeUnauthenticated {
 		t.Errorf("it ended with %v, want unauthenticated", err)
+	}
+}
+
+// A revoked certificate is refused for every role and call, also on a connection
+// that is open, and ends what it follows.
+func TestARevokedCertificateIsRefused(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	number := uint64(0)
+	for _, role := range pki.Roles() {
+		cert := l.cert(l.ca, l.profile("operator", role))
+		c := l.client(cert)
+		if err := call(c, apiconnect.NodeServiceVersionProcedure); err != nil {
+			t.Errorf("%s: before: %v", role, err)
+		}
+		number++
+		l.revoke(number, cert)
+		for procedure := range access() {
+			want := "permission_denied: the caller's certificate (serial " + pki.Serial(cert.Leaf) + ") is revoked"
+			for name, c := range map[string]apiconnect.NodeServiceClient{"open": c, "new": l.client(cert)} {
+				if err := call(c, procedure); err == nil || err.Error() != want {
+					t.Errorf("%s: %s on a connection that is %s: got %v, want %s", role, procedure, name, err, want)
+				}
+			}
+		}
+	}
+}
+
+func TestFollowingEndsWithRevocation(t *testing.T) {
+	t.Parallel()
+	l := newLabOf(t, fake{asked: make(chan Query, 1), silent: make(chan struct{})})
+	cert := l.cert(l.ca, l.profile("operator", pki.RoleReader))
+	ended := make(chan error, 1)
+	go func() {
+		s, err := l.client(cert).Logs(t.Context(), connect.NewRequest(&api.LogsRequest{Follow: true, Unit: "silent.service"}))
+		if err == nil {
+			defer s.Close()
+			for s.Receive() {
+			}
+			err = s.Err()
+		}
+		ended <- err
+	}()
+	<-l.node.silent
+	// News about others ends nothing.
+	l.revoke(1, l.cert(l.ca, l.profile("operator", pki.RoleReader)))
+	select {
+	case err := <-ended:
+		t.Fatalf("it ended: %v", err)
+	default:
+	}
+	l.revoke(2, cert)
+	if err := <-ended; connect.CodeOf(err) != connect.CodeUnauthenticated || !strings.Contains(err.Error(), errRevoked.Error()) {
+		t.Errorf("it ended with %v", err)
 	}
 }

@@ -56,8 +56,8 @@ func (s *service) Logs(ctx context.Context, req *connect.Request[api.LogsRequest
 		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%d log streams are open already; end one of them", streamsMax))
 	}
 	err = s.node.Journal(ctx, q, func(r io.Reader) error { return forward(r, out.Send) })
-	if errors.Is(context.Cause(ctx), errExpired) {
-		return connect.NewError(connect.CodeUnauthenticated, errExpired)
+	if cause := context.Cause(ctx); errors.Is(cause, errExpired) || errors.Is(cause, errRevoked) {
+		return connect.NewError(connect.CodeUnauthenticated, cause)
 	}
 	if ctx.Err() != nil {
 		return nil

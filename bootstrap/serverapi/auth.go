@@ -18,6 +18,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
 // permission says who may make a call. The zero value is nobody.
@@ -53,7 +54,12 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceArmMachineProcedure:      write,
 		apiconnect.OperatorServiceDisarmMachineProcedure:   write,
 		apiconnect.OperatorServicePowerMachineProcedure:    write,
+		apiconnect.OperatorServiceRetireMachineProcedure:   write,
+		apiconnect.OperatorServiceReplaceMachineProcedure:  write,
 		apiconnect.OperatorServiceIssueKubeconfigProcedure: admin,
+
+		apiconnect.OperatorServiceListCertificatesProcedure:   read,
+		apiconnect.OperatorServiceRevokeCertificatesProcedure: admin,
 	}
 }
 
@@ -141,7 +147,7 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 		return c, connect.NewError(connect.CodeUnauthenticated, err)
 	}
 	c.identity, c.serial, c.fingerprint = id, pki.Serial(leaf), fingerprint(leaf)
-	return c, nil
+	return c, s.allowSerial(c)
 }
 
 // allowTime refuses a caller whose certificate has ended.
@@ -187,7 +193,14 @@ func describe(id pki.Identity) string {
 // machine that was retired. The first is unauthenticated, which tells the agent
 // to enrol again.
 func (s *Server) allowNode(c caller) error {
+	if err := s.allowSerial(c); err != nil {
+		return err // revoked while it waited
+	}
 	m, ok := s.cfg.Store.Machine(c.identity.Name)
+	return allowRecord(m, ok, c)
+}
+
+func allowRecord(m store.Machine, ok bool, c caller) error {
 	switch {
 	case !ok:
 		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("there is no record of machine %s", c.identity.Name))

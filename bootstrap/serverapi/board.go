@@ -30,6 +30,23 @@ func newBoard() *board {
 	return &board{reports: map[string]report{}, steps: map[string]string{}, changed: make(chan struct{})}
 }
 
+// wake wakes those who wait, for news that is kept elsewhere.
+func (b *board) wake() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// forget drops what a machine said.
+func (b *board) forget(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.reports, name)
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
 // put keeps a report. Only news wakes those who wait; that somebody is back is some.
 func (b *board) put(name string, at time.Time, r *api.SyncRequest) {
 	// What is about the call itself is no news.

@@ -24,18 +24,31 @@ type change struct {
 	actor   audit.Actor
 	now     time.Time
 	entries []audit.Entry
+	// revoked is set when the change revokes something.
+	revoked *revocations
 }
 
 // change runs f in a transaction and commits its audit entries with it. f may
 // run several times.
 func (s *Server) change(ctx context.Context, actor audit.Actor, f func(c *change) error) error {
-	return s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
+	var revoked *revocations
+	err := s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
 		c := &change{tx: tx, actor: actor, now: s.cfg.Now()}
 		if err := f(c); err != nil {
+			revoked = nil
 			return err
 		}
+		revoked = c.revoked
 		return c.seal()
 	})
+	switch {
+	case revoked == nil:
+	case err == nil:
+		s.keepRevoked(*revoked)
+	default:
+		s.reloadRevoked(ctx)
+	}
+	return err
 }
 
 // log adds an entry; time and actor are filled in.

@@ -68,7 +68,7 @@ func (s *Server) run(m Machine, d coordinator.Directive, c coordinator.Choices, 
 		Machine: m.Name, Cluster: s.cfg.Cluster, Role: m.Role, ControlPlane: m.ControlPlane,
 		Address: s.address(m, from.source), Labels: maps.Clone(m.Labels), Taints: m.Taints,
 		Etcd: s.etcdWanted(m, d, c, from), Kubernetes: s.kubernetesWanted(d, c),
-		ClientCaPem: string(s.CAPEM()),
+		ClientCaPem: string(s.CAPEM()), Revocations: s.lists(m.ControlPlane),
 	}
 }
 

@@ -155,7 +155,9 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.
 				return errors.New("the key was approved this moment")
 			}
 			hold(m.Key, issued)
-			c.log(certificateEntry(name, "node", issued))
+			if err := c.issued(holderOf(pki.KindNode, name), caImagectl, profileNode, issued); err != nil {
+				return err
+			}
 		}
 		return c.tx.PutMachine(m)
 	})
@@ -224,11 +226,6 @@ func remember(m *store.Machine, k store.Key) {
 // hold notes a key's newest certificate.
 func hold(k *store.Key, i pki.Issued) {
 	k.Certificate, k.Serial, k.NotAfter = string(i.PEM), i.Serial(), i.Certificate.NotAfter
-}
-
-func certificateEntry(name, profile string, i pki.Issued) audit.Entry {
-	return audit.Entry{Action: "certificate-issued", Machine: name,
-		Detail: fmt.Sprintf("%s, subject %s, serial %s, until %s", profile, i.Certificate.Subject, i.Serial(), i.Certificate.NotAfter.Format(time.RFC3339))}
 }
 
 // recordOf is what enrolment looks at.

@@ -98,7 +98,7 @@ func (o *ownCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer o.mu.Unlock()
 	s := o.server
 	now := s.cfg.Now()
-	if o.cert != nil && now.Before(o.renew) {
+	if o.cert != nil && now.Before(o.renew) && s.allowSerial(caller{serial: pki.Serial(o.cert.Leaf)}) == nil {
 		return o.cert, nil
 	}
 	next, err := o.issue(now)
@@ -137,8 +137,7 @@ func (o *ownCertificate) issue(now time.Time) (*tls.Certificate, error) {
 		return nil, err
 	}
 	err = s.change(context.Background(), s.self(), func(c *change) error {
-		c.log(certificateEntry("", "server", issued))
-		return nil
+		return c.issued(holderOf(pki.KindServer, "imagectl"), caImagectl, profileServer, issued)
 	})
 	if err != nil {
 		return nil, err
@@ -209,8 +208,7 @@ func (s *Server) Operator(ctx context.Context, who string, role pki.Role) (certi
 		return nil, nil, time.Time{}, err
 	}
 	err = s.change(ctx, s.self(), func(c *change) error {
-		c.log(certificateEntry("", "operator", issued))
-		return nil
+		return c.issued(holderOf(pki.KindOperator, who), caImagectl, profileOperator, issued)
 	})
 	if err != nil {
 		return nil, nil, time.Time{}, fmt.Errorf("recording the certificate of %s: %w", who, err)

@@ -16,10 +16,20 @@ import (
 // maxItems bounds the certificates of one call.
 const maxItems = 16
 
+// Names of profiles, in the log and for people.
+const (
+	profileNode       = "node"
+	profileServer     = "server"
+	profileOperator   = "operator"
+	profileKubeconfig = "kubernetes-admin"
+	profileJoin       = "kubelet-bootstrap"
+)
+
 // profile is one row of the table of what a machine may have.
 type profile struct {
 	name         string
 	controlPlane bool // only for control planes
+	caName       string
 	ca           *pki.CA
 	make         func(pki.Machine, pki.Lifetimes) (pki.Profile, error)
 }
@@ -31,17 +41,17 @@ func (s *Server) profile(p api.CertificateProfile) (profile, bool) {
 	}
 	switch p {
 	case api.CertificateProfile_CERTIFICATE_PROFILE_NODE:
-		return profile{name: "node", ca: a.imagectl, make: pki.Node}, true
+		return profile{name: profileNode, caName: caImagectl, ca: a.imagectl, make: pki.Node}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_SERVER:
-		return profile{name: "etcd-server", controlPlane: true, ca: a.etcd, make: pki.EtcdServer}, true
+		return profile{name: "etcd-server", controlPlane: true, caName: caEtcd, ca: a.etcd, make: pki.EtcdServer}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_PEER:
-		return profile{name: "etcd-peer", controlPlane: true, ca: a.etcd, make: pki.EtcdPeer}, true
+		return profile{name: "etcd-peer", controlPlane: true, caName: caEtcd, ca: a.etcd, make: pki.EtcdPeer}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT:
-		return profile{name: "etcd-apiserver-client", controlPlane: true, ca: a.etcd, make: client("kube-apiserver")}, true
+		return profile{name: "etcd-apiserver-client", controlPlane: true, caName: caEtcd, ca: a.etcd, make: client("kube-apiserver")}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT:
-		return profile{name: "etcd-agent-client", controlPlane: true, ca: a.etcd, make: client("imagectl-agent")}, true
+		return profile{name: "etcd-agent-client", controlPlane: true, caName: caEtcd, ca: a.etcd, make: client("imagectl-agent")}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP:
-		return profile{name: "kubelet-bootstrap", ca: a.kubernetes, make: pki.KubeletBootstrap}, true
+		return profile{name: profileJoin, caName: caKubernetes, ca: a.kubernetes, make: pki.KubeletBootstrap}, true
 	}
 	return profile{}, false
 }
@@ -55,14 +65,18 @@ func (s agents) IssueCertificates(ctx context.Context, req *connect.Request[api.
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d items asked, want 1 to %d", len(items), maxItems))
 	}
 	out := &api.IssueCertificatesResponse{}
-	var entries []audit.Entry
+	type given struct {
+		profile
+		pki.Issued
+	}
+	var all []given
 	var renewed *pki.Issued
 	for _, item := range items {
 		p, issued, err := s.issue(from, item)
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, certificateEntry(name, p.name, issued))
+		all = append(all, given{p, issued})
 		if item.GetProfile() == api.CertificateProfile_CERTIFICATE_PROFILE_NODE {
 			renewed = &issued
 		}
@@ -72,8 +86,13 @@ func (s agents) IssueCertificates(ctx context.Context, req *connect.Request[api.
 	}
 	// Signed, but nothing leaves before it is on record.
 	err := s.change(ctx, from.actor(), func(c *change) error {
-		for _, e := range entries {
-			c.log(e)
+		if err := c.standing(from); err != nil {
+			return err
+		}
+		for _, g := range all {
+			if err := c.issued(holderOf(pki.KindNode, name), g.caName, g.name, g.Issued); err != nil {
+				return err
+			}
 		}
 		if renewed == nil {
 			return nil
@@ -81,9 +100,6 @@ func (s agents) IssueCertificates(ctx context.Context, req *connect.Request[api.
 		m, err := c.machine(name)
 		if err != nil {
 			return err
-		}
-		if m.Key == nil || m.Key.Fingerprint != from.fingerprint {
-			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("the key of machine %s was replaced", name))
 		}
 		hold(m.Key, *renewed)
 		return c.tx.PutMachine(m)
@@ -143,6 +159,9 @@ func (s agents) FetchKubernetesSecrets(ctx context.Context, _ *connect.Request[a
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
 	err := s.change(ctx, from.actor(), func(c *change) error {
+		if err := c.standing(from); err != nil {
+			return err
+		}
 		c.log(audit.Entry{Action: "kubernetes-secrets-fetched", Machine: name})
 		return nil
 	})

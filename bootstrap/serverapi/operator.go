@@ -132,14 +132,12 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 		if i < 0 {
 			return nil // approved before; the reply was lost
 		}
-		action, detail := "key-approved", ""
 		if m.Key != nil {
-			action, detail = "key-replaced", ", replaces key "+m.Key.Fingerprint
+			if _, err := s.revoke(c, holderOf(pki.KindNode, m.Name), "the machine's key was replaced", every); err != nil {
+				return err
+			}
 		}
-		key := m.Pending[i]
-		key.ApprovedAt, key.ApprovedBy = c.now, by
-		m.Key, m.Pending, m.Asked = &key, nil, 0
-		c.log(audit.Entry{Action: action, Machine: m.Name, Detail: fmt.Sprintf("key %s, code %s%s", key.Fingerprint, key.Code, detail)})
+		c.approve(m, i, by)
 		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
 	})
 	return connect.NewResponse(&api.ApproveMachineResponse{Outcomes: outcomes}), nil
@@ -156,11 +154,8 @@ func (s operators) RejectMachine(ctx context.Context, req *connect.Request[api.R
 			return &refusedError{enrol.CodeNothing, fmt.Sprintf("no key waits for %s", m.Name)}
 		}
 		for _, k := range m.Pending {
-			m.Rejected = append(m.Rejected, k.Fingerprint)
+			reject(m, k.Fingerprint)
 			c.log(audit.Entry{Action: "key-rejected", Machine: m.Name, Detail: strings.TrimSpace(fmt.Sprintf("key %s, code %s %s", k.Fingerprint, k.Code, req.Msg.GetReason()))})
-		}
-		if n := len(m.Rejected) - enrol.MaxRejected; n > 0 {
-			m.Rejected = slices.Delete(m.Rejected, 0, n)
 		}
 		m.Pending, m.Asked = nil, 0
 		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
@@ -203,8 +198,8 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		if !reinstall && !m.InstalledAt.IsZero() && m.State != machine.Armed {
 			return &refusedError{codeNeedsWord, "it was installed before; say --reinstall to wipe it"}
 		}
-		if choices.EtcdFormed && choices.EtcdFirst == m.Name {
-			return &refusedError{codeWouldLoseEtcd, "it holds the only copy of the cluster's etcd; wiping it would destroy the cluster"}
+		if err := loses(choices, m.Name, "wiping"); err != nil {
+			return err
 		}
 		if m.State != machine.Armed {
 			id, err := s.newID()
@@ -275,8 +270,10 @@ func (s operators) IssueKubeconfig(ctx context.Context, req *connect.Request[api
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
 	err = s.change(ctx, from.actor(), func(c *change) error {
-		c.log(certificateEntry("", "kubernetes-admin", issued))
-		return nil
+		if err := c.standing(from); err != nil {
+			return err
+		}
+		return c.issued(holderOf(pki.KindOperator, from.identity.Name), caKubernetes, profileKubeconfig, issued)
 	})
 	if err != nil {
 		return nil, s.storing("", err)

@@ -50,6 +50,9 @@ type Server struct {
 	// certificateEnd is that of this server's own, in Unix time; 0 for none yet.
 	certificateEnd atomic.Int64
 
+	// revoked is what is revoked; never nil after New.
+	revoked atomic.Pointer[revokedView]
+
 	mu      sync.Mutex
 	choices coordinator.Choices
 	view    view
@@ -70,6 +73,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.index = enrol.NewIndex(listed)
 	if err := s.loadAuthority(ctx); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
+	if err := s.loadRevocations(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
 	if err := s.list(ctx); err != nil {

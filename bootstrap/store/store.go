@@ -269,6 +269,21 @@ func (s *Store) Size() (disk, used, limit int64) {
 	return b.Size(), b.SizeInUse(), quotaBytes
 }
 
+// Values reads all named values whose name begins with prefix, by the rest of
+// their names.
+func (s *Store) Values(ctx context.Context, prefix string) (map[string]json.RawMessage, error) {
+	key := s.prefix + "values/" + prefix
+	resp, err := s.client.Get(ctx, key, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("reading values %s: %w", prefix, err)
+	}
+	out := make(map[string]json.RawMessage, len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		out[strings.TrimPrefix(string(kv.Key), key)] = kv.Value
+	}
+	return out, nil
+}
+
 // AuditLines reads the audit log from its first entry, in pages.
 func (s *Store) AuditLines(ctx context.Context) iter.Seq2[[]byte, error] {
 	const page = 500

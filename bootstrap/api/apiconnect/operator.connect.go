@@ -58,6 +58,18 @@ const (
 	// OperatorServiceIssueKubeconfigProcedure is the fully-qualified name of the OperatorService's
 	// IssueKubeconfig RPC.
 	OperatorServiceIssueKubeconfigProcedure = "/imagectl.v1.OperatorService/IssueKubeconfig"
+	// OperatorServiceRetireMachineProcedure is the fully-qualified name of the OperatorService's
+	// RetireMachine RPC.
+	OperatorServiceRetireMachineProcedure = "/imagectl.v1.OperatorService/RetireMachine"
+	// OperatorServiceReplaceMachineProcedure is the fully-qualified name of the OperatorService's
+	// ReplaceMachine RPC.
+	OperatorServiceReplaceMachineProcedure = "/imagectl.v1.OperatorService/ReplaceMachine"
+	// OperatorServiceListCertificatesProcedure is the fully-qualified name of the OperatorService's
+	// ListCertificates RPC.
+	OperatorServiceListCertificatesProcedure = "/imagectl.v1.OperatorService/ListCertificates"
+	// OperatorServiceRevokeCertificatesProcedure is the fully-qualified name of the OperatorService's
+	// RevokeCertificates RPC.
+	OperatorServiceRevokeCertificatesProcedure = "/imagectl.v1.OperatorService/RevokeCertificates"
 	// OperatorServiceWatchMachinesProcedure is the fully-qualified name of the OperatorService's
 	// WatchMachines RPC.
 	OperatorServiceWatchMachinesProcedure = "/imagectl.v1.OperatorService/WatchMachines"
@@ -77,6 +89,17 @@ type OperatorServiceClient interface {
 	Status(context.Context, *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error)
 	// IssueKubeconfig signs a short-lived Kubernetes client certificate.
 	IssueKubeconfig(context.Context, *connect.Request[api.IssueKubeconfigRequest]) (*connect.Response[api.IssueKubeconfigResponse], error)
+	// RetireMachine removes machines for good: their certificates are revoked and
+	// their keys never accepted again.
+	RetireMachine(context.Context, *connect.Request[api.RetireMachineRequest]) (*connect.Response[api.RetireMachineResponse], error)
+	// ReplaceMachine makes room for other hardware under a machine's name: the old
+	// key is withdrawn and its certificates are revoked.
+	ReplaceMachine(context.Context, *connect.Request[api.ReplaceMachineRequest]) (*connect.Response[api.ReplaceMachineResponse], error)
+	// ListCertificates tells what was issued and has not ended, and what is revoked.
+	ListCertificates(context.Context, *connect.Request[api.ListCertificatesRequest]) (*connect.Response[api.ListCertificatesResponse], error)
+	// RevokeCertificates revokes by serial number. A node certificate takes the
+	// machine's key with it, which must be approved again.
+	RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error)
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error)
@@ -147,6 +170,30 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("IssueKubeconfig")),
 			connect.WithClientOptions(opts...),
 		),
+		retireMachine: connect.NewClient[api.RetireMachineRequest, api.RetireMachineResponse](
+			httpClient,
+			baseURL+OperatorServiceRetireMachineProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RetireMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		replaceMachine: connect.NewClient[api.ReplaceMachineRequest, api.ReplaceMachineResponse](
+			httpClient,
+			baseURL+OperatorServiceReplaceMachineProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ReplaceMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		listCertificates: connect.NewClient[api.ListCertificatesRequest, api.ListCertificatesResponse](
+			httpClient,
+			baseURL+OperatorServiceListCertificatesProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ListCertificates")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeCertificates: connect.NewClient[api.RevokeCertificatesRequest, api.RevokeCertificatesResponse](
+			httpClient,
+			baseURL+OperatorServiceRevokeCertificatesProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RevokeCertificates")),
+			connect.WithClientOptions(opts...),
+		),
 		watchMachines: connect.NewClient[api.WatchMachinesRequest, api.WatchMachinesResponse](
 			httpClient,
 			baseURL+OperatorServiceWatchMachinesProcedure,
@@ -158,16 +205,20 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 
 // operatorServiceClient implements OperatorServiceClient.
 type operatorServiceClient struct {
-	listMachines    *connect.Client[api.ListMachinesRequest, api.ListMachinesResponse]
-	approveMachine  *connect.Client[api.ApproveMachineRequest, api.ApproveMachineResponse]
-	rejectMachine   *connect.Client[api.RejectMachineRequest, api.RejectMachineResponse]
-	armMachine      *connect.Client[api.ArmMachineRequest, api.ArmMachineResponse]
-	disarmMachine   *connect.Client[api.DisarmMachineRequest, api.DisarmMachineResponse]
-	powerMachine    *connect.Client[api.PowerMachineRequest, api.PowerMachineResponse]
-	why             *connect.Client[api.WhyRequest, api.WhyResponse]
-	status          *connect.Client[api.StatusRequest, api.StatusResponse]
-	issueKubeconfig *connect.Client[api.IssueKubeconfigRequest, api.IssueKubeconfigResponse]
-	watchMachines   *connect.Client[api.WatchMachinesRequest, api.WatchMachinesResponse]
+	listMachines       *connect.Client[api.ListMachinesRequest, api.ListMachinesResponse]
+	approveMachine     *connect.Client[api.ApproveMachineRequest, api.ApproveMachineResponse]
+	rejectMachine      *connect.Client[api.RejectMachineRequest, api.RejectMachineResponse]
+	armMachine         *connect.Client[api.ArmMachineRequest, api.ArmMachineResponse]
+	disarmMachine      *connect.Client[api.DisarmMachineRequest, api.DisarmMachineResponse]
+	powerMachine       *connect.Client[api.PowerMachineRequest, api.PowerMachineResponse]
+	why                *connect.Client[api.WhyRequest, api.WhyResponse]
+	status             *connect.Client[api.StatusRequest, api.StatusResponse]
+	issueKubeconfig    *connect.Client[api.IssueKubeconfigRequest, api.IssueKubeconfigResponse]
+	retireMachine      *connect.Client[api.RetireMachineRequest, api.RetireMachineResponse]
+	replaceMachine     *connect.Client[api.ReplaceMachineRequest, api.ReplaceMachineResponse]
+	listCertificates   *connect.Client[api.ListCertificatesRequest, api.ListCertificatesResponse]
+	revokeCertificates *connect.Client[api.RevokeCertificatesRequest, api.RevokeCertificatesResponse]
+	watchMachines      *connect.Client[api.WatchMachinesRequest, api.WatchMachinesResponse]
 }
 
 // ListMachines calls imagectl.v1.OperatorService.ListMachines.
@@ -215,6 +266,26 @@ func (c *operatorServiceClient) IssueKubeconfig(ctx context.Context, req *connec
 	return c.issueKubeconfig.CallUnary(ctx, req)
 }
 
+// RetireMachine calls imagectl.v1.OperatorService.RetireMachine.
+func (c *operatorServiceClient) RetireMachine(ctx context.Context, req *connect.Request[api.RetireMachineRequest]) (*connect.Response[api.RetireMachineResponse], error) {
+	return c.retireMachine.CallUnary(ctx, req)
+}
+
+// ReplaceMachine calls imagectl.v1.OperatorService.ReplaceMachine.
+func (c *operatorServiceClient) ReplaceMachine(ctx context.Context, req *connect.Request[api.ReplaceMachineRequest]) (*connect.Response[api.ReplaceMachineResponse], error) {
+	return c.replaceMachine.CallUnary(ctx, req)
+}
+
+// ListCertificates calls imagectl.v1.OperatorService.ListCertificates.
+func (c *operatorServiceClient) ListCertificates(ctx context.Context, req *connect.Request[api.ListCertificatesRequest]) (*connect.Response[api.ListCertificatesResponse], error) {
+	return c.listCertificates.CallUnary(ctx, req)
+}
+
+// RevokeCertificates calls imagectl.v1.OperatorService.RevokeCertificates.
+func (c *operatorServiceClient) RevokeCertificates(ctx context.Context, req *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error) {
+	return c.revokeCertificates.CallUnary(ctx, req)
+}
+
 // WatchMachines calls imagectl.v1.OperatorService.WatchMachines.
 func (c *operatorServiceClient) WatchMachines(ctx context.Context, req *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error) {
 	return c.watchMachines.CallServerStream(ctx, req)
@@ -234,6 +305,17 @@ type OperatorServiceHandler interface {
 	Status(context.Context, *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error)
 	// IssueKubeconfig signs a short-lived Kubernetes client certificate.
 	IssueKubeconfig(context.Context, *connect.Request[api.IssueKubeconfigRequest]) (*connect.Response[api.IssueKubeconfigResponse], error)
+	// RetireMachine removes machines for good: their certificates are revoked and
+	// their keys never accepted again.
+	RetireMachine(context.Context, *connect.Request[api.RetireMachineRequest]) (*connect.Response[api.RetireMachineResponse], error)
+	// ReplaceMachine makes room for other hardware under a machine's name: the old
+	// key is withdrawn and its certificates are revoked.
+	ReplaceMachine(context.Context, *connect.Request[api.ReplaceMachineRequest]) (*connect.Response[api.ReplaceMachineResponse], error)
+	// ListCertificates tells what was issued and has not ended, and what is revoked.
+	ListCertificates(context.Context, *connect.Request[api.ListCertificatesRequest]) (*connect.Response[api.ListCertificatesResponse], error)
+	// RevokeCertificates revokes by serial number. A node certificate takes the
+	// machine's key with it, which must be approved again.
+	RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error)
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error
@@ -300,6 +382,30 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("IssueKubeconfig")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceRetireMachineHandler := connect.NewUnaryHandler(
+		OperatorServiceRetireMachineProcedure,
+		svc.RetireMachine,
+		connect.WithSchema(operatorServiceMethods.ByName("RetireMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceReplaceMachineHandler := connect.NewUnaryHandler(
+		OperatorServiceReplaceMachineProcedure,
+		svc.ReplaceMachine,
+		connect.WithSchema(operatorServiceMethods.ByName("ReplaceMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceListCertificatesHandler := connect.NewUnaryHandler(
+		OperatorServiceListCertificatesProcedure,
+		svc.ListCertificates,
+		connect.WithSchema(operatorServiceMethods.ByName("ListCertificates")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceRevokeCertificatesHandler := connect.NewUnaryHandler(
+		OperatorServiceRevokeCertificatesProcedure,
+		svc.RevokeCertificates,
+		connect.WithSchema(operatorServiceMethods.ByName("RevokeCertificates")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceWatchMachinesHandler := connect.NewServerStreamHandler(
 		OperatorServiceWatchMachinesProcedure,
 		svc.WatchMachines,
@@ -326,6 +432,14 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceStatusHandler.ServeHTTP(w, r)
 		case OperatorServiceIssueKubeconfigProcedure:
 			operatorServiceIssueKubeconfigHandler.ServeHTTP(w, r)
+		case OperatorServiceRetireMachineProcedure:
+			operatorServiceRetireMachineHandler.ServeHTTP(w, r)
+		case OperatorServiceReplaceMachineProcedure:
+			operatorServiceReplaceMachineHandler.ServeHTTP(w, r)
+		case OperatorServiceListCertificatesProcedure:
+			operatorServiceListCertificatesHandler.ServeHTTP(w, r)
+		case OperatorServiceRevokeCertificatesProcedure:
+			operatorServiceRevokeCertificatesHandler.ServeHTTP(w, r)
 		case OperatorServiceWatchMachinesProcedure:
 			operatorServiceWatchMachinesHandler.ServeHTTP(w, r)
 		default:
@@ -371,6 +485,22 @@ func (UnimplementedOperatorServiceHandler) Status(context.Context, *connect.Requ
 
 func (UnimplementedOperatorServiceHandler) IssueKubeconfig(context.Context, *connect.Request[api.IssueKubeconfigRequest]) (*connect.Response[api.IssueKubeconfigResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.IssueKubeconfig is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RetireMachine(context.Context, *connect.Request[api.RetireMachineRequest]) (*connect.Response[api.RetireMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RetireMachine is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ReplaceMachine(context.Context, *connect.Request[api.ReplaceMachineRequest]) (*connect.Response[api.ReplaceMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ReplaceMachine is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ListCertificates(context.Context, *connect.Request[api.ListCertificatesRequest]) (*connect.Response[api.ListCertificatesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ListCertificates is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RevokeCertificates is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error {

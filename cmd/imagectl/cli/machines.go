@@ -18,14 +18,14 @@ import (
 func newMachines(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "machines",
-		Short: "List, approve, arm and switch machines",
+		Short: "List, approve, arm, switch, replace and retire machines",
 		Example: `  imagectl machines ls
   imagectl machines arm --all
   imagectl machines approve cp1 --code cp1=7K3M-0QZD-9X2V`,
 		Args: needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMachinesLs(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g), newMachinesPower(g), newMachinesProvision(g))
+	cmd.AddCommand(newMachinesLs(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g), newMachinesPower(g), newMachinesProvision(g), newMachinesReplace(g), newMachinesRetire(g))
 	return cmd
 }
 
@@ -152,7 +152,7 @@ func (g *globals) outcomes(f format, all []*api.Outcome) error {
 		}
 	}
 	if refused > 0 {
-		return reportedError{fmt.Errorf("%d of %d machines were refused", refused, len(all))}
+		return reportedError{fmt.Errorf("%d of %d were refused", refused, len(all))}
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ func verbs(g *globals) []*cobra.Command {
 		newDiff(g),
 		newServe(g),
 		newMachines(g),
+		newCerts(g),
 		newWhy(g),
 		newStatus(g),
 		newLogs(g),

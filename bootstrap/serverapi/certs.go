@@ -1,0 +1,188 @@
+package serverapi
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// Reason codes of outcomes about certificates.
+const (
+	codeUnknownSerial = "no-such-certificate"
+	codeRevoked       = "revoked-before"
+)
+
+// held reads what every holder has.
+func (s *Server) held(ctx context.Context) (map[holder][]certificate, error) {
+	values, err := s.cfg.Store.Values(ctx, valueCertificates)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[holder][]certificate, len(values))
+	for name, v := range values {
+		var all []certificate
+		if err := json.Unmarshal(v, &all); err != nil {
+			return nil, fmt.Errorf("reading the certificates of %s: %w", name, err)
+		}
+		out[holder(name)] = all
+	}
+	return out, nil
+}
+
+// ListCertificates implements apiconnect.OperatorServiceHandler.
+func (s operators) ListCertificates(ctx context.Context, _ *connect.Request[api.ListCertificatesRequest]) (*connect.Response[api.ListCertificatesResponse], error) {
+	held, err := s.held(ctx)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
+	now, revoked := s.cfg.Now(), s.revoked.Load()
+	var out []*api.CertificateView
+	for h, all := range held {
+		for _, c := range all {
+			e, isRevoked := revoked.entries[c.CA+"/"+c.Serial]
+			if now.After(c.NotAfter) {
+				continue
+			}
+			v := &api.CertificateView{
+				Serial: c.Serial, Ca: c.CA, Profile: c.Profile, Subject: c.Subject, Holder: string(h),
+				NotBefore: timestamppb.New(c.NotBefore), NotAfter: timestamppb.New(c.NotAfter), Superseded: superseded(c, all),
+			}
+			if isRevoked {
+				v.RevokedAt, v.RevokedBy, v.RevokedReason = timestamppb.New(e.At), e.By, e.Reason
+			}
+			out = append(out, v)
+		}
+	}
+	slices.SortFunc(out, func(a, b *api.CertificateView) int {
+		return cmp.Or(strings.Compare(a.Holder, b.Holder), strings.Compare(a.Profile, b.Profile), a.NotBefore.AsTime().Compare(b.NotBefore.AsTime()), strings.Compare(a.Serial, b.Serial))
+	})
+	return connect.NewResponse(&api.ListCertificatesResponse{Certificates: out}), nil
+}
+
+// RevokeCertificates implements apiconnect.OperatorServiceHandler.
+func (s operators) RevokeCertificates(ctx context.Context, req *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error) {
+	if len(req.Msg.GetSerials()) == 0 {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say which certificates: serial numbers, or holders such as operator/ada"))
+	}
+	held, err := s.held(ctx)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
+	var out []*api.Outcome
+	for _, asked := range req.Msg.GetSerials() {
+		o := &api.Outcome{Machine: asked, ReasonCode: codeDone}
+		if o.Message, err = s.revokeAsked(ctx, held, asked, reasoned("an operator revoked it", req.Msg.GetReason())); err == nil {
+			o.Ok, o.State = true, "revoked"
+		} else {
+			o.ReasonCode, o.Message = codeStorage, err.Error()
+			if refused := new(refusedError); errors.As(err, &refused) {
+				o.ReasonCode = refused.code
+			} else {
+				s.cfg.Log.Error("revoking a certificate", "serial", asked, "error", err.Error())
+			}
+		}
+		out = append(out, o)
+	}
+	return connect.NewResponse(&api.RevokeCertificatesResponse{Outcomes: out}), nil
+}
+
+// revokeAsked revokes a serial number or all that a holder has, and says what
+// follows from it.
+func (s *Server) revokeAsked(ctx context.Context, held map[holder][]certificate, asked, why string) (string, error) {
+	h, which := holder(asked), every
+	if _, ok := held[h]; !ok {
+		serial := strings.ToLower(strings.ReplaceAll(asked, ":", ""))
+		which = func(c certificate) bool { return c.Serial == serial }
+		for _, name := range slices.Sorted(maps.Keys(held)) {
+			if slices.ContainsFunc(held[name], which) {
+				h = name
+			}
+		}
+		if _, ok := held[h]; !ok {
+			return "", &refusedError{codeUnknownSerial, fmt.Sprintf("there is no certificate %s that has not ended; imagectl certs ls shows them", asked)}
+		}
+	}
+	var message string
+	err := s.change(ctx, callerOf(ctx).actor(), func(c *change) error {
+		message = ""
+		all, err := c.certificates(h)
+		if err != nil {
+			return err
+		}
+		wanted := slices.DeleteFunc(slices.Clone(all), func(o certificate) bool { return !which(o) })
+		n, err := s.revoke(c, h, why, which)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return &refusedError{codeRevoked, "nothing is left to revoke"}
+		}
+		withdrawn, err := s.withdraw(c, h, wanted, why)
+		if err != nil {
+			return err
+		}
+		message = consequences(h, wanted, withdrawn)
+		return nil
+	})
+	return message, err
+}
+
+// withdraw takes a machine's key away when a certificate for it is among those that
+// were revoked: whoever has the key would get another one.
+func (s *Server) withdraw(c *change, h holder, revoked []certificate, why string) (bool, error) {
+	name := h.machine()
+	if name == "" {
+		return false, nil
+	}
+	m, ok, err := c.tx.Machine(name)
+	if err != nil || !ok || m.Key == nil {
+		return false, err
+	}
+	key := m.Key.Fingerprint
+	if !slices.ContainsFunc(revoked, func(c certificate) bool { return c.CA == caImagectl && c.Key == key }) {
+		return false, nil
+	}
+	if _, err := s.revoke(c, h, why, func(c certificate) bool { return c.CA == caImagectl && c.Key == key }); err != nil {
+		return false, err
+	}
+	reject(&m, key)
+	m.Key = nil
+	c.log(audit.Entry{Action: "key-withdrawn", Machine: name, Before: string(m.State), After: string(m.State), Detail: fmt.Sprintf("key %s: %s", key, why)})
+	return true, c.tx.PutMachine(m)
+}
+
+// consequences says what revoking means for whoever relied on it.
+func consequences(h holder, revoked []certificate, withdrawn bool) string {
+	var out []string
+	has := func(ca string) bool {
+		return slices.ContainsFunc(revoked, func(c certificate) bool { return c.CA == ca })
+	}
+	if has(caImagectl) {
+		out = append(out, "the server refuses it now, nodes with their next call")
+	}
+	if withdrawn {
+		out = append(out, fmt.Sprintf("the key of %s is refused too: install it again (imagectl machines arm %s --reinstall) to give it another", h.machine(), h.machine()))
+	}
+	if has(caEtcd) {
+		out = append(out, "etcd refuses new connections with it once its node has called, open ones stay; the node gets another certificate by itself")
+	}
+	if has(caKubernetes) {
+		out = append(out, "Kubernetes cannot revoke: there it is good until its end")
+	}
+	if strings.HasPrefix(string(h), string(pki.KindServer)+"/") {
+		out = append(out, "the server makes itself another")
+	}
+	return strings.Join(out, "; ")
+}

@@ -1,0 +1,157 @@
+package serverapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
+	"github.com/imagectl/imagectl/bootstrap/enrol"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/store"
+)
+
+// loses refuses what would take the only copy of the cluster's data away.
+func loses(choices coordinator.Choices, name, how string) error {
+	if choices.EtcdFormed && choices.EtcdFirst == name {
+		return &refusedError{codeWouldLoseEtcd, fmt.Sprintf("it holds the only copy of the cluster's etcd; %s it would destroy the cluster", how)}
+	}
+	return nil
+}
+
+// reasoned is why something was done, for the log and for those who are refused.
+func reasoned(what, why string) string {
+	if why = strings.TrimSpace(why); why == "" {
+		return what
+	}
+	return what + ": " + why
+}
+
+// RetireMachine implements apiconnect.OperatorServiceHandler.
+func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.RetireMachineRequest]) (*connect.Response[api.RetireMachineResponse], error) {
+	if req.Msg.GetSelection().GetAll() {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("name the machines to retire; there is no way back"))
+	}
+	names, err := s.selected(req.Msg.GetSelection(), nil)
+	if err != nil {
+		return nil, err
+	}
+	_, choices, err := s.decide(ctx)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
+	why := reasoned("the machine was retired", req.Msg.GetReason())
+	outcomes := s.each(ctx, names, "", func(c *change, m *store.Machine) error {
+		if m.State == machine.Retired {
+			return nil // a lost reply
+		}
+		if err := loses(choices, m.Name, "retiring"); err != nil {
+			return err
+		}
+		if _, err := s.revoke(c, holderOf(pki.KindNode, m.Name), why, every); err != nil {
+			return err
+		}
+		m.Arming, m.Pending, m.Asked = nil, nil, 0
+		return c.move(m, "machine-retired", req.Msg.GetReason(), machine.Retire)
+	})
+	for _, o := range outcomes {
+		if o.GetOk() {
+			o.Message = "its certificates are refused from now on; left to do: " + s.leftToDo(o.GetMachine())
+		}
+	}
+	return connect.NewResponse(&api.RetireMachineResponse{Outcomes: outcomes}), nil
+}
+
+// leftToDo is what the server cannot do about a machine that is gone.
+func (s *Server) leftToDo(name string) string {
+	m, listed := s.machineOf(name)
+	todo := []string{fmt.Sprintf("kubectl drain %s --ignore-daemonsets, kubectl delete node %s", name, name), "switch it off or wipe it (kubelet's own certificate is Kubernetes', which cannot revoke)"}
+	if m.ControlPlane {
+		todo = append(todo, "etcdctl member remove, if it was a member")
+	}
+	if listed {
+		todo = append(todo, "take it out of cluster.yaml")
+	}
+	return strings.Join(todo, "; ")
+}
+
+// ReplaceMachine implements apiconnect.OperatorServiceHandler.
+func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.ReplaceMachineRequest]) (*connect.Response[api.ReplaceMachineResponse], error) {
+	name := req.Msg.GetMachine()
+	if name == "" {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say which machine"))
+	}
+	_, choices, err := s.decide(ctx)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
+	by, code := callerOf(ctx).identity.Name, req.Msg.GetCode()
+	why := reasoned("the machine's hardware was replaced", req.Msg.GetReason())
+	message := fmt.Sprintf("its old key and certificates are refused; next: put the new hardware's MAC address into cluster.yaml, restart imagectl serve, imagectl machines arm %s, netboot it, imagectl machines approve %s --code %s=CODE", name, name, name)
+	if code != "" {
+		message = fmt.Sprintf("its old key and certificates are refused and the new key is approved; next: imagectl machines arm %s", name)
+	}
+	outcomes := s.each(ctx, []string{name}, message, func(c *change, m *store.Machine) error {
+		if _, listed := s.machineOf(name); !listed {
+			return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", name)}
+		}
+		if err := loses(choices, name, "replacing"); err != nil {
+			return err
+		}
+		if code != "" && m.Key != nil && m.Key.Code == enrol.NormalCode(code) {
+			return &refusedError{enrol.CodeNothing, fmt.Sprintf("this is the code of the hardware that %s has now; the new one shows another", name)}
+		}
+		next := -1
+		if code != "" {
+			var refusal *enrol.Refusal
+			if next, refusal = enrol.Approve(recordOf(*m), "", code, true); refusal != nil {
+				return refusal
+			}
+		}
+		if _, err := s.revoke(c, holderOf(pki.KindNode, name), why, every); err != nil {
+			return err
+		}
+		if m.Key != nil {
+			reject(m, m.Key.Fingerprint)
+		}
+		if err := c.move(m, "machine-replaced", req.Msg.GetReason(), machine.Replace); err != nil {
+			return err
+		}
+		*m = store.Machine{Name: m.Name, State: m.State, Since: m.Since, Reason: m.Reason, Known: m.Known, FirstSeen: m.FirstSeen, Pending: m.Pending, Asked: m.Asked, Rejected: m.Rejected}
+		if next >= 0 {
+			c.approve(m, next, by)
+		}
+		return nil
+	})
+	if o := outcomes[0]; o.GetOk() {
+		s.board.forget(name)
+	}
+	return connect.NewResponse(&api.ReplaceMachineResponse{Outcome: outcomes[0]}), nil
+}
+
+// approve takes the key at a place among the pending ones.
+func (c *change) approve(m *store.Machine, i int, by string) {
+	action, detail := "key-approved", ""
+	if m.Key != nil {
+		action, detail = "key-replaced", ", replaces key "+m.Key.Fingerprint
+	}
+	key := m.Pending[i]
+	key.ApprovedAt, key.ApprovedBy = c.now, by
+	m.Key, m.Pending, m.Asked = &key, nil, 0
+	c.log(audit.Entry{Action: action, Machine: m.Name, Detail: fmt.Sprintf("key %s, code %s%s", key.Fingerprint, key.Code, detail)})
+}
+
+// reject remembers keys that are never taken again for a machine.
+func reject(m *store.Machine, fingerprints ...string) {
+	m.Rejected = append(m.Rejected, fingerprints...)
+	if n := len(m.Rejected) - enrol.MaxRejected; n > 0 {
+		m.Rejected = slices.Delete(m.Rejected, 0, n)
+	}
+}
