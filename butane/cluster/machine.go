@@ -4,12 +4,22 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/imagectl/imagectl/pxe/quirk"
 )
 
 func (c *checker) machines(raw []rawMachine) []Machine {
 	names, macs, uuids, serials := map[string]place{}, map[string]place{}, map[string]place{}, map[string]place{}
 	var out []Machine
+	known, err := quirk.Load()
+	if err != nil { // only a mistake in its data, which its own test finds
+		c.add(c.root.pos, "machines", "", "%v", err)
+	}
 	for _, r := range raw {
+		quirks, localBoot := c.quirks(known, r.Firmware.Quirks)
+		if localBoot == "" {
+			localBoot = "exit"
+		}
 		m := Machine{
 			Name:          c.label(r.Name),
 			Role:          r.Role.V,
@@ -19,7 +29,8 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 			Address:       r.Address.V,
 			Disk:          c.disk(r.Disk),
 			Labels:        c.labels(r.Labels),
-			LocalBoot:     c.choice(r.Firmware.LocalBoot, "exit", []string{"exit", "sanboot", "poweroff"}, nil),
+			LocalBoot:     c.choice(r.Firmware.LocalBoot, localBoot, []string{"exit", "sanboot", "poweroff"}, nil),
+			Quirks:        quirks,
 			InstallerArgs: c.kernelArgs(r.InstallerArgs),
 			BMC:           c.bmc(r.BMC),
 		}

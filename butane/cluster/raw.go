@@ -221,8 +221,9 @@ func (s *rawSecret) decodeNode(d *decoder, n *node, path string) {
 
 type rawFirmware struct {
 	place
-	LocalBoot rawString `key:"localBoot"`
-	NBP       rawString `key:"nbp,later"`
+	LocalBoot rawString   `key:"localBoot"`
+	Quirks    []rawString `key:"quirks"`
+	NBP       rawString   `key:"nbp,later"`
 }
 
 type rawRole struct {

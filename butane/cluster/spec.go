@@ -167,11 +167,13 @@ type Machine struct {
 	Name, Role, Zone string
 	MACs             []net.HardwareAddr
 	// UUID is in lower case.
-	UUID, Serial  string
-	Address       netip.Addr
-	Disk          Disk
-	Labels        map[string]string
-	LocalBoot     string
+	UUID, Serial string
+	Address      netip.Addr
+	Disk         Disk
+	Labels       map[string]string
+	LocalBoot    string
+	// Quirks are names that pxe/quirk knows.
+	Quirks        []string
 	InstallerArgs []string
 	// BMC is nil when it has none that may be used.
 	BMC *BMC

@@ -177,6 +177,8 @@ type Machine struct {
 	Labels  map[string]string
 	// LocalBoot is how iPXE continues with the own disk: exit, sanboot or poweroff.
 	LocalBoot string
+	// Quirks are names of firmware quirks that the machine has (pxe/quirk).
+	Quirks []string
 	// InstallerArgs are for its installer only.
 	InstallerArgs []string
 	// BMC is nil when it has none that may be used.

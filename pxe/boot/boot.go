@@ -60,6 +60,8 @@ type Answer struct {
 	Refused bool
 	// LocalBoot says how to continue with the own disk: exit, sanboot or poweroff.
 	LocalBoot string
+	// Quirks are names that cluster.yaml gives the machine (pxe/quirk).
+	Quirks []string
 	// Kernel, Initrd are set for Install and Discover.
 	Kernel Blob
 	Initrd []Blob

@@ -147,13 +147,14 @@ type entry struct {
 	Name      string
 	Address   netip.Addr
 	LocalBoot string
+	Quirks    []string
 	Args      []string
 }
 
 // known answers for a machine of cluster.yaml: its own disk, unless an operator
 // has armed it.
 func (s *snapshot) known(e entry) boot.Answer {
-	a := boot.Answer{Action: boot.Local, Name: e.Name, Address: e.Address, LocalBoot: e.LocalBoot}
+	a := boot.Answer{Action: boot.Local, Name: e.Name, Address: e.Address, LocalBoot: e.LocalBoot, Quirks: e.Quirks}
 	state := s.states.State(e.Name)
 	a.Code = string(state)
 	arm := "imagectl machines arm " + e.Name

@@ -84,7 +84,7 @@ func (s *snapshot) addMachine(m plan.Machine) error {
 	if err := checkArgs(m.InstallerArgs); err != nil {
 		return fmt.Errorf("installerArgs: %w", err)
 	}
-	e := entry{Name: m.Name, Address: m.Address, LocalBoot: m.LocalBoot, Args: slices.Concat(s.args, m.InstallerArgs)}
+	e := entry{Name: m.Name, Address: m.Address, LocalBoot: m.LocalBoot, Quirks: m.Quirks, Args: slices.Concat(s.args, m.InstallerArgs)}
 	if e.LocalBoot == "" {
 		e.LocalBoot = defaultLocalBoot
 	}

@@ -14,11 +14,13 @@ package dhcp
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/quirk"
 )
 
 // holdTime is how long an offered address waits for its request. UEFI sends the
@@ -49,6 +51,8 @@ type Env struct {
 	// Answer is boot.Source's Decide.
 	Answer func(boot.Machine) boot.Answer
 	Files  BootFiles
+	// Quirks are the firmware habits to mind; the zero value minds none.
+	Quirks quirk.Set
 }
 
 // BootFiles are the network boot programs.
@@ -87,6 +91,10 @@ type Decision struct {
 	// Reply is nil for silence. To is where it goes.
 	Reply *dhcpv4.DHCPv4
 	To    netip.AddrPort
+	// Delay is how long the reply waits before it leaves.
+	Delay time.Duration
+	// Quirks are the names of those that changed the outcome.
+	Quirks []string
 	// Change and Lease are for the table.
 	Change Change
 	Lease  Lease
@@ -117,8 +125,18 @@ func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
 		return silent("no-subnet", "no subnet of cluster.yaml contains %s, where the request comes from", origin(req, env)).refused()
 	}
 	r := &query{DHCPv4: req, Env: env, client: client, subnet: subnet, answer: env.Answer(client.machine())}
+	var quirks []string
+	if client.boots() {
+		r.effect, quirks = env.Quirks.Apply(shows(req, client), r.answer.Quirks)
+	}
 	d := r.decide()
-	d.Answer = r.answer
+	d.Answer, d.Quirks = r.answer, quirks
+	if d.Reply != nil {
+		d.Delay = r.effect.Delay
+	}
+	if len(quirks) > 0 {
+		d.Reason += " (quirk " + strings.Join(quirks, ", ") + ")"
+	}
 	return d
 }
 
@@ -129,6 +147,8 @@ type query struct {
 	client Client
 	subnet boot.Subnet
 	answer boot.Answer
+	// effect is of the client's quirks; the zero value unless it netboots.
+	effect quirk.Effect
 }
 
 func silent(code, format string, args ...any) Decision {
@@ -181,6 +201,8 @@ func (r *query) refusesBoot() (reason, code string) {
 		return "", ""
 	}
 	switch {
+	case r.effect.Silent != "":
+		return r.effect.Silent, "quirk"
 	case r.client.Stage == HTTPBoot && r.Files.Programs[r.client.Firmware] == "":
 		return fmt.Sprintf("there is no program for HTTP boot of architecture %v of option 93", r.client.Archs), "arch-unsupported"
 	case r.client.Stage != HTTPBoot && r.client.Firmware == boot.UEFIarm64:

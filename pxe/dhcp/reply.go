@@ -57,12 +57,12 @@ func (r *query) reply(t dhcpv4.MessageType, yours netip.Addr) *dhcpv4.DHCPv4 {
 // left out because it is believed.
 func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 	var name string
-	switch r.client.Stage {
+	switch r.stage() {
 	case IPXE:
 		name = r.Files.Script
 		// The encapsulated option 176, no-pxedhcp, spares iPXE its two seconds of
 		// waiting for a proxy.
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.GenericOptionCode(175), []byte{176, 1, 1}))
+		m.UpdateOption(dhcpv4.OptGeneric(optionIPXE, []byte{176, 1, 1}))
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
 	case Firmware:
 		name = r.Files.BIOS
@@ -88,10 +88,19 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 	if id := r.Options.Get(dhcpv4.OptionClientMachineIdentifier); id != nil {
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientMachineIdentifier, id))
 	}
+	comply(m, r.effect)
+}
+
+// stage is what the client is answered as.
+func (r *query) stage() Stage {
+	if r.client.Stage == IPXE && r.effect.Program {
+		return Firmware
+	}
+	return r.client.Stage
 }
 
 func (r *query) bootNote() string {
-	switch r.client.Stage {
+	switch r.stage() {
 	case HTTPBoot:
 		return ", boot program " + r.Files.Programs[r.client.Firmware] + " by HTTP"
 	case IPXE:

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/quirk"
 )
 
 const (
@@ -58,8 +59,10 @@ type Meter interface {
 // required.
 type Config struct {
 	// Address is ours on the boot network.
-	Address  netip.Addr
-	Files    BootFiles
+	Address netip.Addr
+	Files   BootFiles
+	// Quirks may be the zero value.
+	Quirks   quirk.Set
 	Source   Source
 	Store    Store
 	Recorder boot.Recorder
@@ -72,8 +75,9 @@ type Config struct {
 // Server answers requests on one socket.
 type Server struct {
 	Config
-	mu    sync.Mutex
-	table *Table
+	mu      sync.Mutex
+	table   *Table
+	waiting late
 }
 
 // NewServer loads the leases.
@@ -91,7 +95,7 @@ func NewServer(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Config: cfg, table: NewTable(leases)}
+	s := &Server{Config: cfg, table: NewTable(leases), waiting: make(late, maxLate)}
 	cfg.Meter.Pools(s.usage)
 	return s, nil
 }
@@ -111,16 +115,22 @@ type pending struct {
 	leases []Lease
 	reply  []byte
 	to     netip.AddrPort
+	// delay is how long the reply waits once it may leave.
+	delay time.Duration
 }
 
 // Serve answers until ctx ends, then closes conn and returns nil. Call it once.
 //
 // One goroutine reads and decides; a second one makes leases durable, many at a
-// time, and sends the answers that depended on them. Nothing else is started, so
-// a flood costs time but no memory.
+// time, and sends the answers that depended on them; a third one sends what must
+// not come too early. Nothing else is started, so a flood costs time but no memory.
 func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	g, ctx := errgroup.WithContext(ctx)
 	queue := make(chan pending, maxPending)
+	g.Go(func() error {
+		s.waiting.serve(ctx, func(p pending) { s.transmit(conn, p) })
+		return nil
+	})
 	g.Go(func() error {
 		<-ctx.Done()
 		return conn.Close()
@@ -180,10 +190,10 @@ func (s *Server) handle(packet []byte) (pending, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.table.use(network)
-	d := Decide(req, Env{Now: s.Now(), Server: s.Address, Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files})
+	d := Decide(req, Env{Now: s.Now(), Server: s.Address, Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks})
 	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
-	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To}
+	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To, delay: d.Delay}
 	if d.Reply != nil {
 		p.reply = d.Reply.ToBytes()
 	}
@@ -278,6 +288,12 @@ func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
 }
 
 func (s *Server) send(conn net.PacketConn, p pending) {
+	if p.delay == 0 || !s.waiting.add(p) {
+		s.transmit(conn, p)
+	}
+}
+
+func (s *Server) transmit(conn net.PacketConn, p pending) {
 	_, err := conn.WriteTo(p.reply, net.UDPAddrFromAddrPort(p.to))
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		s.Log.Warn("reply not sent", "to", p.to, "error", err)

@@ -10,6 +10,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 )
 
 func TestErrorsSayWhatToDo(t *testing.T) {
@@ -55,5 +59,51 @@ func open(device, address string) error {
 func TestCloseOfNothing(t *testing.T) {
 	if err := (Sockets{}).Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Quirk 24: the DF bit confuses ROMs.
+func TestSocketsLeaveTheDFBitOff(t *testing.T) {
+	conn, err := packet(t.Context(), "127.0.0.1:0", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got int
+	var failed error
+	if err := raw.Control(func(fd uintptr) { got, failed = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER) }); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
+	if got != unix.IP_PMTUDISC_DONT {
+		t.Errorf("path MTU discovery is %d, want %d", got, unix.IP_PMTUDISC_DONT)
+	}
+}
+
+// Quirk 27: not from the address that the routing table prefers.
+func TestAnswersLeaveFromTheAdvertisedAddress(t *testing.T) {
+	client, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := packet(t.Context(), "0.0.0.0:0", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s := from{conn, ipv4.NewPacketConn(conn), &ipv4.ControlMessage{Src: net.IPv4(127, 0, 0, 9)}}
+	if _, err := s.WriteTo([]byte("answer"), client.LocalAddr()); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	_, at, err := client.ReadFromUDP(make([]byte, 100))
+	if err != nil || at.IP.String() != "127.0.0.9" {
+		t.Errorf("the answer came from %v, %v, want 127.0.0.9", at, err)
 	}
 }

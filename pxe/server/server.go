@@ -17,6 +17,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
+	"github.com/imagectl/imagectl/pxe/quirk"
 	"github.com/imagectl/imagectl/pxe/tftp"
 )
 
@@ -96,6 +97,10 @@ func BootTasks(cfg Config) ([]Task, error) {
 	}
 	at := netip.AddrPortFrom(cfg.Address, uint16(cfg.HTTPPort))
 	script := dhcp.ScriptURL(at)
+	quirks, err := quirk.Load()
+	if err != nil {
+		return nil, err
+	}
 	var tasks []Task
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
@@ -106,7 +111,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	if cfg.Sockets.DHCP != nil {
 		s, err := dhcp.NewServer(dhcp.Config{
 			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTP: "http://" + at.String(), Programs: programs},
-			Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
+			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
 			return nil, err
@@ -119,6 +124,14 @@ func BootTasks(cfg Config) ([]Task, error) {
 		MTU:   cfg.Sockets.MTU,
 		Meter: cfg.Meters.TFTP,
 		Log:   cfg.Log.With("server", "tftp"),
+		Effect: func(client netip.Addr) quirk.Effect {
+			mac, ok := card(client)
+			if !ok {
+				return quirk.Effect{}
+			}
+			e, _ := quirks.Apply(quirk.Client{MAC: mac}, cfg.Source.Decide(boot.Machine{MAC: mac}).Quirks)
+			return e
+		},
 		Started: func(client netip.Addr, name string) {
 			if mac, ok := card(client); ok {
 				cfg.fetched(mac, "fetches "+name+" by TFTP", boot.Refusal{})

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/imagectl/imagectl/pxe/quirk"
 )
 
 // forgotten is when a session that never reported its end is written off. No
@@ -21,6 +23,8 @@ type gate struct {
 	now   func() time.Time
 	// overloaded is told whom there is no place for.
 	overloaded func(client netip.Addr)
+	// effect is what a client's firmware needs done differently.
+	effect func(client netip.Addr) quirk.Effect
 
 	mu     sync.Mutex
 	active map[netip.AddrPort]time.Time
@@ -32,7 +36,8 @@ type gate struct {
 }
 
 func newGate(conn net.PacketConn, limit int, now func() time.Time) *gate {
-	return &gate{PacketConn: conn, limit: limit, now: now, overloaded: func(netip.Addr) {}, active: map[netip.AddrPort]time.Time{},
+	return &gate{PacketConn: conn, limit: limit, now: now, overloaded: func(netip.Addr) {},
+		effect: func(netip.Addr) quirk.Effect { return quirk.Effect{} }, active: map[netip.AddrPort]time.Time{},
 		broken: make(chan struct{}), wake: make(chan struct{})}
 }
 
@@ -52,7 +57,7 @@ func (g *gate) ReadFrom(p []byte) (int, net.Addr, error) {
 		}
 		switch client := udp.AddrPort(); g.enter(client) {
 		case admitted:
-			return n, from, nil
+			return comply(p[:n], g.effect(client.Addr().Unmap())), from, nil
 		case noPlace:
 			g.overloaded(client.Addr().Unmap())
 		case running:

@@ -21,6 +21,8 @@ import (
 
 	"github.com/pin/tftp/v3"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/imagectl/imagectl/pxe/quirk"
 )
 
 const (
@@ -70,8 +72,10 @@ type Config struct {
 	// Refused is told about each request that is turned down, with one of the codes
 	// and a sentence; it may be nil.
 	Refused func(client netip.Addr, code, reason string)
-	Meter   Meter
-	Log     *slog.Logger
+	// Effect is what a client's firmware needs done differently; it may be nil.
+	Effect func(client netip.Addr) quirk.Effect
+	Meter  Meter
+	Log    *slog.Logger
 }
 
 // Serve answers until ctx ends, then lets running transfers fail at their next
@@ -98,6 +102,9 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 	g := newGate(conn, cfg.Sessions, time.Now)
 	g.overloaded = func(client netip.Addr) {
 		cfg.Refused(client, CodeOverloaded, fmt.Sprintf("no answer: %d transfers run already; it asks again", cfg.Sessions))
+	}
+	if cfg.Effect != nil {
+		g.effect = cfg.Effect
 	}
 	h := handler{Config: cfg, ctx: ctx, gate: g}
 	s := tftp.NewServer(h.read, nil)
