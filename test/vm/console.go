@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -111,13 +112,18 @@ func (c *Console) Tail(n int) []string {
 var ErrBad = errors.New("the guest's console shows a failure")
 
 // Wait returns the first match of re, with its groups, in the lines from index
-// from on. It fails when the guest ends, when ctx ends, and with ErrBad when the
-// console shows that something broke.
+// from on. A line counts when it is complete, or the guest's last: a group that
+// matches "5697" would match "56" in what has arrived of it. Wait fails when the
+// guest ends, when ctx ends, and with ErrBad when the console shows that something
+// broke.
 func (c *Console) Wait(ctx context.Context, from int, re *regexp.Regexp) ([]string, error) {
 	next := from
 	for {
 		c.mu.Lock()
-		lines, partial, ended, changed := c.lines[min(next, len(c.lines)):], clean(c.partial), c.ended, c.changed
+		lines, ended, changed := c.lines[min(next, len(c.lines)):], c.ended, c.changed
+		if ended {
+			lines = append(slices.Clip(lines), clean(c.partial))
+		}
 		c.mu.Unlock()
 		for _, line := range lines {
 			if m := re.FindStringSubmatch(line); m != nil {
@@ -127,9 +133,6 @@ func (c *Console) Wait(ctx context.Context, from int, re *regexp.Regexp) ([]stri
 				return nil, fmt.Errorf("waiting for %q: %w: %s: %s", re, ErrBad, what, line)
 			}
 			next++
-		}
-		if m := re.FindStringSubmatch(partial); m != nil {
-			return m, nil
 		}
 		if ended {
 			return nil, fmt.Errorf("waiting for %q: the guest ended; its last lines:\n%s", re, strings.Join(c.Tail(15), "\n"))
