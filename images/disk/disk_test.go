@@ -54,7 +54,7 @@ func TestBothLayoutsAreFoundByLabelAndType(t *testing.T) {
 			if l.Table.DiskGUID != "00000000-0000-0000-0000-000000000001" {
 				t.Errorf("got disk GUID %s", l.Table.DiskGUID)
 			}
-			if l.OEM.Number != 6 || l.Root.Number != 9 || l.Root.Length != 64<<20 {
+			if l.OEM.Number != 6 || l.Root.Number != 9 || l.Root.Length != 32<<20 {
 				t.Errorf("got OEM %+v and ROOT %+v", l.OEM, l.Root)
 			}
 			if got, want := l.Table.Partitions[2].Attributes, uint64(0x0101000000000000); got != want {

@@ -31,7 +31,7 @@ type Options struct {
 	Root string
 	// RootFile replaces the start of the ROOT partition, when set.
 	RootFile []byte
-	// RootMiB is ROOT's size; 0 means 64.
+	// RootMiB is ROOT's size; 0 means 32.
 	RootMiB int
 }
 
@@ -46,11 +46,13 @@ type part struct {
 func Make(t testing.TB, dir string, o Options) string {
 	t.Helper()
 	if o.RootMiB == 0 {
-		o.RootMiB = 64
+		o.RootMiB = 32
 	}
-	esp, usr, oem := 48, 6, 40
+	// Hardly more than the file systems need: every byte is packed, unpacked and
+	// summed by many tests.
+	esp, usr, oem := 38, 4, 28
 	if o.Small {
-		esp, usr, oem = 34, 4, 24
+		esp, usr, oem = 34, 2, 24
 	}
 	const usrType = "5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6"
 	const linux = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
@@ -147,7 +149,8 @@ func Make(t testing.TB, dir string, o Options) string {
 		}
 		run(t, "", "mkfs.btrfs", args...)
 	})
-	noise := make([]byte, 3<<20)
+	// Two of bzip2's blocks; more would only cost the compressors time.
+	noise := make([]byte, 1<<20)
 	rnd := rand.New(rand.NewPCG(7, 7))
 	for i := range noise {
 		noise[i] = byte(rnd.Uint32())
