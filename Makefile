@@ -115,6 +115,12 @@ formats: build release ## every disk format boots in a virtual machine until it 
 	go test -c -tags e2e -o bin/formats.test ./test/formats
 	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
+.PHONY: netboot-test
+netboot-test: build release ## a machine with Secure Boot loads the signed installer by HTTP
+	$(call say,Secure Boot from the network in virtual machines (about 3 minutes without KVM))
+	go test -c -tags e2e -o bin/netboot.test ./test/netboot
+	cd test/netboot && $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
+
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
 	$(call say,the scenario in virtual machines (16 to 25 minutes without KVM))

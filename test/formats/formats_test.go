@@ -178,8 +178,11 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 			Address: fmt.Sprintf("10.77.0.%d", 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
 		})
 	}
-	start := time.Now()
-	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream(t), Work: t.TempDir(), Cache: *cache, Butane: report, Machines: machines,
+	start, upstream := time.Now(), t.TempDir()
+	if err := lab.StandIns(upstream); err != nil {
+		t.Fatal(err)
+	}
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Cache: *cache, Butane: report, Machines: machines,
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
 		}})
@@ -188,40 +191,6 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 	}
 	t.Cleanup(rack.Close)
 	return rack, machines[1:]
-}
-
-// upstream stands in for Kubernetes and etcd, which a machine does not need before
-// it is told to join: the images are made and read in a fraction of the time.
-func upstream(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, content := range map[string]string{
-		"kubernetes/v1.36.3/bin/linux/amd64/kubeadm": "kubeadm",
-		"kubernetes/v1.36.3/bin/linux/amd64/kubectl": "kubectl",
-		"kubernetes/v1.36.3/bin/linux/amd64/kubelet": "#!/bin/sh\necho Kubernetes v1.36.3\n",
-		"images/kubernetes-v1.36.3.tar":              "",
-		"addons/flannel.yaml":                        "apiVersion: v1\nkind: Namespace\nmetadata: {name: kube-flannel}\n",
-		"programs/etcd":                              "etcd",
-		"programs/etcdctl":                           "etcdctl",
-		"programs/etcdutl":                           "etcdutl",
-		"programs/bridge":                            "bridge",
-	} {
-		path := filepath.Join(dir, name)
-		write(t, path, []byte(content))
-		if err := os.Chmod(path, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, v := range []string{"etcd/v3.6.10", "cni/v1.9.1"} {
-		if err := os.MkdirAll(filepath.Join(dir, v), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	programs := filepath.Join(dir, "programs")
-	run(t, "tar", "-cz", "-f", filepath.Join(dir, "etcd/v3.6.10/etcd-v3.6.10-linux-amd64.tar.gz"), "-C", programs, "etcd", "etcdctl", "etcdutl")
-	run(t, "tar", "-cz", "-f", filepath.Join(dir, "cni/v1.9.1/cni-plugins-linux-amd64-v1.9.1.tgz"), "-C", programs, "bridge")
-	run(t, "tar", "-c", "-f", filepath.Join(dir, "images/kubernetes-v1.36.3.tar"), "-T", "/dev/null")
-	return dir
 }
 
 func formatList(all []clone) string {

@@ -74,6 +74,8 @@ type Lab struct {
 	Deaths bool
 	// Butane is a file that every role has besides; none when empty.
 	Butane string
+	// Boot are more lines of cluster.yaml's boot, indented by two.
+	Boot string
 	// Log receives one line per step; it may be nil.
 	Log func(format string, args ...any)
 

@@ -109,7 +109,7 @@ boot:
     bios: /usr/lib/ipxe/undionly.kpxe
     uefi: /usr/lib/ipxe/snponly.efi
   installerArgs: [console=ttyS0, no_timer_check]
-roles:
+%[13]sroles:
   control-plane:
     kind: control-plane
     kernelArgs: [console=ttyS0, systemd.default_timeout_start_sec=900, no_timer_check]
@@ -120,7 +120,7 @@ roles:
   - name: flannel
     source: addons/flannel.yaml
 machines:
-`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"))
+`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot)
 	for _, m := range l.Machines {
 		fmt.Fprintf(&b, `  - name: %s
     role: %s

@@ -55,6 +55,9 @@ type Config struct {
 	DiskFirst bool
 	// HTTPBoot switches PXE off in UEFI: from the network it boots by HTTP alone.
 	HTTPBoot bool
+	// SecureVariables switches Secure Boot on in UEFI: variables that have its keys, from
+	// EnrolKeys. The guest has a copy.
+	SecureVariables string
 	// FirmwareData is a file that QEMU shows as the fw_cfg entry FirmwareKey; none when
 	// empty.
 	FirmwareKey, FirmwareData string
@@ -127,7 +130,11 @@ func (c Config) variables() (remembers bool, err error) {
 	if _, err := os.Stat(c.NVRAM().Path); !errors.Is(err, os.ErrNotExist) {
 		return true, err
 	}
-	content, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	from := "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	if c.SecureVariables != "" {
+		from = c.SecureVariables
+	}
+	content, err := os.ReadFile(from)
 	if err != nil {
 		return false, fmt.Errorf("copying firmware variables (apt-get install ovmf): %w", err)
 	}
@@ -202,10 +209,14 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 		args = append(args, "-device", nic)
 	case OVMF:
 		// romfile= empties the card's ROM, so that the firmware's own PXE is used.
-		args = append(args, "-device", nic+",romfile=",
-			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-			"-drive", "if=pflash,format=raw,unit=1,file="+cfg.NVRAM().Path,
-			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+		args = append(args, "-device", nic+",romfile=", "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+		if cfg.SecureVariables != "" {
+			args = append(args, secureArgs(cfg.NVRAM().Path)...)
+		} else {
+			args = append(args,
+				"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+				"-drive", "if=pflash,format=raw,unit=1,file="+cfg.NVRAM().Path)
+		}
 		if cfg.HTTPBoot {
 			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
 		}

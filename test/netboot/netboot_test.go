@@ -1,0 +1,172 @@
+//go:build e2e
+
+// Package netboot boots a machine with Secure Boot from the network, as an owner with
+// keys of his own would: its firmware loads the signed installer by HTTP from a real
+// imagectl serve. "make netboot-test" runs it, on the test release
+// (test/release/README.md).
+package netboot
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/test/lab"
+	"github.com/imagectl/imagectl/test/vm"
+)
+
+var (
+	bin     = flag.String("bin", "", "directory of imagectl and bootstrapd")
+	release = flag.String("release", "", "directory of the test release")
+)
+
+// bootYAML is what docs/netboot.md has in cluster.yaml.
+const bootYAML = `  iso:
+    stub: /usr/lib/systemd/boot/efi/linuxx64.efi.stub
+  secureBoot:
+    certificate: keys/secureboot/db.crt
+    key: {file: keys/secureboot/db.key}
+`
+
+func TestSecureBootFromTheNetwork(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 40*time.Minute, fmt.Errorf("the scenario's 40 minutes are over"))
+	defer cancel()
+	for name, value := range map[string]string{"-bin": *bin, "-release": *release} {
+		if value == "" {
+			t.Fatalf("%s is not set; run this through make netboot-test", name)
+		}
+	}
+	began, upstream := time.Now(), t.TempDir()
+	if err := lab.StandIns(upstream); err != nil {
+		t.Fatal(err)
+	}
+	machine := func(name, last string) lab.Machine {
+		return lab.Machine{Name: name, Role: "worker", Firmware: vm.OVMF, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last}
+	}
+	good, bad := machine("good", "41"), machine("bad", "42")
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Boot: bootYAML,
+		// A cluster has a control plane; this one is never switched on.
+		Machines: []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}, good, bad},
+		Log: func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(rack.Close)
+	imagectl := func(args ...string) {
+		t.Helper()
+		if _, err := rack.Imagectl(ctx, args...); err != nil {
+			t.Fatal(err)
+		}
+		rack.Log("imagectl %s", strings.Join(args, " "))
+	}
+	imagectl("secureboot", "keys", "keys/secureboot", "--name", "demo")
+	imagectl("secureboot", "enrol", "keys/secureboot")
+	imagectl("validate")
+	imagectl("lock")
+	imagectl("build", "--format", "pxe")
+	if err := rack.Serve(ctx); err == nil || !strings.Contains(err.Error(), "imagectl build --format uki makes it") {
+		t.Fatalf("serving without the signed installer: got %v", err)
+	}
+	imagectl("build", "--format", "uki")
+	if err := rack.Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	vars, err := vm.EnrolKeys(ctx, filepath.Join(rack.Site, "keys/secureboot/enrol"), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rack.Log("the firmware has its keys")
+	imagectl("machines", "arm", good.Name, bad.Name)
+	powerOn := func(m lab.Machine) *vm.Console {
+		t.Helper()
+		// PowerOn's disk, which nothing reads here.
+		if err := os.WriteFile(rack.Disk(m), make([]byte, 1<<20), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c := rack.Config(m)
+		c.SecureVariables, c.HTTPBoot = vars, true
+		if err := rack.Start(c); err != nil {
+			t.Fatal(err)
+		}
+		rack.Log("%s: power on", m.Name)
+		return rack.Guests[m.Name].Console
+	}
+	wait := func(c *vm.Console, expr string) {
+		t.Helper()
+		if _, err := c.Wait(ctx, 0, regexp.MustCompile(expr)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	console := powerOn(good)
+	wait(console, `Command line: .*flatcar.first_boot=1`)
+	rack.Log("%s: the signed kernel started", good.Name)
+	wait(console, `[Ss]ecure boot enabled`)
+
+	// The server looks at its files when it starts, so it is the firmware that finds this.
+	changeKernel(t, rack, filepath.Join(rack.Site, "out", "demo-installer.efi"))
+	refused := powerOn(bad)
+	wait(refused, `BdsDxe: failed to load .*: Access Denied`)
+	rack.Log("%s: one byte of the kernel changed: the firmware refuses it", bad.Name)
+	for _, line := range refused.Tail(1000) {
+		if strings.Contains(line, "Linux version") {
+			t.Errorf("the changed kernel started: %s", line)
+		}
+	}
+	rack.Guests[bad.Name].Stop()
+
+	if err := rack.Approve(ctx, good); err != nil {
+		t.Fatal(err)
+	}
+	if err := rack.WaitState(ctx, good.Name, "installing", "failed"); err != nil {
+		t.Fatal(err)
+	}
+	rack.Log("%s: enrolled, and told to install", good.Name)
+	why, err := rack.Imagectl(ctx, "why", good.MAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"DISCOVER from http-boot", "fetches demo-installer.efi by UEFI HTTP boot"} {
+		if !strings.Contains(why, want) {
+			t.Errorf("imagectl why does not say %q:\n%s", want, why)
+		}
+	}
+}
+
+// changeKernel flips a bit in the middle of the kernel that a program contains.
+func changeKernel(t *testing.T, rack *lab.Lab, program string) {
+	t.Helper()
+	kernel, err := os.ReadFile(filepath.Join(rack.Release, "stable/amd64-usr/current/flatcar_production_pxe.vmlinuz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	middle := kernel[len(kernel)/2:][:4096]
+	if n := bytes.Count(image, middle); n != 1 {
+		t.Fatalf("the kernel is in %s %d times", program, n)
+	}
+	f, err := os.OpenFile(program, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(image, middle)
+	_, err = f.WriteAt([]byte{image[at] ^ 1}, int64(at))
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
