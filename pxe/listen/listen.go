@@ -26,14 +26,16 @@ type Config struct {
 	Address netip.Addr
 	// DHCP opens port 67. TFTP is always on port 69.
 	DHCP bool
-	// HTTPPort and HTTPSPort are opened unless 0.
-	HTTPPort, HTTPSPort int
+	// HTTPPort, HTTPSPort and BootTLSPort are opened unless 0.
+	HTTPPort, HTTPSPort, BootTLSPort int
 }
 
 // Sockets are open sockets; those not asked for are nil. Close closes all.
 type Sockets struct {
 	DHCP, TFTP  net.PacketConn
 	HTTP, HTTPS net.Listener
+	// BootTLS is for UEFI that boots by HTTPS.
+	BootTLS net.Listener
 	// MTU of the interface.
 	MTU int
 }
@@ -66,7 +68,7 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 	for _, t := range []struct {
 		port int
 		to   *net.Listener
-	}{{cfg.HTTPPort, &s.HTTP}, {cfg.HTTPSPort, &s.HTTPS}} {
+	}{{cfg.HTTPPort, &s.HTTP}, {cfg.HTTPSPort, &s.HTTPS}, {cfg.BootTLSPort, &s.BootTLS}} {
 		if t.port == 0 {
 			continue
 		}
@@ -189,7 +191,7 @@ func (c from) WriteTo(b []byte, to net.Addr) (int, error) { return c.ip4.WriteTo
 // Close closes what is open.
 func (s Sockets) Close() error {
 	var errs []error
-	for _, c := range []interface{ Close() error }{s.DHCP, s.TFTP, s.HTTP, s.HTTPS} {
+	for _, c := range []interface{ Close() error }{s.DHCP, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS} {
 		if c == nil {
 			continue
 		}

@@ -135,7 +135,7 @@ func (m memory) add(name string, content []byte) boot.Blob {
 	return boot.Blob{Name: name, SHA256: sha, Size: int64(len(content))}
 }
 
-func startRack(t *testing.T, machines []plan.Machine, st states) *rack {
+func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func(*listen.Config, *server.Config)) *rack {
 	t.Helper()
 	link, err := net.InterfaceByName(bridge)
 	if err != nil {
@@ -160,7 +160,12 @@ func startRack(t *testing.T, machines []plan.Machine, st states) *rack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sockets, err := listen.Open(t.Context(), listen.Config{Interface: bridge, Address: address, DHCP: true, HTTPPort: httpPort})
+	ports := listen.Config{Interface: bridge, Address: address, DHCP: true, HTTPPort: httpPort}
+	var changed server.Config
+	for _, change := range changes {
+		change(&ports, &changed)
+	}
+	sockets, err := listen.Open(t.Context(), ports)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +182,8 @@ func startRack(t *testing.T, machines []plan.Machine, st states) *rack {
 		Sockets: sockets, Address: address, HTTPPort: httpPort, Source: cat, Open: blobs.open,
 		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe,
 		HTTPBoot: map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: blobs.add("snponly.efi", ipxe)}},
-		Leases:   leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		BootTLS:  changed.BootTLS, BootTLSPort: changed.BootTLSPort,
+		Leases: leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -399,46 +405,4 @@ func TestUnknownMachineGetsTheInstaller(t *testing.T) {
 			t.Logf("events:\n%s", got)
 		})
 	}
-}
-
-// OVMF without PXE loads iPXE by HTTP, which then does as it does after PXE.
-func TestUEFIBootsByHTTP(t *testing.T) {
-	byHTTP := func(c *vm.Config) { c.HTTPBoot = true }
-	t.Run("unknown", func(t *testing.T) {
-		const n = 31
-		r := startRack(t, nil, nil)
-		start := time.Now()
-		g, _ := guest(t, vm.OVMF, n, byHTTP)
-		r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
-		t.Logf("script after %s", time.Since(start))
-		r.waitEvent(t, n, boot.StageKernel, 1)
-		got := stages(r.Events(mac(n)))
-		for _, want := range []string{"DISCOVER from http-boot", "nbp: fetches snponly.efi by UEFI HTTP boot", "DISCOVER from ipxe", "script: discover", "kernel: fetches vmlinuz"} {
-			if !strings.Contains(got, want) {
-				t.Errorf("no event %q in:\n%s", want, got)
-			}
-		}
-		if strings.Contains(got, "TFTP") {
-			t.Errorf("it used TFTP:\n%s", got)
-		}
-	})
-	t.Run("not armed", func(t *testing.T) {
-		const n = 32
-		r := startRack(t, []plan.Machine{{Name: "node1", MACs: []net.HardwareAddr{mac(n)}, Address: netip.MustParseAddr("10.98.0.11"), LocalBoot: "exit"}},
-			states{"node1": machine.Approved})
-		start := time.Now()
-		g, before := guest(t, vm.OVMF, n, byHTTP)
-		r.waitEvent(t, n, boot.StageDHCP, 1)
-		asked := time.Now()
-		t.Logf("DHCP after %s", asked.Sub(start))
-		r.waitEvent(t, n, boot.StageScript, 1)
-		t.Logf("refused %s later", time.Since(asked))
-		wait(t, g, vm.Sentinel)
-		t.Logf("disk %s after DHCP", time.Since(asked))
-		g.Stop()
-		if after := digest(t, g.Disk); !bytes.Equal(before, after) {
-			t.Error("the disk has changed")
-		}
-		t.Logf("events:\n%s", stages(r.Events(mac(n))))
-	})
 }

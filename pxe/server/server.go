@@ -3,6 +3,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -73,6 +74,9 @@ type Config struct {
 	Open func(sha256 string) (io.ReadSeekCloser, error)
 	// HTTPBoot is what UEFI loads by HTTP, by firmware; what is not here gets silence.
 	HTTPBoot map[boot.Firmware]httpboot.Program
+	// BootTLS and BootTLSPort let UEFI do that by HTTPS, where there is a socket for it.
+	BootTLS     *tls.Config
+	BootTLSPort int
 	// IPXEBIOS and IPXEUEFI are iPXE's undionly.kpxe and snponly.efi.
 	IPXEBIOS, IPXEUEFI []byte
 	Leases             dhcp.Store
@@ -104,13 +108,17 @@ func BootTasks(cfg Config) ([]Task, error) {
 	var tasks []Task
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
+	uefi := "http://" + at.String()
+	if cfg.Sockets.BootTLS != nil {
+		uefi = "https://" + netip.AddrPortFrom(cfg.Address, uint16(cfg.BootTLSPort)).String()
+	}
 	programs := map[boot.Firmware]string{}
 	for firmware, p := range cfg.HTTPBoot {
 		programs[firmware] = p.Name
 	}
 	if cfg.Sockets.DHCP != nil {
 		s, err := dhcp.NewServer(dhcp.Config{
-			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTP: "http://" + at.String(), Programs: programs},
+			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTP: uefi, Programs: programs},
 			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
@@ -143,10 +151,14 @@ func BootTasks(cfg Config) ([]Task, error) {
 		},
 	}
 	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Programs: cfg.HTTPBoot, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
-	return append(tasks,
+	tasks = append(tasks,
 		Task{"tftp", func(ctx context.Context) error { return tftp.Serve(ctx, cfg.Sockets.TFTP, tftpConfig) }},
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
-	), nil
+	)
+	if cfg.Sockets.BootTLS != nil {
+		tasks = append(tasks, HTTPTask("https boot", tls.NewListener(cfg.Sockets.BootTLS, cfg.BootTLS), handler, cfg.Log))
+	}
+	return tasks, nil
 }
 
 // fetched records what becomes of a TFTP request.

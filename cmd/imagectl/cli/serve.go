@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/catalog"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/server"
 )
@@ -31,7 +33,30 @@ type serveFlags struct {
 	operator          string
 	dashboard         string
 	metrics           string
+	tls               bootTLSFlags
 	debug             bool
+}
+
+// bootTLSFlags are for UEFI that boots by HTTPS; without a certificate it does not.
+type bootTLSFlags struct {
+	certificate, key string
+	port             int
+}
+
+// load reads the files; nil means that there is no HTTPS boot.
+func (f bootTLSFlags) load(p plan.Plan) (*tls.Config, error) {
+	if f.certificate == "" {
+		return nil, nil
+	}
+	certificate, err := os.ReadFile(f.certificate)
+	if err != nil {
+		return nil, fmt.Errorf("reading --boot-tls-cert: %w", err)
+	}
+	key, err := os.ReadFile(f.key)
+	if err != nil {
+		return nil, fmt.Errorf("reading --boot-tls-key: %w", err)
+	}
+	return httpboot.TLS(certificate, key, p.Server.Address, time.Now())
 }
 
 func newServe(g *globals) *cobra.Command {
@@ -62,6 +87,10 @@ func newServe(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&f.operator, "operator", "", "operator's name in the context file (default the user who calls, also through sudo)")
 	cmd.Flags().StringVar(&f.dashboard, "dashboard", dashboardOpen, "who sees the dashboard on the https port: open (anybody, without addresses), operators, off")
 	cmd.Flags().StringVar(&f.metrics, "metrics", "", "also serve /metrics by plain HTTP at this loopback `address`, such as 127.0.0.1:9640; the https port has it for operators' certificates")
+	cmd.Flags().StringVar(&f.tls.certificate, "boot-tls-cert", "", "let UEFI boot by HTTPS instead of HTTP, with this RSA certificate in PEM (docs/netboot.md)")
+	cmd.Flags().StringVar(&f.tls.key, "boot-tls-key", "", "private key of --boot-tls-cert")
+	cmd.Flags().IntVar(&f.tls.port, "boot-tls-port", 8444, "port for that")
+	cmd.MarkFlagsRequiredTogether("boot-tls-cert", "boot-tls-key")
 	cmd.Flags().BoolVar(&f.debug, "debug", false, "log why requests were not answered")
 	cacheFlag(cmd, &f.cache)
 	return cmd
@@ -87,10 +116,18 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		}
 		defer metricsAt.Close()
 	}
-	sockets, err := listen.Open(ctx, listen.Config{
+	bootTLS, err := f.tls.load(p)
+	if err != nil {
+		return usageError{err}
+	}
+	ports := listen.Config{
 		Interface: p.Boot.Interface, Address: p.Server.Address, DHCP: p.Boot.DHCP == plan.DHCPAuthoritative,
 		HTTPPort: p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
-	})
+	}
+	if bootTLS != nil {
+		ports.BootTLSPort = f.tls.port
+	}
+	sockets, err := listen.Open(ctx, ports)
 	if err != nil {
 		return err
 	}
@@ -140,7 +177,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		leases = j
 	}
 	tasks, err := server.BootTasks(server.Config{
-		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot,
+		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: bootTLS, BootTLSPort: f.tls.port,
 		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Recorder: monitor, Log: log,
 		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP()},
 	})
