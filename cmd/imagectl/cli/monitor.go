@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -35,6 +36,9 @@ func (f serveFlags) check() error {
 	case dashboardOpen, dashboardOperators, dashboardOff:
 	default:
 		return usageError{fmt.Errorf("--dashboard %q is none of open, operators, off", f.dashboard)}
+	}
+	if (f.tls.certificate == "") != (f.tls.key == "") {
+		return usageError{errors.New("--boot-tls-cert and --boot-tls-key belong together: give both or neither")}
 	}
 	if f.metrics == "" {
 		return nil

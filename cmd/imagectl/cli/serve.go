@@ -90,7 +90,6 @@ func newServe(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&f.tls.certificate, "boot-tls-cert", "", "let UEFI boot by HTTPS instead of HTTP, with this RSA certificate in PEM (docs/netboot.md)")
 	cmd.Flags().StringVar(&f.tls.key, "boot-tls-key", "", "private key of --boot-tls-cert")
 	cmd.Flags().IntVar(&f.tls.port, "boot-tls-port", 8444, "port for that")
-	cmd.MarkFlagsRequiredTogether("boot-tls-cert", "boot-tls-key")
 	cmd.Flags().BoolVar(&f.debug, "debug", false, "log why requests were not answered")
 	cacheFlag(cmd, &f.cache)
 	return cmd
@@ -105,6 +104,10 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	}
 	log := slog.New(slog.NewTextHandler(g.stdio.Err, &slog.HandlerOptions{Level: level}))
 
+	bootTLS, err := f.tls.load(p)
+	if err != nil {
+		return usageError{err}
+	}
 	site, err := g.loadSite(ctx, p, f.out, f.cache)
 	if err != nil {
 		return err
@@ -115,10 +118,6 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 			return fmt.Errorf("listening for /metrics: %w; let --metrics name another port", err)
 		}
 		defer metricsAt.Close()
-	}
-	bootTLS, err := f.tls.load(p)
-	if err != nil {
-		return usageError{err}
 	}
 	ports := listen.Config{
 		Interface: p.Boot.Interface, Address: p.Server.Address, DHCP: p.Boot.DHCP == plan.DHCPAuthoritative,
