@@ -11,7 +11,7 @@ import (
 const defaultLeaseSeconds = 12 * 60 * 60
 
 func (c *checker) subnet(raw rawSubnet) Subnet {
-	s := Subnet{Prefix: raw.CIDR.V, First: raw.Range.First.V, Last: raw.Range.Last.V, Router: raw.Router.V, Domain: raw.Domain.V, LeaseSeconds: defaultLeaseSeconds}
+	s := Subnet{Prefix: raw.CIDR.V, Interface: raw.Interface.V, First: raw.Range.First.V, Last: raw.Range.Last.V, Router: raw.Router.V, Domain: raw.Domain.V, LeaseSeconds: defaultLeaseSeconds}
 	for _, a := range raw.DNS {
 		s.DNS = append(s.DNS, a.V)
 	}
@@ -27,6 +27,7 @@ func (c *checker) subnet(raw rawSubnet) Subnet {
 			c.add(raw.Lease.Pos, raw.Lease.Path, "lease: 12h", "a lease of %s is out of range: want 2m to 8760h", raw.Lease.V)
 		}
 	}
+	c.interfaceName(raw.Interface)
 	if !raw.CIDR.Set {
 		return s
 	}
@@ -90,10 +91,10 @@ func (c *checker) networks(raw rawFile, s Spec) {
 		server.Set = false
 	}
 	authoritative := s.Boot.DHCP == "authoritative"
+	if (authoritative || s.Boot.DHCP == "proxy") && !raw.Boot.Interface.Set && raw.Boot.Path != "" {
+		c.add(raw.Boot.Pos, "boot", "interface: eth1", "required key \"interface\" is missing: dhcp: %s answers on one interface", s.Boot.DHCP)
+	}
 	if authoritative {
-		if !raw.Boot.Interface.Set && raw.Boot.Path != "" {
-			c.add(raw.Boot.Pos, "boot", "interface: eth1", "required key \"interface\" is missing: dhcp: authoritative answers on one interface")
-		}
 		if len(raw.Boot.Subnets) == 0 && raw.Boot.Path != "" {
 			c.add(raw.Boot.Pos, "boot", "subnets:\n  - cidr: 10.0.0.0/24", "required key \"subnets\" is missing: dhcp: authoritative gives out addresses")
 		}
@@ -105,10 +106,13 @@ func (c *checker) networks(raw rawFile, s Spec) {
 			if sub.inRange(server.V) {
 				c.add(server.Pos, server.Path, "", "the server's address %s is inside the dynamic range %s to %s", server.V, sub.First, sub.Last)
 			}
-		} else if authoritative {
-			c.add(server.Pos, server.Path, "", "the server's address %s is in none of boot.subnets, so no machine would reach it without a relay; relays are not supported yet", server.V)
+		} else if authoritative && len(raw.Boot.Relays) == 0 {
+			c.add(server.Pos, server.Path, "name the relays that send it requests: boot.relays: [10.0.0.254]",
+				"the server's address %s is in none of boot.subnets, so no machine reaches it without a relay", server.V)
 		}
 	}
+	c.links(raw, s)
+	c.relays(raw, s)
 	seen := map[string]place{}
 	for i, m := range raw.Machines {
 		a := m.Address
@@ -137,6 +141,51 @@ func (c *checker) networks(raw rawFile, s Spec) {
 			c.add(a.Pos, a.Path, "", "%s is the router's address", a.V)
 		default:
 			c.usable(a, sub.Prefix)
+		}
+	}
+}
+
+// links checks how machines and the server reach each other.
+func (c *checker) links(raw rawFile, s Spec) {
+	server, seen := raw.Server.Address, map[string]place{}
+	for i, sub := range raw.Boot.Subnets {
+		home := server.Set && s.Boot.Subnets[i].Prefix.Contains(server.V)
+		switch on := sub.Interface; {
+		case !on.Set:
+		case home && on.V != s.Boot.Interface:
+			c.add(on.Pos, on.Path, "interface: "+s.Boot.Interface, "%s is the subnet of server.address, which is on boot.interface %s", s.Boot.Subnets[i].Prefix, s.Boot.Interface)
+		case !home && on.V == s.Boot.Interface:
+			c.add(on.Pos, on.Path, "", "boot.interface %s is for the subnet of server.address; another subnet needs another interface, or a relay", on.V)
+		default:
+			c.unique(seen, "interface", on.V, on.place)
+		}
+		if s.Boot.DHCP == "authoritative" && server.Set && sub.CIDR.Set && !home && !sub.Router.Set && s.Boot.Subnets[i].Prefix.Addr().Is4() {
+			c.add(sub.Pos, sub.Path, "router: its default gateway", "the machines of %s cannot reach the server %s without a router", s.Boot.Subnets[i].Prefix, server.V)
+		}
+	}
+}
+
+// relays have addresses that nobody else may have.
+func (c *checker) relays(raw rawFile, s Spec) {
+	seen := map[string]place{}
+	for _, r := range raw.Boot.Relays {
+		if !r.Set {
+			continue
+		}
+		if !r.V.Is4() {
+			c.add(r.Pos, r.Path, "", "IPv6 is not supported yet")
+			continue
+		}
+		c.unique(seen, "relay", r.V.String(), r.place)
+		if sub, ok := subnetOf(s.Boot.Subnets, r.V); ok {
+			if c.usable(r, sub.Prefix); sub.inRange(r.V) {
+				c.add(r.Pos, r.Path, "", "the relay %s is inside the dynamic range %s to %s", r.V, sub.First, sub.Last)
+			}
+		}
+		for _, m := range s.Machines {
+			if m.Address == r.V {
+				c.add(r.Pos, r.Path, "", "the relay %s has the address of %s", r.V, m.Name)
+			}
 		}
 	}
 }

@@ -217,7 +217,7 @@ func (c *checker) server(raw rawServer) Server {
 func (c *checker) boot(raw rawBoot) Boot {
 	b := Boot{
 		Interface:     raw.Interface.V,
-		DHCP:          c.choice(raw.DHCP, "authoritative", []string{"authoritative", "off"}, []string{"proxy"}),
+		DHCP:          c.choice(raw.DHCP, "authoritative", []string{"authoritative", "proxy", "proxy-4011", "off"}, nil),
 		Unknown:       c.choice(raw.Unknown, "discover", []string{"discover", "ignore"}, nil),
 		IPXEBIOS:      ipxeBIOSDefault,
 		IPXEUEFI:      ipxeUEFIDefault,
@@ -232,13 +232,20 @@ func (c *checker) boot(raw rawBoot) Boot {
 	}
 	b.ISO = c.iso(raw.ISO, vars)
 	b.SecureBoot = c.secureBoot(raw)
-	if raw.Interface.Set && !interfaceName.MatchString(b.Interface) {
-		c.add(raw.Interface.Pos, raw.Interface.Path, "such as eth1; ip -br link lists them", "%q is not the name of a network interface", b.Interface)
-	}
+	c.interfaceName(raw.Interface)
 	for _, s := range raw.Subnets {
 		b.Subnets = append(b.Subnets, c.subnet(s))
 	}
+	for _, r := range raw.Relays {
+		b.Relays = append(b.Relays, r.V)
+	}
 	return b
+}
+
+func (c *checker) interfaceName(raw rawString) {
+	if raw.Set && !interfaceName.MatchString(raw.V) {
+		c.add(raw.Pos, raw.Path, "such as eth1; ip -br link lists them", "%q is not the name of a network interface", raw.V)
+	}
 }
 
 // iso: what BIOS boots with is wanted as a whole or not at all.

@@ -95,7 +95,7 @@ type rawBoot struct {
 	DHCP          rawString     `key:"dhcp"`
 	Unknown       rawString     `key:"unknown"`
 	Subnets       []rawSubnet   `key:"subnets"`
-	Relays        []rawAddr     `key:"relays,later"`
+	Relays        []rawAddr     `key:"relays"`
 	IPXE          rawIPXE       `key:"ipxe"`
 	ISO           rawISO        `key:"iso"`
 	SecureBoot    rawSecureBoot `key:"secureBoot"`
@@ -104,13 +104,14 @@ type rawBoot struct {
 
 type rawSubnet struct {
 	place
-	CIDR   rawPrefix   `key:"cidr,required"`
-	Range  rawRange    `key:"range"`
-	Router rawAddr     `key:"router"`
-	DNS    []rawAddr   `key:"dns"`
-	NTP    []rawAddr   `key:"ntp"`
-	Domain rawString   `key:"domain"`
-	Lease  rawDuration `key:"lease"`
+	CIDR      rawPrefix   `key:"cidr,required"`
+	Interface rawString   `key:"interface"`
+	Range     rawRange    `key:"range"`
+	Router    rawAddr     `key:"router"`
+	DNS       []rawAddr   `key:"dns"`
+	NTP       []rawAddr   `key:"ntp"`
+	Domain    rawString   `key:"domain"`
+	Lease     rawDuration `key:"lease"`
 }
 
 type rawRange struct {

@@ -89,11 +89,13 @@ type Server struct {
 // Boot is the boot network.
 type Boot struct {
 	Interface string
-	// DHCP is authoritative or off.
+	// DHCP is authoritative, proxy, proxy-4011 or off.
 	DHCP string
 	// Unknown is discover or ignore.
-	Unknown            string
-	Subnets            []Subnet
+	Unknown string
+	Subnets []Subnet
+	// Relays may be empty.
+	Relays             []netip.Addr
 	IPXEBIOS, IPXEUEFI string
 	ISO                ISO
 	SecureBoot         SecureBoot
@@ -114,7 +116,9 @@ type SecureBoot struct {
 
 // Subnet is one DHCP subnet. Zero addresses mean that there is none.
 type Subnet struct {
-	Prefix              netip.Prefix
+	Prefix netip.Prefix
+	// Interface is the server's in this subnet; empty for Boot.Interface, or none.
+	Interface           string
 	First, Last, Router netip.Addr
 	DNS, NTP            []netip.Addr
 	Domain              string

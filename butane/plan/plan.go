@@ -79,10 +79,12 @@ type Server struct {
 // DHCPMode says how the boot server takes part in DHCP.
 type DHCPMode string
 
-// The modes. Proxy is not acted on yet.
+// The modes. A proxy names boot programs beside the DHCP server that gives out the
+// addresses; on that server's own host it can only do so on port 4011.
 const (
 	DHCPAuthoritative DHCPMode = "authoritative"
 	DHCPProxy         DHCPMode = "proxy"
+	DHCPProxy4011     DHCPMode = "proxy-4011"
 	DHCPOff           DHCPMode = "off"
 )
 
@@ -101,9 +103,12 @@ type Boot struct {
 	DHCP      DHCPMode
 	Unknown   UnknownMachines
 	Subnets   []Subnet
-	IPXEBIOS  lock.Blob
-	IPXEUEFI  lock.Blob
-	ISO       ISO
+	// Relays are the DHCP relays that are listened to; when empty, all that are in a
+	// subnet.
+	Relays   []netip.Addr
+	IPXEBIOS lock.Blob
+	IPXEUEFI lock.Blob
+	ISO      ISO
 	// SecureBoot says who signs what UEFI starts; the zero value, that nobody does.
 	SecureBoot cluster.SecureBoot
 	// InstallerArgs are kernel arguments of the netbooted installer: the
@@ -118,6 +123,8 @@ type ISO struct{ Stub, ISOLINUX, LDLINUX, MBR lock.Blob }
 // Subnet is one DHCP subnet.
 type Subnet struct {
 	Prefix netip.Prefix
+	// Interface is the server's in this subnet; empty for Boot.Interface, or none.
+	Interface string
 	// First and Last bound the dynamic range, both included; both are the zero
 	// value when there is none.
 	First, Last netip.Addr

@@ -42,7 +42,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 			Address: spec.Server.Address, HTTPPort: spec.Server.HTTPPort, HTTPSPort: spec.Server.HTTPSPort, SANs: spec.Server.SANs,
 		},
 		Boot: Boot{
-			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown),
+			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown), Relays: spec.Boot.Relays,
 			IPXEBIOS: r.blob(lock.IPXEBIOS), IPXEUEFI: r.blob(lock.IPXEUEFIx64),
 			SecureBoot:    spec.Boot.SecureBoot,
 			InstallerArgs: append(lockdown.KernelArgs(), spec.Boot.InstallerArgs...),

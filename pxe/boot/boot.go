@@ -109,6 +109,12 @@ type Network struct {
 	// Reserved holds the machine's name for every reserved address: nobody else
 	// gets it.
 	Reserved map[netip.Addr]string
+	// Proxy says that another server gives out the addresses here; ours only names
+	// boot programs.
+	Proxy bool
+	// Relays are the relay agents that are listened to, by the address they put into
+	// requests (giaddr). When empty, they are all whose address is in one of Subnets.
+	Relays []netip.Addr
 }
 
 // Stage is a step of the boot path that a server has seen.

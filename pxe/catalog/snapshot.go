@@ -181,7 +181,8 @@ func checkArgs(args []string) error {
 }
 
 func network(p plan.Plan) boot.Network {
-	n := boot.Network{Reserved: map[netip.Addr]string{}}
+	n := boot.Network{Reserved: map[netip.Addr]string{}, Relays: p.Boot.Relays,
+		Proxy: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011}
 	for _, s := range p.Boot.Subnets {
 		n.Subnets = append(n.Subnets, boot.Subnet{Prefix: s.Prefix, First: s.First, Last: s.Last, Router: s.Router,
 			DNS: s.DNS, NTP: s.NTP, Domain: s.Domain, Lease: time.Duration(s.LeaseSeconds) * time.Second})

@@ -101,7 +101,7 @@ func (r *query) stillHas(holder Lease, name string) bool {
 // keptFree says which addresses of a dynamic range are not dynamic.
 func (r *query) keptFree(a netip.Addr) bool {
 	_, reserved := r.Network.Reserved[a]
-	return reserved || a == r.Server || a == r.subnet.Router || a == r.subnet.Prefix.Masked().Addr() || a == lastOf(r.subnet.Prefix)
+	return reserved || a == r.Server || a == r.link() || a == r.relay.agent || a == r.subnet.Router || a == r.subnet.Prefix.Masked().Addr() || a == lastOf(r.subnet.Prefix)
 }
 
 // lastOf is a prefix's broadcast address.

@@ -1,5 +1,6 @@
 // Package dhcp answers DHCPv4 requests (RFC 2131) as the authority of its
-// subnets, and points netbooting machines (RFC 4578) at their boot program.
+// subnets, and points netbooting machines (RFC 4578) at their boot program. As a
+// proxy (boot.Network.Proxy) it only does the latter, beside another server.
 //
 // A packet's life is decode, decide, encode. Decide is pure: it sees the request
 // and an Env, and returns a reply or the reason for silence. Server is the only
@@ -44,10 +45,16 @@ type Leases interface {
 // Env is everything a decision depends on besides the packet.
 type Env struct {
 	Now time.Time
-	// Server is our address on the boot network.
-	Server  netip.Addr
-	Network *boot.Network
-	Leases  Leases
+	// Server is our address on the boot network: boot files come from it.
+	Server netip.Addr
+	// Link is our address in the network that the packet came from when no relay
+	// sent it; the zero value means Server.
+	Link netip.Addr
+	// BootServer says that the packet came to port 4011, From whence.
+	BootServer bool
+	From       netip.AddrPort
+	Network    *boot.Network
+	Leases     Leases
 	// Answer is boot.Source's Decide.
 	Answer func(boot.Machine) boot.Answer
 	Files  BootFiles
@@ -70,7 +77,7 @@ type BootFiles struct {
 // Change is what a decision does to the lease table.
 type Change string
 
-// The changes. Bind, End and Decline are durable.
+// The changes. Bind, End and Decline are durable; See is not even certain.
 const (
 	Keep Change = ""
 	// Hold keeps an offered address for its client.
@@ -81,6 +88,8 @@ const (
 	End Change = "end"
 	// Decline puts the address aside.
 	Decline Change = "decline"
+	// See remembers whose address it is that another server gave.
+	See Change = "see"
 )
 
 // Decision is the outcome for one packet.
@@ -120,11 +129,11 @@ func Decide(req *dhcpv4.DHCPv4, env Env) Decision {
 }
 
 func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
-	subnet, ok := subnetOf(req, env)
-	if !ok {
-		return silent("no-subnet", "no subnet of cluster.yaml contains %s, where the request comes from", origin(req, env)).refused()
+	r := &query{DHCPv4: req, Env: env, client: client, relay: relayOf(req)}
+	if why := r.strangeRelay(); why != "" {
+		return silent("relay-unknown", "%s", why).refused()
 	}
-	r := &query{DHCPv4: req, Env: env, client: client, subnet: subnet, answer: env.Answer(client.machine())}
+	r.answer = env.Answer(client.machine())
 	var quirks []string
 	if client.boots() {
 		r.effect, quirks = env.Quirks.Apply(shows(req, client), r.answer.Quirks)
@@ -145,28 +154,66 @@ type query struct {
 	*dhcpv4.DHCPv4
 	Env
 	client Client
-	subnet boot.Subnet
+	relay  relay
 	answer boot.Answer
 	// effect is of the client's quirks; the zero value unless it netboots.
 	effect quirk.Effect
+	// subnet is the client's; unset for a proxy.
+	subnet boot.Subnet
 }
 
 func silent(code, format string, args ...any) Decision {
 	return Decision{Code: code, Reason: fmt.Sprintf(format, args...)}
 }
 
-// origin is an address in the client's network: the relay's, or ours.
-func origin(req *dhcpv4.DHCPv4, env Env) netip.Addr {
-	if relay := addr(req.GatewayIPAddr); relay.IsValid() {
-		return relay
+// origin is an address in the client's network: what the relay says, what a
+// client that renews has already, or ours there.
+func (r *query) origin() netip.Addr {
+	if r.relay.agent.IsValid() {
+		return r.relay.link
 	}
-	return env.Server
+	if a := r.renewed(); a.IsValid() {
+		return a
+	}
+	return r.link()
 }
 
-func subnetOf(req *dhcpv4.DHCPv4, env Env) (boot.Subnet, bool) {
-	from := origin(req, env)
-	for _, s := range env.Network.Subnets {
-		if s.Prefix.Contains(from) {
+// renewed is the address for which a client writes to us directly, past its relay
+// (RFC 2131 section 4.3.2). It must be the client's, or else a machine that was
+// moved here from another network would keep the address it had there.
+func (r *query) renewed() netip.Addr {
+	a, t := addr(r.ClientIPAddr), r.MessageType()
+	if t == dhcpv4.MessageTypeInform {
+		return a
+	}
+	if t != dhcpv4.MessageTypeRequest || addr(r.RequestedIPAddress()).IsValid() {
+		return netip.Addr{}
+	}
+	if l, ok := r.Leases.ByMAC(r.client.MAC); (ok && l.Addr == a) || r.answer.Address == a {
+		return a
+	}
+	return netip.Addr{}
+}
+
+// link is our address in the client's network.
+func (r *query) link() netip.Addr {
+	if r.Link.IsValid() {
+		return r.Link
+	}
+	return r.Server
+}
+
+// identifier is what the client shall take for the server's address.
+func (r *query) identifier() netip.Addr {
+	if r.relay.identifier.IsValid() {
+		return r.relay.identifier
+	}
+	return r.link()
+}
+
+func subnetOf(n *boot.Network, a netip.Addr) (boot.Subnet, bool) {
+	for _, s := range n.Subnets {
+		if s.Prefix.Contains(a) {
 			return s, true
 		}
 	}
@@ -174,6 +221,14 @@ func subnetOf(req *dhcpv4.DHCPv4, env Env) (boot.Subnet, bool) {
 }
 
 func (r *query) decide() Decision {
+	if r.Network.Proxy {
+		return r.proxy()
+	}
+	from := r.origin()
+	var ok bool
+	if r.subnet, ok = subnetOf(r.Network, from); !ok {
+		return silent("no-subnet", "no subnet of cluster.yaml contains %s, where the request comes from", from).refused()
+	}
 	if reason, code := r.refusesBoot(); code != "" {
 		return silent(code, "%s", reason).refused()
 	}
@@ -232,8 +287,9 @@ func (r *query) discover() Decision {
 func (r *query) request() Decision {
 	wanted, server, ciaddr := addr(r.RequestedIPAddress()), addr(r.ServerIdentifier()), addr(r.ClientIPAddr)
 	switch {
-	case server.IsValid() && server != r.Server: // selecting, but another server
-		d := silent("other-server", "the client chose the server %s", server)
+	case server.IsValid() && server != r.identifier(): // selecting, but another server
+		d := silent("other-server", "the client chose the server %s: it gives out addresses here too; switch it off, or set boot.dhcp: proxy in cluster.yaml", server)
+		d.Refused = r.client.boots()
 		if l, ok := r.Leases.ByMAC(r.client.MAC); ok && l.State == Held {
 			d.Change, d.Lease = End, l
 		}
@@ -302,8 +358,8 @@ func (r *query) lease(address netip.Addr, machine string, life time.Duration) Le
 // address the client does not have yet: that would need a forged ARP entry, and
 // clients that forget the broadcast flag exist. A ciaddr in DISCOVER means nothing.
 func (r *query) destination() netip.AddrPort {
-	if relay := addr(r.GatewayIPAddr); relay.IsValid() {
-		return netip.AddrPortFrom(relay, dhcpv4.ServerPort)
+	if r.relay.agent.IsValid() {
+		return netip.AddrPortFrom(r.relay.agent, dhcpv4.ServerPort)
 	}
 	if ciaddr := addr(r.ClientIPAddr); ciaddr.IsValid() && r.MessageType() != dhcpv4.MessageTypeDiscover {
 		return netip.AddrPortFrom(ciaddr, dhcpv4.ClientPort)
@@ -312,8 +368,8 @@ func (r *query) destination() netip.AddrPort {
 }
 
 func (r *query) nakDestination() netip.AddrPort {
-	if relay := addr(r.GatewayIPAddr); relay.IsValid() {
-		return netip.AddrPortFrom(relay, dhcpv4.ServerPort)
+	if r.relay.agent.IsValid() {
+		return netip.AddrPortFrom(r.relay.agent, dhcpv4.ServerPort)
 	}
 	return broadcast()
 }

@@ -25,7 +25,7 @@ func serveLate(t *testing.T, delay string) *wire {
 	server, client := newWire()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, server) }()
+	go func() { done <- s.Serve(ctx, Socket{Conn: server}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

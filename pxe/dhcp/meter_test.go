@@ -39,7 +39,7 @@ func TestEachPacketIsCountedWithItsCode(t *testing.T) {
 		packet(77, laptop).ToBytes(),
 		[]byte("no packet"),
 	} {
-		s.handle(p)
+		s.handle(p, Socket{}, nil)
 	}
 	want := []string{"discover offer", "request ack", "discover offer", "discover arch-unsupported", "discover offer", "request nak", "other not-for-us", "other malformed"}
 	if diff := cmp.Diff(want, meter.seen); diff != "" {
@@ -96,7 +96,7 @@ func TestWhatIsDroppedIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, ok := s.handle(request(node1, pxe(7), wants("10.0.0.11"), toServer("10.0.0.1")).ToBytes())
+	p, ok := s.handle(request(node1, pxe(7), wants("10.0.0.11"), toServer("10.0.0.1")).ToBytes(), Socket{}, nil)
 	if !ok {
 		t.Fatal("no answer")
 	}

@@ -51,9 +51,9 @@ func (r *query) reply(t dhcpv4.MessageType, yours netip.Addr) *dhcpv4.DHCPv4 {
 
 // addBootFile points a netbooting client at its program.
 //
-// Options 60 and 43 are left out on purpose: with option 60 but without a boot
-// menu in option 43, UEFI takes the answer for a redirection to port 4011. Without
-// both, UEFI, old ROMs and iPXE all read a plain BOOTP answer. Option 13 (size) is
+// Where we give the address too, options 60 and 43 are left out on purpose: with
+// option 60 but without a boot menu in option 43, UEFI takes the answer for a
+// redirection to port 4011. Without both, UEFI, old ROMs and iPXE all read a plain BOOTP answer. Option 13 (size) is
 // left out because it is believed.
 func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 	var name string
@@ -62,7 +62,9 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 		name = r.Files.Script
 		// The encapsulated option 176, no-pxedhcp, spares iPXE its two seconds of
 		// waiting for a proxy.
-		m.UpdateOption(dhcpv4.OptGeneric(optionIPXE, []byte{176, 1, 1}))
+		if !r.Network.Proxy {
+			m.UpdateOption(dhcpv4.OptGeneric(optionIPXE, []byte{176, 1, 1}))
+		}
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
 	case Firmware:
 		name = r.Files.BIOS
@@ -133,7 +135,7 @@ func (r *query) skeleton(t dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 		Options: dhcpv4.Options{},
 	}
 	m.UpdateOption(dhcpv4.OptMessageType(t))
-	m.UpdateOption(dhcpv4.OptServerIdentifier(ip(r.Server)))
+	m.UpdateOption(dhcpv4.OptServerIdentifier(ip(r.identifier())))
 	// RFC 6842 wants the client identifier back; RFC 3046 the relay's information,
 	// which the codec puts last.
 	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {

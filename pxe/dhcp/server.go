@@ -56,9 +56,9 @@ type Meter interface {
 }
 
 // Config is what a server needs. All fields but Recorder, Meter, Log and Now are
-// required.
+// required; Store only where addresses are given out.
 type Config struct {
-	// Address is ours on the boot network.
+	// Address is ours on the boot network: boot files come from it.
 	Address netip.Addr
 	Files   BootFiles
 	// Quirks may be the zero value.
@@ -72,12 +72,24 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Server answers requests on one socket.
+// Socket is where requests come in.
+type Socket struct {
+	Conn net.PacketConn
+	// Address is ours in the network that the socket listens to; the zero value means
+	// the server's.
+	Address netip.Addr
+	// BootServer says that it is port 4011 and not 67.
+	BootServer bool
+}
+
+// Server answers requests on its sockets.
 type Server struct {
 	Config
 	mu      sync.Mutex
 	table   *Table
 	waiting late
+	// others are the DHCP servers that were reported, and when.
+	others map[netip.Addr]time.Time
 }
 
 // NewServer loads the leases.
@@ -91,11 +103,14 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.Meter == nil {
 		cfg.Meter = unmetered{}
 	}
-	leases, err := cfg.Store.Load()
-	if err != nil {
-		return nil, err
+	var leases []Lease
+	if cfg.Store != nil {
+		var err error
+		if leases, err = cfg.Store.Load(); err != nil {
+			return nil, err
+		}
 	}
-	s := &Server{Config: cfg, table: NewTable(leases), waiting: make(late, maxLate)}
+	s := &Server{Config: cfg, table: NewTable(leases), waiting: make(late, maxLate), others: map[netip.Addr]time.Time{}}
 	cfg.Meter.Pools(s.usage)
 	return s, nil
 }
@@ -117,39 +132,55 @@ type pending struct {
 	to     netip.AddrPort
 	// delay is how long the reply waits once it may leave.
 	delay time.Duration
+	conn  net.PacketConn
 }
 
-// Serve answers until ctx ends, then closes conn and returns nil. Call it once.
+// Serve answers until ctx ends, then closes the sockets and returns nil. Call it
+// once.
 //
-// One goroutine reads and decides; a second one makes leases durable, many at a
-// time, and sends the answers that depended on them; a third one sends what must
-// not come too early. Nothing else is started, so a flood costs time but no memory.
-func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
+// One goroutine per socket reads and decides; another one makes leases durable,
+// many at a time, and sends the answers that depended on them; one more sends what
+// must not come too early. Nothing else is started, so a flood costs time but no
+// memory.
+func (s *Server) Serve(ctx context.Context, sockets ...Socket) error {
 	g, ctx := errgroup.WithContext(ctx)
 	queue := make(chan pending, maxPending)
 	g.Go(func() error {
-		s.waiting.serve(ctx, func(p pending) { s.transmit(conn, p) })
+		s.waiting.serve(ctx, s.transmit)
 		return nil
 	})
 	g.Go(func() error {
 		<-ctx.Done()
-		return conn.Close()
+		var errs []error
+		for _, socket := range sockets {
+			errs = append(errs, socket.Conn.Close())
+		}
+		return errors.Join(errs...)
+	})
+	var readers sync.WaitGroup
+	for _, socket := range sockets {
+		readers.Add(1)
+		g.Go(func() error {
+			defer readers.Done()
+			return s.read(ctx, socket, queue)
+		})
+	}
+	g.Go(func() error {
+		readers.Wait()
+		close(queue)
+		return nil
 	})
 	g.Go(func() error {
-		defer close(queue)
-		return s.read(ctx, conn, queue)
-	})
-	g.Go(func() error {
-		s.commit(conn, queue)
+		s.commit(queue)
 		return nil
 	})
 	return g.Wait()
 }
 
-func (s *Server) read(ctx context.Context, conn net.PacketConn, queue chan<- pending) error {
+func (s *Server) read(ctx context.Context, socket Socket, queue chan<- pending) error {
 	buf := make([]byte, maxPacket)
 	for {
-		n, _, err := conn.ReadFrom(buf)
+		n, from, err := socket.Conn.ReadFrom(buf)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -159,12 +190,12 @@ func (s *Server) read(ctx context.Context, conn net.PacketConn, queue chan<- pen
 		if n == len(buf) {
 			continue
 		}
-		p, ok := s.handle(buf[:n])
+		p, ok := s.handle(buf[:n], socket, from)
 		if !ok {
 			continue
 		}
 		if len(p.leases) == 0 {
-			s.send(conn, p)
+			s.send(p)
 			continue
 		}
 		s.Meter.Waiting(1)
@@ -179,7 +210,7 @@ func (s *Server) read(ctx context.Context, conn net.PacketConn, queue chan<- pen
 }
 
 // handle decides over one packet and changes the table.
-func (s *Server) handle(packet []byte) (pending, bool) {
+func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, bool) {
 	req, err := dhcpv4.FromBytes(packet)
 	if err != nil {
 		s.Log.Debug("packet ignored", "code", "malformed", "error", err)
@@ -190,10 +221,18 @@ func (s *Server) handle(packet []byte) (pending, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.table.use(network)
-	d := Decide(req, Env{Now: s.Now(), Server: s.Address, Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks})
+	env := Env{Now: s.Now(), Server: s.Address, Link: socket.Address, BootServer: socket.BootServer,
+		Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks}
+	if udp, ok := from.(*net.UDPAddr); ok {
+		env.From = udp.AddrPort()
+	}
+	d := Decide(req, env)
 	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
-	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To, delay: d.Delay}
+	if d.Code == "other-server" {
+		s.warnOf(addr(req.ServerIdentifier()), d)
+	}
+	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To, delay: d.Delay, conn: socket.Conn}
 	if d.Reply != nil {
 		p.reply = d.Reply.ToBytes()
 	}
@@ -214,10 +253,22 @@ func (s *Server) Card(a netip.Addr) (net.HardwareAddr, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l, ok := s.table.ByAddr(a)
-	if !ok || l.State != Bound || !l.active(s.Now()) {
+	if !ok || l.State != Bound && l.State != Seen || !l.active(s.Now()) {
 		return nil, false
 	}
 	return net.HardwareAddr(l.MAC[:]), true
+}
+
+// warnOf tells the operator of another DHCP server, once an hour each. Packets name
+// it, so the memory of them is small.
+func (s *Server) warnOf(other netip.Addr, d Decision) {
+	const again, most = time.Hour, 16
+	now := s.Now()
+	if last, known := s.others[other]; known && now.Sub(last) < again || !known && len(s.others) >= most {
+		return
+	}
+	s.others[other] = now
+	s.Log.Warn("another DHCP server answers", "server", other, "mac", d.Client.MAC, "code", d.Code, "reason", d.Reason)
 }
 
 // report records what a netbooting machine got. Silence towards a stranger's
@@ -253,7 +304,7 @@ func (s *Server) refuse(p pending, code, reason string) {
 
 // commit makes leases durable in groups and then answers. When the store fails
 // nobody is answered: the client asks again.
-func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
+func (s *Server) commit(queue <-chan pending) {
 	for first := range queue {
 		batch := []pending{first}
 		leases := first.leases
@@ -281,20 +332,20 @@ func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
 		}
 		for _, p := range batch {
 			if p.reply != nil {
-				s.send(conn, p)
+				s.send(p)
 			}
 		}
 	}
 }
 
-func (s *Server) send(conn net.PacketConn, p pending) {
+func (s *Server) send(p pending) {
 	if p.delay == 0 || !s.waiting.add(p) {
-		s.transmit(conn, p)
+		s.transmit(p)
 	}
 }
 
-func (s *Server) transmit(conn net.PacketConn, p pending) {
-	_, err := conn.WriteTo(p.reply, net.UDPAddrFromAddrPort(p.to))
+func (s *Server) transmit(p pending) {
+	_, err := p.conn.WriteTo(p.reply, net.UDPAddrFromAddrPort(p.to))
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		s.Log.Warn("reply not sent", "to", p.to, "error", err)
 	}

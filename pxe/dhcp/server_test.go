@@ -124,7 +124,7 @@ func serve(t *testing.T, store Store, rec boot.Recorder) (client *wire) {
 	server, client := newWire()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, server) }()
+	go func() { done <- s.Serve(ctx, Socket{Conn: server}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -252,7 +252,7 @@ func FuzzHandle(f *testing.F) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			p, _ := s.handle(b)
+			p, _ := s.handle(b, Socket{}, nil)
 			if p.reply != nil {
 				if _, err := dhcpv4.FromBytes(p.reply); err != nil || len(p.reply) < 300 {
 					t.Errorf("reply of %d bytes: %v", len(p.reply), err)
@@ -371,8 +371,8 @@ func BenchmarkExchange(b *testing.B) {
 	}
 	d, r := discover(node1, pxe(7), uuid(1)).ToBytes(), request(node1, pxe(7), wants("10.0.0.11"), toServer("10.0.0.1")).ToBytes()
 	for b.Loop() {
-		s.handle(d)
-		s.handle(r)
+		s.handle(d, Socket{}, nil)
+		s.handle(r, Socket{}, nil)
 	}
 }
 

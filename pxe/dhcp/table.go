@@ -18,6 +18,8 @@ const (
 	Held State = "held"
 	// Declined: somebody else was found to use the address.
 	Declined State = "declined"
+	// Seen: another server gave the address, says its client.
+	Seen State = "seen"
 )
 
 // Lease gives one address to one card. A lease that has ended is remembered, so
@@ -41,6 +43,9 @@ type Table struct {
 	// network is what the pools' cursors were worked out for.
 	network *boot.Network
 }
+
+// maxSeen bounds the addresses of another server that a proxy remembers.
+const maxSeen = 16384
 
 type pool struct{ first, last netip.Addr }
 
@@ -142,6 +147,14 @@ func (t *Table) apply(d Decision) []Lease {
 			return nil
 		}
 		l.State = Held
+		t.put(l)
+		return nil
+	case See:
+		// Anybody may say anything, so there is a limit.
+		if t.Len() >= maxSeen {
+			*t = *NewTable(nil)
+		}
+		l.State = Seen
 		t.put(l)
 		return nil
 	case Bind:

@@ -28,6 +28,9 @@ func (s *Server) usage() []Usage {
 }
 
 func (t *Table) usage(network *boot.Network, now time.Time) []Usage {
+	if network.Proxy {
+		return nil // the addresses are another server's
+	}
 	out := make([]Usage, 0, len(network.Subnets))
 	for _, s := range network.Subnets {
 		u := Usage{Subnet: s.Prefix.Masked()}

@@ -20,24 +20,41 @@ import (
 
 // Config says what to open.
 type Config struct {
-	// Interface is the boot network's.
+	// Interface is the boot network's; when empty, the one that has Address. DHCP
+	// needs it.
 	Interface string
 	// Address is the server's on that interface: all answers leave from it.
 	Address netip.Addr
-	// DHCP opens port 67. TFTP is always on port 69.
-	DHCP bool
+	// DHCP opens port 67, BootServer port 4011. TFTP is always on port 69.
+	DHCP, BootServer bool
+	// Links are further networks for DHCP and BootServer.
+	Links []Link
 	// HTTPPort, HTTPSPort and BootTLSPort are opened unless 0.
 	HTTPPort, HTTPSPort, BootTLSPort int
 }
 
+// Link is a further network that the server has a card in.
+type Link struct {
+	Interface string
+	// Prefix is the network's: the interface has an address in it, which is ours there.
+	Prefix netip.Prefix
+}
+
 // Sockets are open sockets; those not asked for are nil. Close closes all.
 type Sockets struct {
-	DHCP, TFTP  net.PacketConn
-	HTTP, HTTPS net.Listener
+	DHCP, BootServer, TFTP net.PacketConn
+	HTTP, HTTPS            net.Listener
 	// BootTLS is for UEFI that boots by HTTPS.
 	BootTLS net.Listener
-	// MTU of the interface.
+	Links   []LinkSockets
+	// MTU is the smallest of the interfaces'.
 	MTU int
+}
+
+// LinkSockets are the sockets of one Link.
+type LinkSockets struct {
+	Address          netip.Addr
+	DHCP, BootServer net.PacketConn
 }
 
 // Open opens all or nothing. Its errors say what is in the way.
@@ -55,12 +72,21 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 		return err
 	}
 	s.MTU = ifi.MTU
-	if cfg.DHCP {
-		conn, err := packet(ctx, "0.0.0.0:67", cfg.Interface)
+	if s.DHCP, s.BootServer, err = cfg.dhcp(ctx, ifi, cfg.Address); err != nil {
+		return err
+	}
+	for _, l := range cfg.Links {
+		ifi, address, err := l.find()
 		if err != nil {
 			return err
 		}
-		s.DHCP = from{conn, ipv4.NewPacketConn(conn), &ipv4.ControlMessage{Src: cfg.Address.AsSlice(), IfIndex: ifi.Index}}
+		link := LinkSockets{Address: address}
+		link.DHCP, link.BootServer, err = cfg.dhcp(ctx, ifi, address)
+		s.Links = append(s.Links, link)
+		if err != nil {
+			return err
+		}
+		s.MTU = min(s.MTU, ifi.MTU)
 	}
 	if s.TFTP, err = packet(ctx, netip.AddrPortFrom(cfg.Address, 69).String(), ""); err != nil {
 		return err
@@ -81,6 +107,48 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 	return nil
 }
 
+// dhcp opens what one network needs. Port 4011 is asked by unicast, by those who
+// have an address: from anywhere.
+func (cfg Config) dhcp(ctx context.Context, ifi *net.Interface, address netip.Addr) (dhcp, bootServer net.PacketConn, err error) {
+	if cfg.DHCP {
+		conn, err := packet(ctx, "0.0.0.0:67", ifi.Name)
+		if errors.Is(err, syscall.EADDRINUSE) && cfg.BootServer {
+			err = fmt.Errorf("%w; beside another DHCP server on this host, set boot.dhcp: proxy-4011 in cluster.yaml and let that server send option 60 \"PXEClient\" to machines that netboot", err)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		dhcp = from{conn, ipv4.NewPacketConn(conn), &ipv4.ControlMessage{Src: address.AsSlice(), IfIndex: ifi.Index}}
+	}
+	if cfg.BootServer {
+		conn, err := packet(ctx, netip.AddrPortFrom(address, 4011).String(), "")
+		if err != nil {
+			return dhcp, nil, err
+		}
+		bootServer = conn
+	}
+	return dhcp, bootServer, nil
+}
+
+// find is the interface of a link with our address there.
+func (l Link) find() (*net.Interface, netip.Addr, error) {
+	ifi, err := interfaceByName(l.Interface)
+	if err != nil {
+		return nil, netip.Addr{}, err
+	}
+	addrs, err := addresses(ifi)
+	if err != nil {
+		return nil, netip.Addr{}, err
+	}
+	for _, a := range addrs {
+		if l.Prefix.Contains(a.Addr()) {
+			return ifi, a.Addr(), nil
+		}
+	}
+	return nil, netip.Addr{}, fmt.Errorf("listening on %s: it has the addresses %v but none in its subnet %s (ip address add it, or change the subnet's interface in cluster.yaml)",
+		l.Interface, addrs, l.Prefix)
+}
+
 // boundInterface checks that answers will leave from the address that clients
 // were told. TFTP's transfers have sockets of their own, which take the
 // interface's first address.
@@ -88,27 +156,72 @@ func boundInterface(name string, address netip.Addr) (*net.Interface, error) {
 	if !address.Is4() {
 		return nil, fmt.Errorf("listening on %s: server.address %s is not an IPv4 address", name, address)
 	}
-	ifi, err := net.InterfaceByName(name)
-	if err != nil {
-		var have []string
-		if all, err := net.Interfaces(); err == nil {
-			for _, i := range all {
-				have = append(have, i.Name)
-			}
-		}
-		return nil, fmt.Errorf("listening on %s: %w (set boot.interface in cluster.yaml to one of %v)", name, err, have)
+	if name == "" {
+		return interfaceOf(address)
 	}
-	addrs, err := ifi.Addrs()
+	ifi, err := interfaceByName(name)
 	if err != nil {
-		return nil, fmt.Errorf("listening on %s: %w", name, err)
+		return nil, err
+	}
+	addrs, err := addresses(ifi)
+	if err != nil {
+		return nil, err
 	}
 	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == address {
+		if a.Addr() == address {
 			return ifi, nil
 		}
 	}
 	return nil, fmt.Errorf("listening on %s: it has the addresses %v but not server.address %s (ip address add %s/24 dev %s, or change server.address in cluster.yaml)",
 		name, addrs, address, address, name)
+}
+
+func interfaceByName(name string) (*net.Interface, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err == nil {
+		return ifi, nil
+	}
+	var have []string
+	if all, err := net.Interfaces(); err == nil {
+		for _, i := range all {
+			have = append(have, i.Name)
+		}
+	}
+	return nil, fmt.Errorf("listening on %s: %w (set boot.interface in cluster.yaml to one of %v)", name, err, have)
+}
+
+// interfaceOf finds the interface that has an address.
+func interfaceOf(address netip.Addr) (*net.Interface, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", address, err)
+	}
+	for _, ifi := range all {
+		addrs, err := addresses(&ifi)
+		if err != nil {
+			continue // it has just gone
+		}
+		for _, a := range addrs {
+			if a.Addr() == address {
+				return &ifi, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("listening on %s: no interface has this address; set server.address in cluster.yaml to one of this host's", address)
+}
+
+func addresses(ifi *net.Interface) ([]netip.Prefix, error) {
+	all, err := ifi.Addrs()
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", ifi.Name, err)
+	}
+	var out []netip.Prefix
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out, nil
 }
 
 // packet opens a UDP socket. Address reuse stays off: a second DHCP server on the
@@ -191,7 +304,11 @@ func (c from) WriteTo(b []byte, to net.Addr) (int, error) { return c.ip4.WriteTo
 // Close closes what is open.
 func (s Sockets) Close() error {
 	var errs []error
-	for _, c := range []interface{ Close() error }{s.DHCP, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS} {
+	all := []interface{ Close() error }{s.DHCP, s.BootServer, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS}
+	for _, l := range s.Links {
+		all = append(all, l.DHCP, l.BootServer)
+	}
+	for _, c := range all {
 		if c == nil {
 			continue
 		}

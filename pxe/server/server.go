@@ -63,7 +63,7 @@ type Source interface {
 }
 
 // Config is what the boot protocols need. All fields but Log are required; Leases
-// only with a DHCP socket.
+// only where DHCP gives out addresses.
 type Config struct {
 	Sockets listen.Sockets
 	// Address and HTTPPort are how clients reach us.
@@ -93,7 +93,7 @@ type Meters struct {
 	HTTP httpboot.Meter
 }
 
-// BootTasks are DHCP (when its socket is open), TFTP and HTTP. The tasks close the
+// BootTasks are DHCP (when a socket of it is open), TFTP and HTTP. The tasks close the
 // sockets.
 func BootTasks(cfg Config) ([]Task, error) {
 	if cfg.Log == nil {
@@ -116,7 +116,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	for firmware, p := range cfg.HTTPBoot {
 		programs[firmware] = p.Name
 	}
-	if cfg.Sockets.DHCP != nil {
+	if sockets := dhcpSockets(cfg.Sockets); len(sockets) > 0 {
 		s, err := dhcp.NewServer(dhcp.Config{
 			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTP: uefi, Programs: programs},
 			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
@@ -125,7 +125,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			return nil, err
 		}
 		card = s.Card
-		tasks = append(tasks, Task{"dhcp", func(ctx context.Context) error { return s.Serve(ctx, cfg.Sockets.DHCP) }})
+		tasks = append(tasks, Task{"dhcp", func(ctx context.Context) error { return s.Serve(ctx, sockets...) }})
 	}
 	tftpConfig := tftp.Config{
 		Files: map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))},
@@ -168,4 +168,17 @@ func (cfg Config) fetched(mac net.HardwareAddr, detail string, no boot.Refusal) 
 		e.Name = cfg.Source.Decide(e.Machine).Name
 	}
 	cfg.Recorder.Record(e)
+}
+
+func dhcpSockets(from listen.Sockets) []dhcp.Socket {
+	var out []dhcp.Socket
+	for _, l := range append([]listen.LinkSockets{{DHCP: from.DHCP, BootServer: from.BootServer}}, from.Links...) {
+		if l.DHCP != nil {
+			out = append(out, dhcp.Socket{Conn: l.DHCP, Address: l.Address})
+		}
+		if l.BootServer != nil {
+			out = append(out, dhcp.Socket{Conn: l.BootServer, Address: l.Address, BootServer: true})
+		}
+	}
+	return out
 }

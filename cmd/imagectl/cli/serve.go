@@ -119,10 +119,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		}
 		defer metricsAt.Close()
 	}
-	ports := listen.Config{
-		Interface: p.Boot.Interface, Address: p.Server.Address, DHCP: p.Boot.DHCP == plan.DHCPAuthoritative,
-		HTTPPort: p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
-	}
+	ports := listenConfig(p)
 	if bootTLS != nil {
 		ports.BootTLSPort = f.tls.port
 	}
@@ -167,7 +164,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	bootPath.catalog = cat
 
 	var leases dhcp.Store
-	if sockets.DHCP != nil {
+	if p.Boot.DHCP == plan.DHCPAuthoritative {
 		j, err := dhcp.OpenJournal(filepath.Join(f.state, "leases"))
 		if err != nil {
 			return err
@@ -216,6 +213,21 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		log.Info("stopped")
 	}
 	return err
+}
+
+func listenConfig(p plan.Plan) listen.Config {
+	c := listen.Config{
+		Interface: p.Boot.Interface, Address: p.Server.Address,
+		DHCP:       p.Boot.DHCP == plan.DHCPAuthoritative || p.Boot.DHCP == plan.DHCPProxy,
+		BootServer: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011,
+		HTTPPort:   p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
+	}
+	for _, s := range p.Boot.Subnets {
+		if s.Interface != "" && s.Interface != p.Boot.Interface {
+			c.Links = append(c.Links, listen.Link{Interface: s.Interface, Prefix: s.Prefix})
+		}
+	}
+	return c
 }
 
 // contextTask writes the context file now and keeps its certificate fresh.
