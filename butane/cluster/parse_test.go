@@ -89,13 +89,13 @@ func TestFindings(t *testing.T) {
 		{"too few pod networks", []string{"10.244.0.0/16", "10.244.0.0/24"}, []string{`error: kubernetes.podCIDR: 10.244.0.0/24 has room for 1 nodes of a /24 each, and there are 2 machines`}},
 		{"an IPv6 pod network", []string{"10.244.0.0/16", "fd00::/48"}, []string{`error: kubernetes.podCIDR: IPv6 is not supported yet`}},
 		{"an IPv6 boot network", []string{"10.0.0.0/24", "fd00::/64"}, []string{
-			`error: server.address: the server's address 10.0.0.2 is in none of boot.subnets, so no machine would reach it without a relay; relays are not supported yet`,
+			`error: server.address: the server's address 10.0.0.2 is in none of boot.subnets, so no machine reaches it without a relay`,
 			`error: boot.subnets[0].cidr: IPv6 boot networks are not supported yet`,
 			`error: machines[0].address: 10.0.0.11 of cp1 is in none of boot.subnets`,
 			`error: machines[1].address: 10.0.0.21 of worker1 is in none of boot.subnets`,
 		}},
 		{"a server of IPv6", []string{"  address: 10.0.0.2\n", "  address: fd00::1\n"}, []string{`error: server.address: IPv6 is not supported yet`}},
-		{"the server outside", []string{"  address: 10.0.0.2\n", "  address: 10.1.0.2\n"}, []string{`error: server.address: the server's address 10.1.0.2 is in none of boot.subnets, so no machine would reach it without a relay; relays are not supported yet`}},
+		{"the server outside", []string{"  address: 10.0.0.2\n", "  address: 10.1.0.2\n"}, []string{`error: server.address: the server's address 10.1.0.2 is in none of boot.subnets, so no machine reaches it without a relay`}},
 		{"the server in the range", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.210\n"}, []string{`error: server.address: the server's address 10.0.0.210 is inside the dynamic range 10.0.0.200 to 10.0.0.250`}},
 		{"a range backwards", []string{"first: 10.0.0.200, last: 10.0.0.250", "first: 10.0.0.250, last: 10.0.0.200"}, []string{`error: boot.subnets[0].range.last: the range ends at 10.0.0.200, before it begins at 10.0.0.250`}},
 		{"a range that leaves the subnet", []string{"last: 10.0.0.250", "last: 10.0.1.5"}, []string{`error: boot.subnets[0].range.last: 10.0.1.5 is not inside 10.0.0.0/24`}},
@@ -107,6 +107,23 @@ func TestFindings(t *testing.T) {
 		{"one address twice", []string{"address: 10.0.0.21", "address: 10.0.0.11"}, []string{`error: machines[1].address: address 10.0.0.11 is used twice: first at cluster.yaml:56:14 (machines[0].address)`}},
 		{"no address", []string{"    address: 10.0.0.21\n", ""}, []string{`error: machines[1]: required key "address" is missing: under dhcp: authoritative every machine has a reserved address`}},
 		{"DHCP of somebody else's needs neither addresses nor subnets", []string{"dhcp: authoritative", "dhcp: off", "    address: 10.0.0.21\n", "", "  interface: eth1\n", ""}, nil},
+		{"a proxy needs neither addresses nor subnets", []string{"dhcp: authoritative", "dhcp: proxy", "    address: 10.0.0.21\n", ""}, nil},
+		{"a proxy on port 4011 needs no interface", []string{"dhcp: authoritative", "dhcp: proxy-4011", "  interface: eth1\n", ""}, nil},
+		{"a proxy without an interface", []string{"dhcp: authoritative", "dhcp: proxy", "  interface: eth1\n", ""}, []string{`error: boot: required key "interface" is missing: dhcp: proxy answers on one interface`}},
+		{"the server behind relays", []string{"  address: 10.0.0.2\n", "  address: 10.1.0.2\n", "  interface: eth1\n", "  interface: eth1\n  relays: [10.0.0.3, 10.0.0.4]\n"}, nil},
+		{"relays at other people's addresses", []string{"  interface: eth1\n", "  interface: eth1\n  relays: [10.0.0.11, 10.0.0.210, 10.0.0.3, 10.0.0.3, fd00::1]\n"}, []string{
+			`error: boot.relays[0]: the relay 10.0.0.11 has the address of cp1`,
+			`error: boot.relays[1]: the relay 10.0.0.210 is inside the dynamic range 10.0.0.200 to 10.0.0.250`,
+			`error: boot.relays[3]: relay 10.0.0.3 is used twice: first at cluster.yaml:34:35 (boot.relays[2])`,
+			`error: boot.relays[4]: IPv6 is not supported yet`,
+		}},
+		{"a second interface", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1.9, router: 10.9.0.1}\n"}, nil},
+		{"a second subnet that cannot work", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1}\n    - {cidr: 10.8.0.0/24, interface: eth 2, router: 10.8.0.1}\n", "    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      interface: eth7\n"}, []string{
+			`error: boot.subnets[0]: the machines of 10.9.0.0/24 cannot reach the server 10.0.0.2 without a router`,
+			`error: boot.subnets[0].interface: boot.interface eth1 is for the subnet of server.address; another subnet needs another interface, or a relay`,
+			`error: boot.subnets[1].interface: "eth 2" is not the name of a network interface`,
+			`error: boot.subnets[2].interface: 10.0.0.0/24 is the subnet of server.address, which is on boot.interface eth1`,
+		}},
 		{"authoritative DHCP without a network", []string{"  interface: eth1\n", "", "  subnets:\n    - cidr: 10.0.0.0/24\n", "  # \n", "      range: {first: 10.0.0.200, last: 10.0.0.250}\n      router: 10.0.0.1\n      dns: [10.0.0.1]\n", ""}, []string{
 			`error: boot: required key "interface" is missing: dhcp: authoritative answers on one interface`,
 			`error: boot: required key "subnets" is missing: dhcp: authoritative gives out addresses`,
@@ -182,9 +199,7 @@ func TestFindings(t *testing.T) {
 			`error: machines[1].firmware.nbp: is not supported yet`,
 			`error: machines[1].network.vlans: is not supported yet`,
 		}},
-		{"proxy DHCP and other policies", []string{"dhcp: authoritative", "dhcp: proxy", "roles:", "identity: {policy: tpm}\nroles:"}, []string{
-			`error: boot.dhcp: proxy is not supported yet`, `error: identity.policy: tpm is not supported yet`,
-		}},
+		{"other policies", []string{"roles:", "identity: {policy: tpm}\nroles:"}, []string{`error: identity.policy: tpm is not supported yet`}},
 
 		// Roles.
 		{"an extension of ours", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: etcd, source: a.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: the extension etcd is built by imagectl; choose another name`}},

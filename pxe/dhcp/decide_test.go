@@ -71,9 +71,13 @@ var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: Script
 type lab struct {
 	t      *testing.T
 	server netip.Addr
+	link   netip.Addr
 	src    fakeSource
 	table  *Table
 	now    time.Time
+	// bootServer and from say that packets come to port 4011, and whence.
+	bootServer bool
+	from       netip.AddrPort
 }
 
 func newLab(t *testing.T) *lab {
@@ -88,7 +92,7 @@ func (l *lab) send(m *dhcpv4.DHCPv4) Decision {
 		l.t.Fatal(err)
 	}
 	l.table.use(l.src.network)
-	d := Decide(req, Env{Now: l.now, Server: l.server, Network: l.src.network, Leases: l.table, Answer: l.src.Decide, Files: files})
+	d := Decide(req, Env{Now: l.now, Server: l.server, Link: l.link, BootServer: l.bootServer, From: l.from, Network: l.src.network, Leases: l.table, Answer: l.src.Decide, Files: files})
 	if d.Code == "" || d.Reason == "" {
 		l.t.Errorf("%s: no code or reason: %+v", m.MessageType(), d)
 	}
@@ -349,7 +353,7 @@ func TestRequestsAreAcknowledgedOrRefused(t *testing.T) {
 		{"an offer that came to us", nil, packet(dhcpv4.MessageTypeOffer, node1), "silence: not-for-us"},
 		{"no message type (BOOTP)", nil, discover(node1, func(m *dhcpv4.DHCPv4) { m.DeleteOption(dhcpv4.OptionDHCPMessageType) }), "silence: not-for-us"},
 		{"a multicast card", nil, discover(MAC{1, 2, 3}), "silence: not-for-us"},
-		{"a relay we do not know", nil, discover(laptop, relayed("172.16.0.1")), "silence: no-subnet"},
+		{"a relay we do not know", nil, discover(laptop, relayed("172.16.0.1")), "silence: relay-unknown"},
 		{"a relay we know", nil, discover(laptop, relayed("10.0.7.1")), "10.0.7.100"},
 		{"quirk 25: the client identifier changes, the card stays", []*dhcpv4.DHCPv4{request(laptop, wants("10.0.0.102"), opt(61, 1, 1))}, discover(laptop, opt(61, 255, 9)), "10.0.0.102"},
 	} {
