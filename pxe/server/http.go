@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -25,18 +26,29 @@ const (
 
 // HTTPTask serves h on l. Handlers that send much set their own write deadline.
 func HTTPTask(name string, l net.Listener, h http.Handler, log *slog.Logger) Task {
-	return httpTask(name, l, h, log, stopTime)
+	return httpTask(name, l, h, log, patience{header: 5 * time.Second, idle: idleTime, stop: stopTime})
 }
 
-func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, stopTime time.Duration) Task {
+// bootTLSTask serves UEFI, which may need seconds for each step of a handshake that
+// any other client makes at once.
+func bootTLSTask(l net.Listener, h http.Handler, cfg *tls.Config, log *slog.Logger) Task {
+	const slow = 30 * time.Second
+	return httpTask("https boot", tls.NewListener(l, cfg), h, log, patience{header: slow, idle: slow, stop: stopTime})
+}
+
+// patience is how long a server waits: for a handshake and a request's header each,
+// for another request, and at its end for those that run.
+type patience struct{ header, idle, stop time.Duration }
+
+func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wait patience) Task {
 	return Task{name, func(ctx context.Context) error {
 		limited := limiter{Listener: l, places: make(chan struct{}, maxConns)}
 		s := &http.Server{
 			Handler:           h,
-			ReadHeaderTimeout: 5 * time.Second,
+			ReadHeaderTimeout: wait.header,
 			ReadTimeout:       30 * time.Second,
 			WriteTimeout:      time.Minute,
-			IdleTimeout:       idleTime,
+			IdleTimeout:       wait.idle,
 			MaxHeaderBytes:    16 << 10,
 			ErrorLog:          slog.NewLogLogger(log.With("server", name).Handler(), slog.LevelDebug),
 			ConnState:         limited.left,
@@ -56,7 +68,7 @@ func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, sto
 			case <-stopped:
 				return nil
 			}
-			graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+			graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), wait.stop)
 			defer cancel()
 			if s.Shutdown(graceful) != nil {
 				return s.Close() // whoever still fetches resumes from the next server

@@ -156,7 +156,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
 	)
 	if cfg.Sockets.BootTLS != nil {
-		tasks = append(tasks, HTTPTask("https boot", tls.NewListener(cfg.Sockets.BootTLS, cfg.BootTLS), handler, cfg.Log))
+		tasks = append(tasks, bootTLSTask(cfg.Sockets.BootTLS, handler, cfg.BootTLS, cfg.Log))
 	}
 	return tasks, nil
 }

@@ -50,7 +50,9 @@ func TestHTTPTaskStopsCleanly(t *testing.T) {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- httpTask("http", l, h, slog.New(slog.DiscardHandler), time.Hour).Run(ctx) }()
+	go func() {
+		ended <- httpTask("http", l, h, slog.New(slog.DiscardHandler), patience{stop: time.Hour}).Run(ctx)
+	}()
 	got := make(chan string, 1)
 	go func() {
 		r, err := http.Get("http://" + l.Addr().String())
