@@ -34,7 +34,7 @@ const (
 	CertificateProfile_CERTIFICATE_PROFILE_ETCD_PEER   CertificateProfile = 3
 	// kube-apiserver's client certificate for etcd.
 	CertificateProfile_CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT CertificateProfile = 4
-	// Ten minutes, group system:bootstrappers:kubeadm:default-node-token: file
+	// Ten minutes, as this node (system:node:NAME) and as no other: file
 	// discovery of kubeadm join.
 	CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP CertificateProfile = 5
 	// The agent's own etcd client certificate (health, snapshots).

@@ -88,7 +88,7 @@ func TestOpenSSLAcceptsEveryProfileForItsPurposeOnly(t *testing.T) {
 		{"etcd-client", profile(EtcdClient(m, "kube-apiserver", Lifetimes{})), true, false, 90 * day,
 			[]string{"O = imagectl:node:cp1, CN = kube-apiserver"}},
 		{"join", profile(KubeletBootstrap(m, Lifetimes{})), true, false, 10 * time.Minute,
-			[]string{"O = system:bootstrappers:kubeadm:default-node-token, CN = imagectl:join:cp1"}},
+			[]string{"O = system:nodes, CN = system:node:cp1"}},
 		{"kubectl", profile(KubernetesAdmin("ada", Lifetimes{})), true, false, 8 * time.Hour,
 			[]string{"O = kubeadm:cluster-admins, CN = imagectl:ada"}},
 	} {

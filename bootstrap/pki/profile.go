@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -91,7 +92,8 @@ func (p Profile) checked() (Profile, error) {
 	if p.lifetime < time.Minute {
 		return Profile{}, fmt.Errorf("making a profile for %s: a lifetime of %v is below one minute", p.commonName, p.lifetime)
 	}
-	if len(p.commonName) > 64 { // ub-common-name, RFC 5280 appendix A.1
+	// ub-common-name, RFC 5280 appendix A.1, which Kubernetes does not keep for nodes.
+	if len(strings.TrimPrefix(p.commonName, NodeUser)) > 64 {
 		return Profile{}, fmt.Errorf("making a profile for %s: a common name of %d characters exceeds 64", p.commonName, len(p.commonName))
 	}
 	for _, n := range p.dnsNames {
@@ -227,17 +229,23 @@ func EtcdClient(m Machine, purpose string, l Lifetimes) (Profile, error) {
 	}.checked()
 }
 
-// JoinGroup is the group that kubeadm binds to what a joining node may do.
-const JoinGroup = "system:bootstrappers:kubeadm:default-node-token"
+// What Kubernetes takes for a node: its user name is this and the node's name.
+const (
+	NodeUser  = "system:node:"
+	NodeGroup = "system:nodes"
+)
 
-// KubeletBootstrap lets a node join, for minutes.
+// KubeletBootstrap lets a node join, for minutes, as itself and as nobody else:
+// Kubernetes approves the certificate that kubelet then asks for only because it
+// names the node that asks (selfnodeclient). A certificate of kubeadm's group for
+// joining nodes (system:bootstrappers:...) would let its holder become any node.
 func KubeletBootstrap(m Machine, l Lifetimes) (Profile, error) {
 	if err := m.check(); err != nil {
 		return Profile{}, err
 	}
 	l = l.WithDefaults()
 	return Profile{
-		commonName: clip("imagectl:join:" + m.Name), organization: JoinGroup,
+		commonName: NodeUser + m.Name, organization: NodeGroup,
 		client: true, lifetime: l.Join, backdate: l.Backdate,
 	}.checked()
 }

@@ -516,6 +516,18 @@ func (r *rack) check() {
 	if out, err := cp.on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "auth", "can-i", "get", "nodes", "--subresource", "proxy", "--as", "kube-apiserver-kubelet-client"); err != nil || !strings.HasSuffix(strings.TrimSpace(out), "yes") {
 		r.t.Errorf("the API server may not ask kubelets for logs: %v %s", err, out)
 	}
+	// Nobody gets a node's certificate without a person but that node itself.
+	for _, may := range []struct{ user, group, what, want string }{
+		{"system:node:w1", "system:nodes", "selfnodeclient", "yes"},
+		{"system:node:w1", "system:nodes", "nodeclient", "no"},
+		{"imagectl:join:w1", "system:bootstrappers:kubeadm:default-node-token", "nodeclient", "no"},
+	} {
+		// It ends with 1 for no.
+		out, _ := cp.on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "auth", "can-i", "create", "certificatesigningrequests.certificates.k8s.io", "--subresource", may.what, "--as", may.user, "--as-group", may.group)
+		if f := strings.Fields(out); len(f) == 0 || f[len(f)-1] != may.want {
+			r.t.Errorf("%s of %s may have %s approved: got %s, want %s", may.user, may.group, may.what, out, may.want)
+		}
+	}
 	if out, err := cp.on("sh", "-c", "ls /etc/kubernetes/super-admin.conf /etc/kubernetes/pki/etcd/ca.key /etc/kubernetes/pki/etcd-ca.key 2>/dev/null | wc -l"); err != nil || strings.TrimSpace(out) != "0" {
 		r.t.Errorf("secrets that nothing needs are on the control plane: %v %s", err, out)
 	}
