@@ -62,5 +62,9 @@ func keep(h *host.Host, conf nodeconf.Config) error {
 	if err != nil {
 		return err
 	}
-	return h.WriteFile(nodeconf.Path, b, 0o644)
+	mode := fs.FileMode(0o644)
+	if conf.Token != "" {
+		mode = 0o600
+	}
+	return h.WriteFile(nodeconf.Path, b, mode)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"testing"
@@ -63,6 +64,27 @@ func TestConfigureKeepsWhatThePlatformSaysOnce(t *testing.T) {
 	}
 	if ran := n.Ran(); ran != nil {
 		t.Errorf("the second time it ran %v", ran)
+	}
+}
+
+// A token is a secret: only root reads it on the machine.
+func TestConfigureKeepsATokenForItself(t *testing.T) {
+	t.Parallel()
+	for token, want := range map[string]fs.FileMode{"": 0o644, "w1.x": 0o600} {
+		n, conf, _ := unconfigured(t)
+		conf.Token = token
+		text, err := conf.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Program("modprobe", func(host.Command) ([]byte, error) { return nil, n.WriteFile(firmwareNode, text, 0o400) })
+		got, err := Configure(t.Context(), n.Host, slog.New(slog.DiscardHandler), nil)
+		if err != nil || got.Token != token {
+			t.Errorf("token %q: got %q, %v", token, got.Token, err)
+		}
+		if mode, err := n.Mode(nodeconf.Path); err != nil || mode != want {
+			t.Errorf("token %q: %s has mode %v, %v, want %v", token, nodeconf.Path, mode, err, want)
+		}
 	}
 }
 

@@ -53,6 +53,7 @@ type lab struct {
 	seen     []*api.SyncRequest
 	run      string
 	enrols   int
+	token    string // of the last enrolment
 	issued   []api.CertificateProfile
 	refuse   error
 	progress int
@@ -238,6 +239,7 @@ func (l enroller) Enrol(_ context.Context, req *connect.Request[api.EnrolRequest
 	l.mu.Lock()
 	known, approved := req.Msg.GetAgentVersion() == l.run, l.approved
 	if known {
+		l.token = req.Msg.GetToken()
 		l.enrols++
 	}
 	l.mu.Unlock()

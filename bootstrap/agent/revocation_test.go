@@ -10,6 +10,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
+	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
@@ -129,6 +130,22 @@ func TestEtcdsListFollowsTheDirective(t *testing.T) {
 		if s.GetName() == "etcd-revocations" && !strings.Contains(s.GetDetail(), "its CA did not sign it") {
 			t.Errorf("a forged list from the disk: %v", s)
 		}
+	}
+}
+
+func TestTheTokenIsShownAtEnrolment(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	a := l.agent(nodeconf.Node)
+	a.Config.Token = "cp1.secret"
+	if err := a.open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ensureEnrolled(t.Context(), api.Mode_MODE_NODE); err != nil {
+		t.Fatal(err)
+	}
+	if l.token != "cp1.secret" || strings.Contains(l.log.String(), "secret") {
+		t.Errorf("the server was shown %q; the log: %s", l.token, l.log)
 	}
 }
 

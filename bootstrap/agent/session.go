@@ -194,7 +194,7 @@ func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
 	var last string
 	for ctx.Err() == nil {
 		resp, err := a.servers.current().enrol.Enrol(ctx, connect.NewRequest(&api.EnrolRequest{
-			CsrDer: csr, Facts: wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version,
+			CsrDer: csr, Facts: wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version, Token: a.Config.Token,
 		}))
 		if ctx.Err() != nil {
 			return nil

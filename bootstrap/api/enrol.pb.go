@@ -427,10 +427,12 @@ type EnrolRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PKCS#10, DER. Only its public key and signature (proof of possession) are
 	// used; names, usages and lifetime are the server's decision.
-	CsrDer        []byte `protobuf:"bytes,1,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"`
-	Facts         *Facts `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`
-	Mode          Mode   `protobuf:"varint,3,opt,name=mode,proto3,enum=imagectl.v1.Mode" json:"mode,omitempty"`
-	AgentVersion  string `protobuf:"bytes,4,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	CsrDer       []byte `protobuf:"bytes,1,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"`
+	Facts        *Facts `protobuf:"bytes,2,opt,name=facts,proto3" json:"facts,omitempty"`
+	Mode         Mode   `protobuf:"varint,3,opt,name=mode,proto3,enum=imagectl.v1.Mode" json:"mode,omitempty"`
+	AgentVersion string `protobuf:"bytes,4,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	// Single-use secret that the machine was given out of band; often empty.
+	Token         string `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -489,6 +491,13 @@ func (x *EnrolRequest) GetMode() Mode {
 func (x *EnrolRequest) GetAgentVersion() string {
 	if x != nil {
 		return x.AgentVersion
+	}
+	return ""
+}
+
+func (x *EnrolRequest) GetToken() string {
+	if x != nil {
+		return x.Token
 	}
 	return ""
 }
@@ -626,12 +635,13 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\n" +
 	"rotational\x18\x06 \x01(\bR\n" +
 	"rotational\x12\x1c\n" +
-	"\tremovable\x18\a \x01(\bR\tremovable\"\x9d\x01\n" +
+	"\tremovable\x18\a \x01(\bR\tremovable\"\xb3\x01\n" +
 	"\fEnrolRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\x12(\n" +
 	"\x05facts\x18\x02 \x01(\v2\x12.imagectl.v1.FactsR\x05facts\x12%\n" +
 	"\x04mode\x18\x03 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
-	"\ragent_version\x18\x04 \x01(\tR\fagentVersion\"\x89\x03\n" +
+	"\ragent_version\x18\x04 \x01(\tR\fagentVersion\x12\x14\n" +
+	"\x05token\x18\x05 \x01(\tR\x05token\"\x89\x03\n" +
 	"\rEnrolResponse\x129\n" +
 	"\x06status\x18\x01 \x01(\x0e2!.imagectl.v1.EnrolResponse.StatusR\x06status\x12\x1f\n" +
 	"\vreason_code\x18\x02 \x01(\tR\n" +

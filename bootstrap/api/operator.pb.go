@@ -1954,6 +1954,121 @@ func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
 	return nil
 }
 
+type IssueTokenRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// How long it is good for; 0 for the server's default.
+	Minutes uint32 `protobuf:"varint,2,opt,name=minutes,proto3" json:"minutes,omitempty"`
+	// The token may replace an approved key.
+	ReplaceKey    bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueTokenRequest) Reset() {
+	*x = IssueTokenRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueTokenRequest) ProtoMessage() {}
+
+func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
+func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *IssueTokenRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *IssueTokenRequest) GetMinutes() uint32 {
+	if x != nil {
+		return x.Minutes
+	}
+	return 0
+}
+
+func (x *IssueTokenRequest) GetReplaceKey() bool {
+	if x != nil {
+		return x.ReplaceKey
+	}
+	return false
+}
+
+type IssueTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A secret.
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueTokenResponse) Reset() {
+	*x = IssueTokenResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueTokenResponse) ProtoMessage() {}
+
+func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
+func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *IssueTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *IssueTokenResponse) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
 type WatchMachinesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1962,7 +2077,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2089,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2102,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 type WatchMachinesResponse struct {
@@ -1999,7 +2114,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2126,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2139,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -2184,10 +2299,19 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\aserials\x18\x01 \x03(\tR\aserials\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"N\n" +
 	"\x1aRevokeCertificatesResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\x16\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"h\n" +
+	"\x11IssueTokenRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
+	"\aminutes\x18\x02 \x01(\rR\aminutes\x12\x1f\n" +
+	"\vreplace_key\x18\x03 \x01(\bR\n" +
+	"replaceKey\"c\n" +
+	"\x12IssueTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x127\n" +
+	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xc5\t\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\x94\n" +
+	"\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -2202,7 +2326,9 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\rRetireMachine\x12!.imagectl.v1.RetireMachineRequest\x1a\".imagectl.v1.RetireMachineResponse\x12Y\n" +
 	"\x0eReplaceMachine\x12\".imagectl.v1.ReplaceMachineRequest\x1a#.imagectl.v1.ReplaceMachineResponse\x12_\n" +
 	"\x10ListCertificates\x12$.imagectl.v1.ListCertificatesRequest\x1a%.imagectl.v1.ListCertificatesResponse\x12e\n" +
-	"\x12RevokeCertificates\x12&.imagectl.v1.RevokeCertificatesRequest\x1a'.imagectl.v1.RevokeCertificatesResponse\x12X\n" +
+	"\x12RevokeCertificates\x12&.imagectl.v1.RevokeCertificatesRequest\x1a'.imagectl.v1.RevokeCertificatesResponse\x12M\n" +
+	"\n" +
+	"IssueToken\x12\x1e.imagectl.v1.IssueTokenRequest\x1a\x1f.imagectl.v1.IssueTokenResponse\x12X\n" +
 	"\rWatchMachines\x12!.imagectl.v1.WatchMachinesRequest\x1a\".imagectl.v1.WatchMachinesResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
@@ -2218,7 +2344,7 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(PowerMachineRequest_Action)(0),    // 0: imagectl.v1.PowerMachineRequest.Action
 	(*MachineView)(nil),                // 1: imagectl.v1.MachineView
@@ -2252,22 +2378,24 @@ var file_imagectl_v1_operator_proto_goTypes = []any{
 	(*ListCertificatesResponse)(nil),   // 29: imagectl.v1.ListCertificatesResponse
 	(*RevokeCertificatesRequest)(nil),  // 30: imagectl.v1.RevokeCertificatesRequest
 	(*RevokeCertificatesResponse)(nil), // 31: imagectl.v1.RevokeCertificatesResponse
-	(*WatchMachinesRequest)(nil),       // 32: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),      // 33: imagectl.v1.WatchMachinesResponse
-	nil,                                // 34: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*Facts)(nil),                      // 35: imagectl.v1.Facts
-	(*StepStatus)(nil),                 // 36: imagectl.v1.StepStatus
-	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
+	(*IssueTokenRequest)(nil),          // 32: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),         // 33: imagectl.v1.IssueTokenResponse
+	(*WatchMachinesRequest)(nil),       // 34: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),      // 35: imagectl.v1.WatchMachinesResponse
+	nil,                                // 36: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*Facts)(nil),                      // 37: imagectl.v1.Facts
+	(*StepStatus)(nil),                 // 38: imagectl.v1.StepStatus
+	(*timestamppb.Timestamp)(nil),      // 39: google.protobuf.Timestamp
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	35, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	36, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	37, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	37, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	37, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	37, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	38, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	39, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	39, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	39, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
 	1,  // 5: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
 	2,  // 6: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	34, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	36, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
 	15, // 8: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	2,  // 9: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
 	15, // 10: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
@@ -2279,51 +2407,54 @@ var file_imagectl_v1_operator_proto_depIdxs = []int32{
 	0,  // 16: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
 	15, // 17: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	18, // 18: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	37, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	39, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
 	1,  // 20: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	37, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	39, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
 	2,  // 22: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
 	15, // 23: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	15, // 24: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	37, // 25: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	37, // 26: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	37, // 27: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	39, // 25: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	39, // 26: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	39, // 27: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
 	27, // 28: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
 	15, // 29: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	1,  // 30: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	3,  // 31: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	5,  // 32: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	7,  // 33: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	9,  // 34: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	11, // 35: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	13, // 36: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	16, // 37: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	19, // 38: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	21, // 39: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	23, // 40: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	25, // 41: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	28, // 42: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	30, // 43: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	32, // 44: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	4,  // 45: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	6,  // 46: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	8,  // 47: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	10, // 48: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	12, // 49: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	14, // 50: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	17, // 51: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	20, // 52: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	22, // 53: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	24, // 54: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	26, // 55: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	29, // 56: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	31, // 57: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	33, // 58: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	45, // [45:59] is the sub-list for method output_type
-	31, // [31:45] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	39, // 30: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	1,  // 31: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	3,  // 32: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	5,  // 33: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	7,  // 34: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	9,  // 35: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	11, // 36: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	13, // 37: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	16, // 38: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	19, // 39: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	21, // 40: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	23, // 41: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	25, // 42: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	28, // 43: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	30, // 44: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	32, // 45: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	34, // 46: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	4,  // 47: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	6,  // 48: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	8,  // 49: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	10, // 50: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	12, // 51: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	14, // 52: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	17, // 53: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	20, // 54: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	22, // 55: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	24, // 56: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	26, // 57: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	29, // 58: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	31, // 59: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	33, // 60: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	35, // 61: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	47, // [47:62] is the sub-list for method output_type
+	32, // [32:47] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -2339,7 +2470,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -62,6 +62,9 @@ type Record struct {
 	Pending []Waiting
 	// Rejected are fingerprints.
 	Rejected []string
+	// Tokens: cluster.yaml takes tokens. Token is the newest one; nil for none.
+	Tokens bool
+	Token  *Token
 }
 
 // Waiting is a key that waits, with the code to compare.
@@ -77,6 +80,8 @@ type Decision struct {
 	Reason string
 	// Remember says that this key is new and must be put among the pending ones.
 	Remember bool
+	// Burn says that the token let this key in and must be marked as used with it.
+	Burn bool
 	// Conflict says that a new key claims a machine which has an approved one.
 	Conflict bool
 }

@@ -1,6 +1,7 @@
 // Package nodeconf is the file that Ignition or the installer leaves for
-// bootstrapd at Path. It is public: it names the server and the CA to trust,
-// and holds no secret.
+// bootstrapd at Path. It is public: it names the server and the CA to trust. Only
+// for a virtual machine that a platform makes, it may hold a token, which is a secret
+// for minutes.
 package nodeconf
 
 import (
@@ -40,6 +41,9 @@ type Config struct {
 	// Machine is a hint for logs before enrolment; it may be empty. Nothing is
 	// granted on it.
 	Machine string `json:"machine,omitempty"`
+	// Token is a single-use secret that was given to this one machine, out of band;
+	// often empty. With it the file is a secret until the machine is enrolled.
+	Token string `json:"token,omitempty"`
 }
 
 // Encode writes a checked Config as indented JSON with a final newline.
@@ -77,6 +81,9 @@ func (c Config) check() error {
 	}
 	if c.Mode != Installer && c.Mode != Node {
 		return fmt.Errorf("mode is %q, want %q or %q", c.Mode, Installer, Node)
+	}
+	if c.Token != "" && c.Mode != Node {
+		return errors.New("a token is for a machine that its platform tells of its server; an installer fetches this file over plain HTTP")
 	}
 	if len(c.Servers) == 0 {
 		return errors.New("servers is empty: the agent would have nobody to call")

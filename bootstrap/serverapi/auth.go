@@ -56,6 +56,7 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServicePowerMachineProcedure:    write,
 		apiconnect.OperatorServiceRetireMachineProcedure:   write,
 		apiconnect.OperatorServiceReplaceMachineProcedure:  write,
+		apiconnect.OperatorServiceIssueTokenProcedure:      write,
 		apiconnect.OperatorServiceIssueKubeconfigProcedure: admin,
 
 		apiconnect.OperatorServiceListCertificatesProcedure:   read,

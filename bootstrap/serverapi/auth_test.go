@@ -109,6 +109,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/imagectl.v1.OperatorService/PowerMachine":        writes,
 		"/imagectl.v1.OperatorService/RetireMachine":       writes,
 		"/imagectl.v1.OperatorService/ReplaceMachine":      writes,
+		"/imagectl.v1.OperatorService/IssueToken":          writes,
 		"/imagectl.v1.OperatorService/ListCertificates":    reads,
 		"/imagectl.v1.OperatorService/RevokeCertificates":  {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no},
 		"/imagectl.v1.OperatorService/IssueKubeconfig":     {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no},

@@ -23,6 +23,8 @@ type Config struct {
 	Kubernetes Kubernetes
 	// IgnoreUnknown turns machines away that cluster.yaml does not list.
 	IgnoreUnknown bool
+	// Tokens lets machines enrol themselves with a token (identity.policy).
+	Tokens bool
 	// NodeServers are the https URLs that installed nodes call.
 	NodeServers []string
 	// ServerNames and ServerAddresses are what clients reach this server by.

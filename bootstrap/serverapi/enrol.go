@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -79,8 +80,8 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 	// Most calls ask again and change nothing: they are answered from memory.
 	var approved bool
 	if r, ok := s.cfg.Store.Machine(name); ok {
-		d := enrol.Decide(recordOf(r), key.Fingerprint())
-		if d.Status == enrol.Approved && s.holdsFresh(r.Key) {
+		d := enrol.DecideToken(s.recordOf(r), key.Fingerprint(), req.Msg.GetToken(), s.cfg.Now())
+		if d.Status == enrol.Approved && !d.Burn && s.holdsFresh(r.Key) {
 			return s.approved(d, r), nil
 		}
 		if d.Status != enrol.Approved && !d.Remember {
@@ -93,7 +94,7 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 	if !approved && !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
 		return nil, connect.NewError(connect.CodeResourceExhausted, errors.New("too many new machines at once; ask again in a few seconds"))
 	}
-	d, r, err := s.enrol(ctx, from, name, key, facts)
+	d, r, err := s.enrol(ctx, from, name, key, req.Msg)
 	if err != nil {
 		s.cfg.Log.Error("enrolling", "machine", name, "error", err.Error())
 		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the server could not store the request; ask again"))
@@ -110,11 +111,11 @@ func (s *Server) holdsFresh(k *store.Key) bool {
 		k.NotAfter.Sub(s.cfg.Now()) > s.lifetimes.Agent-pki.RenewAfter(s.lifetimes.Agent)
 }
 
-func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.PublicKey, facts *api.Facts) (enrol.Decision, store.Machine, error) {
+func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.PublicKey, req *api.EnrolRequest) (enrol.Decision, store.Machine, error) {
 	var d enrol.Decision
 	var m store.Machine
 	var issued pki.Issued
-	if r, ok := s.cfg.Store.Machine(name); ok && r.Key != nil && r.Key.Fingerprint == key.Fingerprint() {
+	if r, ok := s.cfg.Store.Machine(name); ok && enrol.DecideToken(s.recordOf(r), key.Fingerprint(), req.GetToken(), s.cfg.Now()).Status == enrol.Approved {
 		// Signed before the transaction, which may run twice, and worthless unless
 		// it commits: only what is recorded leaves.
 		var err error
@@ -137,16 +138,21 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.
 				return err
 			}
 		}
-		d = enrol.Decide(recordOf(m), key.Fingerprint())
-		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) {
+		d = enrol.DecideToken(s.recordOf(m), key.Fingerprint(), req.GetToken(), c.now)
+		if b, err := protojson.Marshal(req.GetFacts()); err == nil && (m.Key == nil || d.Status == enrol.Approved) {
 			m.Facts = b // a stranger's do not replace the machine's own
 		}
 		if d.Remember {
 			remember(&m, s.keyOf(key, c.now, from.source))
-			c.logAsking(m, key, d.Conflict)
+			c.logAsking(m, key, d)
 		}
 		if d.Conflict {
 			if err := c.move(&m, "machine-quarantined", "a second key claims it", machine.KeyConflict); err != nil {
+				return err
+			}
+		}
+		if d.Burn {
+			if err := s.burn(c, &m, s.keyOf(key, c.now, from.source)); err != nil {
 				return err
 			}
 		}
@@ -162,21 +168,25 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.
 		return c.tx.PutMachine(m)
 	})
 	if d.Conflict && err == nil {
-		s.cfg.Log.Warn("a second key claims a machine", "machine", name, "source", from.source)
+		s.cfg.Log.Warn("a second key claims a machine", "machine", name, "source", from.source, "code", d.Code)
 	}
 	return d, m, err
 }
 
 // logAsking records that a key asks: once for each key, up to a bound.
-func (c *change) logAsking(m store.Machine, key pki.PublicKey, conflict bool) {
+func (c *change) logAsking(m store.Machine, key pki.PublicKey, d enrol.Decision) {
+	token := ""
+	if strings.HasPrefix(d.Code, "token-") {
+		token = ", with a token that is refused: " + d.Code
+	}
 	switch {
 	case m.Asked > maxAsked+1:
 	case m.Asked == maxAsked+1:
 		c.log(audit.Entry{Action: "enrol-flood", Machine: m.Name, Detail: fmt.Sprintf("more than %d keys asked; further ones are not recorded one by one until an operator approves or rejects", maxAsked)})
-	case conflict:
-		c.log(audit.Entry{Action: "key-conflict", Machine: m.Name, Detail: fmt.Sprintf("key %s claims a machine whose approved key is %s", key.Fingerprint(), m.Key.Fingerprint)})
+	case d.Conflict:
+		c.log(audit.Entry{Action: "key-conflict", Machine: m.Name, Detail: fmt.Sprintf("key %s claims a machine whose approved key is %s%s", key.Fingerprint(), m.Key.Fingerprint, token)})
 	default:
-		c.log(audit.Entry{Action: "enrol-asked", Machine: m.Name, Detail: "key " + key.Fingerprint()})
+		c.log(audit.Entry{Action: "enrol-asked", Machine: m.Name, Detail: "key " + key.Fingerprint() + token})
 	}
 }
 
@@ -229,8 +239,11 @@ func hold(k *store.Key, i pki.Issued) {
 }
 
 // recordOf is what enrolment looks at.
-func recordOf(m store.Machine) enrol.Record {
-	r := enrol.Record{Name: m.Name, State: m.State, Known: m.Known, Rejected: m.Rejected}
+func (s *Server) recordOf(m store.Machine) enrol.Record {
+	r := enrol.Record{Name: m.Name, State: m.State, Known: m.Known, Rejected: m.Rejected, Tokens: s.cfg.Tokens}
+	if t := m.Token; t != nil {
+		r.Token = &enrol.Token{Digest: t.Digest, NotAfter: t.NotAfter, UsedBy: t.UsedBy, UsedAt: t.UsedAt, Replace: t.Replace}
+	}
 	if m.Key != nil {
 		r.Approved = m.Key.Fingerprint
 	}

@@ -125,7 +125,7 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 		if m.Key != nil {
 			approvedCode = m.Key.Code
 		}
-		i, refusal := enrol.Approve(recordOf(*m), approvedCode, req.Msg.GetCodes()[m.Name], req.Msg.GetReplaceKey())
+		i, refusal := enrol.Approve(s.recordOf(*m), approvedCode, req.Msg.GetCodes()[m.Name], req.Msg.GetReplaceKey())
 		if refusal != nil {
 			return refusal
 		}

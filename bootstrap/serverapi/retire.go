@@ -58,7 +58,7 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		if _, err := s.revoke(c, holderOf(pki.KindNode, m.Name), why, every); err != nil {
 			return err
 		}
-		m.Arming, m.Pending, m.Asked = nil, nil, 0
+		m.Arming, m.Token, m.Pending, m.Asked = nil, nil, nil, 0
 		return c.move(m, "machine-retired", req.Msg.GetReason(), machine.Retire)
 	})
 	for _, o := range outcomes {
@@ -111,7 +111,7 @@ func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.
 		next := -1
 		if code != "" {
 			var refusal *enrol.Refusal
-			if next, refusal = enrol.Approve(recordOf(*m), "", code, true); refusal != nil {
+			if next, refusal = enrol.Approve(s.recordOf(*m), "", code, true); refusal != nil {
 				return refusal
 			}
 		}

@@ -32,6 +32,9 @@ type Machine struct {
 	// Rejected are fingerprints of keys that an operator turned down, oldest first.
 	Rejected []string `json:"rejected,omitempty"`
 
+	// Token is the newest one that was made for it; nil for none.
+	Token *Token `json:"token,omitempty"`
+
 	// Arming is set while the machine is armed or installing.
 	Arming *Arming `json:"arming,omitempty"`
 	// InstalledAt is when an image was last written; zero for never.
@@ -67,6 +70,20 @@ type Key struct {
 	NotAfter    time.Time `json:"notAfter,omitzero"`
 }
 
+// Token is a single-use secret with which the machine enrols itself. Only its digest
+// is kept (enrol.TokenDigest).
+type Token struct {
+	Digest   string    `json:"digest"`
+	At       time.Time `json:"at"`
+	By       string    `json:"by"`
+	NotAfter time.Time `json:"notAfter"`
+	// Replace: it may replace an approved key.
+	Replace bool `json:"replace,omitempty"`
+	// UsedBy is the fingerprint of the key that it let in; empty for not used.
+	UsedBy string    `json:"usedBy,omitempty"`
+	UsedAt time.Time `json:"usedAt,omitzero"`
+}
+
 // Arming is a one-shot permission to write the disk.
 type Arming struct {
 	ID string    `json:"id"`
@@ -89,6 +106,10 @@ func (m Machine) Clone() Machine {
 	if m.Arming != nil {
 		a := *m.Arming
 		m.Arming = &a
+	}
+	if m.Token != nil {
+		t := *m.Token
+		m.Token = &t
 	}
 	m.Pending = slices.Clone(m.Pending)
 	m.Rejected = slices.Clone(m.Rejected)

@@ -55,11 +55,9 @@ func (c *checker) file(raw rawFile) Spec {
 	if raw.Version.Set && raw.Version.V != 1 {
 		c.add(raw.Version.Pos, "version", "version: 1", "version %d of the format is not known, want 1", raw.Version.V)
 	}
-	if raw.Identity.Policy.Set {
-		c.choice(raw.Identity.Policy, "approve", []string{"approve"}, []string{"token", "tpm"})
-	}
 	s := Spec{
 		Name:       c.label(raw.Cluster),
+		Identity:   c.choice(raw.Identity.Policy, "approve", []string{"approve", "token"}, []string{"tpm"}),
 		Flatcar:    c.flatcar(raw.Flatcar),
 		Kubernetes: c.kubernetes(raw.Kubernetes, raw.Flatcar.Arch.or("amd64")),
 		Etcd:       c.component(raw.Etcd, raw.Flatcar.Arch.or("amd64"), etcdDefault, `3\.(5|6|7)\.\d+`, "v3.6.5"),

@@ -22,7 +22,9 @@ import (
 // in them are expanded.
 type Spec struct {
 	// Name is the cluster's name, an RFC 1123 label.
-	Name       string
+	Name string
+	// Identity is approve or token.
+	Identity   string
 	Flatcar    Flatcar
 	Kubernetes Kubernetes
 	Etcd       Component

@@ -15,6 +15,7 @@ import (
 // Plan is one cluster. Slices are sorted by name unless said otherwise.
 type Plan struct {
 	Cluster    string
+	Identity   Identity
 	Flatcar    Flatcar
 	Kubernetes Kubernetes
 	Etcd       Etcd
@@ -75,6 +76,15 @@ type Server struct {
 	// SANs are further names and addresses in the server's certificate.
 	SANs []string
 }
+
+// Identity says how a machine may prove who it is.
+type Identity string
+
+// The policies. With tokens, a code that an operator compares is good as well.
+const (
+	ByApproval Identity = "approve"
+	ByToken    Identity = "token"
+)
 
 // DHCPMode says how the boot server takes part in DHCP.
 type DHCPMode string

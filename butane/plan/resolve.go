@@ -23,7 +23,8 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	wants := spec.Wants()
 	r.compare(wants)
 	p := Plan{
-		Cluster: spec.Name,
+		Cluster:  spec.Name,
+		Identity: Identity(spec.Identity),
 		Flatcar: Flatcar{
 			Channel: spec.Flatcar.Channel, Version: spec.Flatcar.Version, Arch: spec.Flatcar.Arch,
 			Image:     r.blob(lock.FlatcarImage),

@@ -70,6 +70,9 @@ const (
 	// OperatorServiceRevokeCertificatesProcedure is the fully-qualified name of the OperatorService's
 	// RevokeCertificates RPC.
 	OperatorServiceRevokeCertificatesProcedure = "/imagectl.v1.OperatorService/RevokeCertificates"
+	// OperatorServiceIssueTokenProcedure is the fully-qualified name of the OperatorService's
+	// IssueToken RPC.
+	OperatorServiceIssueTokenProcedure = "/imagectl.v1.OperatorService/IssueToken"
 	// OperatorServiceWatchMachinesProcedure is the fully-qualified name of the OperatorService's
 	// WatchMachines RPC.
 	OperatorServiceWatchMachinesProcedure = "/imagectl.v1.OperatorService/WatchMachines"
@@ -100,6 +103,8 @@ type OperatorServiceClient interface {
 	// RevokeCertificates revokes by serial number. A node certificate takes the
 	// machine's key with it, which must be approved again.
 	RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error)
+	// IssueToken makes the single-use secret with which one machine enrols itself.
+	IssueToken(context.Context, *connect.Request[api.IssueTokenRequest]) (*connect.Response[api.IssueTokenResponse], error)
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error)
@@ -194,6 +199,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("RevokeCertificates")),
 			connect.WithClientOptions(opts...),
 		),
+		issueToken: connect.NewClient[api.IssueTokenRequest, api.IssueTokenResponse](
+			httpClient,
+			baseURL+OperatorServiceIssueTokenProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("IssueToken")),
+			connect.WithClientOptions(opts...),
+		),
 		watchMachines: connect.NewClient[api.WatchMachinesRequest, api.WatchMachinesResponse](
 			httpClient,
 			baseURL+OperatorServiceWatchMachinesProcedure,
@@ -218,6 +229,7 @@ type operatorServiceClient struct {
 	replaceMachine     *connect.Client[api.ReplaceMachineRequest, api.ReplaceMachineResponse]
 	listCertificates   *connect.Client[api.ListCertificatesRequest, api.ListCertificatesResponse]
 	revokeCertificates *connect.Client[api.RevokeCertificatesRequest, api.RevokeCertificatesResponse]
+	issueToken         *connect.Client[api.IssueTokenRequest, api.IssueTokenResponse]
 	watchMachines      *connect.Client[api.WatchMachinesRequest, api.WatchMachinesResponse]
 }
 
@@ -286,6 +298,11 @@ func (c *operatorServiceClient) RevokeCertificates(ctx context.Context, req *con
 	return c.revokeCertificates.CallUnary(ctx, req)
 }
 
+// IssueToken calls imagectl.v1.OperatorService.IssueToken.
+func (c *operatorServiceClient) IssueToken(ctx context.Context, req *connect.Request[api.IssueTokenRequest]) (*connect.Response[api.IssueTokenResponse], error) {
+	return c.issueToken.CallUnary(ctx, req)
+}
+
 // WatchMachines calls imagectl.v1.OperatorService.WatchMachines.
 func (c *operatorServiceClient) WatchMachines(ctx context.Context, req *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error) {
 	return c.watchMachines.CallServerStream(ctx, req)
@@ -316,6 +333,8 @@ type OperatorServiceHandler interface {
 	// RevokeCertificates revokes by serial number. A node certificate takes the
 	// machine's key with it, which must be approved again.
 	RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error)
+	// IssueToken makes the single-use secret with which one machine enrols itself.
+	IssueToken(context.Context, *connect.Request[api.IssueTokenRequest]) (*connect.Response[api.IssueTokenResponse], error)
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error
@@ -406,6 +425,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("RevokeCertificates")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceIssueTokenHandler := connect.NewUnaryHandler(
+		OperatorServiceIssueTokenProcedure,
+		svc.IssueToken,
+		connect.WithSchema(operatorServiceMethods.ByName("IssueToken")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceWatchMachinesHandler := connect.NewServerStreamHandler(
 		OperatorServiceWatchMachinesProcedure,
 		svc.WatchMachines,
@@ -440,6 +465,8 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceListCertificatesHandler.ServeHTTP(w, r)
 		case OperatorServiceRevokeCertificatesProcedure:
 			operatorServiceRevokeCertificatesHandler.ServeHTTP(w, r)
+		case OperatorServiceIssueTokenProcedure:
+			operatorServiceIssueTokenHandler.ServeHTTP(w, r)
 		case OperatorServiceWatchMachinesProcedure:
 			operatorServiceWatchMachinesHandler.ServeHTTP(w, r)
 		default:
@@ -501,6 +528,10 @@ func (UnimplementedOperatorServiceHandler) ListCertificates(context.Context, *co
 
 func (UnimplementedOperatorServiceHandler) RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RevokeCertificates is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) IssueToken(context.Context, *connect.Request[api.IssueTokenRequest]) (*connect.Response[api.IssueTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.IssueToken is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error {

@@ -107,7 +107,7 @@ func setUpServer(env *testscript.Env) error {
 			{Name: "cp1", Role: "control-plane", ControlPlane: true, MACs: []string{"52:54:00:00:00:01"}, Disk: &api.DiskRule{}},
 			{Name: "w1", Role: "worker", MACs: []string{"52:54:00:00:00:02"}, Disk: &api.DiskRule{}},
 		},
-		Store: st, Boot: fakeBoot{}, BMC: fakeBMCs{new(atomic.Bool)}, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
+		Tokens: true, Store: st, Boot: fakeBoot{}, BMC: fakeBMCs{new(atomic.Bool)}, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err

@@ -210,7 +210,7 @@ func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, 
 func (s *site) serverConfig() serverapi.Config {
 	p := s.plan
 	c := serverapi.Config{
-		Cluster: p.Cluster, IgnoreUnknown: p.Boot.Unknown == plan.Ignore, NodeServers: s.servers(),
+		Cluster: p.Cluster, IgnoreUnknown: p.Boot.Unknown == plan.Ignore, Tokens: p.Identity == plan.ByToken, NodeServers: s.servers(),
 		ServerAddresses: []netip.Addr{p.Server.Address},
 		Kubernetes: serverapi.Kubernetes{
 			Version: p.Kubernetes.Version, PodCIDR: p.Kubernetes.PodCIDR.String(), ServiceCIDR: p.Kubernetes.ServiceCIDR.String(),
