@@ -116,10 +116,10 @@ formats: build release ## every disk format boots in a virtual machine until it 
 	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
 .PHONY: netboot-test
-netboot-test: build release ## UEFI loads iPXE by HTTPS, and with Secure Boot the signed installer by HTTP
-	$(call say,HTTPS and Secure Boot from the network in virtual machines (about 4 minutes without KVM))
+netboot-test: build release ## beside Kea and dnsmasq; UEFI loads iPXE by HTTPS, and with Secure Boot the signed installer by HTTP
+	$(call say,other DHCP servers and HTTPS and Secure Boot from the network in virtual machines (about 6 minutes without KVM))
 	go test -c -tags root,netboot -o bin/netboot-https.test ./pxe/server
-	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^TestUEFIBootsByHTTPS$$'
+	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^Test(UEFIBootsByHTTPS|ProxyBesideKea|BootServerOnTheOtherServersHost)$$'
 	go test -c -tags e2e -o bin/netboot.test ./test/netboot
 	cd test/netboot && $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 

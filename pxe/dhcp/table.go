@@ -45,7 +45,7 @@ type Table struct {
 }
 
 // maxSeen bounds the addresses of another server that a proxy remembers.
-const maxSeen = 16384
+const maxSeen = 4096
 
 type pool struct{ first, last netip.Addr }
 

@@ -39,7 +39,9 @@ import (
 const (
 	bridge     = "br0"
 	serverAddr = "10.98.0.1"
-	httpPort   = 8080
+	// relayAddr is the relay's in the network behind it.
+	relayAddr = "10.97.0.1"
+	httpPort  = 8080
 )
 
 var capture = flag.String("capture", "", "append the DHCP requests of each test to a file in this `directory`")
@@ -151,19 +153,26 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 	kernel := blobs.add("vmlinuz", bytes.Repeat([]byte("not a kernel\n"), 100_000))
 	initrd := blobs.add("initrd.gz", bytes.Repeat([]byte("not an initrd\n"), 5000))
 	address := netip.MustParseAddr(serverAddr)
+	ports := listen.Config{Interface: bridge, Address: address, DHCP: true, HTTPPort: httpPort}
+	var changed server.Config
+	for _, change := range changes {
+		change(&ports, &changed)
+	}
+	mode := plan.DHCPAuthoritative
+	if ports.BootServer {
+		mode = plan.DHCPProxy
+	}
 	cat, err := catalog.New(catalog.Config{
-		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, Subnets: []plan.Subnet{{
-			Prefix: netip.MustParsePrefix("10.98.0.0/24"), First: netip.MustParseAddr("10.98.0.100"), Last: netip.MustParseAddr("10.98.0.120"), LeaseSeconds: 3600}}}},
+		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, DHCP: mode, Subnets: []plan.Subnet{
+			{Prefix: netip.MustParsePrefix("10.98.0.0/24"), First: netip.MustParseAddr("10.98.0.100"), Last: netip.MustParseAddr("10.98.0.120"), LeaseSeconds: 3600},
+			{Prefix: netip.MustParsePrefix("10.97.0.0/24"), First: netip.MustParseAddr("10.97.0.100"), Last: netip.MustParseAddr("10.97.0.120"),
+				Router: netip.MustParseAddr(relayAddr), LeaseSeconds: 3600},
+		}}},
 		Kernel: kernel, Initrd: []boot.Blob{initrd}, States: st,
 		Ignition: func(string) ([]byte, error) { return []byte(`{"ignition":{"version":"3.4.0"}}`), nil },
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	ports := listen.Config{Interface: bridge, Address: address, DHCP: true, HTTPPort: httpPort}
-	var changed server.Config
-	for _, change := range changes {
-		change(&ports, &changed)
 	}
 	sockets, err := listen.Open(t.Context(), ports)
 	if err != nil {

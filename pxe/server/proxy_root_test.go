@@ -1,0 +1,110 @@
+//go:build root
+
+package server_test
+
+import (
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/listen"
+	"github.com/imagectl/imagectl/pxe/server"
+	"github.com/imagectl/imagectl/test/vm"
+)
+
+// otherAddr is the address of the DHCP server that is not ours.
+const otherAddr = "10.98.0.2"
+
+// asProxy makes the rack one that gives out no address.
+func asProxy(l *listen.Config, _ *server.Config) { l.BootServer = true }
+
+func startDnsmasq(t *testing.T, h *host, more ...string) {
+	t.Helper()
+	h.start(append([]string{"dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--user=root", "--port=0", "--no-ping", "--dhcp-authoritative",
+		"--dhcp-range=10.98.0.50,10.98.0.60,1h", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases")}, more...)...).wait("DHCP, IP range")
+}
+
+// proxied boots a machine with an address of the other server and our boot files.
+func (r *rack) proxied(t *testing.T, fw vm.Firmware, n int, how string) {
+	t.Helper()
+	g, _ := guest(t, fw, n)
+	r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	r.waitEvent(t, n, boot.StageKernel, 1)
+	g.Stop()
+	got := stages(r.Events(mac(n)))
+	for _, want := range []string{how, "from the server " + otherAddr, "kernel: fetches vmlinuz"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no event %q in:\n%s", want, got)
+		}
+	}
+	t.Logf("events:\n%s", got)
+}
+
+func TestProxyBesideDnsmasq(t *testing.T) {
+	r := startRack(t, nil, nil, asProxy)
+	other := newHost(t, "other")
+	other.plug("eth0", bridge, otherAddr+"/24")
+	startDnsmasq(t, other)
+	t.Run("dhclient and udhcpc are left alone", func(t *testing.T) {
+		client := newHost(t, "client")
+		client.plug("eth0", bridge, "")
+		client.start(dhclient(t)...).wait(`^bound to 10\.98\.0\.5`)
+		client.start("busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-t", "20", "-T", "1", "-s", "/bin/true").
+			wait(`lease of 10\.98\.0\.5\d obtained from 10\.98\.0\.2`)
+	})
+	t.Run("BIOS", func(t *testing.T) { r.proxied(t, vm.SeaBIOS, 31, "iPXE goes on with its script") })
+	t.Run("UEFI", func(t *testing.T) { r.proxied(t, vm.OVMF, 32, "answered on port 4011, boot program snponly.efi") })
+}
+
+func dhclient(t *testing.T) []string {
+	dir := t.TempDir()
+	return []string{copied(t, "dhclient"), "-4", "-d", "-1", "-cf", "/dev/null", "-sf", "/bin/true",
+		"-lf", filepath.Join(dir, "leases"), "-pf", filepath.Join(dir, "pid"), "eth0"}
+}
+
+// A relay of ISC's forwards between the machines' network and ours.
+func TestMachinesBehindARelay(t *testing.T) {
+	r := startRack(t, nil, nil)
+	const far = "br1"
+	relay := newHost(t, "relay")
+	for _, args := range [][]string{{"link", "add", far, "type", "bridge", "forward_delay", "0"}, {"link", "set", far, "up"}} {
+		relay.must(append([]string{"ip"}, args...)...)
+	}
+	relay.plug("wan", bridge, "10.98.0.254/24")
+	relay.plug("lan", far, relayAddr+"/24")
+	relay.must(relay.inside("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")...)
+	relay.must("ip", "route", "add", "10.97.0.0/24", "via", "10.98.0.254")
+	relay.start("dhcrelay", "-4", "-d", "-a", "-id", "lan", "-iu", "wan", serverAddr).wait("Socket/fallback")
+
+	client := newHost(t, "client")
+	client.plug("eth0", far, "")
+	client.start(dhclient(t)...).wait(`^bound to 10\.97\.0\.1[01]\d`)
+
+	const n = 41
+	g, _ := guest(t, vm.SeaBIOS, n, func(c *vm.Config) { relay.must("ip", "link", "set", c.Tap, "master", far) })
+	r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	r.waitEvent(t, n, boot.StageKernel, 1)
+	if got := stages(r.Events(mac(n))); !strings.Contains(got, "gave 10.97.0.1") {
+		t.Errorf("no address of the far subnet in:\n%s", got)
+	}
+}
+
+// A second card of the server is in a network of its own, as a VLAN's would be.
+func TestSecondInterface(t *testing.T) {
+	const second = "br2"
+	if err := vm.Bridge(second, relayAddr+"/24"); err != nil {
+		t.Fatal(err)
+	}
+	startRack(t, nil, nil, func(l *listen.Config, _ *server.Config) {
+		l.Links = []listen.Link{{Interface: second, Prefix: netip.MustParsePrefix("10.97.0.0/24")}}
+	})
+	for _, c := range []struct{ on, want string }{
+		{bridge, `^DHCPACK of 10\.98\.0\.1[01]\d from 10\.98\.0\.1$`}, {second, `^DHCPACK of 10\.97\.0\.1[01]\d from 10\.97\.0\.1$`},
+	} {
+		client := newHost(t, "on"+c.on)
+		client.plug("eth0", c.on, "")
+		client.start(dhclient(t)...).wait(c.want)
+	}
+}
