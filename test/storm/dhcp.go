@@ -129,6 +129,7 @@ func (m *machine) ask(ctx context.Context, xid dhcpv4.TransactionID, waits []tim
 			return got, nil
 		}
 		m.retries++
+		m.waited += wait
 	}
 	return nil, errPatience
 }

@@ -27,6 +27,11 @@ const (
 	kinds
 )
 
+// String is for the report.
+func (k kind) String() string {
+	return [...]string{"BIOS", "UEFI", "iPXE in its card", "?"}[min(k, kinds)]
+}
+
 // restart is what firmware that found nothing to boot needs to begin again.
 const restart = 5 * time.Second
 
@@ -47,6 +52,8 @@ type machine struct {
 	// restarts counts how often its firmware began again, retries its repeated
 	// requests, told how often it was told to come back.
 	restarts, retries, told int
+	// waited is what it spent in time-outs of its firmware, and before it began again.
+	waited time.Duration
 	// left is the connection that nobody closes when iPXE becomes the kernel.
 	left browser
 
@@ -82,10 +89,15 @@ func (m *machine) run(ctx context.Context) {
 				return
 			}
 		}
+		if ctx.Err() != nil {
+			return
+		}
 		m.mu.Lock()
 		m.failed = err
+		m.storm.gaveUp(m.doing)
 		m.mu.Unlock()
 		m.restarts++
+		m.waited += restart
 		m.kernel = 0
 		m.left.close()
 		if sleep(ctx, restart) != nil {

@@ -7,11 +7,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -59,6 +61,14 @@ type storm struct {
 
 	mu    sync.Mutex
 	notes []string
+	// where counts the steps at which firmware gave up and began again.
+	where map[string]int
+}
+
+func (s *storm) gaveUp(where string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.where[where]++
 }
 
 // note records what must not happen.
@@ -192,7 +202,7 @@ func (s *storm) blow(ctx context.Context, imagectl, dir string, first bool, perc
 	}
 	chance := percent / 100
 	s.wire.set(faults{loss: chance, double: chance, late: chance}, seed)
-	s.notes = nil
+	s.notes, s.where = nil, map[string]int{}
 	r := rand.New(rand.NewPCG(seed, 2))
 	worked := v.processor()
 	within, cancel := context.WithTimeout(ctx, limit)
@@ -230,6 +240,12 @@ func (s *storm) print(percent float64, v *served, peak, now int, worked time.Dur
 	}
 	fmt.Printf("%8d %4g%% %8d  %-25s %-24s %8d %9d %6d %5.1fs %4d MB %5d MB %5.1fs\n", len(s.machines), percent, len(ignition),
 		spread(kernel), spread(ignition), restarts, told, len(s.notes), v.ready.Seconds(), peak, now, worked.Seconds())
+	last := slices.MaxFunc(s.machines, func(a, b *machine) int { return cmp.Compare(a.ignition, b.ignition) })
+	fmt.Printf("%14s the last, %s with %s, spent %.0f s of it in time-outs of its firmware", "", last.name, last.kind, last.waited.Seconds())
+	for _, where := range slices.Sorted(maps.Keys(s.where)) {
+		fmt.Printf("; %d began again at %s", s.where[where], where)
+	}
+	fmt.Println()
 }
 
 // spread is median, 99th percentile and maximum in seconds.

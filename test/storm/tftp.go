@@ -74,6 +74,7 @@ func (m *machine) tftp(ctx context.Context, file string, options []string, abort
 			}
 			tries++
 			m.retries++
+			m.waited += tftpTimeout
 			continue
 		}
 		if from.Addr() != m.storm.server || n < 4 || (peer.IsValid() && from != peer) {

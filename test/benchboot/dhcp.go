@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+)
+
+// offered are the exchanges per second that perfdhcp asks for; the best that comes
+// back counts. Beyond a server's limit less comes back, not more.
+func offered() []int { return []int{2000, 4000, 6000, 8000, 12000, 16000} }
+
+const keaConfig = `{"Dhcp4": {
+  "interfaces-config": {"interfaces": ["rack"], "dhcp-socket-type": "udp"},
+  "control-socket": {"socket-type": "unix", "socket-name": "%[1]s/kea.socket"},
+  "lease-database": {"type": "memfile", "persist": true, "name": "%[1]s/kea-leases.csv", "lfc-interval": 0},
+  "multi-threading": {"enable-multi-threading": true},
+  "valid-lifetime": 3600,
+  "subnet4": [{"subnet": "10.96.0.0/12", "interface": "rack", "pools": [{"pool": "%[2]s - %[3]s"}]}],
+  "loggers": [{"name": "kea-dhcp4", "severity": "ERROR", "output_options": [{"output": "stderr"}]}]
+}}`
+
+func (b *bench) dhcp(ctx context.Context) error {
+	if err := missing("perfdhcp", "kea-dhcp4"); err != nil {
+		b.skip("DHCP exchanges", "Kea", err)
+		return nil
+	}
+	config := filepath.Join(b.dir, "kea.json")
+	if err := os.WriteFile(config, fmt.Appendf(nil, keaConfig, b.dir, firstAddress, lastAddress), 0o644); err != nil {
+		return err
+	}
+	ours := func(leases int) ([]float64, error) {
+		if err := preload(filepath.Join(b.dir, "leases"), leases); err != nil {
+			return nil, err
+		}
+		d, err := b.ours(ctx, 1000)
+		if err != nil {
+			return nil, err
+		}
+		defer d.stop()
+		return b.sweep(ctx)
+	}
+	empty, err := ours(0)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(b.dir, "kea-leases.csv")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	d, err := b.space.start(ctx, b.space.bound(ctx, 67), "env", "KEA_LOCKFILE_DIR=none", "KEA_PIDFILE_DIR="+b.dir, "kea-dhcp4", "-c", config)
+	if err != nil {
+		b.skip("DHCP exchanges", "Kea", err)
+		return nil
+	}
+	kea, err := b.sweep(ctx)
+	d.stop()
+	if err != nil {
+		return err
+	}
+	full, err := ours(50000)
+	if err != nil {
+		return err
+	}
+	b.row("DHCP exchanges", "Kea, memfile, threads", best(empty), best(kea), "/s", 1.5)
+	b.row("  with 50,000 leases", "ours when empty", best(full), best(empty), "/s", 0.8)
+	return nil
+}
+
+var rateLine = regexp.MustCompile(`Rate: ([0-9.e+]+) `)
+
+// sweep offers more and more exchanges and returns what was done.
+func (b *bench) sweep(ctx context.Context) ([]float64, error) {
+	var done []float64
+	for i, r := range offered() {
+		cmd := exec.CommandContext(ctx, "perfdhcp", "-4", "-r", strconv.Itoa(r), "-R", "10000", "-p", "4", "-W", "500000",
+			"-b", fmt.Sprintf("mac=00:0c:0%d:00:00:00", i), "-l", clientAddress, serverAddress)
+		out, err := cmd.CombinedOutput()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		m := rateLine.FindSubmatch(out)
+		if m == nil {
+			return nil, fmt.Errorf("running perfdhcp: %v\n%s", err, out) // it exits with 3 after any lost packet
+		}
+		rate, err := strconv.ParseFloat(string(m[1]), 64)
+		if err != nil {
+			return nil, err
+		}
+		if b.verbose {
+			fmt.Printf("  offered %d/s, done %.0f/s\n", r, rate)
+		}
+		done = append(done, rate)
+	}
+	return done, nil
+}

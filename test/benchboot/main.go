@@ -1,0 +1,115 @@
+// Command benchboot compares the boot server with what people use otherwise, in
+// one run on one veth pair: DHCP with Kea, TFTP with dnsmasq and atftpd, HTTP with
+// nginx, scripts and Ignition with matchbox. It prints ratios, since only they mean
+// anything elsewhere, and each goal. A goal that is missed is said; it is no error,
+// because a machine that does other work may miss one. Run it with "make
+// bench-boot": it needs root and a network namespace of its own.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	job := flag.String("serve", "", "be our server, with the files in this directory")
+	machines := flag.Int("machines", 10, "with -serve: how many machines it knows")
+	only := flag.String("only", "dhcp,tftp,http,requests", "what is measured")
+	b := bench{}
+	flag.StringVar(&b.matchbox, "matchbox", "", "matchbox's program")
+	flag.IntVar(&b.runs, "runs", 3, "how often throughput is measured; the median counts")
+	flag.BoolVar(&b.verbose, "v", false, "print every measurement")
+	flag.Parse()
+	var err error
+	if *job != "" {
+		err = serveOurs(ctx, *job, *machines)
+	} else {
+		err = b.run(ctx, strings.Split(*only, ","))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "benchboot:", err)
+		os.Exit(1)
+	}
+}
+
+// bench is one run.
+type bench struct {
+	self, dir, matchbox string
+	space               *space
+	runs                int
+	verbose             bool
+	missed              []string
+}
+
+func (b *bench) run(ctx context.Context, only []string) error {
+	var err error
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp("/var/tmp", "imagectl-benchboot-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	for name, size := range map[string]int{largeFile: largeSize, nbpFile: nbpSize, manyFile: manySize} {
+		if err := makeFile(filepath.Join(b.dir, name), size); err != nil {
+			return err
+		}
+	}
+	if b.space, err = newSpace(ctx); err != nil {
+		return err
+	}
+	defer b.space.close()
+	printMachine()
+	fmt.Printf("%-28s %-24s %12s %12s %9s %7s\n", "", "against", "ours", "theirs", "ratio", "goal")
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"dhcp", b.dhcp}, {"tftp", b.tftp}, {"http", b.http}, {"requests", b.requests}} {
+		if slices.Contains(only, part.name) {
+			if err := part.run(ctx); err != nil {
+				return fmt.Errorf("measuring %s: %w", part.name, err)
+			}
+		}
+	}
+	if len(b.missed) == 0 {
+		fmt.Println("all goals met")
+		return nil
+	}
+	fmt.Printf("goals missed: %d\n  %s\n", len(b.missed), strings.Join(b.missed, "\n  "))
+	return nil
+}
+
+// ours starts our server.
+func (b *bench) ours(ctx context.Context, machines int) (*daemon, error) {
+	return b.space.start(ctx, listens(serverAddress+":8080"), b.self, "-serve", b.dir, "-machines", strconv.Itoa(machines))
+}
+
+func (b *bench) row(what, against string, ours, theirs float64, unit string, goal float64) {
+	verdict := "met"
+	if ours/theirs < goal {
+		verdict = "missed"
+		b.missed = append(b.missed, fmt.Sprintf("%s against %s: %.2f, want %.2f", strings.TrimSpace(what), against, ours/theirs, goal))
+	}
+	fmt.Printf("%-28s %-24s %12s %12s %8.2fx %6.2fx %s\n", what, against, fmt.Sprintf("%.0f %s", ours, unit), fmt.Sprintf("%.0f %s", theirs, unit), ours/theirs, goal, verdict)
+}
+
+func (b *bench) skip(what, against string, why error) {
+	fmt.Printf("%-28s %-24s %v\n", what, against, why)
+}
+
+func best(all []float64) float64 { return slices.Max(all) }
+
+func median(all []float64) float64 {
+	s := slices.Sorted(slices.Values(all))
+	return s[len(s)/2]
+}

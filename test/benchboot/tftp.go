@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const tftpClients = 100
+
+func (b *bench) tftp(ctx context.Context) error {
+	type peer struct {
+		name  string
+		argv  []string
+		one   []float64
+		many  []float64
+		start func() (*daemon, error)
+	}
+	peers := []*peer{
+		{name: "ours", start: func() (*daemon, error) { return b.ours(ctx, 10) }},
+		{name: "dnsmasq", argv: []string{"dnsmasq", "--keep-in-foreground", "--port=0", "--enable-tftp", "--tftp-root=" + b.dir,
+			"--tftp-max=200", "--user=root", "--interface=rack", "--conf-file=/dev/null", "--pid-file="}},
+		{name: "atftpd", argv: []string{"atftpd", "--daemon", "--no-fork", "--maxthread", "200", "--user", "root", "--group", "root", "--bind-address", serverAddress, b.dir}},
+	}
+	var have []*peer
+	for _, p := range peers {
+		if p.argv != nil {
+			if err := missing(p.argv[0]); err != nil {
+				b.skip("TFTP", p.name, err)
+				continue
+			}
+			p.start = func() (*daemon, error) { return b.space.start(ctx, b.space.bound(ctx, 69), p.argv...) }
+		}
+		have = append(have, p)
+	}
+	for range b.runs {
+		for _, p := range have {
+			d, err := p.start()
+			if err != nil {
+				return err
+			}
+			one, many, err := tftpRun(ctx)
+			d.stop()
+			if err != nil {
+				return fmt.Errorf("TFTP from %s: %w\n%s", p.name, err, d.said.Bytes())
+			}
+			if b.verbose {
+				fmt.Printf("  %s: one client %.1f MB/s, %d clients %.1f MB/s\n", p.name, one, tftpClients, many)
+			}
+			p.one, p.many = append(p.one, one), append(p.many, many)
+		}
+	}
+	for _, p := range have[1:] {
+		b.row("TFTP, one client", p.name, median(have[0].one), median(p.one), "MB/s", 0.95)
+		b.row(fmt.Sprintf("TFTP, %d clients", tftpClients), p.name, median(have[0].many), median(p.many), "MB/s", 1.2)
+	}
+	return nil
+}
+
+// tftpRun measures MB/s, of one client and of many together.
+func tftpRun(ctx context.Context) (one, many float64, err error) {
+	begin := time.Now()
+	n, err := tftpGet(ctx, nbpFile)
+	if err != nil {
+		return 0, 0, err
+	}
+	one = float64(n) / 1e6 / time.Since(begin).Seconds()
+	var all sync.WaitGroup
+	sizes, errs := make([]int, tftpClients), make([]error, tftpClients)
+	begin = time.Now()
+	for i := range tftpClients {
+		all.Go(func() { sizes[i], errs[i] = tftpGet(ctx, manyFile) })
+	}
+	all.Wait()
+	took := time.Since(begin)
+	n = 0
+	for i := range sizes {
+		if errs[i] != nil {
+			return 0, 0, errs[i]
+		}
+		n += sizes[i]
+	}
+	return one, float64(n) / 1e6 / took.Seconds(), nil
+}
+
+// tftpGet reads a file in lock-step as firmware does, and returns its size. What is
+// lost is asked for again after a second.
+func tftpGet(ctx context.Context, name string) (int, error) {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(clientAddress)})
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	const block = 1468
+	last := []byte("\x00\x01" + name + "\x00octet\x00blksize\x00" + strconv.Itoa(block) + "\x00")
+	to := netip.MustParseAddrPort(serverAddress + ":69")
+	if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
+		return 0, err
+	}
+	size, expected := 0, uint16(1)
+	buf := make([]byte, 2048)
+	for tries := 0; ; {
+		if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			return 0, err
+		}
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if tries++; tries > 20 || ctx.Err() != nil {
+				return 0, fmt.Errorf("reading %s after %d bytes: %w", name, size, err)
+			}
+			if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		to = from
+		switch op, number := binary.BigEndian.Uint16(buf), binary.BigEndian.Uint16(buf[2:]); {
+		case op == 5:
+			return 0, fmt.Errorf("reading %s: error %d: %q", name, number, buf[4:n])
+		case op == 6 && size == 0:
+			last = []byte{0, 4, 0, 0}
+		case op == 3 && number == expected:
+			size += n - 4
+			expected++
+			last = []byte{0, 4, buf[2], buf[3]}
+			tries = 0
+		default:
+			continue
+		}
+		if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
+			return 0, err
+		}
+		if last[1] == 4 && size > 0 && n-4 < block {
+			return size, nil
+		}
+	}
+}
