@@ -141,6 +141,15 @@ storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames ge
 	go build -o bin/storm ./test/storm
 	$(ISOLATED) bin/storm -imagectl bin/imagectl
 
+.PHONY: bench-boot
+bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and matchbox
+	$(call say,DHCP and TFTP and HTTP against what people use otherwise (about 5 minutes))
+	@$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq install --yes --no-install-recommends \
+	    $$(cat test/benchboot/bench-packages.txt) >/dev/null || echo 'some of the others could not be installed: they are not compared'
+	go build -o bin/benchboot ./test/benchboot
+	(cd test/benchboot/matchbox && go build -mod=readonly -trimpath -o $(CURDIR)/bin/matchbox github.com/poseidon/matchbox/cmd/matchbox) || rm -f bin/matchbox
+	$(ISOLATED) bin/benchboot -matchbox "$$(ls bin/matchbox 2>/dev/null || true)"
+
 .PHONY: test
 test: deps unit test-root native release-test e2e ## everything
 

@@ -38,7 +38,7 @@ const (
 )
 
 // The dynamic range, and the first reserved address.
-const firstAddress, lastAddress, firstReserved = "10.97.0.1", "10.97.255.254", "10.100.0.1"
+const firstAddress, lastAddress, firstReserved = "10.97.0.1", "10.99.255.254", "10.100.0.1"
 
 // card is the network card of machine n.
 func card(n int) net.HardwareAddr {
