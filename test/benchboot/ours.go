@@ -30,11 +30,11 @@ import (
 // Files in the working directory, for us and for the others.
 const (
 	largeFile = "large.img"
-	// nbp and many are TFTP's, under the names that our server gives them.
+	// nbpFile and manyFile are TFTP's, under the names that our server gives them.
 	nbpFile  = "snponly.efi"
 	manyFile = "undionly.kpxe"
 
-	largeSize, nbpSize, manySize = 512 << 20, 32 << 20, 2 << 20
+	largeSize, nbpSize, manySize = 512 << 20, 16 << 20, 1 << 20
 )
 
 // The dynamic range, and the first reserved address.
@@ -147,7 +147,7 @@ func preload(path string, n int) error {
 // ignition is as long as the installer's.
 const ignition = `{"ignition":{"version":"3.4.0"},"storage":{"files":[{"path":"/etc/imagectl/node.json","contents":{"source":"data:,%7B%22cluster%22%3A%22bench%22%7D"}}]},"systemd":{"units":[{"name":"bootstrapd.service","enabled":true}]}}`
 
-// large makes a file of bytes that nothing can make smaller.
+// makeFile makes a file of bytes that nothing can make smaller.
 func makeFile(path string, size int) error {
 	f, err := os.Create(path)
 	if err != nil {
