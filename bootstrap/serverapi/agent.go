@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -32,6 +35,7 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 	if n := proto.Size(req.Msg); n > 2*maxFacts {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a report of %d bytes exceeds %d", n, 2*maxFacts))
 	}
+	bound(req.Msg)
 	s.board.put(name, s.cfg.Now(), req.Msg)
 	if err := s.observe(ctx, from, req.Msg); err != nil {
 		return nil, s.storing(name, err)
@@ -65,6 +69,25 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 	}
 }
 
+// maxWords bounds each sentence of a report, in bytes.
+const maxWords = 1 << 10
+
+// bound shortens what a machine says about itself: it goes into records, the audit
+// log and onto terminals.
+func bound(r *api.SyncRequest) {
+	r.Failure = words(r.GetFailure())
+	for _, s := range r.GetSteps() {
+		s.Name, s.Detail = words(s.GetName()), words(s.GetDetail())
+	}
+}
+
+func words(s string) string {
+	if len(s) <= maxWords {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxWords], "") + "…"
+}
+
 func (s *Server) storing(name string, err error) error {
 	if ce := new(connect.Error); errors.As(err, &ce) || errors.Is(err, context.Canceled) {
 		return err
@@ -90,6 +113,12 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 	name := from.identity.Name
 	m, ok := s.cfg.Store.Machine(name)
 	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 && !moved(m, r) {
+		return nil
+	}
+	// Each move is an entry of the log for good. A machine that goes to and fro is
+	// heard again with a later report.
+	if !s.moves.allow(name, s.cfg.Now()) {
+		s.cfg.Log.Warn("a machine changes its state too often; its report is not stored", "machine", name)
 		return nil
 	}
 	return s.change(ctx, from.actor(), func(c *change) error {
@@ -123,6 +152,32 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		}
 		return c.tx.PutMachine(m)
 	})
+}
+
+// What one machine may change in its record by reports: a whole life from the
+// installer to Ready at once, and then what a node that fails again and again does.
+const (
+	movesBurst = 60
+	movesEvery = 10 * time.Second
+)
+
+// limits are limiters by machine. Its names are those of records, so it is bounded.
+type limits struct {
+	mu sync.Mutex
+	by map[string]*rate.Limiter
+}
+
+func newLimits() *limits { return &limits{by: map[string]*rate.Limiter{}} }
+
+func (l *limits) allow(name string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.by[name]
+	if !ok {
+		r = rate.NewLimiter(rate.Every(movesEvery), movesBurst)
+		l.by[name] = r
+	}
+	return r.AllowN(now, 1)
 }
 
 // reported is the address of an installed system; empty when it says none.

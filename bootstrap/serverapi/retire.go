@@ -31,7 +31,7 @@ func reasoned(what, why string) string {
 	if why = strings.TrimSpace(why); why == "" {
 		return what
 	}
-	return what + ": " + why
+	return what + ": " + words(why)
 }
 
 // RetireMachine implements apiconnect.OperatorServiceHandler.

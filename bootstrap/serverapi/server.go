@@ -43,6 +43,7 @@ type Server struct {
 	index  enrol.Index
 	board  *board
 	fresh  *rate.Limiter // limits what is new at enrolment
+	moves  *limits       // limits what reports change
 	calls  calls
 	// poll and headers are maxWait and headerTime but in tests.
 	poll, headers time.Duration
@@ -63,7 +64,7 @@ type Server struct {
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(),
-		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(),
+		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(),
 		poll: maxWait, headers: headerTime,
 	}
 	var listed []enrol.Hardware

@@ -48,7 +48,8 @@ func Main(ctx context.Context, stdio Stdio, args []string) int {
 	}
 	var reported reportedError
 	if !errors.As(err, &reported) {
-		fmt.Fprintf(stdio.Err, "imagectl: %v\n", err)
+		// What another machine said may be in it.
+		fmt.Fprintf(stdio.Err, "imagectl: %s\n", text(err.Error()))
 	}
 	var usage usageError
 	if errors.As(err, &usage) {

@@ -142,9 +142,9 @@ func (g *globals) outcomes(f format, all []*api.Outcome) error {
 	} else {
 		for _, o := range all {
 			if o.GetOk() {
-				fmt.Fprintf(g.stdio.Out, "%s: %s (%s)\n", o.GetMachine(), o.GetMessage(), o.GetState())
+				fmt.Fprintf(g.stdio.Out, "%s: %s (%s)\n", text(o.GetMachine()), text(o.GetMessage()), text(o.GetState()))
 			} else {
-				fmt.Fprintf(g.stdio.Err, "%s: refused (%s): %s\n", o.GetMachine(), o.GetReasonCode(), o.GetMessage())
+				fmt.Fprintf(g.stdio.Err, "%s: refused (%s): %s\n", text(o.GetMachine()), text(o.GetReasonCode()), text(o.GetMessage()))
 			}
 		}
 		if len(all) == 0 {

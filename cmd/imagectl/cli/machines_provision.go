@@ -102,7 +102,7 @@ func waitInstalled(ctx context.Context, w io.Writer, now func() time.Time, names
 			stage, end, ok := stageOf(m, begun, now())
 			if said[m.GetName()] != stage {
 				said[m.GetName()] = stage
-				fmt.Fprintf(w, "%s: %s (%s)\n", m.GetName(), stage, now().Sub(begun).Round(time.Second))
+				fmt.Fprintf(w, "%s: %s (%s)\n", m.GetName(), text(stage), now().Sub(begun).Round(time.Second))
 			}
 			if end {
 				delete(names, m.GetName())

@@ -32,12 +32,12 @@ func newStatus(g *globals) *cobra.Command {
 				return printMessage(g.stdio.Out, s)
 			}
 			w := g.stdio.Out
-			fmt.Fprintf(w, "cluster %s: %s\n\n", s.GetCluster(), s.GetSummary())
+			fmt.Fprintf(w, "cluster %s: %s\n\n", s.GetCluster(), text(s.GetSummary()))
 			if err := printMachines(w, time.Now(), s.GetMachines()); err != nil {
 				return err
 			}
 			for _, n := range s.GetNotes() {
-				fmt.Fprintf(w, "\nnote: %s", n)
+				fmt.Fprintf(w, "\nnote: %s", text(n))
 			}
 			fmt.Fprintf(w, "\nserver %s at %s, up since %s\n", s.GetServerVersion(), r.Server, s.GetSince().AsTime().Local().Format(time.DateTime))
 			return nil

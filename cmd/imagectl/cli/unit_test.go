@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -26,5 +27,15 @@ func TestServiceUnitPleasesSystemd(t *testing.T) {
 	}
 	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
+// What other machines say moves no cursor: an error's text is theirs too.
+func TestErrorsAreFitForATerminal(t *testing.T) {
+	t.Setenv("IMAGECTL_CONFIG", "\x1b[2Jx")
+	var out, errs strings.Builder
+	code := Main(t.Context(), Stdio{In: strings.NewReader(""), Out: &out, Err: &errs}, []string{"status"})
+	if got := errs.String(); code != exitFailed || !strings.Contains(got, "there is no context file  [2Jx") {
+		t.Errorf("code %d, %q", code, got)
 	}
 }

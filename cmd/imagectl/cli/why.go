@@ -51,15 +51,15 @@ func printWhy(w io.Writer, asked string, a *api.WhyResponse) error {
 	if state == "" {
 		state = "unknown"
 	}
-	fmt.Fprintf(w, "%s (%s): %s (%s)\n  %s\n", name, state, a.GetAnswer(), a.GetReasonCode(), a.GetReason())
+	fmt.Fprintf(w, "%s (%s): %s (%s)\n  %s\n", name, state, a.GetAnswer(), a.GetReasonCode(), text(a.GetReason()))
 	if len(a.GetEvents()) > 0 {
 		fmt.Fprintln(w, "\nseen on the boot path:")
 		for _, e := range a.GetEvents() {
-			fmt.Fprintf(w, "  %s  %-8s  %s\n", e.GetAt().AsTime().Local().Format(time.DateTime), e.GetStage(), e.GetDetail())
+			fmt.Fprintf(w, "  %s  %-8s  %s\n", e.GetAt().AsTime().Local().Format(time.DateTime), text(e.GetStage()), text(e.GetDetail()))
 		}
 	}
 	if a.GetScript() != "" {
-		fmt.Fprintf(w, "\niPXE script:\n%s", indent(a.GetScript()))
+		fmt.Fprintf(w, "\niPXE script:\n%s", indent(text(a.GetScript())))
 	}
 	return nil
 }
