@@ -49,15 +49,18 @@ bin/bootstrapd: $(GOFILES) $(COMMITS) | bin/root
 bin/root:
 	@install -d -o "$$(stat -c %u .)" bin bin/root
 
-.PHONY: deps
-deps: ## Debian packages that the tests use
-	@missing=$$(sed 's/#.*//' $$(find . -name apt-packages.txt) | sort -u | grep . | while read -r p; do \
+# $(call packages,FILES): the Debian packages that they list.
+packages = @missing=$$(sed 's/\#.*//' $(1) | sort -u | grep . | while read -r p; do \
 	    [ "$$(dpkg-query -Wf '$${Status}' "$$p" 2>/dev/null)" = 'install ok installed' ] || echo "$$p"; done); \
 	if [ -n "$$missing" ]; then \
 	    printf '== installing Debian packages (about 2 minutes): %s\n' "$$(echo $$missing)"; \
 	    $(ROOT) apt-get -o DPkg::Lock::Timeout=600 -qq update; \
 	    $(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq install --yes --no-install-recommends $$missing >/dev/null; \
 	fi
+
+.PHONY: deps
+deps: ## Debian packages that the tests use
+	$(call packages,$$(find . -name apt-packages.txt))
 
 .PHONY: upstream
 upstream: deps ## Kubernetes, etcd and friends, built from their modules
@@ -131,7 +134,8 @@ e2e: build release ## the scenario in virtual machines
 
 .PHONY: bench-images
 bench-images: release ## making images, against what people use otherwise
-	$(call say,images against qemu-img and lbzip2 and cp (about 5 minutes))
+	$(call packages,test/bench/guestfish-packages.txt)
+	$(call say,images against qemu-img and lbzip2 and guestfish and cp (about 10 minutes))
 	go build -o bin/bench ./test/bench
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
 

@@ -16,7 +16,6 @@ import (
 	"github.com/imagectl/imagectl/images/compress"
 	"github.com/imagectl/imagectl/images/disk"
 	"github.com/imagectl/imagectl/images/ext4"
-	"github.com/imagectl/imagectl/images/extent"
 	"github.com/imagectl/imagectl/images/fstree"
 	"github.com/imagectl/imagectl/images/qcow2"
 	"github.com/imagectl/imagectl/images/sparse"
@@ -42,6 +41,9 @@ func jobs() map[string]func(ctx context.Context, dst, src *os.File, size int64, 
 			return w.Close()
 		},
 		"edit":       edit,
+		"iso":        installer,
+		"ova":        appliance,
+		"pxe":        netboot,
 		"qcow2":      toQCOW2(qcow2.Deflate),
 		"zstd.qcow2": toQCOW2(qcow2.Zstd),
 		"vhd": func(ctx context.Context, dst, src *os.File, size int64, _ []string) error {
@@ -51,10 +53,7 @@ func jobs() map[string]func(ctx context.Context, dst, src *os.File, size int64, 
 			return vmdk.Write(ctx, dst, src, size, vmdk.Options{ContentID: [16]byte{4}})
 		},
 		"raw.zst": func(ctx context.Context, dst, src *os.File, size int64, _ []string) error {
-			r, w := io.Pipe()
-			go func() { w.CloseWithError(extent.Write(ctx, w, src, size)) }()
-			defer r.Close()
-			return extent.Compress(ctx, dst, r)
+			return installStream(ctx, dst, src, size)
 		},
 		"raw.xz": func(ctx context.Context, dst, src *os.File, _ int64, _ []string) error {
 			return compress.XZ(ctx, dst, src)
