@@ -49,18 +49,9 @@ bin/bootstrapd: $(GOFILES) $(COMMITS) | bin/root
 bin/root:
 	@install -d -o "$$(stat -c %u .)" bin bin/root
 
-# $(call packages,FILES): the Debian packages that they list.
-packages = @missing=$$(sed 's/\#.*//' $(1) | sort -u | grep . | while read -r p; do \
-	    [ "$$(dpkg-query -Wf '$${Status}' "$$p" 2>/dev/null)" = 'install ok installed' ] || echo "$$p"; done); \
-	if [ -n "$$missing" ]; then \
-	    printf '== installing Debian packages (about 2 minutes): %s\n' "$$(echo $$missing)"; \
-	    $(ROOT) apt-get -o DPkg::Lock::Timeout=600 -qq update; \
-	    $(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq install --yes --no-install-recommends $$missing >/dev/null; \
-	fi
-
 .PHONY: deps
 deps: ## Debian packages that the tests use
-	$(call packages,$$(find . -name apt-packages.txt))
+	@test/packages $$(find . -name apt-packages.txt)
 
 .PHONY: upstream
 upstream: deps ## Kubernetes, etcd and friends, built from their modules
@@ -134,7 +125,7 @@ e2e: build release ## the scenario in virtual machines
 
 .PHONY: bench-images
 bench-images: release ## making images, against what people use otherwise
-	$(call packages,test/bench/guestfish-packages.txt)
+	@test/packages test/bench/guestfish-packages.txt
 	$(call say,images against qemu-img and lbzip2 and guestfish and cp (about 10 minutes))
 	go build -o bin/bench ./test/bench
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
@@ -148,8 +139,7 @@ storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames ge
 .PHONY: bench-boot
 bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and matchbox
 	$(call say,DHCP and TFTP and HTTP against what people use otherwise (about 5 minutes))
-	@$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq install --yes --no-install-recommends \
-	    $$(cat test/benchboot/bench-packages.txt) >/dev/null || echo 'some of the others could not be installed: they are not compared'
+	@test/packages test/benchboot/bench-packages.txt || echo 'some of the others could not be installed: they are not compared'
 	go build -o bin/benchboot ./test/benchboot
 	(cd test/benchboot/matchbox && go build -mod=readonly -trimpath -o $(CURDIR)/bin/matchbox github.com/poseidon/matchbox/cmd/matchbox) || rm -f bin/matchbox
 	$(ISOLATED) bin/benchboot -matchbox "$$(ls bin/matchbox 2>/dev/null || true)"
