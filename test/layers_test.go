@@ -58,7 +58,7 @@ var layers = map[string][]string{
 	"images/store":             {"images/lock", "images/sparse"},
 	"images/release":           {"images/lock", "images/store"},
 	"images/bundle":            {"images/lock", "images/store"},
-	"images/sysext":            {"images/fstree", "images/squashfs"},
+	"images/sysext":            {"bootstrap/firewall", "images/fstree", "images/squashfs"},
 	"images/upstream":          {},
 	"images/inventory":         {},
 	"images/sbom":              {"images/inventory", "images/lock"},
@@ -94,13 +94,14 @@ var layers = map[string][]string{
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
 	"bootstrap/efiboot":       {},
+	"bootstrap/firewall":      {},
 	"bootstrap/host/hosttest": {"bootstrap/host"},
 	"bootstrap/etcd":          {},
 	"bootstrap/kubeadm":       {},
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform"},
 }
 
 // only says who may use what reaches outside the process or exits it.

@@ -28,9 +28,12 @@ func (n *node) steps(run *api.Run) []Step {
 	s := []Step{
 		n.hostname(run),
 		n.balancing(run),
-		n.containerRuntime(),
-		n.images(),
 	}
+	// Before anything listens. A server that says nothing leaves the baseline.
+	if run.GetFirewall() != nil {
+		s = append(s, n.firewall(run))
+	}
+	s = append(s, n.containerRuntime(), n.images())
 	if wantsEtcd(run) {
 		if run.GetEtcd().GetAction() == api.EtcdWanted_ACTION_WAIT {
 			return append(s, turn("etcd", run.GetEtcd().GetReason()))

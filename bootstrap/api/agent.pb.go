@@ -205,7 +205,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -263,7 +263,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type StepStatus struct {
@@ -1139,6 +1139,8 @@ type Run struct {
 	Kubernetes *KubernetesWanted `protobuf:"bytes,9,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
 	// Operators and servers that may call the node API are verified against this.
 	ClientCaPem string `protobuf:"bytes,10,opt,name=client_ca_pem,json=clientCaPem,proto3" json:"client_ca_pem,omitempty"`
+	// Who may reach what on this node; a server that says nothing changes nothing.
+	Firewall *Firewall `protobuf:"bytes,11,opt,name=firewall,proto3" json:"firewall,omitempty"`
 	// What CAs have revoked: one list for each CA whose certificates this node
 	// is shown. A node keeps the newest of each.
 	Revocations   []*RevocationList `protobuf:"bytes,20,rep,name=revocations,proto3" json:"revocations,omitempty"`
@@ -1246,6 +1248,13 @@ func (x *Run) GetClientCaPem() string {
 	return ""
 }
 
+func (x *Run) GetFirewall() *Firewall {
+	if x != nil {
+		return x.Firewall
+	}
+	return nil
+}
+
 func (x *Run) GetRevocations() []*RevocationList {
 	if x != nil {
 		return x.Revocations
@@ -1308,6 +1317,78 @@ func (x *RevocationList) GetCrlDer() []byte {
 	return nil
 }
 
+// Firewall is what a node's host firewall follows from, besides its role and the
+// network of the pods.
+type Firewall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why this node has no firewall of ours; empty when it has.
+	Off string `protobuf:"bytes,1,opt,name=off,proto3" json:"off,omitempty"`
+	// Addresses of all machines of the cluster.
+	ControlPlanes []string          `protobuf:"bytes,2,rep,name=control_planes,json=controlPlanes,proto3" json:"control_planes,omitempty"`
+	Workers       []string          `protobuf:"bytes,3,rep,name=workers,proto3" json:"workers,omitempty"`
+	Allow         []*Firewall_Allow `protobuf:"bytes,4,rep,name=allow,proto3" json:"allow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Firewall) Reset() {
+	*x = Firewall{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Firewall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Firewall) ProtoMessage() {}
+
+func (x *Firewall) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
+func (*Firewall) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Firewall) GetOff() string {
+	if x != nil {
+		return x.Off
+	}
+	return ""
+}
+
+func (x *Firewall) GetControlPlanes() []string {
+	if x != nil {
+		return x.ControlPlanes
+	}
+	return nil
+}
+
+func (x *Firewall) GetWorkers() []string {
+	if x != nil {
+		return x.Workers
+	}
+	return nil
+}
+
+func (x *Firewall) GetAllow() []*Firewall_Allow {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
 type EtcdWanted struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Action EtcdWanted_Action      `protobuf:"varint,1,opt,name=action,proto3,enum=imagectl.v1.EtcdWanted_Action" json:"action,omitempty"`
@@ -1323,7 +1404,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1416,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1429,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -1408,7 +1489,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1501,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1514,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -1517,7 +1598,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1610,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1623,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Addon) GetName() string {
@@ -1578,7 +1659,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1671,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1684,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -1642,7 +1723,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1735,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1748,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 type IssueCertificatesRequest struct {
@@ -1679,7 +1760,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1772,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1785,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -1723,7 +1804,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1816,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1829,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -1766,7 +1847,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1859,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1872,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -1805,7 +1886,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1898,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1911,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -1838,6 +1919,68 @@ func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
 		return x.Files
 	}
 	return nil
+}
+
+type Firewall_Allow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Networks in CIDR form.
+	From  []string `protobuf:"bytes,1,rep,name=from,proto3" json:"from,omitempty"`
+	Ports []uint32 `protobuf:"varint,2,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	// UDP instead of TCP.
+	Udp           bool `protobuf:"varint,3,opt,name=udp,proto3" json:"udp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Firewall_Allow) Reset() {
+	*x = Firewall_Allow{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Firewall_Allow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Firewall_Allow) ProtoMessage() {}
+
+func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
+func (*Firewall_Allow) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12, 0}
+}
+
+func (x *Firewall_Allow) GetFrom() []string {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Firewall_Allow) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Firewall_Allow) GetUdp() bool {
+	if x != nil {
+		return x.Udp
+	}
+	return false
 }
 
 type IssueCertificatesRequest_Item struct {
@@ -1850,7 +1993,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +2005,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2018,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -1905,7 +2048,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2060,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2073,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -2040,7 +2183,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\fR\acontent\"\xe4\x03\n" +
+	"\acontent\x18\x03 \x01(\fR\acontent\"\x97\x04\n" +
 	"\x03Run\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -2054,14 +2197,24 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"kubernetes\x18\t \x01(\v2\x1d.imagectl.v1.KubernetesWantedR\n" +
 	"kubernetes\x12\"\n" +
 	"\rclient_ca_pem\x18\n" +
-	" \x01(\tR\vclientCaPem\x12=\n" +
+	" \x01(\tR\vclientCaPem\x121\n" +
+	"\bfirewall\x18\v \x01(\v2\x15.imagectl.v1.FirewallR\bfirewall\x12=\n" +
 	"\vrevocations\x18\x14 \x03(\v2\x1b.imagectl.v1.RevocationListR\vrevocations\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"9\n" +
 	"\x0eRevocationList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x17\n" +
-	"\acrl_der\x18\x02 \x01(\fR\x06crlDer\"\xc3\x02\n" +
+	"\acrl_der\x18\x02 \x01(\fR\x06crlDer\"\xd5\x01\n" +
+	"\bFirewall\x12\x10\n" +
+	"\x03off\x18\x01 \x01(\tR\x03off\x12%\n" +
+	"\x0econtrol_planes\x18\x02 \x03(\tR\rcontrolPlanes\x12\x18\n" +
+	"\aworkers\x18\x03 \x03(\tR\aworkers\x121\n" +
+	"\x05allow\x18\x04 \x03(\v2\x1b.imagectl.v1.Firewall.AllowR\x05allow\x1aC\n" +
+	"\x05Allow\x12\x12\n" +
+	"\x04from\x18\x01 \x03(\tR\x04from\x12\x14\n" +
+	"\x05ports\x18\x02 \x03(\rR\x05ports\x12\x10\n" +
+	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xc3\x02\n" +
 	"\n" +
 	"EtcdWanted\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.imagectl.v1.EtcdWanted.ActionR\x06action\x12\x16\n" +
@@ -2152,7 +2305,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -2170,26 +2323,28 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*File)(nil),                           // 13: imagectl.v1.File
 	(*Run)(nil),                            // 14: imagectl.v1.Run
 	(*RevocationList)(nil),                 // 15: imagectl.v1.RevocationList
-	(*EtcdWanted)(nil),                     // 16: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 17: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 18: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 19: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 20: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 21: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 22: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 23: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 24: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 25: imagectl.v1.Run.LabelsEntry
-	(*IssueCertificatesRequest_Item)(nil),  // 26: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 27: imagectl.v1.IssueCertificatesResponse.Item
-	(Mode)(0),                              // 28: imagectl.v1.Mode
-	(*Facts)(nil),                          // 29: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),          // 30: google.protobuf.Timestamp
+	(*Firewall)(nil),                       // 16: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 17: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 18: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 19: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 20: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 21: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 22: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 23: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 24: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 25: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 26: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 27: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 28: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 29: imagectl.v1.IssueCertificatesResponse.Item
+	(Mode)(0),                              // 30: imagectl.v1.Mode
+	(*Facts)(nil),                          // 31: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),          // 32: google.protobuf.Timestamp
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
-	28, // 1: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	29, // 2: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	30, // 1: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	31, // 2: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	4,  // 3: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	5,  // 4: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	6,  // 5: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
@@ -2197,34 +2352,36 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	11, // 7: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
 	10, // 8: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
 	14, // 9: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	30, // 10: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	32, // 10: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
 	12, // 11: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
 	13, // 12: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	25, // 13: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	16, // 14: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	17, // 15: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	15, // 16: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	2,  // 17: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 18: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	18, // 19: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	26, // 20: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	27, // 21: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	13, // 22: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 23: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 24: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	7,  // 25: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	19, // 26: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	21, // 27: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	23, // 28: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	8,  // 29: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	20, // 30: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	22, // 31: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	24, // 32: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	29, // [29:33] is the sub-list for method output_type
-	25, // [25:29] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	26, // 13: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	17, // 14: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	18, // 15: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	16, // 16: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	15, // 17: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	27, // 18: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	2,  // 19: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	3,  // 20: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	19, // 21: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	28, // 22: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	29, // 23: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	13, // 24: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 25: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 26: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	7,  // 27: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	20, // 28: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	22, // 29: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	24, // 30: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	8,  // 31: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	21, // 32: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	23, // 33: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	25, // 34: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	31, // [31:35] is the sub-list for method output_type
+	27, // [27:31] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -2245,7 +2402,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

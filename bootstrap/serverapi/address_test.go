@@ -50,3 +50,34 @@ func TestAddressesOutliveTheServer(t *testing.T) {
 	r.restart(cfg)
 	check("after a restart, before the control plane has called,")
 }
+
+// Firewalls know a machine before it joins, by cluster.yaml or by its first call.
+func TestFirewallsKnowTheMachinesOfTheCluster(t *testing.T) {
+	t.Parallel()
+	cp, byDHCP, opened := cp1(), w1(), w1()
+	cp.Address = netip.MustParseAddr("10.0.0.11")
+	byDHCP.Address = netip.Addr{}
+	opened.Name, opened.MACs, opened.UUID, opened.Serial, opened.Address = "w2", []string{"52:54:00:00:00:03"}, "", "", netip.MustParseAddr("10.0.0.22")
+	opened.Allow = []*api.Firewall_Allow{{From: []string{"0.0.0.0/0"}, Ports: []uint32{9100}}}
+	r := start(t, config(cp, byDHCP, opened))
+	first := r.approvedMachine("cp1", "52:54:00:00:00:01")
+	r.arm("cp1", false)
+	first.install()
+	node := &api.SyncRequest{Mode: api.Mode_MODE_NODE, Address: "10.0.0.11"}
+	check := func(when string, f *api.Firewall, workers ...string) {
+		t.Helper()
+		if !slices.Equal(f.GetControlPlanes(), []string{"10.0.0.11"}) || !slices.Equal(f.GetWorkers(), workers) {
+			t.Errorf("%s: %v, want the workers %v", when, f, workers)
+		}
+	}
+	check("before w1 has called", first.sync(node).GetRun().GetFirewall(), "10.0.0.22")
+	worker := r.approvedMachine("w1", "52:54:00:00:00:02")
+	r.arm("w1", false)
+	worker.install()
+	own := worker.sync(&api.SyncRequest{Mode: api.Mode_MODE_NODE, Address: "10.0.0.77"}).GetRun().GetFirewall()
+	check("to w1", own, "10.0.0.77", "10.0.0.22")
+	check("after w1 has called", first.sync(node).GetRun().GetFirewall(), "10.0.0.77", "10.0.0.22")
+	if got := own.GetAllow(); got != nil {
+		t.Errorf("w1 opens %v, which is for w2", got)
+	}
+}

@@ -66,6 +66,10 @@ type Machine struct {
 	Image Image
 	// Files are written to ROOT besides node.json.
 	Files []*api.File
+	// FirewallOff is the reason why it has no firewall; empty when it has one, which
+	// lets in what Allow says besides the cluster's machines.
+	FirewallOff string
+	Allow       []*api.Firewall_Allow
 }
 
 // Image is an install stream.

@@ -68,8 +68,18 @@ func (s *Server) run(m Machine, d coordinator.Directive, c coordinator.Choices, 
 		Machine: m.Name, Cluster: s.cfg.Cluster, Role: m.Role, ControlPlane: m.ControlPlane,
 		Address: s.address(m, from.source), Labels: maps.Clone(m.Labels), Taints: m.Taints,
 		Etcd: s.etcdWanted(m, d, c, from), Kubernetes: s.kubernetesWanted(d, c),
-		ClientCaPem: string(s.CAPEM()), Revocations: s.lists(m.ControlPlane),
+		ClientCaPem: string(s.CAPEM()), Revocations: s.lists(m.ControlPlane), Firewall: s.firewall(m),
 	}
+}
+
+// firewall lists the cluster's machines for a machine's firewall. cluster.yaml's
+// addresses count before their machines are installed, so that who joins is known
+// already; others count from their first call on.
+func (s *Server) firewall(m Machine) *api.Firewall {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refresh()
+	return &api.Firewall{Off: m.FirewallOff, Allow: m.Allow, ControlPlanes: s.view.controlPlanes, Workers: s.view.workers}
 }
 
 func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Choices, from caller) *api.EtcdWanted {

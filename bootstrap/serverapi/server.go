@@ -171,12 +171,14 @@ func (s *Server) machineOf(name string) (Machine, bool) {
 	return s.cfg.Machines[i], true
 }
 
-// view is the coordinator's input, kept while nothing has changed: a thousand
-// waiting agents wake at once.
+// view is the coordinator's input and what firewalls are told, kept while nothing has
+// changed: a thousand waiting agents wake at once.
 type view struct {
 	store, board <-chan struct{} // closed when it is outdated
 	until        time.Time       // when somebody's silence may count
 	nodes        []coordinator.Node
+	// Addresses of the machines that have one; never changed in place.
+	controlPlanes, workers []string
 }
 
 // silence is how long a machine may say nothing before the coordinator stops
@@ -212,7 +214,7 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 	return nodes, s.choices, nil
 }
 
-// refresh returns the coordinator's input; mu is held.
+// refresh brings the view up to date and returns the coordinator's input; mu is held.
 func (s *Server) refresh() []coordinator.Node {
 	now := s.cfg.Now()
 	if !current(s.view.store) || !current(s.view.board) || now.After(s.view.until) {
@@ -223,6 +225,14 @@ func (s *Server) refresh() []coordinator.Node {
 				n.Seen = r.seen()
 			}
 			s.view.nodes = append(s.view.nodes, n)
+			a := s.addressOf(m.Name)
+			switch {
+			case a == "" || n.State == machine.Retired:
+			case m.ControlPlane:
+				s.view.controlPlanes = append(s.view.controlPlanes, a)
+			default:
+				s.view.workers = append(s.view.workers, a)
+			}
 		}
 	}
 	return s.view.nodes

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"net/netip"
 	"os"
 	"reflect"
 	"strconv"
@@ -200,6 +201,21 @@ func TestFindings(t *testing.T) {
 			`error: machines[1].network.vlans: is not supported yet`,
 		}},
 		{"other policies", []string{"roles:", "identity: {policy: tpm}\nroles:"}, []string{`error: identity.policy: tpm is not supported yet`}},
+		{"a firewall that opens nothing, or what is no port", []string{
+			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    network: {firewall: {allow: [{from: [], ports: [1]}, {from: [10.0.0.1/24], ports: [70000]}, {ports: [9100]}, {from: [10.9.0.0/24], ports: [53], protocol: upd}]}}\n",
+		}, []string{
+			`error: machines[1].network.firewall.allow[0]: opens nothing: want from and ports, neither empty`,
+			`error: machines[1].network.firewall.allow[1].from[0]: "10.0.0.1/24" is not a network: bits are set behind the prefix length`,
+			`error: machines[1].network.firewall.allow[1].ports[0]: 70000 is not a port: want 1 to 65535`,
+			`error: machines[1].network.firewall.allow[2]: required key "from" is missing`,
+			`error: machines[1].network.firewall.allow[3].protocol: "upd" is not one of tcp, udp`,
+		}},
+		{"a firewall switched off without a reason", []string{"roles:", "network: {firewall: {off: \" \"}}\nroles:"}, []string{
+			`error: network.firewall.off: want the reason why nodes need no firewall`,
+		}},
+		{"a firewall switched off", []string{"roles:", "network: {firewall: {off: the switch filters}}\nroles:"}, []string{
+			`warning: network.firewall.off: anyone who reaches these nodes reaches kubelet, etcd and whatever pods open on the host (the switch filters)`,
+		}},
 
 		// Roles.
 		{"an extension of ours", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: etcd, source: a.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: the extension etcd is built by imagectl; choose another name`}},
@@ -267,6 +283,34 @@ func TestSyntaxErrorsPointAtTheirLine(t *testing.T) {
 			t.Errorf("%.20q: no finding", text)
 		} else if want != "" && found[0].String() != want {
 			t.Errorf("%.20q: got %s, want %s", text, found[0], want)
+		}
+	}
+}
+
+func TestFirewallsOfAllLevelsAddUp(t *testing.T) {
+	text := edit(t,
+		"roles:", "network: {firewall: {allow: [{from: [10.9.0.0/24], ports: [9100]}]}}\nroles:",
+		"    kind: worker\n", "    kind: worker\n    network: {firewall: {allow: [{from: [0.0.0.0/0], ports: [53], protocol: udp}]}}\n",
+		"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    network: {firewall: {off: behind a gateway}}\n")
+	spec, found := Parse(func(file string) ([]byte, error) {
+		if file == "cluster.yaml" {
+			return []byte(text), nil
+		}
+		return nil, nil
+	}, "cluster.yaml")
+	if errs, _ := found.Count(); errs > 0 {
+		t.Fatal(found)
+	}
+	every := Allow{From: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}, Ports: []uint16{9100}}
+	dns := Allow{From: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, Ports: []uint16{53}, UDP: true}
+	for name, want := range map[string]Firewall{
+		"cp1": {Allow: []Allow{every}},
+		"w1":  {Off: "behind a gateway", Allow: []Allow{every, dns}},
+	} {
+		for _, m := range spec.Machines {
+			if diff := cmp.Diff(m.Firewall, want, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); m.Name == name && diff != "" {
+				t.Errorf("%s: got -, want +\n%s", name, diff)
+			}
 		}
 	}
 }

@@ -255,7 +255,7 @@ type rawNamed struct {
 }
 
 // rawNetwork is the network of the nodes. Machines get their addresses from DHCP
-// until it is acted on.
+// until the rest of it is acted on.
 type rawNetwork struct {
 	place
 	Bonds           []rawBond           `key:"bonds,later"`
@@ -266,7 +266,7 @@ type rawNetwork struct {
 	NTP             []rawString         `key:"ntp,later"`
 	Proxy           rawProxy            `key:"proxy,later"`
 	RegistryMirrors []rawRegistryMirror `key:"registryMirrors,later"`
-	Firewall        rawFirewall         `key:"firewall,later"`
+	Firewall        rawFirewall         `key:"firewall"`
 }
 
 type rawBond struct {
@@ -315,13 +315,15 @@ type rawRegistryMirror struct {
 
 type rawFirewall struct {
 	place
+	Off   rawString  `key:"off"`
 	Allow []rawAllow `key:"allow"`
 }
 
 type rawAllow struct {
 	place
-	From  []rawPrefix `key:"from"`
-	Ports []rawInt    `key:"ports"`
+	From     []rawPrefix `key:"from,required"`
+	Ports    []rawInt    `key:"ports,required"`
+	Protocol rawString   `key:"protocol"`
 }
 
 type rawBackup struct {

@@ -183,6 +183,8 @@ type Machine struct {
 	InstallerArgs []string
 	// BMC is nil when it has none that may be used.
 	BMC *BMC
+	// Firewall is that of the machine, of its role and of every node, together.
+	Firewall Firewall
 }
 
 // Disk selects the disk to install to; all conditions that are set must hold.

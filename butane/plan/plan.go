@@ -200,6 +200,8 @@ type Machine struct {
 	InstallerArgs []string
 	// BMC is nil when it has none that may be used.
 	BMC *cluster.BMC
+	// Firewall is what opens more of the machine than the defaults do.
+	Firewall cluster.Firewall
 }
 
 // DiskRule selects the disk to install to. All set conditions must hold and

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/imagectl/imagectl/bootstrap/firewall"
 	"github.com/imagectl/imagectl/images/fstree"
 	"github.com/imagectl/imagectl/images/squashfs"
 )
@@ -43,6 +44,8 @@ const (
 	unitDir = "usr/lib/systemd/system"
 	// CNIDir is where the plugins wait for kubelet.service to copy them.
 	CNIDir = "usr/lib/imagectl/cni"
+	// FirewallPath is the ruleset that imagectl-firewall.service loads.
+	FirewallPath = "usr/share/imagectl/firewall.nft"
 	// ImagesDir holds container image archives for bootstrapd to import.
 	ImagesDir = "usr/share/imagectl/images"
 )
@@ -62,11 +65,15 @@ type Extension struct {
 	tree *fstree.Tree
 }
 
-// Agent is the node agent with its unit.
+// Agent is the node agent with its unit, and the firewall that a node has until its
+// agent knows the cluster.
 func Agent(bootstrapd fstree.Content) (Extension, error) {
 	b := newBuilder(AgentName)
 	b.file("usr/bin", 0o755, File{Name: "bootstrapd", Content: bootstrapd})
 	b.unit("bootstrapd.service")
+	// Other units ask for it.
+	b.embedded("imagectl-firewall.service", unitDir)
+	b.file(path.Dir(FirewallPath), 0o644, File{Name: path.Base(FirewallPath), Content: fstree.Bytes(firewall.Rules(firewall.Input{}))})
 	return b.done()
 }
 

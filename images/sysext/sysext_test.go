@@ -58,9 +58,9 @@ func TestEachExtensionHoldsWhatANodeNeeds(t *testing.T) {
 		unit  string
 		says  string
 	}{
-		{agent, err1, []string{"usr/bin/bootstrapd"}, "bootstrapd.service", "\nType=notify\nNotifyAccess=main\n"},
-		{kube, err2, []string{"usr/bin/kubeadm", "usr/bin/kubelet", "usr/bin/kubectl", "usr/lib/imagectl/cni/bridge", "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"}, "kubelet.service", "ExecStart="},
-		{etcd, err3, []string{"usr/bin/etcd"}, "etcd.service", "\nType=notify\n"},
+		{agent, err1, []string{"usr/bin/bootstrapd", sysext.FirewallPath, "usr/lib/systemd/system/imagectl-firewall.service"}, "bootstrapd.service", "\nType=notify\nNotifyAccess=main\n"},
+		{kube, err2, []string{"usr/bin/kubeadm", "usr/bin/kubelet", "usr/bin/kubectl", "usr/lib/imagectl/cni/bridge", "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"}, "kubelet.service", "\nRequires=imagectl-firewall.service\n"},
+		{etcd, err3, []string{"usr/bin/etcd"}, "etcd.service", "\nRequires=imagectl-firewall.service\n"},
 		{images, err4, []string{"usr/share/imagectl/images/kubernetes.tar"}, "", ""},
 	} {
 		path := write(t, tc.e, tc.err)

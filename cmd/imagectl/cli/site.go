@@ -241,6 +241,17 @@ func (s *site) serverConfig() serverapi.Config {
 			Disk: &api.DiskRule{Path: m.Disk.Path, Serial: m.Disk.Serial, Model: m.Disk.Model, Wwn: m.Disk.WWN,
 				MinSizeBytes: uint64(m.Disk.MinBytes), MaxSizeBytes: uint64(m.Disk.MaxBytes)},
 		}
+		sm.FirewallOff = m.Firewall.Off
+		for _, a := range m.Firewall.Allow {
+			allow := &api.Firewall_Allow{Udp: a.UDP}
+			for _, from := range a.From {
+				allow.From = append(allow.From, from.String())
+			}
+			for _, port := range a.Ports {
+				allow.Ports = append(allow.Ports, uint32(port))
+			}
+			sm.Allow = append(sm.Allow, allow)
+		}
 		for _, mac := range m.MACs {
 			sm.MACs = append(sm.MACs, mac.String())
 		}
