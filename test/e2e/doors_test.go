@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imagectl/imagectl/test/lab"
 )
@@ -25,6 +27,8 @@ func closedDoors(t *testing.T, ctx context.Context, rack *lab.Lab) {
 	}
 	// Behind that, the control plane still reaches the worker's kubelet. After a boot
 	// the pod, and the rules of its node's agent, may take a moment.
+	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Minute, errors.New("10 minutes are over"))
+	defer cancel()
 	err := lab.Until(ctx, func() (bool, string, error) {
 		if _, err := rack.Kubectl(ctx, "logs", "probe"); err != nil {
 			return false, err.Error(), nil
