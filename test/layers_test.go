@@ -74,6 +74,7 @@ var layers = map[string][]string{
 	"pxe/tftp":     {"pxe/boot", "pxe/quirk"},
 	"pxe/dhcp":     {"pxe/boot", "pxe/quirk"},
 	"pxe/httpboot": {"pxe/boot"},
+	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/quirk", "pxe/tftp"},
 	"pxe/catalog":  {"pxe/boot", "butane/plan", "bootstrap/machine", "images/lock"},
 	"pxe/funnel":   {"pxe/boot"},
 	"pxe/metrics":  {"pxe/boot", "pxe/dhcp", "pxe/funnel"},

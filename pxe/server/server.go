@@ -28,6 +28,15 @@ const (
 	autoexecName = "autoexec.ipxe"
 )
 
+// BootFiles are what DHCP points to, for a server at an address that has these
+// programs for UEFI HTTP boot at a URL.
+func BootFiles(at netip.AddrPort, uefi string, programs map[boot.Firmware]string) dhcp.BootFiles {
+	return dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
+}
+
+// TFTPNames are the files that TFTP has.
+func TFTPNames() []string { return []string{biosName, uefiName, autoexecName} }
+
 // Task is one thing that runs as long as the server does. Run returns nil when
 // ctx ends.
 type Task struct {
@@ -118,7 +127,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	}
 	if sockets := dhcpSockets(cfg.Sockets); len(sockets) > 0 {
 		s, err := dhcp.NewServer(dhcp.Config{
-			Address: cfg.Address, Files: dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: script, HTTP: uefi, Programs: programs},
+			Address: cfg.Address, Files: BootFiles(at, uefi, programs),
 			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {

@@ -82,3 +82,13 @@ func comply(p []byte, e quirk.Effect) int {
 	}
 	return copy(p, r.Complying(e).packet())
 }
+
+// BlockSize is the size of the blocks that answer the request, at most limit.
+func (r Request) BlockSize(limit int) int {
+	for _, o := range r.Options {
+		if n, err := strconv.Atoi(o.Value); o.Name == "blksize" && err == nil && n >= 8 {
+			return min(n, limit)
+		}
+	}
+	return 512
+}

@@ -14,16 +14,24 @@ import (
 func newWhy(g *globals) *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
-		Use:     "why MAC|NAME",
-		Short:   "Explain what a machine gets when it netboots, and why",
-		Example: "  imagectl why 52:54:00:12:34:56\n  imagectl why cp1 -o json",
+		Use:   "why MAC|NAME|CAPTURE",
+		Short: "Explain what a machine gets when it netboots, and why",
+		Long: "Explain what a machine gets when it netboots, and why. The server is asked about a MAC\n" +
+			"address or a name of cluster.yaml.\n\n" +
+			"A file that ends in .pcap, .pcapng, .cap or .hex is a capture of DHCP and TFTP, such as\n" +
+			"tcpdump -w makes, or one DHCP message in hexadecimal on each line. Its packets are\n" +
+			"answered again by the cluster.yaml and imagectl.lock that are here, without a server.",
+		Example: "  imagectl why 52:54:00:12:34:56\n  imagectl why cp1 -o json\n  imagectl why boot.pcap",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usageError{fmt.Errorf("give one MAC address or machine name; see %s --help", cmd.CommandPath())}
+				return usageError{fmt.Errorf("give one MAC address, machine name or capture; see %s --help", cmd.CommandPath())}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if isCapture(args[0]) {
+				return g.whyCapture(args[0], f)
+			}
 			r, err := dial()
 			if err != nil {
 				return err

@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/catalog"
+	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/quirk"
+	"github.com/imagectl/imagectl/pxe/replay"
+	"github.com/imagectl/imagectl/pxe/server"
+)
+
+func isCapture(arg string) bool {
+	return slices.Contains([]string{".pcap", ".pcapng", ".cap", ".hex"}, strings.ToLower(filepath.Ext(arg)))
+}
+
+// whyCapture replays a capture by the cluster.yaml that is here.
+func (g *globals) whyCapture(path string, f format) error {
+	p, err := g.plan()
+	if err != nil {
+		return err
+	}
+	cfg, err := replayConfig(p)
+	if err != nil {
+		return err
+	}
+	in, err := os.Open(path)
+	if err != nil {
+		return usageError{fmt.Errorf("opening the capture: %w", err)}
+	}
+	defer in.Close()
+	steps, err := replay.Read(in, cfg)
+	if err != nil {
+		return usageError{fmt.Errorf("%s: %w", path, err)}
+	}
+	if f == formatJSON {
+		e := json.NewEncoder(g.stdio.Out)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		return e.Encode(slices.Concat([]replay.Step{}, steps))
+	}
+	return printSteps(g.stdio.Out, steps)
+}
+
+// unstarted is the state of every machine where nobody knows it. What DHCP and TFTP
+// answer does not depend on it.
+type unstarted struct{}
+
+func (unstarted) State(string) machine.State { return "" }
+
+// replayConfig is what imagectl serve would answer by, as far as it is decided
+// before anything is fetched by HTTP: no file need have been built for it.
+func replayConfig(p plan.Plan) (replay.Config, error) {
+	quirks, err := quirk.Load()
+	if err != nil {
+		return replay.Config{}, err
+	}
+	stand := boot.Blob{Name: "any", SHA256: strings.Repeat("0", 64), Size: 1}
+	cat, err := catalog.New(catalog.Config{Plan: p, Kernel: stand, States: unstarted{},
+		Ignition: func(string) ([]byte, error) { return []byte(`{"ignition":{"version":"3.4.0"}}`), nil }})
+	if err != nil {
+		return replay.Config{}, err
+	}
+	programs := map[boot.Firmware]string{boot.UEFIx64: "snponly.efi"}
+	if p.Boot.SecureBoot.Certificate != nil {
+		programs = map[boot.Firmware]string{boot.UEFIx64: "installer.efi", boot.UEFIarm64: "installer.efi"}
+	}
+	at := netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPPort))
+	return replay.Config{
+		Env:  dhcp.Env{Server: p.Server.Address, Network: cat.Network(), Answer: cat.Decide, Files: server.BootFiles(at, "http://"+at.String(), programs), Quirks: quirks},
+		TFTP: server.TFTPNames(), MTU: 1500,
+	}, nil
+}
+
+func printSteps(w io.Writer, steps []replay.Step) error {
+	var s strings.Builder
+	for _, x := range steps {
+		who := x.Client
+		if x.Machine != "" {
+			who += " (" + x.Machine + ")"
+		}
+		fmt.Fprintf(&s, "%s  %s\n  %s\n", x.At.UTC().Format("15:04:05.000"), who, x.Asked)
+		if x.Code != replay.CodeSeen {
+			fmt.Fprintf(&s, "  → %s: %s\n", x.Code, x.Reason)
+		}
+		if len(x.Answer) > 0 {
+			fmt.Fprintf(&s, "    %s\n", strings.Join(x.Answer, ", "))
+		}
+		for _, q := range x.Quirks {
+			fmt.Fprintf(&s, "    quirk %s: %s; %s\n      evidence: %s\n", q.Name, q.Habit, q.Answer, q.Evidence)
+		}
+	}
+	if len(steps) == 0 {
+		s.WriteString("the capture has no DHCP packet and no TFTP request\n")
+	}
+	_, err := io.WriteString(w, s.String())
+	return err
+}
