@@ -22,6 +22,6 @@ func (c *checker) quirks(known quirk.Set, raw []rawString) (names []string, loca
 			names = append(names, name)
 		}
 	}
-	effect, _ := known.Apply(quirk.Client{MAC: net.HardwareAddr{}}, names)
+	effect, _ := known.Apply(quirk.Disk, quirk.Client{MAC: net.HardwareAddr{}}, names)
 	return names, effect.LocalBoot
 }

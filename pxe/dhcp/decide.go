@@ -136,7 +136,7 @@ func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
 	r.answer = env.Answer(client.machine())
 	var quirks []string
 	if client.boots() {
-		r.effect, quirks = env.Quirks.Apply(shows(req, client), r.answer.Quirks)
+		r.effect, quirks = env.Quirks.Apply(quirk.DHCP, shows(req, client), r.answer.Quirks)
 	}
 	d := r.decide()
 	d.Answer, d.Quirks = r.answer, quirks

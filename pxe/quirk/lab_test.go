@@ -116,7 +116,7 @@ func newTFTPLab(tb testing.TB, t transcript, quirks quirk.Set) *tftpLab {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			mac := l.cards[client]
-			e, _ := quirks.Apply(quirk.Client{MAC: mac}, decide(boot.Machine{MAC: mac}).Quirks)
+			e, _ := quirks.Apply(quirk.TFTP, quirk.Client{MAC: mac}, decide(boot.Machine{MAC: mac}).Quirks)
 			return e
 		},
 	}

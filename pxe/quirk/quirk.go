@@ -184,10 +184,31 @@ func (q Quirk) incomplete() string {
 	return ""
 }
 
-func (e Effect) none() bool {
-	return e.Silent == "" && e.Delay == 0 && !e.Program && !e.PlainName && e.VendorClass == "" && e.VendorOptions == nil &&
-		e.BlockSize == 0 && !e.NoBlockSize && e.LocalBoot == ""
+// Part is a part of the boot path.
+type Part int
+
+// The parts that effects are about.
+const (
+	DHCP Part = iota + 1
+	TFTP
+	// Disk is how iPXE continues with the own disk.
+	Disk
+)
+
+// on says whether an effect is about a part.
+func (e Effect) on(p Part) bool {
+	switch p {
+	case DHCP:
+		return e.Silent != "" || e.Delay != 0 || e.Program || e.PlainName || e.VendorClass != "" || e.VendorOptions != nil
+	case TFTP:
+		return e.BlockSize != 0 || e.NoBlockSize
+	case Disk:
+		return e.LocalBoot != ""
+	}
+	return false
 }
+
+func (e Effect) none() bool { return !e.on(DHCP) && !e.on(TFTP) && !e.on(Disk) }
 
 // All returns every quirk, in the order of the data.
 func (s Set) All() []Quirk { return slices.Clone(s.all) }
@@ -209,14 +230,14 @@ func (s Set) Without(name string) Set {
 	return Set{all: slices.DeleteFunc(slices.Clone(s.all), is), rules: slices.DeleteFunc(slices.Clone(s.rules), is)}
 }
 
-// Apply joins the effects for a client whose machine has the named quirks, and
-// says which quirks they are from. Where two set the same, the later one in the
-// data counts.
-func (s Set) Apply(c Client, named []string) (Effect, []string) {
+// Apply joins the effects on a part for a client whose machine has the named
+// quirks, and says which quirks they are from. Where two set the same, the later one
+// in the data counts.
+func (s Set) Apply(on Part, c Client, named []string) (Effect, []string) {
 	var e Effect
 	var names []string
 	for _, q := range s.rules {
-		if q.Match.Named && !slices.Contains(named, q.Name) || !q.Match.Named && !q.Match.holds(c) {
+		if !q.Effect.on(on) || q.Match.Named && !slices.Contains(named, q.Name) || !q.Match.Named && !q.Match.holds(c) {
 			continue
 		}
 		names = append(names, q.Name)

@@ -132,11 +132,15 @@ func TestDataIsReadStrictly(t *testing.T) {
 
 func TestEffectsAreJoined(t *testing.T) {
 	s := load(t)
-	e, names := s.Apply(quirk.Client{MAC: cardOf("52:54:00:00:00:01")}, []string{"small-blocks", "late-answer", "unheard-of", "binl-redirect"})
-	if fmt.Sprint(names) != "[late-answer small-blocks]" || e.BlockSize != 1388 || e.Delay.Seconds() != 2 {
-		t.Errorf("got %v of %v", e, names)
+	named := []string{"small-blocks", "late-answer", "exit-hangs", "discovery-control", "unheard-of", "binl-redirect"}
+	for part, want := range map[quirk.Part]string{
+		quirk.DHCP: "[discovery-control late-answer]", quirk.TFTP: "[small-blocks]", quirk.Disk: "[exit-hangs]",
+	} {
+		if _, names := s.Apply(part, quirk.Client{MAC: cardOf("52:54:00:00:00:01")}, named); fmt.Sprint(names) != want {
+			t.Errorf("part %d: got %v, want %s", part, names, want)
+		}
 	}
-	if e, names := s.Apply(quirk.Client{}, nil); names != nil || e.BlockSize != 0 || e.Silent != "" {
+	if e, names := s.Apply(quirk.DHCP, quirk.Client{}, nil); names != nil || e.Silent != "" {
 		t.Errorf("a client that shows nothing has %v of %v", e, names)
 	}
 }

@@ -87,7 +87,7 @@ func (t transcript) decide(quirks quirk.Set) func(boot.Machine) boot.Answer {
 		if !ok {
 			return boot.Answer{Action: boot.Local, Code: "unknown-machine", Reason: "the transcript does not name it", LocalBoot: "exit"}
 		}
-		if e, _ := quirks.Apply(quirk.Client{}, a.Quirks); e.LocalBoot != "" {
+		if e, _ := quirks.Apply(quirk.Disk, quirk.Client{}, a.Quirks); e.LocalBoot != "" {
 			a.LocalBoot = e.LocalBoot
 		}
 		return a

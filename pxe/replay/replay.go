@@ -181,19 +181,17 @@ func (s *session) tftp(d datagram) {
 		card = d.card
 	}
 	answer := s.Env.Answer(boot.Machine{MAC: card})
-	effect, names := s.Env.Quirks.Apply(quirk.Client{MAC: card}, answer.Quirks)
+	effect, names := s.Env.Quirks.Apply(quirk.TFTP, quirk.Client{MAC: card}, answer.Quirks)
 	step.Client, step.Machine = card.String(), answer.Name
 	step.Asked = fmt.Sprintf("TFTP request for %q", printable(req.Name))
 	for _, o := range req.Options {
 		step.Asked += fmt.Sprintf(", %s %s", printable(o.Name), printable(o.Value))
 	}
-	if effect.BlockSize > 0 || effect.NoBlockSize {
-		step.Quirks = s.quirks(names)
-	}
 	if !slices.Contains(s.TFTP, req.File()) {
 		step.Code, step.Reason = tftp.CodeNoSuchFile, fmt.Sprintf("there is no file %q here; there are %s", printable(req.File()), strings.Join(s.TFTP, ", "))
 		return
 	}
+	step.Quirks = s.quirks(names)
 	step.Code, step.Reason = "sent", "sends "+req.File()
 	step.Answer = []string{fmt.Sprintf("%s in blocks of %d bytes", req.File(), req.Complying(effect).BlockSize(s.MTU-overhead))}
 }

@@ -146,7 +146,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			if !ok {
 				return quirk.Effect{}
 			}
-			e, _ := quirks.Apply(quirk.Client{MAC: mac}, cfg.Source.Decide(boot.Machine{MAC: mac}).Quirks)
+			e, _ := quirks.Apply(quirk.TFTP, quirk.Client{MAC: mac}, cfg.Source.Decide(boot.Machine{MAC: mac}).Quirks)
 			return e
 		},
 		Started: func(client netip.Addr, name string) {
