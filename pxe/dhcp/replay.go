@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -15,7 +16,7 @@ type Replay struct {
 	table *Table
 }
 
-// NewReplay takes all of an Env but Now and Leases.
+// NewReplay takes all of an Env but Now, From, BootServer and Leases.
 func NewReplay(env Env) *Replay {
 	r := &Replay{env: env, table: NewTable(nil)}
 	r.table.use(env.Network)
@@ -23,13 +24,13 @@ func NewReplay(env Env) *Replay {
 	return r
 }
 
-// Packet decides over a packet that comes at a time.
-func (r *Replay) Packet(at time.Time, packet []byte) (*dhcpv4.DHCPv4, Decision, error) {
+// Packet decides over a packet that comes at a time, from whence to where.
+func (r *Replay) Packet(at time.Time, from, to netip.AddrPort, packet []byte) (*dhcpv4.DHCPv4, Decision, error) {
 	req, err := dhcpv4.FromBytes(packet)
 	if err != nil {
 		return nil, Decision{}, fmt.Errorf("reading a DHCP packet: %w", err)
 	}
-	r.env.Now = at
+	r.env.Now, r.env.From, r.env.BootServer = at, from, to.Port() == 4011
 	d := Decide(req, r.env)
 	r.table.apply(d)
 	return req, d, nil

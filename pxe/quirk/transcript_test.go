@@ -25,8 +25,9 @@ var update = flag.Bool("update", false, "rewrite the answers in testdata and the
 //
 //	machine 52:54:00:00:00:01 node1 10.0.0.11 local [QUIRK…]   one of cluster.yaml
 //	sessions N                                                TFTP transfers at a time
+//	proxy                                                     another server gives addresses
 //	at 4s                                                     the time since the start
-//	> dhcp, > tftp CLIENT, > http                             what comes, and then
+//	> dhcp, > dhcp 4011, > tftp CLIENT, > http                what comes, and then
 //	< …                                                       what is answered
 //
 // -update rewrites what is answered; its diff is to be read.
@@ -34,6 +35,7 @@ type transcript struct {
 	blocks   [][]string
 	machines map[string]boot.Answer
 	sessions int
+	proxy    bool
 }
 
 func read(path string) (transcript, error) {
@@ -57,6 +59,8 @@ func read(path string) (transcript, error) {
 					a.Kernel, a.Initrd, a.Args = kernelBlob, []boot.Blob{initrdBlob}, []string{"quiet"}
 				}
 				t.machines[word[1]] = a
+			case line == "proxy":
+				t.proxy = true
 			case strings.HasPrefix(line, "sessions "):
 				_, err = fmt.Sscan(word[1], &t.sessions)
 			}
@@ -97,6 +101,8 @@ func (t transcript) decide(quirks quirk.Set) func(boot.Machine) boot.Answer {
 // play returns the transcript with what is really answered.
 func (t transcript) play(tb testing.TB, quirks quirk.Set) ([][]string, error) {
 	decide := t.decide(quirks)
+	network := network
+	network.Proxy = t.proxy
 	replay := dhcp.NewReplay(dhcp.Env{Server: server.Addr(), Network: &network, Answer: decide, Quirks: quirks,
 		Files: dhcp.BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: dhcp.ScriptURL(server), HTTP: "http://10.0.0.1:8080", Programs: map[boot.Firmware]string{boot.UEFIx64: "snponly.efi"}}})
 	now := start
@@ -118,7 +124,9 @@ func (t transcript) play(tb testing.TB, quirks quirk.Set) ([][]string, error) {
 		var err error
 		switch block[0] {
 		case "> dhcp":
-			answer, err = playDHCP(replay, now, block[1:])
+			answer, err = playDHCP(replay, now, 67, block[1:])
+		case "> dhcp 4011":
+			answer, err = playDHCP(replay, now, 4011, block[1:])
 		case "> http":
 			answer, err = playHTTP(decide, block[1:])
 		default:
@@ -149,12 +157,12 @@ func (t transcript) answersAfter(i int) [][]string {
 	return out
 }
 
-func playDHCP(r *dhcp.Replay, now time.Time, lines []string) ([][]string, error) {
+func playDHCP(r *dhcp.Replay, now time.Time, port uint16, lines []string) ([][]string, error) {
 	packet, err := encodeDHCP(1, lines)
 	if err != nil {
 		return nil, err
 	}
-	_, d, err := r.Packet(now, packet)
+	_, d, err := r.Packet(now, netip.MustParseAddrPort("0.0.0.0:68"), netip.AddrPortFrom(server.Addr(), port), packet)
 	if err != nil {
 		return nil, err
 	}

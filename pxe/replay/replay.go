@@ -108,7 +108,7 @@ func (s *session) dhcp(d datagram) {
 		step.Code, step.Reason, step.Answer = CodeSeen, "this is what was answered when it was captured", bootParts(req)
 		return
 	}
-	_, decision, err := s.replay.Packet(d.at, d.payload)
+	_, decision, err := s.replay.Packet(d.at, d.from, d.to, d.payload)
 	if err != nil {
 		step.Asked, step.Code, step.Reason = "a broken DHCP packet", "malformed", printable(err.Error())
 		return
