@@ -40,6 +40,8 @@ type lab struct {
 	log  *logs
 	// server is the server's certificate.
 	server *x509.Certificate
+	// members is an etcd cluster to join; nil for none.
+	members *members
 
 	mu       sync.Mutex
 	now      time.Duration // added to the machine's clock and the server's
@@ -161,14 +163,18 @@ func (l *lab) agent(mode nodeconf.Mode) *Agent {
 	l.seen, l.run = nil, rand.Text()
 	return &Agent{
 		Host: l.node.Host, Log: slog.New(slog.NewTextHandler(l.log, nil)), Version: l.run, Now: l.clock, Rand: rand.Reader, Jitter: func() float64 { return 0 },
-		Config:  nodeconf.Config{Cluster: "lab", Mode: mode, Servers: []string{l.url}, CA: string(l.ca.CertificatePEM())},
-		askEtcd: func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() }, progressTime: time.Hour,
+		Config:   nodeconf.Config{Cluster: "lab", Mode: mode, Servers: []string{l.url}, CA: string(l.ca.CertificatePEM())},
+		askEtcd:  func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() },
+		openEtcd: func(context.Context, []string, *tls.Config) (etcdCluster, error) { return l.members, nil }, progressTime: time.Hour,
 	}
 }
 
 func (l *lab) etcdStatus() (etcd.Status, error) {
 	if l.node.Units()[etcd.Unit] != "active" {
 		return etcd.Status{}, errors.New("connection refused")
+	}
+	if l.members != nil {
+		return l.members.status()
 	}
 	return etcd.Status{MemberID: "8e9e05c52164694d", Healthy: true}, nil
 }

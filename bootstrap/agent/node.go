@@ -41,6 +41,9 @@ type node struct {
 
 	// renewalsAfter holds back the next attempt; only settle uses it.
 	renewalsAfter time.Time
+	// initialCluster is etcd's, from the last look at its members; only settle uses
+	// it.
+	initialCluster string
 
 	mu sync.Mutex
 	// revoked is what the callers' CA has revoked, out of run; revokedNews is closed

@@ -39,6 +39,11 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		}
 		if s, err := n.etcdStatus(ctx); err == nil {
 			r.etcd.MemberId, r.etcd.Learner, r.etcd.Healthy = s.MemberID, s.Learner, s.Healthy
+			for _, m := range s.Members {
+				r.etcd.Members = append(r.etcd.Members, &api.EtcdMember{Id: strconv.FormatUint(m.ID, 16), Name: m.Name, PeerUrl: strings.Join(m.PeerURLs, " "), Learner: m.Learner})
+			}
+		} else if has, err := n.hasEtcdData(); err == nil {
+			r.etcd.Empty = !has
 		}
 	}
 	if joined, err := n.Host.Exists(joinedPath); err == nil {
@@ -73,23 +78,32 @@ func (n *node) kubeletVersion(ctx context.Context) string {
 }
 
 func (n *node) etcdStatus(ctx context.Context) (etcd.Status, error) {
-	ca, err := n.Host.ReadFile(etcd.CAPath)
+	conf, err := n.etcdTLS()
 	if err != nil {
 		return etcd.Status{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return n.askEtcd(ctx, etcd.LocalEndpoint, conf)
+}
+
+// etcdTLS is what a client of etcd shows and demands.
+func (n *node) etcdTLS() (*tls.Config, error) {
+	ca, err := n.Host.ReadFile(etcd.CAPath)
+	if err != nil {
+		return nil, err
 	}
 	bundle, err := n.Host.ReadFile(etcd.ClientPath)
 	if err != nil {
-		return etcd.Status{}, err
+		return nil, err
 	}
 	cert, err := tls.X509KeyPair(bundle, bundle)
 	if err != nil {
-		return etcd.Status{}, fmt.Errorf("reading etcd's client certificate: %w", err)
+		return nil, fmt.Errorf("reading etcd's client certificate: %w", err)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	return n.askEtcd(ctx, etcd.LocalEndpoint, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}})
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}}, nil
 }
 
 // apiServerReady asks this node's own API server, past the balancer.

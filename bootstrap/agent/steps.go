@@ -35,10 +35,16 @@ func (n *node) steps(run *api.Run) []Step {
 	}
 	s = append(s, n.containerRuntime(), n.images())
 	if wantsEtcd(run) {
-		if run.GetEtcd().GetAction() == api.EtcdWanted_ACTION_WAIT {
+		switch run.GetEtcd().GetAction() {
+		case api.EtcdWanted_ACTION_WAIT:
 			return append(s, turn("etcd", run.GetEtcd().GetReason()))
+		case api.EtcdWanted_ACTION_JOIN:
+			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdMember(run), n.etcdConfiguration(run), n.etcdRunning(), n.etcdVote(run), n.etcdHealthy())
+		case api.EtcdWanted_ACTION_RUN:
+			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdData(), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())
+		default:
+			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())
 		}
-		s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())
 	}
 	k := run.GetKubernetes().GetAction()
 	if k == api.KubernetesWanted_ACTION_UNSPECIFIED || k == api.KubernetesWanted_ACTION_WAIT {
@@ -48,8 +54,15 @@ func (n *node) steps(run *api.Run) []Step {
 		s = append(s, n.kubernetesSecrets(), n.apiServerEtcdClient())
 	}
 	s = append(s, n.kubeadm(run), n.kubeletRunning())
-	if len(run.GetKubernetes().GetAddons()) > 0 || k == api.KubernetesWanted_ACTION_INIT {
-		s = append(s, n.bindings(), n.marked(run), n.addons(run))
+	first := len(run.GetKubernetes().GetAddons()) > 0 || k == api.KubernetesWanted_ACTION_INIT
+	if first {
+		s = append(s, n.bindings())
+	}
+	if run.GetControlPlane() {
+		s = append(s, n.marked(run))
+	}
+	if first {
+		s = append(s, n.addons(run))
 	}
 	return append(s, n.nodeReady(run), n.renewals(run))
 }

@@ -193,18 +193,26 @@ func (n *node) renewals(run *api.Run) Step {
 	}
 }
 
-// etcdConfiguration writes etcd's file while there is no data yet. After that
-// the file is left alone: etcd reads the membership from its data.
+// etcdConfiguration writes etcd's file while there is no data yet. With data etcd
+// reads the membership from that; then the file of a member names no other, so
+// that etcd does not start should its data ever be lost.
 func (n *node) etcdConfiguration(run *api.Run) Step {
+	action := run.GetEtcd().GetAction()
 	want := func() ([]byte, error) {
 		address, err := netip.ParseAddr(run.GetAddress())
 		if err != nil {
 			return nil, fmt.Errorf("reading this node's address: %w", err)
 		}
-		return etcd.Member{
-			Name: run.GetMachine(), Address: address, InitialCluster: run.GetEtcd().GetInitialCluster(), Token: run.GetEtcd().GetClusterToken(),
-			Bootstrap: run.GetEtcd().GetAction() == api.EtcdWanted_ACTION_BOOTSTRAP,
-		}.Config()
+		m := etcd.Member{Name: run.GetMachine(), Address: address, InitialCluster: run.GetEtcd().GetInitialCluster(), Token: run.GetEtcd().GetClusterToken()}
+		switch action {
+		case api.EtcdWanted_ACTION_BOOTSTRAP:
+			m.Bootstrap = true
+		case api.EtcdWanted_ACTION_JOIN:
+			m.InitialCluster = n.initialCluster
+		default:
+			m.InitialCluster = m.Alone()
+		}
+		return m.Config()
 	}
 	return Step{
 		Name: "etcd-configuration",
@@ -215,7 +223,7 @@ func (n *node) etcdConfiguration(run *api.Run) Step {
 			} else if err != nil {
 				return false, "", err
 			}
-			if data, err := n.Host.Exists(etcd.DataDir + "/member"); err != nil || data {
+			if data, err := n.hasEtcdData(); err != nil || data && action != api.EtcdWanted_ACTION_RUN {
 				return data, "", err
 			}
 			b, err := want()

@@ -162,15 +162,22 @@ func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, erro
 	return []string{"kubeadm", "join", "--config", kubeadmConf}, n.write(file{kubeadmConf, conf, 0o600})
 }
 
-// joinedBefore notices a worker whose kubeadm was killed after the only thing
-// that matters: kubelet has its own certificate, which it gets after kubeadm has
-// written everything else. kubeadm itself would refuse, because a Ready node of
-// that name exists.
+// joinedBefore notices a join that was killed after the only thing that matters:
+// kubelet has its own certificate, which it gets after kubeadm has written
+// everything else. kubeadm itself would refuse, because a Ready node of that name
+// exists. What is left of joining a control plane is the step marked.
 func (n *node) joinedBefore(run *api.Run) (bool, error) {
-	if run.GetControlPlane() {
+	names := []string{kubeadm.KubeletConf, "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki/kubelet-client-current.pem"}
+	if run.GetKubernetes().GetAction() == api.KubernetesWanted_ACTION_INIT {
 		return false, nil
 	}
-	for _, name := range []string{kubeadm.KubeletConf, "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki/kubelet-client-current.pem"} {
+	if run.GetControlPlane() {
+		for _, pod := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+			names = append(names, kubeadm.Manifests+"/"+pod+".yaml")
+		}
+		names = append(names, kubeadm.AdminConf)
+	}
+	for _, name := range names {
 		if have, err := n.Host.Exists(name); err != nil || !have {
 			return false, err
 		}
@@ -185,7 +192,7 @@ func (n *node) clearKubeadm(ctx context.Context, run *api.Run) error {
 	if err := n.Host.StopUnit(ctx, kubeadm.Unit); err != nil {
 		return err
 	}
-	patterns := []string{"/etc/kubernetes/*.conf", "/etc/kubernetes/manifests/*.yaml", "/etc/kubernetes/tmp", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env"}
+	patterns := []string{"/etc/kubernetes/*.conf", kubeadm.Manifests + "/*.yaml", "/etc/kubernetes/tmp", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env"}
 	if run.GetControlPlane() {
 		for _, leaf := range []string{"apiserver", "apiserver-kubelet-client", "front-proxy-client"} {
 			patterns = append(patterns, kubeadm.PKIDir+"/"+leaf+".crt", kubeadm.PKIDir+"/"+leaf+".key")
@@ -223,7 +230,12 @@ func (n *node) marked(run *api.Run) Step {
 			return strings.Contains(string(out), strconv.Quote(kubeadm.RoleLabel)), "the node has no label " + kubeadm.RoleLabel, nil
 		},
 		Act: func(ctx context.Context) error {
-			_, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubeadm", "init", "phase", "mark-control-plane", "--config", kubeadmConf}})
+			labels := []string{"label", "node", run.GetMachine(), "--overwrite", kubeadm.RoleLabel + "=", kubeadm.ExcludeLabel + "="}
+			if _, err := n.Host.Run(ctx, kubectl(kubeadm.AdminConf, nil, labels...)); err != nil || len(run.GetTaints()) > 0 {
+				return err
+			}
+			// Other taints kubelet gives its node itself.
+			_, err := n.Host.Run(ctx, kubectl(kubeadm.AdminConf, nil, "taint", "node", run.GetMachine(), "--overwrite", kubeadm.RoleLabel+"=:NoSchedule"))
 			return err
 		},
 	}

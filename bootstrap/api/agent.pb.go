@@ -155,7 +155,8 @@ const (
 	EtcdWanted_ACTION_WAIT EtcdWanted_Action = 2
 	// Start the first member of a new cluster.
 	EtcdWanted_ACTION_BOOTSTRAP EtcdWanted_Action = 3
-	// Added as a learner by the server: start and follow.
+	// This node alone may change the membership now: become a learner, then a
+	// voter.
 	EtcdWanted_ACTION_JOIN EtcdWanted_Action = 4
 	// Is a member: keep it running.
 	EtcdWanted_ACTION_RUN EtcdWanted_Action = 5
@@ -205,7 +206,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -263,7 +264,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type StepStatus struct {
@@ -332,9 +333,13 @@ type EtcdObserved struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Running bool                   `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
 	// Hexadecimal as etcdctl prints it; empty when not a member.
-	MemberId      string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	Learner       bool   `protobuf:"varint,3,opt,name=learner,proto3" json:"learner,omitempty"`
-	Healthy       bool   `protobuf:"varint,4,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	MemberId string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	Learner  bool   `protobuf:"varint,3,opt,name=learner,proto3" json:"learner,omitempty"`
+	Healthy  bool   `protobuf:"varint,4,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	// The node has looked, and there is no data of etcd on it.
+	Empty bool `protobuf:"varint,5,opt,name=empty,proto3" json:"empty,omitempty"`
+	// The list of members as this one knows it; empty when it does not answer.
+	Members       []*EtcdMember `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -397,6 +402,90 @@ func (x *EtcdObserved) GetHealthy() bool {
 	return false
 }
 
+func (x *EtcdObserved) GetEmpty() bool {
+	if x != nil {
+		return x.Empty
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetMembers() []*EtcdMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type EtcdMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hexadecimal as etcdctl prints it.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Empty until the member has been started.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	PeerUrl       string `protobuf:"bytes,3,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
+	Learner       bool   `protobuf:"varint,4,opt,name=learner,proto3" json:"learner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdMember) Reset() {
+	*x = EtcdMember{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdMember) ProtoMessage() {}
+
+func (x *EtcdMember) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdMember.ProtoReflect.Descriptor instead.
+func (*EtcdMember) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EtcdMember) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EtcdMember) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EtcdMember) GetPeerUrl() string {
+	if x != nil {
+		return x.PeerUrl
+	}
+	return ""
+}
+
+func (x *EtcdMember) GetLearner() bool {
+	if x != nil {
+		return x.Learner
+	}
+	return false
+}
+
 type KubernetesObserved struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The local API server answers /readyz (control planes).
@@ -414,7 +503,7 @@ type KubernetesObserved struct {
 
 func (x *KubernetesObserved) Reset() {
 	*x = KubernetesObserved{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +515,7 @@ func (x *KubernetesObserved) String() string {
 func (*KubernetesObserved) ProtoMessage() {}
 
 func (x *KubernetesObserved) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +528,7 @@ func (x *KubernetesObserved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesObserved.ProtoReflect.Descriptor instead.
 func (*KubernetesObserved) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *KubernetesObserved) GetApiserverReady() bool {
@@ -502,7 +591,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +603,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +616,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SyncRequest) GetBootId() string {
@@ -631,7 +720,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +732,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +745,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SyncResponse) GetRevision() uint64 {
@@ -755,7 +844,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +856,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +869,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Wait) GetReasonCode() string {
@@ -806,7 +895,7 @@ type Reboot struct {
 
 func (x *Reboot) Reset() {
 	*x = Reboot{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +907,7 @@ func (x *Reboot) String() string {
 func (*Reboot) ProtoMessage() {}
 
 func (x *Reboot) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +920,7 @@ func (x *Reboot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reboot.ProtoReflect.Descriptor instead.
 func (*Reboot) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Reboot) GetReason() string {
@@ -871,7 +960,7 @@ type Install struct {
 
 func (x *Install) Reset() {
 	*x = Install{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +972,7 @@ func (x *Install) String() string {
 func (*Install) ProtoMessage() {}
 
 func (x *Install) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +985,7 @@ func (x *Install) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Install.ProtoReflect.Descriptor instead.
 func (*Install) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Install) GetImageUrl() string {
@@ -992,7 +1081,7 @@ type DiskRule struct {
 
 func (x *DiskRule) Reset() {
 	*x = DiskRule{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1093,7 @@ func (x *DiskRule) String() string {
 func (*DiskRule) ProtoMessage() {}
 
 func (x *DiskRule) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1106,7 @@ func (x *DiskRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
 func (*DiskRule) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DiskRule) GetPath() string {
@@ -1074,7 +1163,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1175,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1188,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *File) GetPath() string {
@@ -1150,7 +1239,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1251,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1264,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Run) GetMachine() string {
@@ -1275,7 +1364,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1376,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1389,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -1333,7 +1422,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1434,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1447,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Firewall) GetOff() string {
@@ -1393,7 +1482,8 @@ type EtcdWanted struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Action EtcdWanted_Action      `protobuf:"varint,1,opt,name=action,proto3,enum=imagectl.v1.EtcdWanted_Action" json:"action,omitempty"`
 	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Value of etcd's initial-cluster, bound to machine names.
+	// Value of etcd's initial-cluster, bound to machine names; only set for
+	// ACTION_BOOTSTRAP. A joining node asks the members.
 	InitialCluster string `protobuf:"bytes,3,opt,name=initial_cluster,json=initialCluster,proto3" json:"initial_cluster,omitempty"`
 	ClusterToken   string `protobuf:"bytes,4,opt,name=cluster_token,json=clusterToken,proto3" json:"cluster_token,omitempty"`
 	// Client URLs of all voting members.
@@ -1404,7 +1494,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1506,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1519,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -1489,7 +1579,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1591,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1604,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -1598,7 +1688,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1700,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1713,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Addon) GetName() string {
@@ -1659,7 +1749,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1761,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1774,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -1723,7 +1813,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1825,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1838,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type IssueCertificatesRequest struct {
@@ -1760,7 +1850,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1862,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1875,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -1804,7 +1894,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1906,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +1919,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -1847,7 +1937,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1949,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1962,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -1886,7 +1976,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +1988,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2001,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -1934,7 +2024,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2036,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2049,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -1993,7 +2083,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2095,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2108,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2048,7 +2138,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2150,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2163,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -2113,12 +2203,20 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rSTATE_RUNNING\x10\x02\x12\x0e\n" +
 	"\n" +
 	"STATE_DONE\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x04\"y\n" +
+	"\fSTATE_FAILED\x10\x04\"\xc2\x01\n" +
 	"\fEtcdObserved\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x18\n" +
 	"\alearner\x18\x03 \x01(\bR\alearner\x12\x18\n" +
-	"\ahealthy\x18\x04 \x01(\bR\ahealthy\"\xc4\x01\n" +
+	"\ahealthy\x18\x04 \x01(\bR\ahealthy\x12\x14\n" +
+	"\x05empty\x18\x05 \x01(\bR\x05empty\x121\n" +
+	"\amembers\x18\x06 \x03(\v2\x17.imagectl.v1.EtcdMemberR\amembers\"e\n" +
+	"\n" +
+	"EtcdMember\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
+	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"\xc4\x01\n" +
 	"\x12KubernetesObserved\x12'\n" +
 	"\x0fapiserver_ready\x18\x01 \x01(\bR\x0eapiserverReady\x12\x16\n" +
 	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x1d\n" +
@@ -2305,7 +2403,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -2313,75 +2411,77 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(KubernetesWanted_Action)(0),           // 3: imagectl.v1.KubernetesWanted.Action
 	(*StepStatus)(nil),                     // 4: imagectl.v1.StepStatus
 	(*EtcdObserved)(nil),                   // 5: imagectl.v1.EtcdObserved
-	(*KubernetesObserved)(nil),             // 6: imagectl.v1.KubernetesObserved
-	(*SyncRequest)(nil),                    // 7: imagectl.v1.SyncRequest
-	(*SyncResponse)(nil),                   // 8: imagectl.v1.SyncResponse
-	(*Wait)(nil),                           // 9: imagectl.v1.Wait
-	(*Reboot)(nil),                         // 10: imagectl.v1.Reboot
-	(*Install)(nil),                        // 11: imagectl.v1.Install
-	(*DiskRule)(nil),                       // 12: imagectl.v1.DiskRule
-	(*File)(nil),                           // 13: imagectl.v1.File
-	(*Run)(nil),                            // 14: imagectl.v1.Run
-	(*RevocationList)(nil),                 // 15: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 16: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 17: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 18: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 19: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 20: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 21: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 22: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 23: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 24: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 25: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 26: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 27: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 28: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 29: imagectl.v1.IssueCertificatesResponse.Item
-	(Mode)(0),                              // 30: imagectl.v1.Mode
-	(*Facts)(nil),                          // 31: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),          // 32: google.protobuf.Timestamp
+	(*EtcdMember)(nil),                     // 6: imagectl.v1.EtcdMember
+	(*KubernetesObserved)(nil),             // 7: imagectl.v1.KubernetesObserved
+	(*SyncRequest)(nil),                    // 8: imagectl.v1.SyncRequest
+	(*SyncResponse)(nil),                   // 9: imagectl.v1.SyncResponse
+	(*Wait)(nil),                           // 10: imagectl.v1.Wait
+	(*Reboot)(nil),                         // 11: imagectl.v1.Reboot
+	(*Install)(nil),                        // 12: imagectl.v1.Install
+	(*DiskRule)(nil),                       // 13: imagectl.v1.DiskRule
+	(*File)(nil),                           // 14: imagectl.v1.File
+	(*Run)(nil),                            // 15: imagectl.v1.Run
+	(*RevocationList)(nil),                 // 16: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 17: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 18: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 19: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 20: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 21: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 22: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 23: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 24: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 25: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 26: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 27: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 28: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 29: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 30: imagectl.v1.IssueCertificatesResponse.Item
+	(Mode)(0),                              // 31: imagectl.v1.Mode
+	(*Facts)(nil),                          // 32: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),          // 33: google.protobuf.Timestamp
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
-	30, // 1: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	31, // 2: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
-	4,  // 3: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
-	5,  // 4: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
-	6,  // 5: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
-	9,  // 6: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	11, // 7: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	10, // 8: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	14, // 9: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	32, // 10: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	12, // 11: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	13, // 12: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	26, // 13: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	17, // 14: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	18, // 15: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	16, // 16: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	15, // 17: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	27, // 18: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	2,  // 19: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 20: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	19, // 21: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	28, // 22: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	29, // 23: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	13, // 24: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 25: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 26: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	7,  // 27: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	20, // 28: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	22, // 29: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	24, // 30: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	8,  // 31: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	21, // 32: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	23, // 33: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	25, // 34: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	31, // [31:35] is the sub-list for method output_type
-	27, // [27:31] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	6,  // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
+	31, // 2: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	32, // 3: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	4,  // 4: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
+	5,  // 5: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
+	7,  // 6: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
+	10, // 7: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	12, // 8: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	11, // 9: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	15, // 10: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	33, // 11: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	13, // 12: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	14, // 13: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	27, // 14: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	18, // 15: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	19, // 16: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	17, // 17: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	16, // 18: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	28, // 19: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	2,  // 20: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	3,  // 21: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	20, // 22: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	29, // 23: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	30, // 24: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	14, // 25: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 26: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 27: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	8,  // 28: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	21, // 29: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	23, // 30: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	25, // 31: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	9,  // 32: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	22, // 33: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	24, // 34: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	26, // 35: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	32, // [32:36] is the sub-list for method output_type
+	28, // [28:32] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -2390,7 +2490,7 @@ func file_imagectl_v1_agent_proto_init() {
 		return
 	}
 	file_imagectl_v1_enrol_proto_init()
-	file_imagectl_v1_agent_proto_msgTypes[4].OneofWrappers = []any{
+	file_imagectl_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
 		(*SyncResponse_Wait)(nil),
 		(*SyncResponse_Install)(nil),
 		(*SyncResponse_Reboot)(nil),
@@ -2402,7 +2502,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@ package coordinator
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/imagectl/imagectl/bootstrap/machine"
 )
@@ -20,6 +21,8 @@ type Node struct {
 	State        machine.State
 	// Seen is what it last said; nil when it has not called lately.
 	Seen *Seen
+	// Gone: it has not called for long, and a server was there to hear it.
+	Gone bool
 }
 
 // Seen is a machine's own report.
@@ -30,6 +33,8 @@ type Seen struct {
 	EtcdHealthy bool
 	// EtcdMember: it is a member, learners included.
 	EtcdMember bool
+	// EtcdEmpty: it has looked, and there is no data of etcd on its disk.
+	EtcdEmpty bool
 	// APIServerReady: its API server answers /readyz.
 	APIServerReady bool
 	// Joined: kubeadm init or join is complete.
@@ -41,16 +46,29 @@ type Seen struct {
 }
 
 // Choices are decisions that outlive everything. The zero value is a cluster
-// that does not exist yet. A set field never changes.
+// that does not exist yet. A set field never changes, and no name leaves a list;
+// only EtcdJoining comes and goes.
 type Choices struct {
 	// EtcdFirst is the machine that starts the etcd cluster.
 	EtcdFirst string `json:"etcdFirst,omitempty"`
 	// EtcdFormed: it has been seen healthy once; nothing starts a cluster again.
 	EtcdFormed bool `json:"etcdFormed,omitempty"`
+	// EtcdVoters are the machines that have been seen as voting members, sorted.
+	EtcdVoters []string `json:"etcdVoters,omitempty"`
+	// EtcdJoining is the only machine that may change etcd's membership now.
+	EtcdJoining string `json:"etcdJoining,omitempty"`
 	// KubernetesFirst is the machine that runs kubeadm init.
 	KubernetesFirst string `json:"kubernetesFirst,omitempty"`
 	// KubernetesFormed: init is complete and its API server was ready once.
 	KubernetesFormed bool `json:"kubernetesFormed,omitempty"`
+	// APIServers are the machines whose API server was ready once, sorted.
+	APIServers []string `json:"apiServers,omitempty"`
+}
+
+// Equal says whether nothing differs.
+func (c Choices) Equal(o Choices) bool {
+	return slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
+		c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
 // Choose advances the choices. Nodes are in the order of cluster.yaml, which is
@@ -67,13 +85,30 @@ func Choose(nodes []Node, c Choices) Choices {
 	if n := find(nodes, c.EtcdFirst); n != nil && n.Seen != nil && n.Seen.EtcdHealthy {
 		c.EtcdFormed = true
 	}
+	c = chooseMember(nodes, c)
 	if c.EtcdFormed && c.KubernetesFirst == "" {
 		c.KubernetesFirst = c.EtcdFirst
 	}
 	if n := find(nodes, c.KubernetesFirst); n != nil && n.Seen != nil && n.Seen.Joined && n.Seen.APIServerReady {
 		c.KubernetesFormed = true
 	}
+	if c.KubernetesFormed {
+		for _, n := range nodes {
+			if n.ControlPlane && n.Seen != nil && n.Seen.Joined && n.Seen.APIServerReady {
+				c.APIServers = with(c.APIServers, n.Name)
+			}
+		}
+	}
 	return c
+}
+
+// with returns a sorted list that holds name too; list is left alone.
+func with(list []string, name string) []string {
+	i, found := slices.BinarySearch(list, name)
+	if found {
+		return list
+	}
+	return slices.Insert(slices.Clone(list), i, name)
 }
 
 // working states are those in which an installed system may be put to work.
@@ -113,6 +148,7 @@ const (
 	EtcdNone      EtcdAction = "none"
 	EtcdWait      EtcdAction = "wait"
 	EtcdBootstrap EtcdAction = "bootstrap"
+	EtcdJoin      EtcdAction = "join"
 	EtcdRun       EtcdAction = "run"
 )
 
@@ -121,10 +157,11 @@ type KubernetesAction string
 
 // The actions about Kubernetes.
 const (
-	KubernetesWait       KubernetesAction = "wait"
-	KubernetesInit       KubernetesAction = "init"
-	KubernetesJoinWorker KubernetesAction = "join-worker"
-	KubernetesRun        KubernetesAction = "run"
+	KubernetesWait             KubernetesAction = "wait"
+	KubernetesInit             KubernetesAction = "init"
+	KubernetesJoinControlPlane KubernetesAction = "join-control-plane"
+	KubernetesJoinWorker       KubernetesAction = "join-worker"
+	KubernetesRun              KubernetesAction = "run"
 )
 
 // Directive is what one machine is to do.
@@ -132,7 +169,7 @@ type Directive struct {
 	Kind Kind
 	// Code and Reason explain a Wait or a Reboot.
 	Code, Reason string
-	// The rest is set for Run. A wait has its reason.
+	// The rest is set for Run. A wait has its reason, and so has joining etcd.
 	Etcd             EtcdAction
 	EtcdReason       string
 	Kubernetes       KubernetesAction
@@ -151,7 +188,7 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 		return installer(*n)
 	}
 	d := Directive{Kind: Run, First: c.KubernetesFirst == name}
-	d.Etcd, d.EtcdReason = etcd(*n, c)
+	d.Etcd, d.EtcdReason = etcd(nodes, *n, c)
 	d.Kubernetes, d.KubernetesReason = kubernetes(*n, c)
 	return d
 }
@@ -169,21 +206,6 @@ func installer(n Node) Directive {
 	}
 }
 
-func etcd(n Node, c Choices) (EtcdAction, string) {
-	switch {
-	case !n.ControlPlane:
-		return EtcdNone, ""
-	case c.EtcdFirst == "":
-		return EtcdWait, fmt.Sprintf("%s is %s and takes no part until it is approved again", n.Name, n.State)
-	case c.EtcdFirst != n.Name:
-		return EtcdWait, fmt.Sprintf("%s holds etcd; adding more members is not supported yet", c.EtcdFirst)
-	case c.EtcdFormed:
-		return EtcdRun, ""
-	default:
-		return EtcdBootstrap, ""
-	}
-}
-
 // kubernetes looks at choices, which only advance, and not at how healthy etcd or
 // an API server is this moment: a hiccup must not call back a kubeadm that is at
 // work, and kubeadm waits for both by itself.
@@ -195,12 +217,16 @@ func kubernetes(n Node, c Choices) (KubernetesAction, string) {
 		switch {
 		case c.KubernetesFirst == "":
 			return KubernetesWait, "etcd is not healthy yet"
-		case c.KubernetesFirst != n.Name:
-			return KubernetesWait, fmt.Sprintf("%s is the control plane; adding more is not supported yet", c.KubernetesFirst)
-		case c.KubernetesFormed:
-			return KubernetesWait, fmt.Sprintf("%s ran kubeadm init before and has lost what it made; init never runs twice", n.Name)
-		default:
+		case !c.KubernetesFormed && c.KubernetesFirst == n.Name:
 			return KubernetesInit, ""
+		case !c.KubernetesFormed:
+			return KubernetesWait, fmt.Sprintf("%s has not finished kubeadm init", c.KubernetesFirst)
+		case !slices.ContainsFunc(c.APIServers, func(s string) bool { return s != n.Name }) && c.KubernetesFirst == n.Name:
+			return KubernetesWait, fmt.Sprintf("%s ran kubeadm init before and has lost what it made; init never runs twice", n.Name)
+		case !slices.Contains(c.EtcdVoters, n.Name) || n.Seen.EtcdEmpty || c.EtcdJoining == n.Name:
+			return KubernetesWait, "its etcd member has no vote yet"
+		default:
+			return KubernetesJoinControlPlane, ""
 		}
 	}
 	switch {

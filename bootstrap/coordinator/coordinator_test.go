@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -11,7 +12,7 @@ import (
 
 // reports is everything a machine can say that the decisions look at.
 func reports() []*Seen {
-	out := []*Seen{nil, {Installer: true}}
+	out := []*Seen{nil, {Installer: true}, {EtcdEmpty: true}, {EtcdEmpty: true, Joined: true}}
 	for bits := range 8 {
 		out = append(out, &Seen{
 			EtcdHealthy: bits&1 != 0, EtcdMember: bits&1 != 0,
@@ -21,14 +22,22 @@ func reports() []*Seen {
 	return out
 }
 
-// choices is every value that Choices can take for control planes a and b.
+// choices is every value that Choices can take for control planes a and b: none,
+// one or both of them are voters, and one of them may be joining.
 func choices() []Choices {
 	out := []Choices{{}}
 	for _, first := range []string{"a", "b"} {
-		out = append(out,
-			Choices{EtcdFirst: first},
-			Choices{EtcdFirst: first, EtcdFormed: true, KubernetesFirst: first},
-			Choices{EtcdFirst: first, EtcdFormed: true, KubernetesFirst: first, KubernetesFormed: true})
+		out = append(out, Choices{EtcdFirst: first})
+		for _, voters := range [][]string{nil, {first}, {"a", "b"}} {
+			for _, joining := range []string{"", "a", "b"} {
+				c := Choices{EtcdFirst: first, EtcdFormed: true, KubernetesFirst: first, EtcdVoters: voters, EtcdJoining: joining}
+				out = append(out, c)
+				c.KubernetesFormed = true
+				out = append(out, c)
+				c.APIServers = []string{"a", "b"}
+				out = append(out, c)
+			}
+		}
 	}
 	return out
 }
@@ -37,17 +46,20 @@ func choices() []Choices {
 func check(t *testing.T, nodes []Node, before Choices) {
 	t.Helper()
 	c := Choose(nodes, before)
-	if again := Choose(nodes, c); again != c {
+	if again := Choose(nodes, c); !again.Equal(c) {
 		t.Fatalf("%+v %+v: choosing again changes %+v to %+v", nodes, before, c, again)
 	}
 	switch {
 	case before.EtcdFirst != "" && c.EtcdFirst != before.EtcdFirst,
 		before.KubernetesFirst != "" && c.KubernetesFirst != before.KubernetesFirst,
 		before.EtcdFormed && !c.EtcdFormed,
-		before.KubernetesFormed && !c.KubernetesFormed:
+		before.KubernetesFormed && !c.KubernetesFormed,
+		!contains(c.EtcdVoters, before.EtcdVoters), !contains(c.APIServers, before.APIServers),
+		!slices.IsSorted(c.EtcdVoters), !slices.IsSorted(c.APIServers):
 		t.Fatalf("%+v: a choice changed from %+v to %+v", nodes, before, c)
 	}
-	bootstraps, inits := 0, 0
+	checkJoining(t, nodes, before, c)
+	bootstraps, inits, joins := 0, 0, 0
 	for _, n := range nodes {
 		d := Direct(nodes, c, n.Name)
 		bad := func(what string) { t.Fatalf("%+v %+v: %s gets %+v: %s", nodes, c, n.Name, d, what) }
@@ -56,6 +68,17 @@ func check(t *testing.T, nodes []Node, before Choices) {
 			if before.EtcdFormed {
 				bad("etcd starts a second time")
 			}
+		}
+		if d.Etcd == EtcdJoin {
+			if joins++; c.EtcdJoining != n.Name || n.Seen.EtcdHealthy {
+				bad("it joins etcd out of turn")
+			}
+		}
+		if d.Etcd == EtcdRun && (n.Seen.EtcdEmpty || !slices.Contains(c.EtcdVoters, n.Name)) {
+			bad("it runs a member that it has not")
+		}
+		if d.Kubernetes == KubernetesJoinControlPlane && (!n.ControlPlane || !c.KubernetesFormed || !slices.Contains(c.EtcdVoters, n.Name) || c.EtcdJoining == n.Name) {
+			bad("a control plane joins at the wrong time")
 		}
 		if d.Kubernetes == KubernetesInit {
 			inits++
@@ -74,7 +97,9 @@ func check(t *testing.T, nodes []Node, before Choices) {
 				calm[i].Seen = nil
 			}
 		}
-		if alone := Direct(calm, c, n.Name); alone != d {
+		alone, told := Direct(calm, c, n.Name), d
+		alone.EtcdReason, told.EtcdReason = "", "" // it counts who is healthy
+		if alone != told {
 			bad("another machine's silence changes it to " + fmt.Sprint(alone))
 		}
 		if d.Kind == Install && (n.State != machine.Armed && n.State != machine.Installing || !n.Seen.Installer) {
@@ -83,7 +108,7 @@ func check(t *testing.T, nodes []Node, before Choices) {
 		if n.Seen != nil && !n.Seen.Installer && n.Seen.Joined && d.Kubernetes != KubernetesRun {
 			bad("a member of the cluster is told to stop or start over")
 		}
-		if d.Kind == Wait && (d.Code == "" || d.Reason == "") || (d.Etcd == EtcdWait) != (d.EtcdReason != "") ||
+		if d.Kind == Wait && (d.Code == "" || d.Reason == "") || (d.Etcd == EtcdWait || d.Etcd == EtcdJoin) != (d.EtcdReason != "") ||
 			(d.Kubernetes == KubernetesWait) != (d.KubernetesReason != "") {
 			bad("a wait without reason, or a reason without wait")
 		}
@@ -91,22 +116,55 @@ func check(t *testing.T, nodes []Node, before Choices) {
 			bad("etcd on a worker")
 		}
 	}
-	if bootstraps > 1 || inits > 1 {
-		t.Fatalf("%+v %+v: %d machines start etcd, %d run init", nodes, c, bootstraps, inits)
+	if bootstraps > 1 || inits > 1 || joins > 1 {
+		t.Fatalf("%+v %+v: %d machines start etcd, %d run init, %d join etcd", nodes, c, bootstraps, inits, joins)
 	}
+}
+
+// checkJoining asserts when the right to change etcd's membership is given.
+func checkJoining(t *testing.T, nodes []Node, before, c Choices) {
+	t.Helper()
+	if c.EtcdJoining == "" || c.EtcdJoining == before.EtcdJoining {
+		return
+	}
+	if old := find(nodes, before.EtcdJoining); old != nil && old.ControlPlane && working(old.State) && !old.Gone && old.Seen == nil {
+		t.Fatalf("%+v %+v: %s was silent for a moment and lost its turn to %s", nodes, before, before.EtcdJoining, c.EtcdJoining)
+	}
+	well := 0
+	for _, v := range c.EtcdVoters {
+		if n := find(nodes, v); n != nil && n.Seen != nil && n.Seen.EtcdHealthy {
+			well++
+		}
+	}
+	lost := slices.Contains(c.EtcdVoters, c.EtcdJoining)
+	if !lost && well < len(c.EtcdVoters) || lost && (well < quorum(len(c.EtcdVoters)) || !find(nodes, c.EtcdJoining).Seen.EtcdEmpty) {
+		t.Fatalf("%+v %+v: %s may join with %d of %v healthy", nodes, c, c.EtcdJoining, well, c.EtcdVoters)
+	}
+}
+
+func contains(list, names []string) bool {
+	return !slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(list, n) })
 }
 
 func TestTwoMachinesInEverySituation(t *testing.T) {
 	t.Parallel()
 	n := 0
-	for _, c := range choices() {
-		for _, sa := range machine.States() {
-			for _, sb := range machine.States() {
+	few := []machine.State{machine.Approved, machine.Armed, machine.Ready}
+	for i, c := range choices() {
+		states := few
+		if i%9 == 0 {
+			states = machine.States()
+		}
+		for _, sa := range states {
+			for _, sb := range states {
 				for _, ra := range reports() {
 					for _, rb := range reports() {
 						for _, bControls := range []bool{false, true} {
-							check(t, []Node{{"a", true, sa, ra}, {"b", bControls, sb, rb}}, c)
-							n++
+							a, b := Node{Name: "a", ControlPlane: true, State: sa, Seen: ra}, Node{Name: "b", ControlPlane: bControls, State: sb, Seen: rb}
+							check(t, []Node{a, b}, c)
+							b.Gone = b.Seen == nil
+							check(t, []Node{a, b}, c)
+							n += 2
 						}
 					}
 				}
@@ -118,13 +176,25 @@ func TestTwoMachinesInEverySituation(t *testing.T) {
 
 func TestThreeMachinesInEveryReport(t *testing.T) {
 	t.Parallel()
-	for _, c := range choices() {
-		for _, state := range []machine.State{machine.Approved, machine.Enrolled, machine.Ready} {
-			for _, ra := range reports() {
-				for _, rb := range reports() {
-					for _, rc := range reports() {
-						check(t, []Node{{"a", true, state, ra}, {"b", true, state, rb}, {"c", false, state, rc}}, c)
-						check(t, []Node{{"a", true, state, ra}, {"b", false, state, rb}, {"c", false, state, rc}}, c)
+	all := choices()
+	said := []*Seen{nil, {Installer: true}, {}, {EtcdEmpty: true}, {EtcdMember: true}, {EtcdHealthy: true}, {EtcdHealthy: true, Joined: true, APIServerReady: true}}
+	for _, joining := range []string{"", "a", "b", "c"} {
+		three := Choices{EtcdFirst: "a", EtcdFormed: true, EtcdVoters: []string{"a", "b", "c"}, EtcdJoining: joining, KubernetesFirst: "a", KubernetesFormed: true, APIServers: []string{"a"}}
+		two := three
+		two.EtcdVoters = []string{"a", "b"}
+		all = append(all, two, three)
+	}
+	for _, c := range all {
+		for _, state := range []machine.State{machine.Approved, machine.Ready} {
+			for _, ra := range said {
+				for _, rb := range said {
+					for _, rc := range said {
+						for controls := range 3 {
+							check(t, []Node{
+								{Name: "a", ControlPlane: true, State: state, Seen: ra}, {Name: "b", ControlPlane: controls > 0, State: state, Seen: rb},
+								{Name: "c", ControlPlane: controls > 1, State: state, Seen: rc},
+							}, c)
+						}
 					}
 				}
 			}
@@ -180,6 +250,8 @@ func TestOneControlPlaneAndOneWorker(t *testing.T) {
 func TestSummary(t *testing.T) {
 	t.Parallel()
 	formed := Choices{EtcdFirst: "a", EtcdFormed: true, KubernetesFirst: "a", KubernetesFormed: true}
+	joining := formed
+	joining.EtcdVoters, joining.EtcdJoining = []string{"a"}, "b"
 	for _, c := range []struct {
 		nodes   []Node
 		choices Choices
@@ -189,6 +261,7 @@ func TestSummary(t *testing.T) {
 		{nil, Choices{}, false, "cluster.yaml lists no machines"},
 		{[]Node{{Name: "a", State: machine.Approved}, {Name: "b", State: machine.Ready}}, Choices{}, false, "to be armed: a; imagectl machines arm"},
 		{[]Node{{Name: "a", State: machine.Enrolled}}, Choices{EtcdFirst: "a"}, false, "waiting for etcd to form on a"},
+		{[]Node{{Name: "a", State: machine.Ready}, {Name: "b", State: machine.Enrolled}}, joining, false, "b joins etcd, which has 1 voters: a"},
 		{[]Node{{Name: "a", State: machine.Ready}, {Name: "b", State: machine.Enrolled}}, formed, false, "waiting for b to become Ready"},
 		{[]Node{{Name: "a", State: machine.Ready}}, formed, false, "every node is Ready; the add-ons are not applied yet"},
 		{[]Node{{Name: "a", State: machine.Ready, Seen: &Seen{AddonsApplied: true}}}, formed, true, "all 1 nodes are Ready"},

@@ -50,6 +50,9 @@ func Summary(nodes []Node, c Choices) (ready bool, sentence string) {
 	if !c.KubernetesFormed {
 		return false, "waiting for kubeadm init" + on(c.KubernetesFirst)
 	}
+	if c.EtcdJoining != "" {
+		return false, fmt.Sprintf("%s joins etcd, which has %d voters: %s", c.EtcdJoining, len(c.EtcdVoters), list(c.EtcdVoters))
+	}
 	return false, fmt.Sprintf("waiting for %s to become Ready", list(append(by[machine.Enrolled], by[machine.Member]...)))
 }
 

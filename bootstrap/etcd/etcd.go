@@ -1,6 +1,7 @@
 // Package etcd is what a control plane's etcd member is told: one static
-// configuration file, and where its files lie. Membership is the server's
-// decision; a member never adds or removes another.
+// configuration file, and where its files lie; and how a machine becomes a member.
+// Whose turn that is the server decides; what is to be done then, Next decides from
+// the list of members itself.
 //
 // Peers and clients use mutual TLS 1.3, keys are made on the node, and the key
 // of etcd's CA never comes here.
@@ -29,6 +30,9 @@ const (
 	// CRLPath is what its CA has revoked (DER), which etcd reads at each handshake.
 	CRLPath = "/etc/etcd/pki/ca.crl"
 	Unit    = "etcd.service"
+	// ClientPort and PeerPort are where members listen on their addresses.
+	ClientPort = "2379"
+	PeerPort   = "2380"
 	// LocalEndpoint is for clients on the node itself.
 	LocalEndpoint = "https://127.0.0.1:2379"
 )
@@ -101,10 +105,10 @@ func (m Member) Config() ([]byte, error) {
 	}
 	f := file{
 		Name: m.Name, DataDir: DataDir,
-		ListenPeerURLs:           m.url("2380"),
-		ListenClientURLs:         m.url("2379") + "," + LocalEndpoint,
-		InitialAdvertisePeerURLs: m.url("2380"),
-		AdvertiseClientURLs:      m.url("2379"),
+		ListenPeerURLs:           m.url(PeerPort),
+		ListenClientURLs:         m.url(ClientPort) + "," + LocalEndpoint,
+		InitialAdvertisePeerURLs: m.url(PeerPort),
+		AdvertiseClientURLs:      m.url(ClientPort),
 		InitialCluster:           m.InitialCluster,
 		InitialClusterState:      state,
 		InitialClusterToken:      m.Token,
@@ -133,6 +137,9 @@ func (m Member) Config() ([]byte, error) {
 	return b, nil
 }
 
+// Alone is the initial cluster that holds this member only.
+func (m Member) Alone() string { return m.Name + "=" + m.url(PeerPort) }
+
 func (m Member) check() error {
 	switch {
 	case m.Name == "":
@@ -142,7 +149,7 @@ func (m Member) check() error {
 	case m.Token == "":
 		return errors.New("the cluster token is empty")
 	}
-	want := m.Name + "=" + m.url("2380")
+	want := m.Alone()
 	members := strings.Split(m.InitialCluster, ",")
 	for _, have := range members {
 		if have == want {

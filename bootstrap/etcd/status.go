@@ -19,6 +19,9 @@ type Status struct {
 	Healthy bool
 	// Reason is why it is not healthy; one sentence.
 	Reason string
+	// Members is the list as this member knows it; empty from a learner, which does
+	// not tell. Nobody was asked how they are.
+	Members []Peer
 }
 
 // Ask asks the member at endpoint, not the cluster: it works for a learner and
@@ -41,6 +44,11 @@ func Ask(ctx context.Context, endpoint string, conf *tls.Config) (Status, error)
 		s.Reason = fmt.Sprintf("it raised %q", r.Errors)
 	default:
 		s.Healthy = true
+	}
+	if !s.Learner {
+		if r, err := c.MemberList(ctx, clientv3.WithSerializable()); err == nil {
+			s.Members = peers(r)
+		}
 	}
 	return s, nil
 }

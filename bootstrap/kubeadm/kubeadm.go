@@ -38,6 +38,10 @@ const (
 	SuperAdmin = "/etc/kubernetes/super-admin.conf"
 	// RoleLabel is what kubeadm marks control planes with.
 	RoleLabel = "node-role.kubernetes.io/control-plane"
+	// ExcludeLabel is its other mark.
+	ExcludeLabel = "node.kubernetes.io/exclude-from-external-load-balancers"
+	// Manifests is where kubelet finds its static pods.
+	Manifests = "/etc/kubernetes/manifests"
 	// Discovery is the kubeconfig for file discovery; it is removed after joining.
 	Discovery = "/run/imagectl/discovery.conf"
 	// Unit is kubelet's, started by kubeadm and by systemd at boot.

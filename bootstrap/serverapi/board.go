@@ -111,6 +111,7 @@ func (r report) seen() *coordinator.Seen {
 		Installer:      r.last.GetMode() == api.Mode_MODE_INSTALLER,
 		EtcdHealthy:    e.GetHealthy() && !e.GetLearner(),
 		EtcdMember:     e.GetMemberId() != "",
+		EtcdEmpty:      e.GetEmpty(),
 		APIServerReady: k.GetApiserverReady(),
 		Joined:         k.GetJoined(),
 		NodeReady:      k.GetNodeReady(),

@@ -87,6 +87,8 @@ func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Ch
 	switch d.Etcd {
 	case coordinator.EtcdBootstrap:
 		w.Action = api.EtcdWanted_ACTION_BOOTSTRAP
+	case coordinator.EtcdJoin:
+		w.Action = api.EtcdWanted_ACTION_JOIN
 	case coordinator.EtcdRun:
 		w.Action = api.EtcdWanted_ACTION_RUN
 	case coordinator.EtcdWait:
@@ -95,13 +97,27 @@ func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Ch
 		w.Action = api.EtcdWanted_ACTION_NONE
 	}
 	w.ClusterToken = "imagectl-" + s.cfg.Cluster
-	if c.EtcdFirst == m.Name {
+	if d.Etcd == coordinator.EtcdBootstrap {
 		w.InitialCluster = fmt.Sprintf("%s=https://%s", m.Name, hostPort(s.address(m, from.source), etcdPeerPort))
 	}
-	if first := s.addressOf(c.EtcdFirst); first != "" {
-		w.Endpoints = []string{"https://" + hostPort(first, etcdClientPort)}
+	if d.Etcd != coordinator.EtcdNone {
+		for _, at := range s.addressesOf(c.EtcdVoters, etcdClientPort) {
+			w.Endpoints = append(w.Endpoints, "https://"+at)
+		}
 	}
 	return w
+}
+
+// addressesOf is where these machines listen on a port; one whose address is not
+// known is left out.
+func (s *Server) addressesOf(names []string, port int) []string {
+	var out []string
+	for _, name := range names {
+		if a := s.addressOf(name); a != "" {
+			out = append(out, hostPort(a, port))
+		}
+	}
+	return out
 }
 
 func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices) *api.KubernetesWanted {
@@ -113,6 +129,8 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 	switch d.Kubernetes {
 	case coordinator.KubernetesInit:
 		w.Action = api.KubernetesWanted_ACTION_INIT
+	case coordinator.KubernetesJoinControlPlane:
+		w.Action = api.KubernetesWanted_ACTION_JOIN_CONTROL_PLANE
 	case coordinator.KubernetesJoinWorker:
 		w.Action = api.KubernetesWanted_ACTION_JOIN_WORKER
 	case coordinator.KubernetesRun:
@@ -120,9 +138,11 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 	default:
 		w.Action = api.KubernetesWanted_ACTION_WAIT
 	}
-	if first := s.addressOf(c.KubernetesFirst); first != "" {
-		w.ApiServers = []string{hostPort(first, apiServerPort)}
+	servers := c.APIServers
+	if len(servers) == 0 && c.KubernetesFirst != "" {
+		servers = []string{c.KubernetesFirst}
 	}
+	w.ApiServers = s.addressesOf(servers, apiServerPort)
 	w.ApiServerSans = slices.Clone(k.SANs)
 	if host, _, err := net.SplitHostPort(k.Endpoint); err == nil {
 		w.ApiServerSans = append(w.ApiServerSans, host)

@@ -172,7 +172,7 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 	if err != nil {
 		return nil, err
 	}
-	_, choices, err := s.decide(ctx)
+	nodes, choices, err := s.decide(ctx)
 	if err != nil {
 		return nil, s.storing("", err)
 	}
@@ -198,7 +198,7 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		if !reinstall && !m.InstalledAt.IsZero() && m.State != machine.Armed {
 			return &refusedError{codeNeedsWord, "it was installed before; say --reinstall to wipe it"}
 		}
-		if err := loses(choices, m.Name, "wiping"); err != nil {
+		if err := loses(c, nodes, choices, m.Name, "wiping"); err != nil {
 			return err
 		}
 		if m.State != machine.Armed {

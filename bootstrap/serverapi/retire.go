@@ -18,10 +18,28 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
-// loses refuses what would take the only copy of the cluster's data away.
-func loses(choices coordinator.Choices, name, how string) error {
-	if choices.EtcdFormed && choices.EtcdFirst == name {
-		return &refusedError{codeWouldLoseEtcd, fmt.Sprintf("it holds the only copy of the cluster's etcd; %s it would destroy the cluster", how)}
+// loses refuses what would cost etcd its quorum; how is what is done to the
+// machine, such as "wiping". One request may name several
+// machines, so what was armed a moment ago counts.
+func loses(c *change, nodes []coordinator.Node, choices coordinator.Choices, name, how string) error {
+	if !slices.Contains(choices.EtcdVoters, name) {
+		return nil
+	}
+	now := slices.Clone(nodes)
+	for i, n := range now {
+		if !slices.Contains(choices.EtcdVoters, n.Name) {
+			continue
+		}
+		r, ok, err := c.tx.Machine(n.Name)
+		if err != nil {
+			return err
+		}
+		if ok {
+			now[i].State = r.State
+		}
+	}
+	if ok, why := coordinator.MayLose(now, choices, name, how); !ok {
+		return &refusedError{codeWouldLoseEtcd, why}
 	}
 	return nil
 }
@@ -43,7 +61,7 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 	if err != nil {
 		return nil, err
 	}
-	_, choices, err := s.decide(ctx)
+	nodes, choices, err := s.decide(ctx)
 	if err != nil {
 		return nil, s.storing("", err)
 	}
@@ -52,7 +70,7 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		if m.State == machine.Retired {
 			return nil // a lost reply
 		}
-		if err := loses(choices, m.Name, "retiring"); err != nil {
+		if err := loses(c, nodes, choices, m.Name, "retiring"); err != nil {
 			return err
 		}
 		if _, err := s.revoke(c, holderOf(pki.KindNode, m.Name), why, every); err != nil {
@@ -88,7 +106,7 @@ func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.
 	if name == "" {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say which machine"))
 	}
-	_, choices, err := s.decide(ctx)
+	nodes, choices, err := s.decide(ctx)
 	if err != nil {
 		return nil, s.storing("", err)
 	}
@@ -102,7 +120,7 @@ func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.
 		if _, listed := s.machineOf(name); !listed {
 			return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", name)}
 		}
-		if err := loses(choices, name, "replacing"); err != nil {
+		if err := loses(c, nodes, choices, name, "replacing"); err != nil {
 			return err
 		}
 		if code != "" && m.Key != nil && m.Key.Code == enrol.NormalCode(code) {

@@ -190,7 +190,7 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	nodes := s.refresh()
-	if coordinator.Choose(nodes, s.choices) == s.choices {
+	if coordinator.Choose(nodes, s.choices).Equal(s.choices) {
 		return nodes, s.choices, nil
 	}
 	var stored coordinator.Choices
@@ -200,7 +200,7 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 			return err
 		}
 		next := coordinator.Choose(nodes, stored)
-		if next == stored {
+		if next.Equal(stored) {
 			return nil
 		}
 		c.log(audit.Entry{Action: "cluster-choice", Detail: fmt.Sprintf("from %+v to %+v", stored, next)})
@@ -224,6 +224,7 @@ func (s *Server) refresh() []coordinator.Node {
 			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
 				n.Seen = r.seen()
 			}
+			n.Gone = n.Seen == nil && now.Sub(s.start) >= silence
 			s.view.nodes = append(s.view.nodes, n)
 			a := s.addressOf(m.Name)
 			switch {

@@ -1,0 +1,89 @@
+package coordinator
+
+import (
+	"testing"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+)
+
+// Three control planes, told as a story: what each is told about etcd, and why.
+func TestThreeControlPlanes(t *testing.T) {
+	t.Parallel()
+	var c Choices
+	nodes := []Node{
+		{Name: "cp1", ControlPlane: true, State: machine.Enrolled, Seen: &Seen{}}, {Name: "cp2", ControlPlane: true, State: machine.Enrolled, Seen: &Seen{}},
+		{Name: "cp3", ControlPlane: true, State: machine.Enrolled, Seen: &Seen{}},
+	}
+	step := func(when string, want ...string) {
+		t.Helper()
+		c = Choose(nodes, c)
+		for i, w := range want {
+			d := Direct(nodes, c, nodes[i].Name)
+			got := string(d.Etcd)
+			if d.EtcdReason != "" {
+				got += ": " + d.EtcdReason
+			}
+			if got != w {
+				t.Errorf("%s: %s\ngot  %s\nwant %s", when, nodes[i].Name, got, w)
+			}
+		}
+	}
+	voter, empty := &Seen{EtcdHealthy: true, EtcdMember: true}, &Seen{EtcdEmpty: true}
+	step("at first", "bootstrap", "wait: cp1 starts etcd first", "wait: cp1 starts etcd first")
+	nodes[0].Seen = voter
+	step("cp1 is healthy", "run",
+		"join: cp2 is added to etcd as a learner and gets a vote when it is in sync: quorum goes from 1 of 1 voters to 2 of 2",
+		"wait: cp2 joins etcd first, one at a time")
+	nodes[1].Seen = &Seen{EtcdMember: true}
+	step("cp2 is a learner", "run",
+		"join: cp2 is added to etcd as a learner and gets a vote when it is in sync: quorum goes from 1 of 1 voters to 2 of 2",
+		"wait: cp2 joins etcd first, one at a time")
+	nodes[0].Seen, nodes[1].Seen = &Seen{}, voter
+	step("cp2 has its vote while cp1 is not well", "run", "run", "wait: 1 of 2 etcd voters are healthy, not cp1; cp3 is added when all are")
+	nodes[0].Seen = voter
+	step("cp1 is back", "run", "run",
+		"join: cp3 is added to etcd as a learner and gets a vote when it is in sync: quorum goes from 2 of 2 voters to 2 of 3")
+	nodes[2].Seen = voter
+	step("all are voters", "run", "run", "run")
+	nodes[1].Seen, nodes[2].Seen = empty, &Seen{}
+	step("cp2 was wiped while cp3 is down", "run",
+		"wait: cp2 was an etcd voter and has lost its data; removing it needs a quorum of 2 of 3, and 1 others are healthy", "run")
+	nodes[2].Seen = voter
+	step("cp3 is back", "run", "join: the lost etcd member cp2 is replaced: quorum is 2 of 3 voters, then 2 of 2, then 2 of 3 again", "run")
+	nodes[1].Seen, nodes[1].Gone = nil, true
+	nodes[2].Seen = empty
+	step("cp2 is gone and cp3 was wiped", "run", "",
+		"wait: cp3 was an etcd voter and has lost its data; removing it needs a quorum of 2 of 3, and 1 others are healthy")
+	if c.EtcdJoining != "" {
+		t.Errorf("%s still holds the right to join", c.EtcdJoining)
+	}
+}
+
+func TestMayLose(t *testing.T) {
+	t.Parallel()
+	one := Choices{EtcdFirst: "a", EtcdFormed: true, EtcdVoters: []string{"a"}}
+	three := Choices{EtcdFirst: "a", EtcdFormed: true, EtcdVoters: []string{"a", "b", "c"}}
+	well := &Seen{EtcdHealthy: true}
+	for _, tc := range []struct {
+		name    string
+		choices Choices
+		b       Node
+		of      string
+		want    string
+	}{
+		{"no voter", one, Node{Name: "b", State: machine.Ready}, "b", ""},
+		{"the only voter", one, Node{Name: "b", State: machine.Ready}, "a", "it holds the only copy of the cluster's etcd; wiping it would destroy the cluster"},
+		{"one of three", three, Node{Name: "b", State: machine.Ready, Seen: well}, "a", ""},
+		{"another is down", three, Node{Name: "b", State: machine.Ready, Seen: &Seen{}}, "a",
+			"it is one of 3 etcd voters, quorum is 2 and 1 of the others are healthy; wiping it now would stop the cluster"},
+		{"another is armed", three, Node{Name: "b", State: machine.Armed, Seen: well}, "a",
+			"it is one of 3 etcd voters, quorum is 2 and 1 of the others are healthy; wiping it now would stop the cluster"},
+		{"the one that is down", three, Node{Name: "b", State: machine.Ready, Seen: &Seen{}}, "b", ""},
+	} {
+		nodes := []Node{{Name: "a", State: machine.Ready, Seen: well}, tc.b, {Name: "c", State: machine.Ready, Seen: well}}
+		ok, why := MayLose(nodes, tc.choices, tc.of, "wiping")
+		if ok != (tc.want == "") || why != tc.want {
+			t.Errorf("%s: got %v, %q, want %q", tc.name, ok, why, tc.want)
+		}
+	}
+}
