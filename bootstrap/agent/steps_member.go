@@ -187,7 +187,9 @@ func (n *node) changeMembers(ctx context.Context, run *api.Run, c etcdCluster, d
 		if err != nil {
 			return err
 		}
-		_, err = c.AddLearner(call, self.PeerURL)
+		if _, err = c.AddLearner(call, self.PeerURL); errors.Is(err, etcd.ErrUnsettled) {
+			return waiting(err.Error())
+		}
 		return err
 	}
 	return fmt.Errorf("changing etcd's members: %q is no change", d.Do)

@@ -78,9 +78,17 @@ func (c *Cluster) ask(ctx context.Context, m Peer) (answers, healthy bool) {
 	return false, false
 }
 
-// AddLearner puts a machine on the list, without a vote.
+// ErrUnsettled is why a member cannot be added yet: etcd wants all voters connected
+// for five seconds first.
+var ErrUnsettled = errors.New("not every voter has been connected for five seconds yet")
+
+// AddLearner puts a machine on the list, without a vote. It fails with ErrUnsettled
+// while that is too early.
 func (c *Cluster) AddLearner(ctx context.Context, peerURL string) (uint64, error) {
 	r, err := c.client.MemberAddAsLearner(ctx, []string{peerURL})
+	if errors.Is(err, rpctypes.ErrUnhealthy) {
+		err = ErrUnsettled
+	}
 	if err != nil {
 		return 0, fmt.Errorf("adding %s to etcd: %w", peerURL, err)
 	}

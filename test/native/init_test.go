@@ -30,6 +30,8 @@ type spec struct {
 	RootOffset, RootSize int64
 	// Archives is a directory of container image archives.
 	Archives string
+	// Installed: it boots its disk at power-on.
+	Installed bool
 	// Extra is a directory that stands for the node's /etc before it is installed.
 	Extra string
 }
@@ -96,8 +98,10 @@ func runInit(file string) error {
 	if err := sh(fmt.Sprintf("mkdir -p %[1]s && mount -t tmpfs native %[1]s && mkdir -p %[1]s/etc %[1]s/var && cp -a %[2]s/. %[1]s/etc/", memory, s.Extra)); err != nil {
 		return err
 	}
-	if err := boot(s, memory); err != nil {
-		return fmt.Errorf("booting the installer: %w", err)
+	if !s.Installed {
+		if err := boot(s, memory); err != nil {
+			return fmt.Errorf("booting the installer: %w", err)
+		}
 	}
 	root := filepath.Join(s.Dir, "root")
 	for {

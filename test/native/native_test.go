@@ -63,6 +63,8 @@ type machine struct {
 	spec
 	mac, address string
 	pid          int
+	// waited returns when its first process has ended.
+	waited func()
 }
 
 // upstream is where the upstream binaries are.
@@ -282,9 +284,10 @@ func (r *rack) power(name string, i int) {
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	m.waited = sync.OnceFunc(func() { _ = cmd.Wait() })
 	r.t.Cleanup(func() {
 		_ = cmd.Process.Kill() // and with it everything in its PID namespace
-		_ = cmd.Wait()
+		m.waited()
 		_ = log.Close()
 		if r.t.Failed() {
 			r.t.Logf("%s", run(r.t, "sh", "-c", fmt.Sprintf("cd %s; for f in init.log console bootstrapd.service.log; do echo \"== %s: $f\"; tail -n 40 $f; done", m.Dir, name)))

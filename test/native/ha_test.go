@@ -1,0 +1,427 @@
+//go:build root
+
+package native
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/etcd"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// Three control planes from nothing, all switched on at once, their agents killed
+// as every step begins and ends; then one loses power, and then its disk. All
+// writes that etcd acknowledged are there in the end.
+func TestHAThreeControlPlanes(t *testing.T) {
+	r := newRack(t, "cp1", "cp2", "cp3")
+	began := time.Now()
+	r.approve()
+	k := &killer{done: map[string]bool{}}
+	w := &watch{rack: r}
+	r.ready(40*time.Minute, func(v map[string]*api.MachineView) {
+		w.look()
+		k.look(r, v)
+	})
+	t.Logf("three control planes Ready %.0f s after power-on, agents killed %d times", time.Since(began).Seconds(), len(k.done))
+	r.voters(3)
+	r.promotions()
+	r.check()
+	r.threeAPIServers()
+
+	writes := r.write()
+	api := r.ask("cp1")
+	writes.more(50)
+	r.losePower("cp3", writes)
+	r.loseDisk("cp2", writes)
+	api.stop()
+	writes.stop()
+	writes.verify()
+	t.Logf("longest time without an answer of the API through cp1's balancer: %.1f s", api.worst.Seconds())
+}
+
+// certificate is how etcd's clients on a node show themselves.
+func (m *machine) certificate(t *testing.T) *tls.Config {
+	t.Helper()
+	read := func(path string) []byte {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s", m.pid, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	bundle := read(etcd.ClientPath)
+	pair, err := tls.X509KeyPair(bundle, bundle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(read(etcd.CAPath))
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{pair}}
+}
+
+func (r *rack) endpoints() []string {
+	var out []string
+	for _, m := range r.nodes {
+		out = append(out, "https://"+m.address+":2379")
+	}
+	slices.Sort(out)
+	return out
+}
+
+// watch looks at the list of members while nodes join.
+type watch struct {
+	*rack
+	cluster *etcd.Cluster
+	said    string
+	began   time.Time
+}
+
+func (w *watch) look() {
+	w.t.Helper()
+	if w.cluster == nil {
+		// The list is a quorum's, whoever is asked.
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", w.nodes["cp1"].pid, etcd.ClientPath)); err != nil {
+			return
+		}
+		c, err := etcd.Open(context.Background(), w.endpoints(), w.nodes["cp1"].certificate(w.t))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.cluster, w.began = c, time.Now()
+		w.t.Cleanup(func() { _ = c.Close() })
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	members, err := w.cluster.Members(ctx)
+	if err != nil {
+		return // nobody answers yet
+	}
+	learners, now := 0, ""
+	for _, m := range members {
+		kind := "voter"
+		if m.Learner {
+			kind = "learner"
+			learners++
+		}
+		now += fmt.Sprintf(" %s=%s", cmpOr(m.Name, "not-started"), kind)
+	}
+	if learners > 1 {
+		w.t.Errorf("two machines join at once:%s", now)
+	}
+	if now != w.said {
+		w.said = now
+		w.t.Logf("%5.1fs members:%s", time.Since(w.began).Seconds(), now)
+	}
+}
+
+func cmpOr(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a
+}
+
+// voters waits until so many voters are well, and nobody else is on the list.
+func (r *rack) voters(want int) {
+	r.t.Helper()
+	c, err := etcd.Open(context.Background(), r.endpoints(), r.nodes["cp1"].certificate(r.t))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer c.Close()
+	r.wait(15*time.Minute, fmt.Sprintf("%d healthy voters", want), func() (bool, string) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		members, err := c.Members(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		well, text := 0, ""
+		for _, m := range members {
+			if m.Healthy && !m.Learner {
+				well++
+			}
+			text += fmt.Sprintf(" %s learner=%v healthy=%v", m.Name, m.Learner, m.Healthy)
+		}
+		return well == want && len(members) == want, text
+	})
+}
+
+var (
+	startedRE = regexp.MustCompile(`time=(\S+) .*msg=acting step=etcd-running`)
+	voteRE    = regexp.MustCompile(`time=(\S+) .*msg="the etcd member has a vote".*asked_for=(\S+)`)
+)
+
+// promotions prints how long learners waited for their votes.
+func (r *rack) promotions() {
+	r.t.Helper()
+	for name, m := range r.nodes {
+		text, err := os.ReadFile(m.Dir + "/bootstrapd.service.log")
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		vote := voteRE.FindSubmatch(text)
+		started := startedRE.FindAllSubmatch(text, -1)
+		if vote == nil || started == nil {
+			continue // the first member, or an agent killed between the vote and its word
+		}
+		at := func(b []byte) time.Time {
+			when, err := time.Parse(time.RFC3339Nano, string(b))
+			if err != nil {
+				r.t.Error(err)
+			}
+			return when
+		}
+		r.t.Logf("%s: a voter %.2f s after etcd's start, %s after it was asked for first", name, at(vote[1]).Sub(at(started[len(started)-1][1])).Seconds(), vote[2])
+	}
+}
+
+// threeAPIServers: each serves, and Kubernetes and every balancer know all.
+func (r *rack) threeAPIServers() {
+	r.t.Helper()
+	for name, m := range r.nodes {
+		if got := run(r.t, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://"+m.address+":6443/readyz"); got != "200" {
+			r.t.Errorf("%s's API server answers %s", name, got)
+		}
+	}
+	r.wait(5*time.Minute, "three API servers behind the service", func() (bool, string) {
+		out, err := r.nodes["cp1"].on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[0]}")
+		return err == nil && len(strings.Fields(out)) == len(r.nodes), out
+	})
+	out, err := r.nodes["cp1"].on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "nodes", "--selector", "node-role.kubernetes.io/control-plane", "-o", "jsonpath={.items[*].spec.taints[*].key}")
+	if err != nil || strings.Count(out, "node-role.kubernetes.io/control-plane") != len(r.nodes) {
+		r.t.Errorf("the control planes' taints: %v %s", err, out)
+	}
+}
+
+// writer puts one key after another and remembers what was acknowledged.
+type writer struct {
+	*rack
+	client *clientv3.Client
+	mu     sync.Mutex
+	acked  []string
+	failed int
+	cancel func()
+	done   chan struct{}
+}
+
+func (r *rack) write() *writer {
+	r.t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: r.endpoints(), TLS: r.nodes["cp1"].certificate(r.t), Logger: zap.NewNop(),
+		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &writer{rack: r, client: c, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		for i := 0; ctx.Err() == nil; i++ {
+			key := fmt.Sprintf("drill/%08d", i)
+			call, end := context.WithTimeout(ctx, 5*time.Second)
+			_, err := c.Put(call, key, key)
+			end()
+			w.mu.Lock()
+			if err == nil {
+				w.acked = append(w.acked, key)
+			} else {
+				w.failed++
+			}
+			w.mu.Unlock()
+			time.Sleep(10 * time.Millisecond) // a hundred a second are plenty
+		}
+	}()
+	r.t.Cleanup(func() { w.stop(); _ = c.Close() })
+	return w
+}
+
+func (w *writer) stop() {
+	w.cancel()
+	<-w.done
+}
+
+// more waits for another n acknowledged writes.
+func (w *writer) more(n int) {
+	w.t.Helper()
+	count := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.acked)
+	}
+	from := count()
+	w.wait(10*time.Minute, fmt.Sprintf("%d more writes", n), func() (bool, string) { return count() >= from+n, "" })
+}
+
+func (w *writer) verify() {
+	w.t.Helper()
+	have := map[string]bool{}
+	r, err := w.client.Get(context.Background(), "drill/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, kv := range r.Kvs {
+		have[string(kv.Key)] = true
+	}
+	lost := 0
+	for _, k := range w.acked {
+		if !have[k] {
+			lost++
+		}
+	}
+	if lost > 0 {
+		w.t.Errorf("%d of %d acknowledged writes are lost", lost, len(w.acked))
+	}
+	w.t.Logf("%d writes acknowledged, %d failed, %d lost", len(w.acked), w.failed, lost)
+}
+
+// asker asks the API through a node's balancer, again and again.
+type asker struct {
+	worst  time.Duration
+	cancel func()
+	done   chan struct{}
+}
+
+func (a *asker) stop() {
+	a.cancel()
+	<-a.done
+}
+
+func (r *rack) ask(name string) *asker {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &asker{cancel: cancel, done: make(chan struct{})}
+	m := r.nodes[name]
+	go func() {
+		defer close(a.done)
+		last := time.Now()
+		for ctx.Err() == nil {
+			if _, err := m.on("curl", "-skf", "--max-time", "2", "-o", "/dev/null", "https://127.0.0.1:7443/readyz"); err == nil {
+				a.worst, last = max(a.worst, time.Since(last)), time.Now()
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+	}()
+	r.t.Cleanup(a.stop)
+	return a
+}
+
+// off takes a machine's power.
+func (m *machine) off(t *testing.T) {
+	t.Helper()
+	p, err := os.FindProcess(m.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Kill(); err != nil { // and with it everything in its PID namespace
+		t.Fatal(err)
+	}
+	m.waited()
+}
+
+// losePower: a control plane is switched off while others write, and comes back by
+// itself when it is switched on again.
+func (r *rack) losePower(name string, w *writer) {
+	r.t.Helper()
+	m := r.nodes[name]
+	m.off(r.t)
+	began := time.Now()
+	w.more(200)
+	r.t.Logf("without %s: 200 writes acknowledged in %.1f s", name, time.Since(began).Seconds())
+	m.Installed = true
+	began = time.Now()
+	r.power(name, 7)
+	r.voters(3)
+	r.t.Logf("%s is a healthy voter again %.1f s after power-on", name, time.Since(began).Seconds())
+	r.ready(15*time.Minute, func(map[string]*api.MachineView) {})
+}
+
+// loseDisk: a control plane is installed anew; its former member is replaced.
+func (r *rack) loseDisk(name string, w *writer) {
+	r.t.Helper()
+	m := r.nodes[name]
+	id := func() string {
+		for _, e := range r.memberList() {
+			if e.Name == name {
+				return fmt.Sprintf("%x", e.ID)
+			}
+		}
+		return ""
+	}
+	before := id()
+	m.off(r.t)
+	arm := func(name string) *api.Outcome {
+		resp, err := r.op.ArmMachine(r.t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{name}}, Reinstall: true}))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		return resp.Msg.GetOutcomes()[0]
+	}
+	if o := arm(name); !o.GetOk() {
+		r.t.Fatalf("arming %s: %v", name, o)
+	}
+	if o := arm("cp1"); o.GetReasonCode() != "would-lose-etcd" {
+		r.t.Errorf("arming a second voter of three: %v", o)
+	} else {
+		r.t.Logf("cp1 cannot be armed now: %s", o.GetMessage())
+	}
+	began := time.Now()
+	m.Installed = false
+	if err := os.Truncate(m.Dir+"/console", 0); err != nil {
+		r.t.Fatal(err)
+	}
+	r.power(name, 8)
+	r.wait(10*time.Minute, name+"'s new key", func() (bool, string) {
+		text, err := os.ReadFile(m.Dir + "/console")
+		if err != nil {
+			return false, err.Error()
+		}
+		found := codeRE.FindSubmatch(bytes.ReplaceAll(text, []byte{0}, nil))
+		if found == nil {
+			return false, "no code yet"
+		}
+		resp, err := r.op.ApproveMachine(r.t.Context(), connect.NewRequest(&api.ApproveMachineRequest{
+			Selection: &api.Selection{Names: []string{name}}, Codes: map[string]string{name: string(found[1])}, ReplaceKey: true}))
+		if err != nil {
+			return false, err.Error()
+		}
+		return resp.Msg.GetOutcomes()[0].GetOk(), resp.Msg.GetOutcomes()[0].GetMessage()
+	})
+	watch := &watch{rack: r}
+	r.wait(20*time.Minute, name+"'s new member", func() (bool, string) {
+		watch.look()
+		now := id()
+		return now != "" && now != before, now
+	})
+	r.voters(3)
+	r.ready(20*time.Minute, func(map[string]*api.MachineView) {})
+	w.more(20)
+	r.t.Logf("%s is installed anew, a voter and Ready %.0f s after power-on", name, time.Since(began).Seconds())
+}
+
+func (r *rack) memberList() []etcd.Peer {
+	c, err := etcd.Open(context.Background(), r.endpoints(), r.nodes["cp1"].certificate(r.t))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	members, err := c.Members(ctx)
+	if err != nil {
+		return nil // whoever waits asks again
+	}
+	return members
+}
