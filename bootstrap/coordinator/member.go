@@ -98,6 +98,28 @@ func MayLose(nodes []Node, c Choices, name, how string) (bool, string) {
 	return true, ""
 }
 
+// EtcdSummary says how far etcd is from losing its quorum; one sentence.
+func EtcdSummary(nodes []Node, c Choices) string {
+	total := len(c.EtcdVoters)
+	if total == 0 {
+		return "etcd has no members yet"
+	}
+	well, ill := healthy(nodes, c, "")
+	need := quorum(total)
+	s := fmt.Sprintf("%d of %d voters are healthy, quorum is %d", well, total, need)
+	if len(ill) > 0 {
+		s += ", not healthy: " + list(ill)
+	}
+	switch spare := well - need; {
+	case spare < 0:
+		return s + fmt.Sprintf("; %d more must come back before anything can be written", -spare)
+	case spare == 0:
+		return s + "; none may fail"
+	default:
+		return s + fmt.Sprintf("; %d may fail", spare)
+	}
+}
+
 func quorum(voters int) int { return voters/2 + 1 }
 
 func etcd(nodes []Node, n Node, c Choices) (EtcdAction, string) {

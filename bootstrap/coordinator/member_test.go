@@ -87,3 +87,26 @@ func TestMayLose(t *testing.T) {
 		}
 	}
 }
+
+func TestEtcdSummary(t *testing.T) {
+	t.Parallel()
+	three := Choices{EtcdVoters: []string{"a", "b", "c"}}
+	node := func(name string, healthy bool) Node {
+		return Node{Name: name, State: machine.Ready, Seen: &Seen{EtcdHealthy: healthy}}
+	}
+	for _, tc := range []struct {
+		nodes []Node
+		c     Choices
+		want  string
+	}{
+		{nil, Choices{}, "etcd has no members yet"},
+		{[]Node{node("a", true)}, Choices{EtcdVoters: []string{"a"}}, "1 of 1 voters are healthy, quorum is 1; none may fail"},
+		{[]Node{node("a", true), node("b", true), node("c", true)}, three, "3 of 3 voters are healthy, quorum is 2; 1 may fail"},
+		{[]Node{node("a", true), node("b", true)}, three, "2 of 3 voters are healthy, quorum is 2, not healthy: c; none may fail"},
+		{[]Node{node("a", true), node("b", false)}, three, "1 of 3 voters are healthy, quorum is 2, not healthy: b, c; 1 more must come back before anything can be written"},
+	} {
+		if got := EtcdSummary(tc.nodes, tc.c); got != tc.want {
+			t.Errorf("got  %s\nwant %s", got, tc.want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -151,8 +152,39 @@ func (s operators) Status(ctx context.Context, _ *connect.Request[api.StatusRequ
 	ready, summary := coordinator.Summary(nodes, choices)
 	return connect.NewResponse(&api.StatusResponse{
 		Cluster: s.cfg.Cluster, ServerVersion: s.cfg.Version, Ready: ready, Summary: summary, Machines: views,
-		Notes: s.notes(), Since: timestamppb.New(s.start),
+		Notes: s.notes(), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
 	}), nil
+}
+
+// etcdView is the list of members as a healthy voter has last reported it, or the
+// names on record when none has.
+func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices) *api.EtcdView {
+	v := &api.EtcdView{Summary: coordinator.EtcdSummary(nodes, choices)}
+	well := map[string]bool{}
+	var newest time.Time
+	for _, n := range nodes {
+		if n.Seen == nil || !n.Seen.EtcdMember {
+			continue
+		}
+		r, _ := s.board.get(n.Name)
+		well[n.Name] = r.last.GetEtcd().GetHealthy()
+		if list := r.last.GetEtcd().GetMembers(); n.Seen.EtcdHealthy && len(list) > 0 && r.at.After(newest) {
+			newest, v.Members = r.at, nil
+			for _, m := range list {
+				v.Members = append(v.Members, &api.EtcdView_Member{Id: m.GetId(), Name: m.GetName(), PeerUrl: m.GetPeerUrl(), Learner: m.GetLearner()})
+			}
+		}
+	}
+	if len(v.Members) == 0 {
+		for _, name := range choices.EtcdVoters {
+			v.Members = append(v.Members, &api.EtcdView_Member{Name: name})
+		}
+	}
+	for _, m := range v.Members {
+		m.Healthy = well[m.GetName()]
+	}
+	slices.SortFunc(v.Members, func(a, b *api.EtcdView_Member) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return v
 }
 
 func (s *Server) notes() []string {

@@ -36,6 +36,7 @@ func newStatus(g *globals) *cobra.Command {
 			if err := printMachines(w, time.Now(), s.GetMachines()); err != nil {
 				return err
 			}
+			fmt.Fprintf(w, "\netcd: %s", s.GetEtcd().GetSummary())
 			for _, n := range s.GetNotes() {
 				fmt.Fprintf(w, "\nnote: %s", text(n))
 			}

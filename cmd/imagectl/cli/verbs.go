@@ -19,6 +19,7 @@ func verbs(g *globals) []*cobra.Command {
 		newCerts(g),
 		newWhy(g),
 		newStatus(g),
+		newEtcd(g),
 		newLogs(g),
 		newKubeconfig(g),
 		newSecureBoot(g),
