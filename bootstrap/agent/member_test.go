@@ -125,7 +125,7 @@ func TestAControlPlaneJoins(t *testing.T) {
 	m.early = 2
 	n, run := l.newNode(), joinRun(l)
 	out := once(n, run)
-	want := []string{"hostname", "balancer", "container-runtime", "images", "etcd-certificates", "etcd-member", "etcd-configuration", "etcd-running", "etcd-vote",
+	want := []string{"hostname", "balancer", "container-runtime", "images", "etcd-certificates", "etcd-revocations", "etcd-member", "etcd-configuration", "etcd-running", "etcd-vote",
 		"kubernetes-secrets", "etcd-client-certificate", "kubeadm-join", "control-plane-marked"}
 	if !slices.Equal(out.changed, want) || !out.done {
 		t.Fatalf("got  %v\nwant %v\n%s\n%s", out.changed, want, states(out), l.log)
