@@ -109,7 +109,7 @@ func TestRetiringAMachineRevokesWhatItHolds(t *testing.T) {
 	// Both wait: one for news, the other to be sent away.
 	answers := make(chan *api.SyncResponse, 1)
 	go func() {
-		req := &api.SyncRequest{Mode: api.Mode_MODE_NODE, Etcd: healthy.GetEtcd(), KnownRevision: first.sync(healthy).GetRevision(), WaitMs: uint32(time.Hour.Milliseconds())}
+		req := &api.SyncRequest{Mode: api.Mode_MODE_NODE, Etcd: healthy.GetEtcd(), KnownRevision: d.GetRevision(), WaitMs: uint32(time.Hour.Milliseconds())}
 		for {
 			resp, err := first.agent().Sync(t.Context(), connect.NewRequest(req))
 			if err != nil {
