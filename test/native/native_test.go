@@ -199,6 +199,8 @@ func (r *rack) serve(names []string) {
 		conf.Machines = append(conf.Machines, serverapi.Machine{
 			Name: name, Role: "r", ControlPlane: strings.HasPrefix(name, "cp"), MACs: []string{m.mac}, Address: netip.MustParseAddr(m.address),
 			Disk: &api.DiskRule{Path: loop}, Image: r.image,
+			// These tests look at etcd's members from where the server is.
+			Allow: []*api.Firewall_Allow{{From: []string{"10.98.0.1/32"}, Ports: []uint32{2379}}},
 		})
 	}
 	st, err := store.Open(r.t.Context(), store.Config{Dir: filepath.Join(r.dir, "state"), Cluster: conf.Cluster, Log: os.Stderr, Volatile: true})
