@@ -29,6 +29,7 @@ type cluster struct {
 	applied []string
 	ready   bool
 	marked  bool
+	tainted bool
 }
 
 // programs gives the node containerd, kubeadm, kubelet and kubectl as data.
@@ -64,6 +65,7 @@ func programs(l *lab) *cluster {
 			return nil, nil
 		}
 		if slices.Contains(cmd.Argv, "taint") {
+			c.tainted = true
 			return nil, nil
 		}
 		if slices.Contains(cmd.Argv, "apply") {
@@ -257,6 +259,9 @@ func TestKilledAnywhereItStillComesUp(t *testing.T) {
 			}
 			if l.read(kubeadm.KubeletConf) == "" || !l.exists(joinedPath) {
 				t.Errorf("%s: killed at %d, kubeadm did not come to its end", role, at)
+			}
+			if want := role == "control plane"; c.marked != want || c.tainted != want {
+				t.Errorf("%s: killed at %d, label %v, taint %v", role, at, c.marked, c.tainted)
 			}
 		}
 	}

@@ -230,12 +230,14 @@ func (n *node) marked(run *api.Run) Step {
 			return strings.Contains(string(out), strconv.Quote(kubeadm.RoleLabel)), "the node has no label " + kubeadm.RoleLabel, nil
 		},
 		Act: func(ctx context.Context) error {
-			labels := []string{"label", "node", run.GetMachine(), "--overwrite", kubeadm.RoleLabel + "=", kubeadm.ExcludeLabel + "="}
-			if _, err := n.Host.Run(ctx, kubectl(kubeadm.AdminConf, nil, labels...)); err != nil || len(run.GetTaints()) > 0 {
-				return err
-			}
 			// Other taints kubelet gives its node itself.
-			_, err := n.Host.Run(ctx, kubectl(kubeadm.AdminConf, nil, "taint", "node", run.GetMachine(), "--overwrite", kubeadm.RoleLabel+"=:NoSchedule"))
+			if len(run.GetTaints()) == 0 {
+				if _, err := n.Host.Run(ctx, kubectl(kubeadm.AdminConf, nil, "taint", "node", run.GetMachine(), "--overwrite", kubeadm.RoleLabel+"=:NoSchedule")); err != nil {
+					return err
+				}
+			}
+			// Last: it is by the label that the step is done.
+			_, err := n.Host.Run(ctx, kubectl(kubeadm.AdminConf, nil, "label", "node", run.GetMachine(), "--overwrite", kubeadm.RoleLabel+"=", kubeadm.ExcludeLabel+"="))
 			return err
 		},
 	}
