@@ -190,7 +190,14 @@ func (y *system) answer(c net.Conn) {
 		fmt.Fprintln(c, state)
 		return
 	case "reboot":
-		close(y.reboot)
+		// An agent that is killed after it asked asks again.
+		y.mu.Lock()
+		select {
+		case <-y.reboot:
+		default:
+			close(y.reboot)
+		}
+		y.mu.Unlock()
 	}
 	fmt.Fprintln(c, "ok")
 }
