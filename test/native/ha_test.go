@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -39,8 +40,8 @@ func TestHAThreeControlPlanes(t *testing.T) {
 	t.Logf("three control planes Ready %.0f s after power-on, agents killed %d times", time.Since(began).Seconds(), len(k.done))
 	r.voters(3)
 	r.promotions()
-	r.check()
 	r.threeAPIServers()
+	r.check()
 
 	writes := r.write()
 	api := r.ask("cp1")
@@ -194,9 +195,11 @@ func (r *rack) promotions() {
 func (r *rack) threeAPIServers() {
 	r.t.Helper()
 	for name, m := range r.nodes {
-		if got := run(r.t, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://"+m.address+":6443/readyz"); got != "200" {
-			r.t.Errorf("%s's API server answers %s", name, got)
-		}
+		// A node is Ready before its API server has read who may do what.
+		r.wait(5*time.Minute, name+"'s API server", func() (bool, string) {
+			out, err := exec.Command("curl", "-sSk", "--max-time", "30", "-o", "/dev/null", "-w", "%{http_code}", "https://"+m.address+":6443/readyz").CombinedOutput()
+			return err == nil && string(out) == "200", string(out)
+		})
 	}
 	r.wait(5*time.Minute, "three API servers behind the service", func() (bool, string) {
 		out, err := r.nodes["cp1"].on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[0]}")
