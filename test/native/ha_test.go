@@ -363,7 +363,11 @@ func (r *rack) loseDisk(name string, w *writer) {
 		}
 		return ""
 	}
-	before := id()
+	var before string
+	r.wait(10*time.Minute, name+"'s member", func() (bool, string) {
+		before = id()
+		return before != "", before
+	})
 	m.off(r.t)
 	arm := func(name string) *api.Outcome {
 		resp, err := r.op.ArmMachine(r.t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{name}}, Reinstall: true}))
@@ -372,9 +376,12 @@ func (r *rack) loseDisk(name string, w *writer) {
 		}
 		return resp.Msg.GetOutcomes()[0]
 	}
-	if o := arm(name); !o.GetOk() {
-		r.t.Fatalf("arming %s: %v", name, o)
-	}
+	// The server goes by what agents told it last, and the one that had no power may
+	// not have told it yet that etcd is well again.
+	r.wait(5*time.Minute, name+" to be armed", func() (bool, string) {
+		o := arm(name)
+		return o.GetOk(), o.GetMessage()
+	})
 	if o := arm("cp1"); o.GetReasonCode() != "would-lose-etcd" {
 		r.t.Errorf("arming a second voter of three: %v", o)
 	} else {
