@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -110,13 +111,18 @@ func (s *station) answered(port int) (ok bool) {
 			return
 		}
 		defer conn.Close()
-		// Either the echo or ICMP's refusal comes; the limit is for neither.
-		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
-		if _, err := conn.Write([]byte("x")); err != nil {
-			s.t.Error(err)
-			return
+		// Either the echo or ICMP's refusal comes. A kernel sends one of these a second
+		// to a host that has had its share (icmp_ratelimit), so it is asked again; then
+		// the refusal may come with the next word.
+		for range 30 {
+			if _, err = conn.Write([]byte("x")); err == nil {
+				_ = conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+				_, err = conn.Read(make([]byte, 1))
+			}
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
 		}
-		_, err = conn.Read(make([]byte, 1))
 		if ok = err == nil; !ok && !errors.Is(err, unix.EHOSTUNREACH) {
 			s.t.Errorf("UDP port %d is not refused aloud: %v", port, err)
 		}
