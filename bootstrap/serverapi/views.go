@@ -205,11 +205,11 @@ func (s *Server) notes() []string {
 func (s operators) WatchMachines(ctx context.Context, _ *connect.Request[api.WatchMachinesRequest], stream *connect.ServerStream[api.WatchMachinesResponse]) error {
 	sent := map[string]*api.MachineView{}
 	for {
+		news, records := s.board.Changed(), s.cfg.Store.Changed()
 		// It watches for hours.
 		if err := errors.Join(s.allowTime(callerOf(ctx)), s.allowSerial(callerOf(ctx))); err != nil {
 			return err
 		}
-		news, records := s.board.Changed(), s.cfg.Store.Changed()
 		views, err := s.views(ctx)
 		if err != nil {
 			return s.storing("", err)
