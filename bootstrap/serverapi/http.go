@@ -28,8 +28,9 @@ const (
 	// maxRequest bounds a request's body.
 	maxRequest = 256 << 10
 	stopTime   = 3 * time.Second
-	// headerTime is for a handshake or the headers of a request.
-	headerTime = 5 * time.Second
+	// headerTime is for a handshake or the headers of a request: what agents give a
+	// handshake too, or a slow one would be cut off again and again.
+	headerTime = 20 * time.Second
 	// renewPause is between two attempts to renew the server's own certificate.
 	renewPause = time.Minute
 )
