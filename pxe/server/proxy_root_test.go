@@ -23,7 +23,7 @@ func asProxy(l *listen.Config, _ *server.Config) { l.BootServer = true }
 func startDnsmasq(t *testing.T, h *host, more ...string) {
 	t.Helper()
 	h.start(append([]string{"dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--user=root", "--port=0", "--no-ping", "--dhcp-authoritative",
-		"--dhcp-range=10.98.0.50,10.98.0.60,1h", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases")}, more...)...).wait("DHCP, IP range")
+		"--dhcp-range=10.98.0.50,10.98.0.59,1h", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases")}, more...)...).wait("DHCP, IP range")
 }
 
 // proxied boots a machine with an address of the other server and our boot files.
