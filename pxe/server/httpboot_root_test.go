@@ -25,10 +25,10 @@ func TestUEFIBootsByHTTP(t *testing.T) {
 	bootsByHTTP(t, r, g, n)
 }
 
-func bootsByHTTP(t *testing.T, r *rack, g *vm.Guest, n int) {
+func bootsByHTTP(t *testing.T, r *rack, g *vm.Guest, n int) *vm.Guest {
 	t.Helper()
 	start := time.Now()
-	r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 	t.Logf("script after %s", time.Since(start))
 	r.waitEvent(t, n, boot.StageKernel, 1)
 	got := stages(r.Events(mac(n)))
@@ -40,6 +40,7 @@ func bootsByHTTP(t *testing.T, r *rack, g *vm.Guest, n int) {
 	if strings.Contains(got, "TFTP") {
 		t.Errorf("it used TFTP:\n%s", got)
 	}
+	return g
 }
 
 // A machine that is not armed is refused by HTTP, and OVMF goes on. What follows is
@@ -52,7 +53,7 @@ func TestUnarmedMachineIsRefusedByHTTP(t *testing.T) {
 	g, _ := guest(t, vm.OVMF, n, byHTTP)
 	r.waitEvent(t, n, boot.StageDHCP, 1)
 	asked := time.Now()
-	r.waitEvent(t, n, boot.StageScript, 1)
+	g = r.asksForScript(t, g, n)
 	refused := time.Now()
 	t.Logf("refused %s after the first DHCP request", refused.Sub(asked))
 	wait(t, g, `BdsDxe: failed to load Boot[0-9A-F]{4} "UEFI HTTPv4.*: Not Found`)

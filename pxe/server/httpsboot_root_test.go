@@ -39,7 +39,7 @@ func TestUEFIBootsByHTTPS(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	bootsByHTTP(t, r, g, n)
+	g = bootsByHTTP(t, r, g, n)
 	wait(t, g, `URI: https://10.98.0.1:8444/boot/52-54-00-98-00-20/snponly.efi`)
 }
 

@@ -30,7 +30,7 @@ func startDnsmasq(t *testing.T, h *host, more ...string) {
 func (r *rack) proxied(t *testing.T, fw vm.Firmware, n int, how string) {
 	t.Helper()
 	g, _ := guest(t, fw, n)
-	r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 	r.waitEvent(t, n, boot.StageKernel, 1)
 	g.Stop()
 	got := stages(r.Events(mac(n)))

@@ -86,29 +86,77 @@ func (r *rack) Record(e boot.Event) {
 func (r *rack) waitEvent(t *testing.T, n int, stage boot.Stage, count int) {
 	t.Helper()
 	limit := time.After(15 * time.Minute)
-	for {
-		seen := 0
-		for _, e := range r.Events(mac(n)) {
-			if e.Stage == stage {
-				seen++
-			}
-		}
-		if seen >= count {
-			return
-		}
+	for r.came(n, stage) < count {
 		select {
 		case <-r.recorded:
 		case <-limit:
-			t.Fatalf("machine %d came to stage %s %d times, want %d; its events:\n%s", n, stage, seen, count, stages(r.Events(mac(n))))
+			t.Fatalf("machine %d came to stage %s %d times, want %d; its events:\n%s", n, stage, r.came(n, stage), count, stages(r.Events(mac(n))))
 		}
 	}
 }
 
-// waitScript waits for a line of iPXE's script on the console.
-func (r *rack) waitScript(t *testing.T, g *vm.Guest, n int, line string) {
+// came is how often a machine has come to a stage.
+func (r *rack) came(n int, stage boot.Stage) (times int) {
+	for _, e := range r.Events(mac(n)) {
+		if e.Stage == stage {
+			times++
+		}
+	}
+	return times
+}
+
+// waitScript waits until a machine asks for its script, and then for a line of it on
+// the console. The guest that it returns is the one that did.
+func (r *rack) waitScript(t *testing.T, g *vm.Guest, n int, line string) *vm.Guest {
 	t.Helper()
-	r.waitEvent(t, n, boot.StageScript, 1)
+	g = r.asksForScript(t, g, n)
 	wait(t, g, line)
+	return g
+}
+
+// asksForScript waits until a machine asks for its script. iPXE waits 2 s for a
+// proxy's offer and UEFI 4 s for that or 5 s for an answer by HTTP; after that they
+// try their disk. A host that stood still for so long has shown nothing about the
+// server, so the machine is switched on again.
+func (r *rack) asksForScript(t *testing.T, g *vm.Guest, n int) *vm.Guest {
+	t.Helper()
+	const tries = 3
+	for try := 1; r.bootsDisk(t, g, n); try++ {
+		t.Logf("machine %d booted its disk and has no script, try %d of %d; its events:\n%s", n, try, tries, stages(r.Events(mac(n))))
+		if try == tries {
+			t.FailNow()
+		}
+		g.Stop()
+		g = powerOn(t, g.Config)
+	}
+	return g
+}
+
+// bootsDisk waits until a machine asks for its script, or else boots its disk: then
+// it is true. The server records the request before the machine can see an answer.
+func (r *rack) bootsDisk(t *testing.T, g *vm.Guest, n int) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	disk := make(chan error, 1)
+	go func() {
+		_, err := g.Console.Wait(ctx, 0, regexp.MustCompile(vm.Sentinel))
+		disk <- err
+	}()
+	for r.came(n, boot.StageScript) == 0 {
+		select {
+		case <-r.recorded:
+		case err := <-disk:
+			if r.came(n, boot.StageScript) > 0 {
+				return false
+			}
+			if err != nil {
+				t.Fatalf("machine %d comes neither to its script nor to its disk: %v; its events:\n%s", n, err, stages(r.Events(mac(n))))
+			}
+			return true
+		}
+	}
+	return false
 }
 
 type states map[string]machine.State
@@ -302,7 +350,7 @@ func TestUnarmedMachineBootsItsOwnDisk(t *testing.T) {
 				states{"node1": machine.Approved})
 			g, before := guest(t, c.fw, n)
 			start := time.Now()
-			r.waitScript(t, g, n, "imagectl: machine node1")
+			g = r.waitScript(t, g, n, "imagectl: machine node1")
 			t.Logf("script after %s", time.Since(start))
 			wait(t, g, vm.Sentinel)
 			t.Logf("disk after %s", time.Since(start))
@@ -354,7 +402,7 @@ func TestArrangedUEFIMachineBootsItsDiskRightAfterTheNetwork(t *testing.T) {
 		states{"node1": machine.Approved})
 	g, _ := guest(t, vm.OVMF, n)
 	started := wait(t, g, `BdsDxe: starting Boot([0-9A-F]{4}) "UEFI PXEv4`)
-	r.waitScript(t, g, n, "imagectl: machine node1")
+	g = r.waitScript(t, g, n, "imagectl: machine node1")
 	g.Stop()
 	current, err := hex.DecodeString(started[1])
 	if err != nil {
