@@ -4,6 +4,7 @@ package server_test
 
 import (
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -51,16 +52,22 @@ func TestProxyBesideDnsmasq(t *testing.T) {
 		client := newHost(t, "client")
 		client.plug("eth0", bridge, "")
 		client.start(dhclient(t)...).wait(`^bound to 10\.98\.0\.5`)
-		client.start("busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-t", "20", "-T", "1", "-s", "/bin/true").
+		client.start("busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-t", "900", "-T", "1", "-s", "/bin/true").
 			wait(`lease of 10\.98\.0\.5\d obtained from 10\.98\.0\.2`)
 	})
 	t.Run("BIOS", func(t *testing.T) { r.proxied(t, vm.SeaBIOS, 31, "iPXE goes on with its script") })
 	t.Run("UEFI", func(t *testing.T) { r.proxied(t, vm.OVMF, 32, "answered on port 4011, boot program snponly.efi") })
 }
 
+// dhclient is patient: by itself it asks for one minute.
 func dhclient(t *testing.T) []string {
+	t.Helper()
 	dir := t.TempDir()
-	return []string{copied(t, "dhclient"), "-4", "-d", "-1", "-cf", "/dev/null", "-sf", "/bin/true",
+	config := filepath.Join(dir, "conf")
+	if err := os.WriteFile(config, []byte("timeout 900;\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return []string{copied(t, "dhclient"), "-4", "-d", "-1", "-cf", config, "-sf", "/bin/true",
 		"-lf", filepath.Join(dir, "leases"), "-pf", filepath.Join(dir, "pid"), "eth0"}
 }
 
