@@ -11,8 +11,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // host is another host of the lab: a network namespace.
@@ -42,6 +44,17 @@ func (h *host) plug(card, bridge, cidr string) {
 	}
 	if cidr != "" {
 		h.must(h.inside("ip", "address", "add", cidr, "dev", card)...)
+	}
+	// The kernel says only a moment later that the link is there; Kea looks once, and
+	// does not listen where there is none.
+	for show := h.inside("ip", "-o", "link", "show", "dev", card); ; time.Sleep(10 * time.Millisecond) {
+		out, err := exec.Command(show[0], show[1:]...).Output()
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		if strings.Contains(string(out), "state UP") {
+			break
+		}
 	}
 	h.t.Cleanup(func() { _ = run("ip", "link", "delete", port) }) // gone with the host, if that was quicker
 }
