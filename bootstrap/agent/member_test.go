@@ -194,19 +194,7 @@ func TestJoiningKilledAnywhere(t *testing.T) {
 				defer m.kill()
 				return real(ctx, cmd)
 			}
-			died := func() (died bool) {
-				defer func() {
-					if r := recover(); r != nil {
-						if _, ok := r.(killed); !ok {
-							panic(r)
-						}
-						died = true
-					}
-				}()
-				once(l.newNode(), run)
-				return false
-			}()
-			if !died {
+			if !dies(func() { once(l.newNode(), run) }) {
 				if at < 20 {
 					t.Errorf("%s: only %d places to be killed at", name, at)
 				}

@@ -206,6 +206,20 @@ func TestTheFirstControlPlaneComesUpAndASecondRunChangesNothing(t *testing.T) {
 // killed is what a program panics with where the agent is killed.
 type killed struct{}
 
+// dies says whether f is killed on its way.
+func dies(f func()) (died bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(killed); !ok {
+				panic(r)
+			}
+			died = true
+		}
+	}()
+	f()
+	return false
+}
+
 // TestKilledAnywhereItStillComesUp kills the agent before and after each
 // program that it runs, once a run, and starts it anew. It stands for SIGKILL as
 // far as one process can: what matters is what is on disk.
@@ -234,19 +248,7 @@ func TestKilledAnywhereItStillComesUp(t *testing.T) {
 				}
 				return out, err
 			}
-			died := func() (died bool) {
-				defer func() {
-					if r := recover(); r != nil {
-						if _, ok := r.(killed); !ok {
-							panic(r)
-						}
-						died = true
-					}
-				}()
-				once(l.newNode(), run)
-				return false
-			}()
-			if !died {
+			if !dies(func() { once(l.newNode(), run) }) {
 				if at < 20 {
 					t.Errorf("%s: only %d places to be killed at", role, at)
 				}

@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -18,21 +17,7 @@ func serveLate(t *testing.T, delay string) *wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewServer(Config{Address: us, Files: files, Source: source(), Store: &memStore{}, Quirks: quirks})
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, client := newWire()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, Socket{Conn: server}) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("the server ended with %v", err)
-		}
-	})
-	return client
+	return serveConfig(t, Config{Address: us, Files: files, Source: source(), Store: &memStore{}, Quirks: quirks})
 }
 
 func answered(t *testing.T, conn *wire) *dhcpv4.DHCPv4 {

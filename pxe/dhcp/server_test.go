@@ -117,7 +117,12 @@ func (r *recorder) Record(e boot.Event) {
 
 func serve(t *testing.T, store Store, rec boot.Recorder) (client *wire) {
 	t.Helper()
-	s, err := NewServer(Config{Address: us, Files: files, Source: source(), Store: store, Recorder: rec})
+	return serveConfig(t, Config{Address: us, Files: files, Source: source(), Store: store, Recorder: rec})
+}
+
+func serveConfig(t *testing.T, cfg Config) (client *wire) {
+	t.Helper()
+	s, err := NewServer(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,13 +47,17 @@ func (h *host) plug(card, bridge, cidr string) {
 	}
 	// The kernel says only a moment later that the link is there; Kea looks once, and
 	// does not listen where there is none.
-	for show := h.inside("ip", "-o", "link", "show", "dev", card); ; time.Sleep(10 * time.Millisecond) {
+	show := h.inside("ip", "-o", "link", "show", "dev", card)
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		out, err := exec.Command(show[0], show[1:]...).Output()
 		if err != nil {
 			h.t.Fatal(err)
 		}
 		if strings.Contains(string(out), "state UP") {
 			break
+		}
+		if time.Now().After(end) {
+			h.t.Fatalf("the link of %s is not there after five minutes: %s", card, out)
 		}
 	}
 	h.t.Cleanup(func() { _ = run("ip", "link", "delete", port) }) // gone with the host, if that was quicker
