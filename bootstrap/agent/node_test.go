@@ -269,6 +269,46 @@ func TestKilledAnywhereItStillComesUp(t *testing.T) {
 	}
 }
 
+// TestAKubeletThatGetsItsCertificateAsItIsStoppedHasJoined is a join whose kubeadm
+// was killed: kubelet went on, and was done before it could be stopped. kubeadm
+// refuses to join a node that is Ready, so nobody may ask it to.
+func TestAKubeletThatGetsItsCertificateAsItIsStoppedHasJoined(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	c := programs(l)
+	c.ready = true
+	run := initRun(l)
+	run.ControlPlane, run.Etcd = false, &api.EtcdWanted{Action: api.EtcdWanted_ACTION_NONE}
+	run.Kubernetes.Action, run.Kubernetes.Addons = api.KubernetesWanted_ACTION_JOIN_WORKER, nil
+	real := l.node.Exec
+	l.node.Exec = func(ctx context.Context, cmd host.Command) ([]byte, error) {
+		if cmd.Argv[0] == "kubeadm" {
+			panic(killed{})
+		}
+		return real(ctx, cmd)
+	}
+	if !dies(func() { once(l.newNode(), run) }) {
+		t.Fatal("kubeadm was never run")
+	}
+	l.node.Exec = func(ctx context.Context, cmd host.Command) ([]byte, error) {
+		switch {
+		case slices.Equal(cmd.Argv, []string{"systemctl", "stop", kubeadm.Unit}):
+			for _, f := range []string{kubeadm.KubeletConf, "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki/kubelet-client-current.pem"} {
+				l.put(f, "its own")
+			}
+		case cmd.Argv[0] == "kubeadm":
+			return nil, errors.New(`a Node with name "w1" and status "Ready" already exists in the cluster`)
+		}
+		return real(ctx, cmd)
+	}
+	if out := once(l.newNode(), run); !out.done {
+		t.Errorf("it did not come up: %s\n%s", states(out), l.log)
+	}
+	if got := l.read(kubeadm.KubeletConf); got != "its own" {
+		t.Errorf("kubelet's credentials became %q", got)
+	}
+}
+
 func TestAStepSaysWhatItWaitsFor(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

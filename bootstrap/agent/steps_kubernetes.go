@@ -94,6 +94,11 @@ func (n *node) runKubeadm(ctx context.Context, run *api.Run) error {
 		return err
 	}
 	if again {
+		// kubelet first: between a look and its end it may still get its certificate
+		// and register, and then kubeadm refuses to join a node that is Ready.
+		if err := n.Host.StopUnit(ctx, kubeadm.Unit); err != nil {
+			return err
+		}
 		joined, err := n.joinedBefore(run)
 		if err != nil {
 			return err
@@ -101,7 +106,7 @@ func (n *node) runKubeadm(ctx context.Context, run *api.Run) error {
 		if joined {
 			return n.write(file{joinedPath, []byte("found joined\n"), 0o600})
 		}
-		if err := n.clearKubeadm(ctx, run); err != nil {
+		if err := n.clearKubeadm(run); err != nil {
 			return err
 		}
 	}
@@ -188,10 +193,7 @@ func (n *node) joinedBefore(run *api.Run) (bool, error) {
 // clearKubeadm removes what kubeadm makes itself and may have left half-written;
 // what the server gave stays. kubeadm's phases repeat without harm on what is in
 // the cluster already.
-func (n *node) clearKubeadm(ctx context.Context, run *api.Run) error {
-	if err := n.Host.StopUnit(ctx, kubeadm.Unit); err != nil {
-		return err
-	}
+func (n *node) clearKubeadm(run *api.Run) error {
 	patterns := []string{"/etc/kubernetes/*.conf", kubeadm.Manifests + "/*.yaml", "/etc/kubernetes/tmp", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env"}
 	if run.GetControlPlane() {
 		for _, leaf := range []string{"apiserver", "apiserver-kubelet-client", "front-proxy-client"} {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -31,11 +32,15 @@ type RunError struct {
 	Cause  error
 }
 
-// outputKept bounds what of a program's output ends up in an error message.
-const outputKept = 2 << 10
+// outputKept bounds what of a program's output ends up in an error message, in
+// bytes. Reports to the server are cut at 1024, and the reason stands at the end.
+const outputKept = 700
+
+// coloured matches what programs colour their output with (ECMA-48, SGR).
+var coloured = regexp.MustCompile("\x1b\\[[0-9;]*m")
 
 func (e *RunError) Error() string {
-	out := bytes.TrimSpace(e.Output)
+	out := bytes.TrimSpace(coloured.ReplaceAll(e.Output, nil))
 	if len(out) > outputKept {
 		out = append([]byte("…"), out[len(out)-outputKept:]...)
 	}

@@ -68,8 +68,12 @@ func TestRunErrorsSayWhatRanAndWhatItPrinted(t *testing.T) {
 		t.Errorf("got %q, %v", out, err)
 	}
 	_, err = h.Run(context.Background(), host.Command{Argv: []string{"sh", "-c", "head -c 5000000 /dev/zero | tr '\\0' x; exit 1"}})
-	if err == nil || len(err.Error()) > 4096 {
+	if err == nil || len(err.Error()) > 1024 {
 		t.Errorf("got an error of %d bytes for a program that babbles", len(fmt.Sprint(err)))
+	}
+	err = &host.RunError{Argv: []string{"kubeadm"}, Output: []byte("\x1b[0;37mCONFIG_INET\x1b[0m: " + strings.Repeat("\x1b[0;32menabled\x1b[0m\n", 200) + "error: why\n"), Cause: errors.New("exit status 1")}
+	if strings.Contains(err.Error(), "\x1b") || !strings.HasSuffix(err.Error(), "enabled\nerror: why") {
+		t.Errorf("got %q", err.Error())
 	}
 }
 
