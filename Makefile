@@ -80,8 +80,8 @@ unit: ## no root and no network
 	go vet ./...
 	go test -timeout 30m ./...
 
-# Two at a time: most of these tests wait for firmware.
-ROOTTESTS := $(shell grep -rl --include='*_test.go' '^//go:build root$$' cmd butane images pxe bootstrap test/vm)
+# Three at a time, and those that wait for firmware's time-outs (pxe) first.
+ROOTTESTS := $(shell grep -rl --include='*_test.go' '^//go:build root$$' pxe cmd butane images bootstrap test/vm)
 
 .PHONY: test-root
 test-root: build deps ## kernel mounts, firmware and namespaces
@@ -89,7 +89,7 @@ test-root: build deps ## kernel mounts, firmware and namespaces
 	@for p in $$(dirname $(ROOTTESTS) | sort -u); do \
 	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; done
 	@grep -o '^func Test[A-Z][A-Za-z0-9_]*' $(ROOTTESTS) | grep -v ':func TestMain$$' | sed -E 's|/[^/]*:func | |' | \
-	    xargs -P 2 -L 1 $(ROOT) test/root-test
+	    xargs -P 3 -L 1 $(ROOT) test/root-test
 
 .PHONY: native
 native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step

@@ -75,7 +75,6 @@ func TestMainJob(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	stage(t, "two builds give the same bytes", func(t *testing.T) { buildTwice(t, ctx, rack) })
 	stopCapture, err := rack.Capture()
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +82,17 @@ func TestMainJob(t *testing.T) {
 	if err := rack.Serve(ctx); err != nil {
 		t.Fatal(err)
 	}
-	stage(t, "known, unarmed machines boot their own disks, which stay as they were", func(t *testing.T) { idleMachines(t, ctx, rack) })
+	// The machines mostly wait for their firmware's time-outs.
+	stage(t, "before any machine is armed", func(t *testing.T) {
+		t.Run("two builds give the same bytes", func(t *testing.T) {
+			t.Parallel()
+			buildTwice(t, ctx, rack)
+		})
+		t.Run("known, unarmed machines boot their own disks, which stay as they were", func(t *testing.T) {
+			t.Parallel()
+			idleMachines(t, ctx, rack)
+		})
+	})
 	stage(t, "empty machines become a Ready cluster", func(t *testing.T) {
 		// Every node kills its agent once in the middle of kubeadm's work; the server
 		// dies while both machines download their images.
