@@ -45,6 +45,8 @@ type Agent struct {
 	servers *servers
 	// askEtcd is etcd.Ask but in tests.
 	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
+	// askNode is getNode but in tests.
+	askNode func(ctx context.Context, name string) (kubeNode, error)
 	// openEtcd is etcd.Open but in tests.
 	openEtcd func(context.Context, []string, *tls.Config) (etcdCluster, error)
 	// progressTime bounds a report of progress, which is lossy by contract: an
@@ -56,7 +58,7 @@ type Agent struct {
 
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
-	a.askEtcd, a.openEtcd, a.progressTime = etcd.Ask, openEtcd, 2*time.Second
+	a.askEtcd, a.openEtcd, a.askNode, a.progressTime = etcd.Ask, openEtcd, a.getNode, 2*time.Second
 	return a.run(ctx)
 }
 

@@ -42,6 +42,8 @@ type lab struct {
 	server *x509.Certificate
 	// members is an etcd cluster to join; nil for none.
 	members *members
+	// kubernetes is what kubeadm and kubectl did; nil for none.
+	kubernetes *cluster
 
 	mu       sync.Mutex
 	now      time.Duration // added to the machine's clock and the server's
@@ -164,6 +166,7 @@ func (l *lab) agent(mode nodeconf.Mode) *Agent {
 	return &Agent{
 		Host: l.node.Host, Log: slog.New(slog.NewTextHandler(l.log, nil)), Version: l.run, Now: l.clock, Rand: rand.Reader, Jitter: func() float64 { return 0 },
 		Config:   nodeconf.Config{Cluster: "lab", Mode: mode, Servers: []string{l.url}, CA: string(l.ca.CertificatePEM())},
+		askNode:  func(context.Context, string) (kubeNode, error) { return l.kubernetes.node() },
 		askEtcd:  func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() },
 		openEtcd: func(context.Context, []string, *tls.Config) (etcdCluster, error) { return l.members, nil }, progressTime: time.Hour,
 	}

@@ -45,6 +45,9 @@ type node struct {
 	// it.
 	initialCluster string
 
+	// imagesSeen is when containerd had all images; only settle uses it.
+	imagesSeen time.Time
+
 	mu sync.Mutex
 	// revoked is what the callers' CA has revoked, out of run; revokedNews is closed
 	// when it changes.

@@ -32,9 +32,25 @@ type cluster struct {
 	tainted bool
 }
 
+// node is what the API server says of the node.
+func (c *cluster) node() (kubeNode, error) {
+	if c == nil {
+		return kubeNode{}, errors.New("connection refused")
+	}
+	n := kubeNode{labels: map[string]string{"kubernetes.io/hostname": "cp1"}, ready: "False", why: "no CNI"}
+	if c.marked {
+		n.labels[kubeadm.RoleLabel] = ""
+	}
+	if c.ready {
+		n.ready, n.why = "True", "kubelet is posting ready status"
+	}
+	return n, nil
+}
+
 // programs gives the node containerd, kubeadm, kubelet and kubectl as data.
 func programs(l *lab) *cluster {
 	c := &cluster{}
+	l.kubernetes = c
 	l.node.Program("kubelet", func(host.Command) ([]byte, error) { return []byte("Kubernetes v1.36.3\n"), nil })
 	l.node.Program("ctr", func(cmd host.Command) ([]byte, error) {
 		if slices.Contains(cmd.Argv, "import") {
@@ -73,16 +89,7 @@ func programs(l *lab) *cluster {
 			c.ready = true
 			return nil, nil
 		}
-		if cmd.Argv[len(cmd.Argv)-1] == "jsonpath={.metadata.labels}" {
-			if c.marked {
-				return []byte(`{"kubernetes.io/hostname":"cp1","node-role.kubernetes.io/control-plane":""}`), nil
-			}
-			return []byte(`{"kubernetes.io/hostname":"cp1"}`), nil
-		}
-		if c.ready {
-			return []byte("True kubelet is posting ready status"), nil
-		}
-		return []byte("False no CNI"), nil
+		return nil, fmt.Errorf("kubectl %q was not expected", cmd.Argv)
 	})
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)

@@ -20,6 +20,10 @@ import (
 // askTimeout bounds one question to a service on this node.
 const askTimeout = 5 * time.Second
 
+// askKubernetes bounds one question to the API server, which a machine that is
+// busy starting everything answers late.
+const askKubernetes = 30 * time.Second
+
 // observe is what the server learns besides the steps. What cannot be observed
 // is reported as not there.
 func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {

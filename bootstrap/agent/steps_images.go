@@ -14,6 +14,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/host"
 )
@@ -75,6 +76,10 @@ func (n *node) unitRunning(name, unit string) Step {
 	}
 }
 
+// imagesAgain is how long containerd's images count as seen: only kubelet's
+// collection of garbage takes any away, and asking costs a program.
+const imagesAgain = 5 * time.Minute
+
 // images imports the archives that came with the system, so that no registry is
 // ever asked. Done is an archive whose index has the digest that was imported,
 // and whose images containerd still has.
@@ -82,7 +87,13 @@ func (n *node) images() Step {
 	return Step{
 		Name: "images",
 		Observe: func(ctx context.Context) (bool, string, error) {
+			if n.Now().Sub(n.imagesSeen).Abs() < imagesAgain {
+				return true, "", nil
+			}
 			todo, err := n.notImported(ctx)
+			if err == nil && len(todo) == 0 {
+				n.imagesSeen = n.Now()
+			}
 			if err != nil || len(todo) == 0 {
 				return err == nil, "", err
 			}

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -225,11 +224,12 @@ func (n *node) marked(run *api.Run) Step {
 	return Step{
 		Name: "control-plane-marked",
 		Observe: func(ctx context.Context) (bool, string, error) {
-			out, err := n.Host.Run(ctx, kubectl(kubeadm.KubeletConf, nil, "get", "node", run.GetMachine(), "--output", "jsonpath={.metadata.labels}"))
+			node, err := n.askNode(ctx, run.GetMachine())
 			if err != nil {
 				return false, "", waiting("the API server does not answer about this node: " + err.Error())
 			}
-			return strings.Contains(string(out), strconv.Quote(kubeadm.RoleLabel)), "the node has no label " + kubeadm.RoleLabel, nil
+			_, marked := node.labels[kubeadm.RoleLabel]
+			return marked, "the node has no label " + kubeadm.RoleLabel, nil
 		},
 		Act: func(ctx context.Context) error {
 			// Other taints kubelet gives its node itself.
@@ -328,14 +328,12 @@ func (n *node) nodeReady(run *api.Run) Step {
 	return Step{
 		Name: stepNodeReady,
 		Observe: func(ctx context.Context) (bool, string, error) {
-			out, err := n.Host.Run(ctx, kubectl(kubeadm.KubeletConf, nil, "get", "node", run.GetMachine(),
-				"--output", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].message}`))
+			node, err := n.askNode(ctx, run.GetMachine())
 			if err != nil {
 				return false, "", waiting("the API server does not answer about this node: " + err.Error())
 			}
-			status, why, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
-			if status != "True" {
-				return false, "", waiting("the node is not Ready: " + why)
+			if node.ready != "True" {
+				return false, "", waiting("the node is not Ready: " + node.why)
 			}
 			return true, "", nil
 		},
