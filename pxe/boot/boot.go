@@ -117,6 +117,31 @@ type Network struct {
 	Relays []netip.Addr
 }
 
+// Network6 is what DHCPv6 knows besides single machines. It is immutable.
+type Network6 struct {
+	// Subnets: that of the server's address is the one without a relay.
+	Subnets []Subnet6
+	// Stateless says that another server, or nobody, gives out the addresses here; ours
+	// only names boot programs.
+	Stateless bool
+	// RapidCommit allows two messages instead of four: the first one gives the address.
+	// It is for a network without another DHCPv6 server.
+	RapidCommit bool
+}
+
+// Subnet6 is one IPv6 network in which DHCPv6 answers.
+type Subnet6 struct {
+	Prefix netip.Prefix
+	// First and Last bound the range of addresses, both included; both are the zero
+	// value when there is none.
+	First, Last netip.Addr
+	DNS         []netip.Addr
+	// Domain may be empty.
+	Domain string
+	// Lease is the lifetime of a lease.
+	Lease time.Duration
+}
+
 // Stage is a step of the boot path that a server has seen.
 type Stage string
 

@@ -68,7 +68,7 @@ func identify(req *dhcpv4.DHCPv4) (Client, error) {
 	}
 	c.Archs = archs(req)
 	for _, a := range c.Archs {
-		if c.Firmware = firmware(a); c.Firmware != "" {
+		if c.Firmware = FirmwareOf(a); c.Firmware != "" {
 			break
 		}
 	}
@@ -116,10 +116,10 @@ func archs(req *dhcpv4.DHCPv4) []iana.Arch {
 	return nil
 }
 
-// firmware maps IANA's processor architecture types. RFC 4578 had 7 and 9 the
+// FirmwareOf maps IANA's processor architecture types. RFC 4578 had 7 and 9 the
 // wrong way round, and laptops have been seen that send 2 or 8 for UEFI on
 // x86-64, so all four are taken as that. 16 and 19 are HTTP boot's.
-func firmware(a iana.Arch) boot.Firmware {
+func FirmwareOf(a iana.Arch) boot.Firmware {
 	switch a {
 	case 0:
 		return boot.BIOS
