@@ -45,8 +45,9 @@ type Config struct {
 	Source Source
 	// Open opens the content with a digest; an *os.File is sent without copying.
 	Open func(sha256 string) (io.ReadSeekCloser, error)
-	// Server is our address and port as clients reach them.
-	Server netip.AddrPort
+	// Server is our address and port as clients reach them; Server6 the same for those
+	// that come by IPv6, and may be unset.
+	Server, Server6 netip.AddrPort
 	// Programs are what UEFI loads by HTTP, by firmware.
 	Programs map[boot.Firmware]Program
 	// Transfers is how many files are sent at a time, 0 means 64. Above it the
@@ -136,7 +137,16 @@ func (h handler) script(w http.ResponseWriter, r *http.Request) {
 	}
 	h.record(r, e)
 	w.Header().Set("Cache-Control", "no-store")
-	writeText(w, "text/plain; charset=utf-8", Script(h.Server, m, a))
+	writeText(w, "text/plain; charset=utf-8", Script(h.server(r), m, a))
+}
+
+// server is how this client reaches us: who came by IPv6 may have nothing else.
+func (h handler) server(r *http.Request) netip.AddrPort {
+	at, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if ok && at.IP.To4() == nil && h.Server6.IsValid() {
+		return h.Server6
+	}
+	return h.Server
 }
 
 func (h handler) ignition(w http.ResponseWriter, r *http.Request) {

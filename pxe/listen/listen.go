@@ -31,6 +31,10 @@ type Config struct {
 	Links []Link
 	// HTTPPort, HTTPSPort and BootTLSPort are opened unless 0.
 	HTTPPort, HTTPSPort, BootTLSPort int
+	// Address6 opens TFTP and HTTP at this address of Interface, too; DHCP6 also port
+	// 547.
+	Address6 netip.Addr
+	DHCP6    bool
 }
 
 // Link is a further network that the server has a card in.
@@ -47,6 +51,9 @@ type Sockets struct {
 	// BootTLS is for UEFI that boots by HTTPS.
 	BootTLS net.Listener
 	Links   []LinkSockets
+	// DHCP6, TFTP6 and HTTP6 are for IPv6. Routers hears ICMPv6 router advertisements.
+	DHCP6, TFTP6, Routers net.PacketConn
+	HTTP6                 net.Listener
 	// MTU is the smallest of the interfaces'.
 	MTU int
 }
@@ -103,6 +110,9 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 		if *t.to, err = lc.Listen(ctx, "tcp4", address); err != nil {
 			return explain("tcp", address, err)
 		}
+	}
+	if cfg.Address6.IsValid() {
+		return s.open6(ctx, cfg, ifi)
 	}
 	return nil
 }
@@ -228,21 +238,25 @@ func addresses(ifi *net.Interface) ([]netip.Prefix, error) {
 // same interface must be an error and not a lottery. Servers that are bound to
 // other interfaces do not collide.
 func packet(ctx context.Context, address, device string) (*net.UDPConn, error) {
+	return udp(ctx, "udp4", address, func(fd int) error { return options(fd, device) })
+}
+
+func udp(ctx context.Context, network, address string, options func(fd int) error) (*net.UDPConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var failed error
-		err := raw.Control(func(fd uintptr) { failed = options(int(fd), device) })
+		err := raw.Control(func(fd uintptr) { failed = options(int(fd)) })
 		return errors.Join(err, failed)
 	}}
-	conn, err := lc.ListenPacket(ctx, "udp4", address)
+	conn, err := lc.ListenPacket(ctx, network, address)
 	if err != nil {
 		return nil, explain("udp", address, err)
 	}
-	udp, ok := conn.(*net.UDPConn)
+	out, ok := conn.(*net.UDPConn)
 	if !ok {
 		conn.Close()
 		return nil, fmt.Errorf("listening on udp %s: got a %T", address, conn)
 	}
-	return udp, nil
+	return out, nil
 }
 
 // receiveBuffer holds the first requests of a rack that is switched on at once:
@@ -304,7 +318,7 @@ func (c from) WriteTo(b []byte, to net.Addr) (int, error) { return c.ip4.WriteTo
 // Close closes what is open.
 func (s Sockets) Close() error {
 	var errs []error
-	all := []interface{ Close() error }{s.DHCP, s.BootServer, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS}
+	all := []interface{ Close() error }{s.DHCP, s.BootServer, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS, s.DHCP6, s.TFTP6, s.Routers, s.HTTP6}
 	for _, l := range s.Links {
 		all = append(all, l.DHCP, l.BootServer)
 	}

@@ -26,9 +26,10 @@ import (
 )
 
 const (
-	// overhead is IPv4 and UDP headers plus four bytes of TFTP: ROMs cannot put
-	// fragments together.
-	overhead = 20 + 8 + 4
+	// overhead4 and overhead6 are IP and UDP headers plus four bytes of TFTP: ROMs
+	// cannot put fragments together.
+	overhead4 = 20 + 8 + 4
+	overhead6 = 40 + 8 + 4
 	// A packet without an answer is sent again after timeout, then each time a step
 	// later: that gives a client 15 s of silence before its transfer ends. In lock-step
 	// every lost packet costs the whole first wait, so it is short; a packet too many
@@ -111,7 +112,7 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 	// With the library's own negotiation off, the block size is the client's wish up
 	// to this limit; the library itself would allow four bytes too many.
 	s.SetBlockSizeNegotiation(false)
-	s.SetBlockSize(cfg.MTU - overhead)
+	s.SetBlockSize(cfg.MTU - overhead(conn))
 	s.SetTimeout(timeout)
 	s.SetRetries(retries)
 	s.SetBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * step })
@@ -129,6 +130,13 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 		return errors.Join(g.Close(), g.failure())
 	})
 	return tasks.Wait()
+}
+
+func overhead(conn net.PacketConn) int {
+	if udp, ok := conn.LocalAddr().(*net.UDPAddr); ok && udp.IP.To4() == nil {
+		return overhead6
+	}
+	return overhead4
 }
 
 // unmetered counts nothing.
