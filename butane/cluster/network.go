@@ -11,7 +11,7 @@ import (
 const defaultLeaseSeconds = 12 * 60 * 60
 
 func (c *checker) subnet(raw rawSubnet) Subnet {
-	s := Subnet{Prefix: raw.CIDR.V, Interface: raw.Interface.V, First: raw.Range.First.V, Last: raw.Range.Last.V, Router: raw.Router.V, Domain: raw.Domain.V, LeaseSeconds: defaultLeaseSeconds}
+	s := Subnet{Prefix: raw.CIDR.V, Interface: raw.Interface.V, First: raw.Range.First.V, Last: raw.Range.Last.V, Router: raw.Router.V, Domain: raw.Domain.V, LeaseSeconds: c.lease(raw.Lease)}
 	for _, a := range raw.DNS {
 		s.DNS = append(s.DNS, a.V)
 	}
@@ -21,18 +21,12 @@ func (c *checker) subnet(raw rawSubnet) Subnet {
 	if raw.Domain.Set && !isHostname(s.Domain) {
 		c.add(raw.Domain.Pos, raw.Domain.Path, "domain: example.org", "%q is not a DNS name", s.Domain)
 	}
-	if raw.Lease.Set {
-		s.LeaseSeconds = int(raw.Lease.V.Seconds())
-		if raw.Lease.V < 2*60e9 || raw.Lease.V > 365*24*3600e9 {
-			c.add(raw.Lease.Pos, raw.Lease.Path, "lease: 12h", "a lease of %s is out of range: want 2m to 8760h", raw.Lease.V)
-		}
-	}
 	c.interfaceName(raw.Interface)
 	if !raw.CIDR.Set {
 		return s
 	}
 	if !s.Prefix.Addr().Is4() {
-		c.add(raw.CIDR.Pos, raw.CIDR.Path, "", "IPv6 boot networks are not supported yet")
+		c.add(raw.CIDR.Pos, raw.CIDR.Path, "", "boot.subnets are IPv4 networks; those of IPv6 stand in boot.dhcp6.subnets")
 		return s
 	}
 	if s.Prefix.Bits() > 30 {
@@ -53,6 +47,17 @@ func (c *checker) subnet(raw rawSubnet) Subnet {
 		}
 	}
 	return s
+}
+
+// lease is a lifetime in seconds.
+func (c *checker) lease(raw rawDuration) int {
+	if !raw.Set {
+		return defaultLeaseSeconds
+	}
+	if raw.V < 2*60e9 || raw.V > 365*24*3600e9 {
+		c.add(raw.Pos, raw.Path, "lease: 12h", "a lease of %s is out of range: want 2m to 8760h", raw.V)
+	}
+	return int(raw.V.Seconds())
 }
 
 // usable checks that an address can be a host's in a subnet.
@@ -111,6 +116,7 @@ func (c *checker) networks(raw rawFile, s Spec) {
 				"the server's address %s is in none of boot.subnets, so no machine reaches it without a relay", server.V)
 		}
 	}
+	c.networks6(raw.Boot, s.Boot.DHCP6)
 	c.links(raw, s)
 	c.relays(raw, s)
 	seen := map[string]place{}

@@ -235,6 +235,7 @@ func (c *checker) boot(raw rawBoot) Boot {
 	for _, s := range raw.Subnets {
 		b.Subnets = append(b.Subnets, c.subnet(s))
 	}
+	b.DHCP6 = c.dhcp6(raw.DHCP6)
 	for _, r := range raw.Relays {
 		b.Relays = append(b.Relays, r.V)
 	}

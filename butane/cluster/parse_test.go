@@ -91,7 +91,7 @@ func TestFindings(t *testing.T) {
 		{"an IPv6 pod network", []string{"10.244.0.0/16", "fd00::/48"}, []string{`error: kubernetes.podCIDR: IPv6 is not supported yet`}},
 		{"an IPv6 boot network", []string{"10.0.0.0/24", "fd00::/64"}, []string{
 			`error: server.address: the server's address 10.0.0.2 is in none of boot.subnets, so no machine reaches it without a relay`,
-			`error: boot.subnets[0].cidr: IPv6 boot networks are not supported yet`,
+			`error: boot.subnets[0].cidr: boot.subnets are IPv4 networks; those of IPv6 stand in boot.dhcp6.subnets`,
 			`error: machines[0].address: 10.0.0.11 of cp1 is in none of boot.subnets`,
 			`error: machines[1].address: 10.0.0.21 of worker1 is in none of boot.subnets`,
 		}},

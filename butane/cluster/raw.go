@@ -96,6 +96,7 @@ type rawBoot struct {
 	Unknown       rawString     `key:"unknown"`
 	Subnets       []rawSubnet   `key:"subnets"`
 	Relays        []rawAddr     `key:"relays"`
+	DHCP6         rawDHCP6      `key:"dhcp6"`
 	IPXE          rawIPXE       `key:"ipxe"`
 	ISO           rawISO        `key:"iso"`
 	SecureBoot    rawSecureBoot `key:"secureBoot"`
@@ -112,6 +113,23 @@ type rawSubnet struct {
 	NTP       []rawAddr   `key:"ntp"`
 	Domain    rawString   `key:"domain"`
 	Lease     rawDuration `key:"lease"`
+}
+
+type rawDHCP6 struct {
+	place
+	Mode        rawString    `key:"mode"`
+	Address     rawAddr      `key:"address,required"`
+	RapidCommit rawBool      `key:"rapidCommit"`
+	Subnets     []rawSubnet6 `key:"subnets"`
+}
+
+type rawSubnet6 struct {
+	place
+	CIDR   rawPrefix   `key:"cidr,required"`
+	Range  rawRange    `key:"range"`
+	DNS    []rawAddr   `key:"dns"`
+	Domain rawString   `key:"domain"`
+	Lease  rawDuration `key:"lease"`
 }
 
 type rawRange struct {

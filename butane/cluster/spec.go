@@ -98,6 +98,7 @@ type Boot struct {
 	Subnets []Subnet
 	// Relays may be empty.
 	Relays             []netip.Addr
+	DHCP6              DHCP6
 	IPXEBIOS, IPXEUEFI string
 	ISO                ISO
 	SecureBoot         SecureBoot
@@ -125,6 +126,25 @@ type Subnet struct {
 	DNS, NTP            []netip.Addr
 	Domain              string
 	LeaseSeconds        int
+}
+
+// DHCP6 is booting by IPv6; the zero value means that there is none.
+type DHCP6 struct {
+	// Mode is stateful, stateless or off.
+	Mode string
+	// Address is the server's on Boot.Interface.
+	Address     netip.Addr
+	RapidCommit bool
+	Subnets     []Subnet6
+}
+
+// Subnet6 is one IPv6 network. Zero addresses mean that there is none.
+type Subnet6 struct {
+	Prefix       netip.Prefix
+	First, Last  netip.Addr
+	DNS          []netip.Addr
+	Domain       string
+	LeaseSeconds int
 }
 
 // Role is a kind of machine.

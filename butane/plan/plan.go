@@ -98,6 +98,37 @@ const (
 	DHCPOff           DHCPMode = "off"
 )
 
+// DHCP6Mode says how the boot server takes part in DHCPv6.
+type DHCP6Mode string
+
+// The modes: it gives out addresses, it only names boot programs, or another server
+// does both.
+const (
+	DHCP6Stateful  DHCP6Mode = "stateful"
+	DHCP6Stateless DHCP6Mode = "stateless"
+	DHCP6Off       DHCP6Mode = "off"
+)
+
+// DHCP6 is booting by IPv6; the zero value means that there is none.
+type DHCP6 struct {
+	Mode DHCP6Mode
+	// Address is the server's on Boot.Interface: boot files come from it.
+	Address     netip.Addr
+	RapidCommit bool
+	Subnets     []Subnet6
+}
+
+// Subnet6 is one IPv6 network.
+type Subnet6 struct {
+	Prefix netip.Prefix
+	// First and Last bound the range of addresses, both included; both are the zero
+	// value when there is none.
+	First, Last  netip.Addr
+	DNS          []netip.Addr
+	Domain       string
+	LeaseSeconds int
+}
+
 // UnknownMachines says what a machine that cluster.yaml does not list gets.
 type UnknownMachines string
 
@@ -116,6 +147,7 @@ type Boot struct {
 	// Relays are the DHCP relays that are listened to; when empty, all that are in a
 	// subnet.
 	Relays   []netip.Addr
+	DHCP6    DHCP6
 	IPXEBIOS lock.Blob
 	IPXEUEFI lock.Blob
 	ISO      ISO

@@ -38,7 +38,8 @@ type Config struct {
 	States   States
 }
 
-// Catalog implements boot.Source, dhcp.Source and httpboot.Source. It is safe for
+// Catalog implements boot.Source, dhcp.Source, dhcp6.Source and
+// httpboot.Source. It is safe for
 // concurrent use.
 type Catalog struct {
 	current atomic.Pointer[snapshot]
@@ -73,6 +74,9 @@ func (c *Catalog) Replace(cfg Config) error {
 
 // Network implements dhcp.Source.
 func (c *Catalog) Network() *boot.Network { return &c.current.Load().network }
+
+// Network6 implements dhcp6.Source.
+func (c *Catalog) Network6() *boot.Network6 { return &c.current.Load().network6 }
 
 // Blob finds a public file by its digest.
 func (c *Catalog) Blob(sha256 string) (boot.Blob, bool) {

@@ -38,6 +38,7 @@ type snapshot struct {
 	ignition map[string][]byte
 
 	network       boot.Network
+	network6      boot.Network6
 	unknownPolicy plan.UnknownMachines
 	states        States
 }
@@ -63,7 +64,7 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 			return nil, fmt.Errorf("building the boot catalog: machine %s: %w", m.Name, err)
 		}
 	}
-	s.network = network(p)
+	s.network, s.network6 = network(p), network6(p.Boot.DHCP6)
 	return s, s.addIgnition(cfg.Ignition)
 }
 
@@ -191,6 +192,15 @@ func network(p plan.Plan) boot.Network {
 		if m.Address.IsValid() {
 			n.Reserved[m.Address] = m.Name
 		}
+	}
+	return n
+}
+
+func network6(d plan.DHCP6) boot.Network6 {
+	n := boot.Network6{Stateless: d.Mode == plan.DHCP6Stateless, RapidCommit: d.RapidCommit}
+	for _, s := range d.Subnets {
+		n.Subnets = append(n.Subnets, boot.Subnet6{Prefix: s.Prefix, First: s.First, Last: s.Last, DNS: s.DNS, Domain: s.Domain,
+			Lease: time.Duration(s.LeaseSeconds) * time.Second})
 	}
 	return n
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/server"
@@ -206,12 +207,16 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 	for _, change := range changes {
 		change(&ports, &changed)
 	}
+	var boot6 plan.DHCP6
+	if ports.Address6.IsValid() {
+		boot6 = ipv6(t)
+	}
 	mode := plan.DHCPAuthoritative
 	if ports.BootServer {
 		mode = plan.DHCPProxy
 	}
 	cat, err := catalog.New(catalog.Config{
-		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, DHCP: mode, Subnets: []plan.Subnet{
+		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, DHCP: mode, DHCP6: boot6, Subnets: []plan.Subnet{
 			{Prefix: netip.MustParsePrefix("10.98.0.0/24"), First: netip.MustParseAddr("10.98.0.100"), Last: netip.MustParseAddr("10.98.0.120"), LeaseSeconds: 3600},
 			{Prefix: netip.MustParsePrefix("10.97.0.0/24"), First: netip.MustParseAddr("10.97.0.100"), Last: netip.MustParseAddr("10.97.0.120"),
 				Router: netip.MustParseAddr(relayAddr), LeaseSeconds: 3600},
@@ -226,11 +231,18 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *capture != "" {
+	if *capture != "" && sockets.DHCP != nil {
 		sockets.DHCP = &recording{PacketConn: sockets.DHCP, t: t}
+	}
+	if *capture != "" && sockets.DHCP6 != nil {
+		sockets.DHCP6 = &recording{PacketConn: sockets.DHCP6, t: t}
 	}
 	ipxe := readFile(t, "/usr/lib/ipxe/snponly.efi")
 	leases, err := dhcp.OpenJournal(filepath.Join(t.TempDir(), "leases"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leases6, err := dhcp6.OpenJournal(filepath.Join(t.TempDir(), "leases6"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,6 +252,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe,
 		HTTPBoot: map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: blobs.add("snponly.efi", ipxe)}},
 		BootTLS:  changed.BootTLS, BootTLSPort: changed.BootTLSPort,
+		Address6: ports.Address6, DUID: dhcp6.ServerDUID([]byte("a rack")), Leases6: leases6,
 		Leases: leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
@@ -254,6 +267,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 			t.Error(err)
 		}
 		leases.Close()
+		leases6.Close()
 	})
 	return r
 }

@@ -12,10 +12,12 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/insomniacslk/dhcp/dhcpv6"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/quirk"
@@ -36,6 +38,11 @@ func BootFiles(at netip.AddrPort, uefi string, programs map[boot.Firmware]string
 
 // TFTPNames are the files that TFTP has.
 func TFTPNames() []string { return []string{biosName, uefiName, autoexecName} }
+
+// BootFiles6 are the same for DHCPv6 at an IPv6 address.
+func BootFiles6(at netip.AddrPort, uefi string, programs map[boot.Firmware]string) dhcp6.BootFiles {
+	return dhcp6.BootFiles{UEFI: "tftp://[" + at.Addr().String() + "]/" + uefiName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
+}
 
 // Task is one thing that runs as long as the server does. Run returns nil when
 // ctx ends.
@@ -68,6 +75,7 @@ func Run(ctx context.Context, tasks ...Task) error {
 type Source interface {
 	boot.Source
 	Network() *boot.Network
+	Network6() *boot.Network6
 	Blob(sha256 string) (boot.Blob, bool)
 }
 
@@ -78,6 +86,11 @@ type Config struct {
 	// Address and HTTPPort are how clients reach us.
 	Address  netip.Addr
 	HTTPPort int
+	// Address6 is the same for machines that boot by IPv6, where there are sockets for
+	// them; DUID is our name in DHCPv6, and Leases6 are what Leases are.
+	Address6 netip.Addr
+	DUID     dhcpv6.DUID
+	Leases6  dhcp6.Store
 	Source   Source
 	// Open opens a public file by digest, and those of HTTPBoot.
 	Open func(sha256 string) (io.ReadSeekCloser, error)
@@ -108,7 +121,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	at := netip.AddrPortFrom(cfg.Address, uint16(cfg.HTTPPort))
+	at, at6 := netip.AddrPortFrom(cfg.Address, uint16(cfg.HTTPPort)), netip.AddrPortFrom(cfg.Address6, uint16(cfg.HTTPPort))
 	script := dhcp.ScriptURL(at)
 	quirks, err := quirk.Load()
 	if err != nil {
@@ -136,8 +149,31 @@ func BootTasks(cfg Config) ([]Task, error) {
 		card = s.Card
 		tasks = append(tasks, Task{"dhcp", func(ctx context.Context) error { return s.Serve(ctx, sockets...) }})
 	}
+	if cfg.Sockets.DHCP6 != nil {
+		uefi := "http://" + at6.String()
+		if cfg.Sockets.BootTLS != nil {
+			uefi = "" // its certificate is for the other address
+		}
+		s, err := dhcp6.NewServer(dhcp6.Config{
+			Address: cfg.Address6, DUID: cfg.DUID, Files: BootFiles6(at6, uefi, programs),
+			Source: cfg.Source, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
+		})
+		if err != nil {
+			return nil, err
+		}
+		card4 := card
+		card = func(a netip.Addr) (net.HardwareAddr, bool) {
+			if a.Is4() {
+				return card4(a)
+			}
+			return s.Card(a)
+		}
+		tasks = append(tasks,
+			Task{"dhcp6", func(ctx context.Context) error { return s.Serve(ctx, cfg.Sockets.DHCP6) }},
+			Task{"router advice", cfg.adviseOnRouters},
+		)
+	}
 	tftpConfig := tftp.Config{
-		Files: map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))},
 		MTU:   cfg.Sockets.MTU,
 		Meter: cfg.Meters.TFTP,
 		Log:   cfg.Log.With("server", "tftp"),
@@ -159,15 +195,42 @@ func BootTasks(cfg Config) ([]Task, error) {
 			cfg.fetched(mac, reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason})
 		},
 	}
-	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Programs: cfg.HTTPBoot, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
+	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Server6: at6, Programs: cfg.HTTPBoot, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
 	tasks = append(tasks,
-		Task{"tftp", func(ctx context.Context) error { return tftp.Serve(ctx, cfg.Sockets.TFTP, tftpConfig) }},
+		cfg.tftpTask("tftp", cfg.Sockets.TFTP, tftpConfig, script),
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
 	)
+	if cfg.Sockets.TFTP6 != nil {
+		tasks = append(tasks,
+			cfg.tftpTask("tftp6", cfg.Sockets.TFTP6, tftpConfig, dhcp.ScriptURL(at6)),
+			HTTPTask("http6", cfg.Sockets.HTTP6, handler, cfg.Log),
+		)
+	}
 	if cfg.Sockets.BootTLS != nil {
 		tasks = append(tasks, bootTLSTask(cfg.Sockets.BootTLS, handler, cfg.BootTLS, cfg.Log))
 	}
 	return tasks, nil
+}
+
+// adviseOnRouters warns once of a network in which no machine will ask DHCPv6.
+func (cfg Config) adviseOnRouters(ctx context.Context) error {
+	defer cfg.Sockets.Routers.Close()
+	advice, err := dhcp6.Advice(ctx, cfg.Sockets.Routers, cfg.Source.Network6().Stateless)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		cfg.Log.Warn("router advertisements not heard", "error", err)
+	case advice != "":
+		cfg.Log.Warn("IPv6 boot will not work here", "reason", advice)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// tftpTask serves the boot files; those of iPXE that it asks for lead to the script.
+func (cfg Config) tftpTask(name string, conn net.PacketConn, c tftp.Config, script string) Task {
+	c.Files = map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))}
+	return Task{name, func(ctx context.Context) error { return tftp.Serve(ctx, conn, c) }}
 }
 
 // fetched records what becomes of a TFTP request.

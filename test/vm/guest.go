@@ -55,6 +55,8 @@ type Config struct {
 	DiskFirst bool
 	// HTTPBoot switches PXE off in UEFI: from the network it boots by HTTP alone.
 	HTTPBoot bool
+	// IPv6 lets UEFI try PXE by IPv6 and not by IPv4.
+	IPv6 bool
 	// SecureVariables switches Secure Boot on in UEFI: variables that have its keys, from
 	// EnrolKeys. The guest has a copy.
 	SecureVariables string
@@ -209,7 +211,10 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 		args = append(args, "-device", nic)
 	case OVMF:
 		// romfile= empties the card's ROM, so that the firmware's own PXE is used.
-		args = append(args, "-device", nic+",romfile=", "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+		args = append(args, "-device", nic+",romfile=")
+		if cfg.HTTPBoot || !cfg.IPv6 {
+			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+		}
 		if cfg.SecureVariables != "" {
 			args = append(args, secureArgs(cfg.NVRAM().Path)...)
 		} else {
@@ -217,7 +222,7 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 				"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
 				"-drive", "if=pflash,format=raw,unit=1,file="+cfg.NVRAM().Path)
 		}
-		if cfg.HTTPBoot {
+		if cfg.HTTPBoot || cfg.IPv6 {
 			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
 		}
 	default:

@@ -22,6 +22,7 @@ import (
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/catalog"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/server"
@@ -163,6 +164,11 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	}
 	bootPath.catalog = cat
 
+	leases6, closeLeases6, err := openLeases6(p, f.state)
+	if err != nil {
+		return err
+	}
+	defer closeLeases6()
 	var leases dhcp.Store
 	if p.Boot.DHCP == plan.DHCPAuthoritative {
 		j, err := dhcp.OpenJournal(filepath.Join(f.state, "leases"))
@@ -174,7 +180,8 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	}
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: bootTLS, BootTLSPort: f.tls.port,
-		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Recorder: monitor, Log: log,
+		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases,
+		Address6: p.Boot.DHCP6.Address, DUID: dhcp6.ServerDUID(api.CAPEM()), Leases6: leases6, Recorder: monitor, Log: log,
 		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP()},
 	})
 	if err != nil {
@@ -222,12 +229,28 @@ func listenConfig(p plan.Plan) listen.Config {
 		BootServer: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011,
 		HTTPPort:   p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
 	}
+	if d := p.Boot.DHCP6; d.Address.IsValid() {
+		c.Address6, c.DHCP6 = d.Address, d.Mode != plan.DHCP6Off
+	}
 	for _, s := range p.Boot.Subnets {
 		if s.Interface != "" && s.Interface != p.Boot.Interface {
 			c.Links = append(c.Links, listen.Link{Interface: s.Interface, Prefix: s.Prefix})
 		}
 	}
 	return c
+}
+
+// openLeases6 opens the leases of DHCPv6, if it gives out addresses. The caller calls
+// the function at the end.
+func openLeases6(p plan.Plan, state string) (dhcp6.Store, func(), error) {
+	if p.Boot.DHCP6.Mode != plan.DHCP6Stateful {
+		return nil, func() {}, nil
+	}
+	j, err := dhcp6.OpenJournal(filepath.Join(state, "leases6"))
+	if err != nil {
+		return nil, nil, err
+	}
+	return j, func() { j.Close() }, nil
 }
 
 // contextTask writes the context file now and keeps its certificate fresh.
