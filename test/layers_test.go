@@ -27,7 +27,7 @@ var layers = map[string][]string{
 	"butane/diag":     {},
 	"butane/lockdown": {},
 	"butane/snippet":  {"butane/diag", "butane/lockdown"},
-	"butane/cluster":  {"butane/diag", "butane/snippet", "images/lock", "images/release", "images/secureboot", "images/upstream", "pxe/quirk"},
+	"butane/cluster":  {"butane/diag", "butane/snippet", "images/lock", "images/pkcs11", "images/release", "images/secureboot", "images/upstream", "pxe/quirk"},
 	"butane/plan":     {"butane/cluster", "butane/diag", "butane/lockdown", "images/lock", "images/release", "images/upstream"},
 	"butane/render":   {"butane/lockdown", "butane/plan", "butane/snippet", "bootstrap/nodeconf"},
 
@@ -50,6 +50,7 @@ var layers = map[string][]string{
 	"images/fat":               {"images/fstree"},
 	"images/iso":               {"images/fstree"},
 	"images/secureboot":        {},
+	"images/pkcs11":            {},
 	"images/uki":               {"images/fstree"},
 	"images/medium":            {"images/cpio", "images/fat", "images/fstree", "images/iso", "images/uki"},
 	"images/disk":              {"images/sparse"},

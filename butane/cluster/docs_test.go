@@ -24,7 +24,7 @@ func TestEveryKeyIsDocumentedWithItsState(t *testing.T) {
 		if strings.Contains(path, ".network.") {
 			return
 		}
-		for _, parent := range []string{"password.", "key."} {
+		for _, parent := range []string{"password.", "key.", "pin."} {
 			if strings.Contains(path, "."+parent) {
 				return
 			}

@@ -156,6 +156,7 @@ type rawSecureBoot struct {
 	place
 	Certificate rawString `key:"certificate,required"`
 	Key         rawSecret `key:"key,required"`
+	PIN         rawSecret `key:"pin"`
 }
 
 type rawMachine struct {
@@ -222,6 +223,7 @@ type rawSecret struct {
 func (s *rawSecret) decodeNode(d *decoder, n *node, path string) {
 	const hint = "file: a path outside git, env: the name of a variable, or age: an encrypted file"
 	if n.kind == scalarKind && n.tag != "!!null" {
+		s.place = place{Pos: n.pos, Path: path} // it is there, if not as it should be
 		d.add(n.pos, path, hint, "a secret is never written here, only where it is: one of file, env, age")
 		return
 	}

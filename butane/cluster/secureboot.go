@@ -3,6 +3,7 @@ package cluster
 import (
 	"strings"
 
+	"github.com/imagectl/imagectl/images/pkcs11"
 	"github.com/imagectl/imagectl/images/secureboot"
 )
 
@@ -10,7 +11,9 @@ import (
 // the key to whoever signs.
 func (c *checker) secureBoot(boot rawBoot) SecureBoot {
 	raw := boot.SecureBoot
-	out := SecureBoot{Key: c.signingKey(raw.Key)}
+	out := SecureBoot{Key: c.signingKey(raw)}
+	c.noAge(raw.PIN)
+	out.PIN = c.secret(raw.PIN)
 	if raw.Path != "" && boot.ISO.Path == "" {
 		c.add(raw.Pos, raw.Path, "iso: {stub: boot/linuxx64.efi.stub}", "there is nothing to sign: boot.iso names what UEFI starts")
 	}
@@ -33,13 +36,28 @@ func (c *checker) secureBoot(boot rawBoot) SecureBoot {
 	return out
 }
 
-// signingKey is where a key is that is acted on.
-func (c *checker) signingKey(raw rawSecret) Secret {
+// signingKey is where a key is that is acted on: a file, or a token (PKCS #11).
+func (c *checker) signingKey(raw rawSecureBoot) Secret {
+	c.noAge(raw.Key)
+	file := raw.Key.File
+	token := file.Set && strings.HasPrefix(file.V, pkcs11.Scheme)
+	switch {
+	case token && raw.PIN.Path == "":
+		c.add(raw.Pos, raw.Path, "pin: {env: NAME}", "a key in a token needs pin: where the PIN is")
+	case !token && raw.PIN.Path != "":
+		c.add(raw.PIN.Pos, raw.PIN.Path, "leave it out", "only a key in a token (pkcs11:…) has a PIN")
+	}
+	if !token {
+		return c.secret(raw.Key)
+	}
+	if _, err := pkcs11.ParseURI(file.V); err != nil {
+		c.add(file.Pos, file.Path, "pkcs11:token=prod;id=%01?module-path=/usr/lib/softhsm/libsofthsm2.so", "the URI of the key in a token cannot be used: %s", err)
+	}
+	return Secret{File: file.V}
+}
+
+func (c *checker) noAge(raw rawSecret) {
 	if raw.Age.Set {
 		c.add(raw.Age.Pos, raw.Age.Path, "file: PATH or env: NAME", "age is not supported yet here")
 	}
-	if raw.File.Set && strings.HasPrefix(raw.File.V, "pkcs11:") {
-		c.add(raw.File.Pos, raw.File.Path, "leave secureBoot out and sign the result of imagectl build --format uki; docs/images.md says how", "keys in PKCS#11 tokens are not supported yet")
-	}
-	return c.secret(raw)
 }

@@ -113,8 +113,9 @@ type ISO struct{ Stub, ISOLINUX, LDLINUX, MBR string }
 type SecureBoot struct {
 	// Certificate in DER form.
 	Certificate []byte
-	// Key is that certificate's, in a file or the environment.
-	Key Secret
+	// Key is that certificate's, in a file or the environment. When File is a URI
+	// with pkcs11.Scheme it is in a token, and PIN opens that.
+	Key, PIN Secret
 }
 
 // Subnet is one DHCP subnet. Zero addresses mean that there is none.

@@ -42,7 +42,13 @@ func NewSigner(keyPEM []byte, cert *x509.Certificate) (*Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parsing private key: %w", err)
 	}
-	if !key.PublicKey.Equal(cert.PublicKey) {
+	return WithKey(key, cert)
+}
+
+// WithKey joins a private key that signs by PKCS #1 v1.5, wherever it is, and the
+// certificate of its public half.
+func WithKey(key crypto.Signer, cert *x509.Certificate) (*Signer, error) {
+	if public, ok := key.Public().(*rsa.PublicKey); !ok || !public.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("the certificate %q belongs to another private key", cert.Subject)
 	}
 	return &Signer{key: key, cert: cert}, nil

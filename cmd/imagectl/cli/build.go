@@ -66,7 +66,7 @@ func newBuild(g *globals) *cobra.Command {
 				}
 				in.Sets = append(in.Sets, s)
 			}
-			if err := g.addSigner(&in, p); err != nil {
+			if err := g.addSigner(cmd.Context(), &in, p); err != nil {
 				return usageError{err}
 			}
 			for _, name := range args {

@@ -29,7 +29,7 @@ func (g *globals) rebuild(ctx context.Context, dir, cache, work string, checks [
 		return nil, nil, err
 	}
 	in.Sets = build.SetsOf(want)
-	if err := g.addSigner(&in, p); err != nil {
+	if err := g.addSigner(ctx, &in, p); err != nil {
 		return nil, nil, err
 	}
 	seen := map[string]bool{}

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"context"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -15,14 +17,17 @@ import (
 
 	"github.com/spf13/cobra"
 
+	thishost "github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/images/build"
+	"github.com/imagectl/imagectl/images/pkcs11"
 	"github.com/imagectl/imagectl/images/secureboot"
 )
 
-// addSigner reads the key of boot.secureBoot when something is to be signed.
-func (g *globals) addSigner(in *build.Inputs, p plan.Plan) error {
+// addSigner reads the key of boot.secureBoot when something is to be signed. ctx
+// ends a token's work too.
+func (g *globals) addSigner(ctx context.Context, in *build.Inputs, p plan.Plan) error {
 	sb := p.Boot.SecureBoot
 	if in.Medium == nil || sb.Certificate == nil || !slices.Contains(in.Sets, build.SetISO) && !slices.Contains(in.Sets, build.SetUKI) {
 		return nil
@@ -31,11 +36,16 @@ func (g *globals) addSigner(in *build.Inputs, p plan.Plan) error {
 	if err != nil {
 		return fmt.Errorf("reading boot.secureBoot.certificate: %w", err)
 	}
-	key, err := g.signingKey(sb.Key)
-	if err != nil {
-		return fmt.Errorf("reading boot.secureBoot.key: %w", err)
+	var s *secureboot.Signer
+	if strings.HasPrefix(sb.Key.File, pkcs11.Scheme) {
+		s, err = g.tokenSigner(ctx, sb, cert)
+	} else {
+		var key []byte
+		if key, err = g.signingSecret(sb.Key); err != nil {
+			return fmt.Errorf("reading boot.secureBoot.key: %w", err)
+		}
+		s, err = secureboot.NewSigner(key, cert)
 	}
-	s, err := secureboot.NewSigner(key, cert)
 	if err != nil {
 		return fmt.Errorf("using boot.secureBoot: %w", err)
 	}
@@ -43,8 +53,31 @@ func (g *globals) addSigner(in *build.Inputs, p plan.Plan) error {
 	return nil
 }
 
-// signingKey reads what cluster.yaml only refers to.
-func (g *globals) signingKey(s cluster.Secret) ([]byte, error) {
+// tokenSigner signs with a key that stays in its token.
+func (g *globals) tokenSigner(ctx context.Context, sb cluster.SecureBoot, cert *x509.Certificate) (*secureboot.Signer, error) {
+	uri, err := pkcs11.ParseURI(sb.Key.File)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := cert.PublicKey.(*rsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("the certificate %q has a key that is not RSA", cert.Subject)
+	}
+	pin, err := g.signingSecret(sb.PIN)
+	if err != nil {
+		return nil, fmt.Errorf("reading its pin: %w", err)
+	}
+	key, err := pkcs11.NewKey(uri, strings.TrimRight(string(pin), "\r\n"), public, func(argv, env []string, stdin []byte) ([]byte, error) {
+		return new(thishost.Host).Run(ctx, thishost.Command{Argv: argv, Env: env, Stdin: stdin})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return secureboot.WithKey(key, cert)
+}
+
+// signingSecret reads what cluster.yaml only refers to.
+func (g *globals) signingSecret(s cluster.Secret) ([]byte, error) {
 	if s.Env != "" {
 		v := os.Getenv(s.Env)
 		if v == "" {

@@ -5,7 +5,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,7 +52,7 @@ func TestTheKeyIsReadWhenItSigns(t *testing.T) {
 			in := build.Inputs{Sets: []build.Set{tt.set}, Medium: &build.Medium{}}
 			var p plan.Plan
 			p.Boot.SecureBoot = cluster.SecureBoot{Certificate: block.Bytes, Key: tt.key}
-			err := g.addSigner(&in, p)
+			err := g.addSigner(t.Context(), &in, p)
 			if got := fmt.Sprint(err); got != tt.want && (err != nil || tt.want != "") {
 				t.Errorf("error %s\nwant  %s", got, tt.want)
 			}
@@ -58,5 +60,56 @@ func TestTheKeyIsReadWhenItSigns(t *testing.T) {
 				t.Errorf("a signer: %v, want %v", got, tt.signer)
 			}
 		})
+	}
+}
+
+// TestAKeyInATokenSigns: cluster.yaml names it, and its PIN is a secret.
+func TestAKeyInATokenSigns(t *testing.T) {
+	dir := t.TempDir()
+	if err := writeKeys(filepath.Join(dir, "keys"), "test", time.Date(2025, 3, 4, 5, 6, 7, 0, time.UTC), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{
+		"softhsm": "directories.tokendir = " + dir + "/tokens\nobjectstore.backend = file\nlog.level = ERROR\n", "pin": "4711\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "tokens"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SOFTHSM2_CONF", filepath.Join(dir, "softhsm"))
+	t.Setenv("IMAGECTL_TEST_PIN", "0000")
+	for _, args := range [][]string{
+		{"--init-token", "--free", "--label", "prod", "--so-pin", "12345678", "--pin", "4711"},
+		{"--import", filepath.Join(dir, "keys/db.key"), "--token", "prod", "--label", "db", "--id", "01", "--pin", "4711"},
+	} {
+		if out, err := exec.Command("softhsm2-util", args...).CombinedOutput(); err != nil {
+			t.Fatalf("softhsm2-util: %v: %s (apt-get install -y softhsm2)", err, out)
+		}
+	}
+	pem, err := os.ReadFile(filepath.Join(dir, "keys/db.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &globals{file: filepath.Join(dir, "cluster.yaml")}
+	sign := func(pin cluster.Secret) ([]byte, error) {
+		in := build.Inputs{Sets: []build.Set{build.SetUKI}, Medium: &build.Medium{}}
+		var p plan.Plan
+		p.Boot.SecureBoot = cluster.SecureBoot{Certificate: pem, Key: cluster.Secret{File: "pkcs11:token=prod;id=%01?module-path=/usr/lib/softhsm/libsofthsm2.so"}, PIN: pin}
+		if err := g.addSigner(t.Context(), &in, p); err != nil {
+			return nil, err
+		}
+		return in.Medium.Signer.SignProgram([32]byte{1})
+	}
+	if signature, err := sign(cluster.Secret{File: "pin"}); err != nil || len(signature) == 0 {
+		t.Errorf("a signature of %d bytes, error %v", len(signature), err)
+	}
+	if _, err := sign(cluster.Secret{File: "no-pin"}); err == nil || !strings.HasPrefix(err.Error(), "using boot.secureBoot: reading its pin: open "+dir+"/no-pin: ") {
+		t.Errorf("without the PIN: error %v", err)
+	}
+	if _, err := sign(cluster.Secret{Env: "IMAGECTL_TEST_PIN"}); err == nil || !strings.Contains(err.Error(), "running pkcs11-tool ") || !strings.Contains(err.Error(), "CKR_PIN_INCORRECT") {
+		t.Errorf("with another PIN: error %v", err)
 	}
 }
