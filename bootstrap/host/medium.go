@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strings"
 )
 
 // mediumDir is where ReadMedium mounts for a moment.
@@ -15,7 +16,7 @@ const mediumDir = "/run/imagectl/medium"
 // media are mounted. The error wraps fs.ErrNotExist when there is no such label or
 // no such file.
 func (h *Host) ReadMedium(ctx context.Context, label, file string, limit int64) (content []byte, err error) {
-	device := "/dev/disk/by-label/" + label
+	device := "/dev/disk/by-label/" + strings.ReplaceAll(label, " ", `\x20`) // as udev writes it
 	if _, err := h.Mode(device); err != nil {
 		return nil, err
 	}

@@ -31,6 +31,10 @@ func TestReadMediumMountsOnlyWhatIsAttached(t *testing.T) {
 	if diff := cmp.Diff(want, n.Ran()); diff != "" {
 		t.Errorf("programs (-want +got):\n%s", diff)
 	}
+	put(t, n.Host, map[string]string{`/dev/disk/by-label/OVF\x20ENV`: ""})
+	if got, err := n.ReadMedium(t.Context(), "OVF ENV", "openstack/latest/user_data", 5); err != nil || string(got) != "hello" {
+		t.Errorf("with a blank in the label: got %q, %v", got, err)
+	}
 	if _, err := n.ReadMedium(t.Context(), "config-2", "user-data", 5); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without the file: got %v, want fs.ErrNotExist", err)
 	}

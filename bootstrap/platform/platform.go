@@ -7,6 +7,11 @@
 //	CONTEXT      OpenNebula: the variable IMAGECTL_NODE of context.sh
 //	cidata       NoCloud (Proxmox VE, KubeVirt, any CD drive): the file user-data
 //	config-2     OpenStack, KubeVirt: the file openstack/latest/user_data
+//	OVF ENV      vSphere: the property guestinfo.imagectl.node of ovf-env.xml, by the
+//	             OVF transport "iso"
+//
+// VMware's other transport, guestinfo, is read through an I/O port that only its
+// tools know how to use, and Flatcar's generic image has none.
 //
 // Each holds node.json (nodeconf), as it is or in base64. It is public, as
 // node.json is: who changes it on the way changes the enrolment code.
@@ -28,6 +33,8 @@ const (
 	FirmwareKey = "opt/org.imagectl/node"
 	// ContextVariable is the name of OpenNebula's context variable.
 	ContextVariable = "IMAGECTL_NODE"
+	// Property is the key of the OVF property; the OVA has it (images/ova).
+	Property = "guestinfo.imagectl.node"
 	// Max bounds what is read, in bytes.
 	Max = 64 << 10
 )
@@ -52,15 +59,22 @@ type medium struct {
 	find func([]byte) ([]byte, error)
 }
 
-// media are in the order in which they are asked. A FAT label is in capitals.
+// media are in the order in which they are asked. A FAT label is in capitals. OVF
+// says nothing of labels and little of the file's name: these are those by which
+// cloud-init's ds-identify and DataSourceOVF.py find it.
 func media() []medium {
 	all := func(b []byte) ([]byte, error) { return b, nil }
+	ovf := func(b []byte) ([]byte, error) { return property(b, Property) }
 	return []medium{
 		{"CONTEXT", "context.sh", func(b []byte) ([]byte, error) { return contextValue(b, ContextVariable) }},
 		{"cidata", "user-data", all},
 		{"CIDATA", "user-data", all},
 		{"config-2", "openstack/latest/user_data", all},
 		{"CONFIG-2", "openstack/latest/user_data", all},
+		{"OVF ENV", "ovf-env.xml", ovf},
+		{"OVF ENV", "ovf_env.xml", ovf},
+		{"OVFENV", "ovf-env.xml", ovf},
+		{"OVF-TRANSPORT", "ovf-env.xml", ovf},
 	}
 }
 
@@ -98,7 +112,7 @@ func Find(ctx context.Context, m Machine) (conf nodeconf.Config, from string, er
 	if len(wrong) > 0 {
 		return nodeconf.Config{}, "", fmt.Errorf("what the platform says is of no use: %w", errors.Join(wrong...))
 	}
-	return nodeconf.Config{}, "", fmt.Errorf("the platform says nothing: there is no fw_cfg key %s, and no medium labelled CONTEXT, cidata or config-2", FirmwareKey)
+	return nodeconf.Config{}, "", fmt.Errorf("the platform says nothing: there is no fw_cfg key %s, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV", FirmwareKey)
 }
 
 // parse reads node.json, as it is or in base64.

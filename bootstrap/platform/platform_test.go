@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -82,6 +83,10 @@ func TestFindTakesWhatEachPlatformGives(t *testing.T) {
 		{"NoCloud", guest{"cidata user-data": text}, "cidata user-data"},
 		{"NoCloud on FAT", guest{"CIDATA user-data": text}, "CIDATA user-data"},
 		{"OpenStack", guest{"config-2 openstack/latest/user_data": text}, "config-2 openstack/latest/user_data"},
+		{"vSphere", guest{"OVF ENV ovf-env.xml": ovfEnvironment(b64)}, "OVF ENV ovf-env.xml"},
+		{"vSphere, plain", guest{"OVF ENV ovf-env.xml": ovfEnvironment(text)}, "OVF ENV ovf-env.xml"},
+		{"OVF, by another name", guest{"OVF ENV ovf_env.xml": ovfEnvironment(b64)}, "OVF ENV ovf_env.xml"},
+		{"OVF, by another label", guest{"OVF-TRANSPORT ovf-env.xml": ovfEnvironment(b64)}, "OVF-TRANSPORT ovf-env.xml"},
 		{"fw_cfg comes first", guest{firmwareFile: text, "cidata user-data": "unreadable"}, "fw_cfg opt/org.imagectl/node"},
 		{"what is of no use does not hide what is", guest{"CONTEXT context.sh": "ETH0_IP='10.0.0.5'\n", "cidata user-data": text}, "cidata user-data"},
 	} {
@@ -107,7 +112,7 @@ func TestFindSaysWhatIsWrong(t *testing.T) {
 		guest guest
 		want  string
 	}{
-		{"nothing", guest{}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, and no medium labelled CONTEXT, cidata or config-2"},
+		{"nothing", guest{}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV"},
 		{"cloud-config", guest{"cidata user-data": "#cloud-config\nusers: []\n"}, useless + "cidata user-data: it is neither the JSON that imagectl machines config prints, nor that in base64"},
 		{"an installer's", guest{firmwareFile: installer}, useless + `fw_cfg opt/org.imagectl/node: mode is "installer"; a machine that runs from its disk takes "node" only`},
 		{"cut off", guest{firmwareFile: installer[:40]}, useless + "fw_cfg opt/org.imagectl/node: parsing node configuration: unexpected EOF"},
@@ -117,6 +122,11 @@ func TestFindSaysWhatIsWrong(t *testing.T) {
 		{"no end", guest{"CONTEXT context.sh": "IMAGECTL_NODE='abc"}, useless + `CONTEXT context.sh: the value of "IMAGECTL_NODE": its quotation does not end`},
 		{"a program", guest{"CONTEXT context.sh": "IMAGECTL_NODE=$(cat /etc/shadow)\n"}, useless + `CONTEXT context.sh: the value of "IMAGECTL_NODE": it is not in single quotes`},
 		{"no context", guest{"CONTEXT context.sh": "set -e\n"}, useless + `CONTEXT context.sh: the line "set -e" is not NAME='VALUE'`},
+		{"an OVF property that nobody filled in", guest{"OVF ENV ovf-env.xml": ovfEnvironment("")}, useless + "OVF ENV ovf-env.xml: its property guestinfo.imagectl.node is empty"},
+		{"an OVF environment without it", guest{"OVFENV ovf-env.xml": `<Environment xmlns="http://schemas.dmtf.org/ovf/environment/1"/>`}, useless + "OVFENV ovf-env.xml: it has no property guestinfo.imagectl.node"},
+		{"the OVF property of a neighbour", guest{"OVF ENV ovf-env.xml": `<Environment xmlns="http://schemas.dmtf.org/ovf/environment/1" xmlns:oe="http://schemas.dmtf.org/ovf/environment/1"><Entity oe:id="b"><PropertySection><Property oe:key="guestinfo.imagectl.node" oe:value="x"/></PropertySection></Entity></Environment>`}, useless + "OVF ENV ovf-env.xml: it has no property guestinfo.imagectl.node"},
+		{"another document", guest{"OVF ENV ovf-env.xml": "<Envelope/>"}, useless + "OVF ENV ovf-env.xml: it is no OVF environment: expected element type <Environment> but have <Envelope>"},
+		{"an OVF environment without end", guest{"OVF ENV ovf-env.xml": ovfEnvironment(strings.Repeat(" ", Max))}, useless + "OVF ENV ovf-env.xml: it has more than 65536 bytes"},
 		{"two", guest{firmwareFile: "x", "CONTEXT context.sh": ""}, useless + "fw_cfg opt/org.imagectl/node: it is neither the JSON that imagectl machines config prints, nor that in base64\nCONTEXT context.sh: it has no variable IMAGECTL_NODE"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -127,6 +137,48 @@ func TestFindSaysWhatIsWrong(t *testing.T) {
 			}
 		})
 	}
+}
+
+// ovfEnvironment is one as vSphere writes it.
+func ovfEnvironment(value string) string {
+	var escaped strings.Builder
+	if err := xml.EscapeText(&escaped, []byte(value)); err != nil {
+		panic(err)
+	}
+	return `<?xml version="1.0" encoding="UTF-8"?>
+<Environment
+     xmlns="http://schemas.dmtf.org/ovf/environment/1"
+     xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
+     xmlns:oe="http://schemas.dmtf.org/ovf/environment/1"
+     xmlns:ve="http://www.vmware.com/schema/ovfenv"
+     oe:id=""
+     ve:vCenterId="vm-42">
+   <PlatformSection>
+      <Kind>VMware ESXi</Kind>
+      <Version>8.0.2</Version>
+      <Vendor>VMware, Inc.</Vendor>
+      <Locale>en</Locale>
+   </PlatformSection>
+   <PropertySection>
+         <Property oe:key="guestinfo.hostname" oe:value=""/>
+         <Property oe:key="guestinfo.imagectl.node" oe:value="` + escaped.String() + `"/>
+   </PropertySection>
+   <ve:EthernetAdapterSection>
+      <ve:Adapter ve:mac="00:50:56:00:00:42" ve:network="VM Network" ve:unitNumber="7"/>
+   </ve:EthernetAdapterSection>
+</Environment>
+`
+}
+
+// FuzzProperty looks that no document makes the parser run away.
+func FuzzProperty(f *testing.F) {
+	f.Add(ovfEnvironment("x"))
+	f.Add("<Environment")
+	f.Fuzz(func(t *testing.T, document string) {
+		if got, err := property([]byte(document), Property); err == nil && len(got) == 0 {
+			t.Errorf("an empty value from %q", document)
+		}
+	})
 }
 
 // FuzzContext looks that no script makes the parser run away, and that a value it

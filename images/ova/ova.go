@@ -2,10 +2,12 @@
 // the 1.x envelope that every vSphere reads), a manifest of digests and one disk,
 // in this order. The machine it describes is the one of Flatcar's own OVA (hardware
 // version 13, so ESXi 6.5 and later; paravirtual SCSI; VMXNET3; the guestinfo
-// properties that Ignition and Afterburn read) with three differences: EFI instead
-// of BIOS, SHA-256 instead of SHA-1 in the manifest (vSphere 8 refuses SHA-1), and
-// neither the properties of coreos-cloudinit, which is masked here, nor drives
-// that a server has no use for.
+// properties that Ignition and Afterburn read) with these differences: EFI instead
+// of BIOS, SHA-256 instead of SHA-1 in the manifest (vSphere 8 refuses SHA-1), no
+// properties of coreos-cloudinit, which is masked here, no drives that a server has
+// no use for, and a property that says which server the machine belongs to. The
+// machine has no VMware tools to read that with, so it comes on a CD as well (OVF's
+// transport "iso"; bootstrap/platform).
 //
 // The bytes follow from the arguments alone. Signing is not this package's job.
 package ova

@@ -143,6 +143,7 @@ func TestGovmomiReadsTheMachine(t *testing.T) {
 		keys = append(keys, x.Key)
 	}
 	want := []string{
+		"guestinfo.imagectl.node",
 		"guestinfo.hostname",
 		"guestinfo.ignition.config.data",
 		"guestinfo.ignition.config.data.encoding",
@@ -152,7 +153,7 @@ func TestGovmomiReadsTheMachine(t *testing.T) {
 	if diff := cmp.Diff(keys, want); diff != "" {
 		t.Errorf("properties (got, want):\n%s", diff)
 	}
-	if got := *e.VirtualSystem.VirtualHardware[0].Transport; got != "com.vmware.guestInfo" {
+	if got := *e.VirtualSystem.VirtualHardware[0].Transport; got != "iso com.vmware.guestInfo" {
 		t.Errorf("properties travel by %q", got)
 	}
 
@@ -169,6 +170,8 @@ func TestGovmomiReadsTheMachine(t *testing.T) {
 	var scsi *types.ParaVirtualSCSIController
 	var nic *types.VirtualVmxnet3
 	var hard *types.VirtualDisk
+	var ide *types.VirtualIDEController
+	var cd *types.VirtualCdrom
 	for _, c := range spec.DeviceChange {
 		switch d := c.GetVirtualDeviceConfigSpec().Device.(type) {
 		case *types.ParaVirtualSCSIController:
@@ -177,12 +180,19 @@ func TestGovmomiReadsTheMachine(t *testing.T) {
 			nic = d
 		case *types.VirtualDisk:
 			hard = d
+		case *types.VirtualIDEController:
+			ide = d
+		case *types.VirtualCdrom:
+			cd = d
 		default:
 			t.Errorf("the machine has a %T", d)
 		}
 	}
-	if scsi == nil || nic == nil || hard == nil {
-		t.Fatalf("got controller %v, network %v, disk %v", scsi, nic, hard)
+	if scsi == nil || nic == nil || hard == nil || ide == nil || cd == nil {
+		t.Fatalf("got controllers %v and %v, network %v, disk %v, CD drive %v", scsi, ide, nic, hard, cd)
+	}
+	if cd.ControllerKey != ide.Key {
+		t.Errorf("got the CD drive on controller %d, want %d", cd.ControllerKey, ide.Key)
 	}
 	if hard.ControllerKey != scsi.Key || hard.CapacityInBytes != capacity {
 		t.Errorf("got a disk of %d bytes on controller %d, want %d on %d", hard.CapacityInBytes, hard.ControllerKey, capacity, scsi.Key)
