@@ -134,7 +134,7 @@ func (r *run) bill(ctx context.Context, role string, carriers []store.Artefact) 
 			if b, ok := known[i.ID]; ok {
 				in.Blob = b
 				var err error
-				if in.Programs, err = r.programs(ctx, b); err != nil {
+				if in.List, err = r.programs(ctx, b); err != nil {
 					return nil, err
 				}
 			}
@@ -153,11 +153,11 @@ func (r *run) bill(ctx context.Context, role string, carriers []store.Artefact) 
 
 // programs lists the programs of an input, once for each input. Flatcar's own
 // files are described by Flatcar.
-func (r *run) programs(ctx context.Context, b lock.Blob) ([]inventory.Program, error) {
+func (r *run) programs(ctx context.Context, b lock.Blob) (inventory.List, error) {
 	if strings.HasPrefix(string(b.ID), "flatcar/") {
-		return nil, nil
+		return inventory.List{}, nil
 	}
-	path, err := r.in.Store.Derived(ctx, recipe([]string{"programs 1"}, []store.Input{{SHA256: b.SHA256}}), func(f *os.File) error {
+	path, err := r.in.Store.Derived(ctx, recipe([]string{"programs 2"}, []store.Input{{SHA256: b.SHA256}}), func(f *os.File) error {
 		found, err := inventory.Read(ctx, r.in.Store.Path(b.SHA256), r.tmp)
 		if err != nil {
 			return err
@@ -165,15 +165,15 @@ func (r *run) programs(ctx context.Context, b lock.Blob) ([]inventory.Program, e
 		return json.NewEncoder(f).Encode(found)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listing the software of %s: %w", b.ID, err)
+		return inventory.List{}, fmt.Errorf("listing the software of %s: %w", b.ID, err)
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return inventory.List{}, err
 	}
-	var found []inventory.Program
+	var found inventory.List
 	if err := json.Unmarshal(content, &found); err != nil {
-		return nil, fmt.Errorf("reading %s: %w; delete it", path, err)
+		return inventory.List{}, fmt.Errorf("reading %s: %w; delete it", path, err)
 	}
 	return found, nil
 }

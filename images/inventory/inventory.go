@@ -1,7 +1,8 @@
 // Package inventory says which programs lie inside a build's input, from what
 // the Go tool writes into every program (debug/buildinfo): a program itself, the
-// members of a tar archive, the files of a squashfs extension, the layers of a
-// container image archive. It tells them by their content, not by their names.
+// members of a tar archive, the files of an extension, the layers of a container
+// image archive. It tells them by their content, not by their names. Of file systems
+// it reads squashfs and EROFS without compression, and says of others that it does not.
 //
 // It does not look for programs in other languages: nothing in an ELF file says
 // where they come from.
@@ -28,6 +29,7 @@ import (
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/squashfs"
+	"github.com/erofs/go-erofs"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 )
@@ -60,26 +62,35 @@ const maxDepth = 3
 // an inventory that left it out would be wrong.
 const maxEntry = 1 << 30
 
-// Read lists the programs in a file, sorted by path. scratch is a directory for
-// a temporary file.
-func Read(ctx context.Context, name, scratch string) ([]Program, error) {
+// List is what an input holds.
+type List struct {
+	// Programs are sorted by path.
+	Programs []Program `json:"programs"`
+	// Unread says why it could not be looked into, so that Programs is empty; else it
+	// is empty.
+	Unread string `json:"unread,omitempty"`
+}
+
+// Read lists the programs in a file. scratch is a directory for a temporary file.
+func Read(ctx context.Context, name, scratch string) (List, error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, err
+		return List{}, err
 	}
 	defer f.Close()
 	s := scanner{ctx: ctx, scratch: scratch}
 	if err := s.file(f); err != nil {
-		return nil, fmt.Errorf("listing the programs in %s: %w", name, err)
+		return List{}, fmt.Errorf("listing the programs in %s: %w", name, err)
 	}
 	slices.SortFunc(s.found, func(a, b Program) int { return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Package, b.Package)) })
-	return s.found, nil
+	return List{Programs: s.found, Unread: s.unread}, nil
 }
 
 type scanner struct {
 	ctx     context.Context
 	scratch string
 	found   []Program
+	unread  string
 }
 
 // file looks at a whole file.
@@ -95,7 +106,7 @@ func (s *scanner) file(f *os.File) error {
 	case squash:
 		return s.squashfs(f)
 	case other:
-		return nil
+		return s.fileSystem(f)
 	}
 	return s.stream("", bufio.NewReader(f), 0)
 }
@@ -238,12 +249,7 @@ func (s *scanner) spool(at string, r io.Reader) error {
 }
 
 func (s *scanner) squashfs(f *os.File) (err error) {
-	// go-diskfs 1.9.4 indexes with what it reads: a damaged image makes it panic.
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("reading squashfs: it is damaged: %v", p)
-		}
-	}()
+	defer damaged("squashfs", &err)
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -252,16 +258,69 @@ func (s *scanner) squashfs(f *os.File) (err error) {
 	if err != nil {
 		return fmt.Errorf("reading squashfs: %w", err)
 	}
-	return fs.WalkDir(sq, ".", func(name string, d fs.DirEntry, err error) error {
+	return s.walk("squashfs", sq)
+}
+
+// fileSystem looks at those whose magic number does not come first.
+func (s *scanner) fileSystem(f *os.File) error {
+	for _, m := range []struct {
+		kind  string
+		at    int64
+		magic string
+	}{
+		{"EROFS", 1024, "\xe2\xe1\xf5\xe0"},
+		{"ext4", 1080, "\x53\xef\x01\x00"}, // and s_state: clean
+		{"btrfs", 65600, "_BHRfS_M"},
+		{"GPT", 512, "EFI PART"},
+	} {
+		b := make([]byte, len(m.magic))
+		if _, err := f.ReadAt(b, m.at); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		switch {
+		case string(b) != m.magic:
+		case m.kind == "EROFS":
+			return s.erofs(f)
+		default:
+			s.unread = "imagectl does not read " + m.kind + " images"
+			return nil
+		}
+	}
+	return nil
+}
+
+func (s *scanner) erofs(f *os.File) (err error) {
+	defer damaged("EROFS", &err)
+	content, err := erofs.Open(f)
+	if errors.Is(err, erofs.ErrNotImplemented) {
+		s.unread = "imagectl does not read EROFS images that are compressed"
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading EROFS: %w", err)
+	}
+	return s.walk("EROFS", content)
+}
+
+// damaged makes an error of a panic: what reads a file system indexes with what it
+// finds there (go-diskfs 1.9.4).
+func damaged(kind string, err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("reading %s: it is damaged: %v", kind, p)
+	}
+}
+
+func (s *scanner) walk(kind string, content fs.FS) error {
+	return fs.WalkDir(content, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return fmt.Errorf("reading squashfs: %w", err)
+			return fmt.Errorf("reading %s: %w", kind, err)
 		}
 		if !d.Type().IsRegular() {
 			return nil
 		}
-		in, err := sq.Open(name)
+		in, err := content.Open(name)
 		if err != nil {
-			return fmt.Errorf("reading squashfs: %w", err)
+			return fmt.Errorf("reading %s: %w", kind, err)
 		}
 		defer in.Close()
 		return s.stream(strings.TrimPrefix(name, "/"), bufio.NewReader(in), 1)

@@ -87,6 +87,48 @@ func squashed(t *testing.T, program []byte) []byte {
 	return b
 }
 
+// made is a file system with a program in it, by a command that ends in the image
+// and the tree.
+func made(t *testing.T, program []byte, argv ...string) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	tree, out := filepath.Join(dir, "tree"), filepath.Join(dir, "x.raw")
+	if err := os.MkdirAll(filepath.Join(tree, "usr/bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tree, "usr/bin/program"), program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if msg, err := exec.Command(argv[0], append(argv[1:], out, tree)...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", argv[0], err, msg)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestWhatIsNotReadIsSaid: a list that is empty for that reason says so.
+func TestWhatIsNotReadIsSaid(t *testing.T) {
+	t.Parallel()
+	for want, content := range map[string][]byte{
+		"imagectl does not read EROFS images that are compressed": made(t, bytes.Repeat([]byte("program"), 1<<16), "mkfs.erofs", "--quiet", "-zlz4hc"),
+		"imagectl does not read ext4 images":                      append(make([]byte, 1080), "\x53\xef\x01\x00"...),
+		"imagectl does not read btrfs images":                     append(make([]byte, 65600), "_BHRfS_M"...),
+		"imagectl does not read GPT images":                       append(make([]byte, 512), "EFI PART"...),
+	} {
+		file := filepath.Join(t.TempDir(), "input")
+		if err := os.WriteFile(file, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got, err := inventory.Read(t.Context(), file, t.TempDir())
+		if err != nil || got.Unread != want || got.Programs != nil {
+			t.Errorf("got %+v, %v, want that %s", got, err, want)
+		}
+	}
+}
+
 func TestProgramsAreFoundWhereverTheyLie(t *testing.T) {
 	t.Parallel()
 	program := self(t)
@@ -101,6 +143,7 @@ func TestProgramsAreFoundWhereverTheyLie(t *testing.T) {
 		"a damaged program":                    {program[:4096], nil},
 		"a tar.gz":                             {gzipped(archive(t, map[string][]byte{"x/a": program, "x/b": text, "./c": program})), []string{"c", "x/a"}},
 		"an extension":                         {squashed(t, program), []string{"usr/bin/program"}},
+		"an EROFS extension":                   {made(t, program, "mkfs.erofs", "--quiet"), []string{"usr/bin/program"}},
 		"an image with layers":                 {archive(t, map[string][]byte{"index.json": []byte("{}"), "blobs/1": archive(t, map[string][]byte{"bin/p": program}), "blobs/2": gzipped(archive(t, map[string][]byte{"/q": program})), "blobs/3": zstandard(t, archive(t, map[string][]byte{"r": program}))}), []string{"blobs/1/bin/p", "blobs/2/q", "blobs/3/r"}},
 		"a gzip that is no tar":                {gzipped(text), nil},
 		"a file that looks like gzip in a tar": {archive(t, map[string][]byte{"x": []byte("\x1f\x8b\x08\x00not really")}), nil},
@@ -117,7 +160,10 @@ func TestProgramsAreFoundWhereverTheyLie(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			for _, p := range found {
+			if found.Unread != "" {
+				t.Errorf("it was not read: %s", found.Unread)
+			}
+			for _, p := range found.Programs {
 				got = append(got, p.Path)
 				if p.Main.Path != "github.com/imagectl/imagectl" || !strings.HasPrefix(p.Go, "go1.") {
 					t.Errorf("got %+v", p)

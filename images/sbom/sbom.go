@@ -62,8 +62,9 @@ type Artefact struct{ Name, SHA256 string }
 type Input struct {
 	lock.Blob
 	// Version is empty when it is not known.
-	Version  string
-	Programs []inventory.Program
+	Version string
+	// List is what lies inside it.
+	inventory.List
 }
 
 // Encode writes the document.
@@ -148,6 +149,9 @@ func (w *writer) input(in Input) {
 	}
 	if s := in.Signer; s != nil {
 		p.Comment = fmt.Sprintf("OpenPGP signature by subkey %s of %s, made at %s, checked when it was locked", s.Subkey, s.Primary, s.SignedAt)
+	}
+	if in.Unread != "" {
+		p.Comment = strings.TrimPrefix(p.Comment+"; ", "; ") + "what lies inside is not listed: " + in.Unread
 	}
 	w.add(p)
 	w.relate(imageID, "CONTAINS", id)

@@ -38,14 +38,18 @@ func image(t *testing.T) sbom.Image {
 			},
 			{
 				Blob: lock.Blob{ID: lock.Kubelet, Source: "bin/kubelet", SHA256: strings.Repeat("d", 64), Size: 1}, Version: "v1.36.3",
-				Programs: []inventory.Program{{
+				List: inventory.List{Programs: []inventory.Program{{
 					Package: "k8s.io/kubernetes/cmd/kubelet", Main: inventory.Module{Path: "k8s.io/kubernetes", Version: "(devel)"}, Go: "go1.26.0 X:jsonv2",
 					Modules: []inventory.Module{{Path: "github.com/Masterminds/semver", Version: "v1.5.0+incompatible"}, net},
-				}},
+				}}},
 			},
 			{
-				Blob:     lock.Blob{ID: lock.Agent, Source: "bin/bootstrapd", SHA256: strings.Repeat("e", 64), Size: 1},
-				Programs: []inventory.Program{{Package: "github.com/imagectl/imagectl/cmd/bootstrapd", Main: inventory.Module{Path: "github.com/imagectl/imagectl"}, Go: "go1.26.0", Modules: []inventory.Module{net}}},
+				Blob: lock.Blob{ID: lock.Agent, Source: "bin/bootstrapd", SHA256: strings.Repeat("e", 64), Size: 1},
+				List: inventory.List{Programs: []inventory.Program{{Package: "github.com/imagectl/imagectl/cmd/bootstrapd", Main: inventory.Module{Path: "github.com/imagectl/imagectl"}, Go: "go1.26.0", Modules: []inventory.Module{net}}}},
+			},
+			{
+				Blob: lock.Blob{ID: "extension/gpu", Source: "gpu.raw", SHA256: strings.Repeat("9", 64), Size: 1},
+				List: inventory.List{Unread: "imagectl does not read ext4 images"},
 			},
 			{Blob: lock.Blob{ID: "rendered/config.ign", SHA256: strings.Repeat("f", 64)}},
 		},
