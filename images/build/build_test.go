@@ -435,8 +435,10 @@ func TestASecondBuildMakesOnlyWhatChanged(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	vendor := t.TempDir()
-	if err := os.WriteFile(filepath.Join(vendor, "oem-release"), []byte("ID=vmware"), 0o644); err != nil {
-		t.Fatal(err)
+	for name, content := range map[string]string{"oem-release": "ID=vmware\n", "grub.cfg": "set linux_append=\"$linux_append flatcar.autologin\"\n"} {
+		if err := os.WriteFile(filepath.Join(vendor, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	good := newSite(t, t.TempDir(), baseimage.Options{})
 	withVendor := newSite(t, t.TempDir(), baseimage.Options{OEM: vendor})
@@ -446,7 +448,7 @@ func TestRefusals(t *testing.T) {
 		change func(in *build.Inputs)
 		want   string
 	}{
-		"a vendor's base image":             {withVendor, func(*build.Inputs) {}, `it holds "oem-release"`},
+		"a vendor's base with autologin":    {withVendor, func(*build.Inputs) {}, `it holds "grub.cfg", "oem-release"`},
 		"a base image with content in ROOT": {withRoot, func(*build.Inputs) {}, `examining ROOT`},
 		"an unknown role":                   {good, func(in *build.Inputs) { in.Only = []string{"db"} }, `no such role, it has ["control-plane" "worker"]`},
 		"another format":                    {good, func(in *build.Inputs) { in.Sets = []build.Set{"qcow3"} }, `"qcow3" is not known; known are raw, pxe, `},

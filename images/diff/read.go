@@ -14,16 +14,24 @@ import (
 	"github.com/imagectl/imagectl/images/store"
 )
 
+// ErrNoBuild is wrapped by errors about a path that imagectl build did not write.
+var ErrNoBuild = errors.New("this is no build")
+
 // Read reads an output directory, given as the directory, its manifest, or an
 // artefact in it, which selects the artefact's role.
 func Read(path string) (Build, error) {
-	dir, name := path, ""
-	if st, err := os.Stat(path); err != nil {
+	dir, name, what := path, "", "a directory without "+store.ManifestName
+	if st, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return Build{}, fmt.Errorf("reading %s: %w: there is nothing", path, ErrNoBuild)
+	} else if err != nil {
 		return Build{}, fmt.Errorf("reading a build: %w", err)
 	} else if !st.IsDir() {
-		dir, name = filepath.Dir(path), filepath.Base(path)
+		dir, name, what = filepath.Dir(path), filepath.Base(path), "a file without "+store.ManifestName+" beside it"
 	}
 	m, err := store.ReadManifest(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Build{}, fmt.Errorf("reading %s: %w: it is %s", path, ErrNoBuild, what)
+	}
 	if err != nil {
 		return Build{}, err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -33,16 +32,14 @@ func newDiff(g *globals) *cobra.Command {
 			if output != "" && output != "json" {
 				return usageError{fmt.Errorf("output format %q is not known; -o json is", output)}
 			}
-			var sides [2]diff.Build
-			for i, path := range args {
-				var err error
-				if sides[i], err = diff.Read(path); errors.Is(err, fs.ErrNotExist) {
-					return usageError{err}
-				} else if err != nil {
-					return err
-				}
+			a, errA := diff.Read(args[0])
+			b, errB := diff.Read(args[1])
+			if err := errors.Join(errA, errB); errors.Is(err, diff.ErrNoBuild) {
+				return usageError{err}
+			} else if err != nil {
+				return err
 			}
-			changes, err := diff.Compare(sides[0], sides[1])
+			changes, err := diff.Compare(a, b)
 			if err != nil {
 				return err
 			}

@@ -9,7 +9,7 @@ import (
 	"os"
 )
 
-// maxInput bounds what is read from a file or standard input at once.
+// maxInput bounds what is read from standard input, in bytes.
 const maxInput = 16 << 20
 
 // readInput reads a file; - is standard input.
@@ -18,9 +18,12 @@ func readInput(g *globals, path string) (string, error) {
 		b, err := os.ReadFile(path)
 		return string(b), err
 	}
-	b, err := io.ReadAll(io.LimitReader(g.stdio.In, maxInput))
+	b, err := io.ReadAll(io.LimitReader(g.stdio.In, maxInput+1))
 	if err != nil {
 		return "", fmt.Errorf("reading standard input: %w", err)
+	}
+	if len(b) > maxInput {
+		return "", usageError{fmt.Errorf("reading standard input: it has more than %d MiB", maxInput>>20)}
 	}
 	return string(b), nil
 }

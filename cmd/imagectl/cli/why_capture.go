@@ -26,6 +26,11 @@ func isCapture(arg string) bool {
 
 // whyCapture replays a capture by the cluster.yaml that is here.
 func (g *globals) whyCapture(path string, f format) error {
+	in, err := os.Open(path)
+	if err != nil {
+		return usageError{fmt.Errorf("opening the capture: %w", err)}
+	}
+	defer in.Close()
 	p, err := g.plan()
 	if err != nil {
 		return err
@@ -34,11 +39,6 @@ func (g *globals) whyCapture(path string, f format) error {
 	if err != nil {
 		return err
 	}
-	in, err := os.Open(path)
-	if err != nil {
-		return usageError{fmt.Errorf("opening the capture: %w", err)}
-	}
-	defer in.Close()
 	steps, err := replay.Read(in, cfg)
 	if err != nil {
 		return usageError{fmt.Errorf("%s: %w", path, err)}
