@@ -1,8 +1,8 @@
 // Command bench compares what images are made with here with what people use
 // otherwise, in one run on one machine: run it with "make bench-images". It
-// prints ratios, since only they mean anything elsewhere, and each goal. A goal
-// that is missed is said in its line and at the end; it is no error, because a
-// machine that does other work may miss one.
+// prints ratios, since only they mean anything elsewhere, and of each its goal and
+// whether it was met. A goal that is missed is no error, because a machine that does
+// other work may miss one.
 package main
 
 import (
@@ -32,8 +32,8 @@ func main() {
 	job := flag.String("job", "", "one job of ours, in this process: "+jobNames())
 	release := flag.String("release", "", "directory of the test release")
 	upstream := flag.String("upstream", "", "directory of Kubernetes' programs")
-	runs := flag.Int("runs", 3, "how often everything is measured; the median counts")
-	only := flag.String("only", "", "regular expression: measure what matches alone, such as 'vhd' or 'guestfish' or 'memory'")
+	runs := flag.Int("runs", 3, "how often everything is measured; the median counts, and what is met twice over is measured once")
+	only := flag.String("only", "", "regular expression: measure what matches alone, such as 'vhd' or 'guestfish' or 'memory' or 'memory raw.xz'")
 	flag.Parse()
 	var err error
 	if *job != "" {
@@ -61,6 +61,7 @@ type contest struct {
 }
 
 func bench(ctx context.Context, release, upstream string, runs int, only string) error {
+	began := time.Now()
 	chosen, err := regexp.Compile(only)
 	if err != nil {
 		return fmt.Errorf("choosing what to measure: %w", err)
@@ -107,7 +108,8 @@ func bench(ctx context.Context, release, upstream string, runs int, only string)
 		{"qcow2, deflate", out(self, "-job", "qcow2", image), out("qemu-img", "convert", "-O", "qcow2", "-c", image), "qemu-img -c", 4, true},
 		{"qcow2, zstd", out(self, "-job", "zstd.qcow2", image), out("qemu-img", "convert", "-O", "qcow2", "-c", "-m", "2", "-W", "-o", "compression_type=zstd", image), "qemu-img -c -m 2 -W", 1, true},
 		{"vmdk", out(self, "-job", "vmdk", image), out("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", image), "qemu-img", 4, false},
-		{"vhd", out(self, "-job", "vhd", image), out("qemu-img", "convert", "-O", "vpc", "-o", "subformat=fixed,force_size", image), "qemu-img", 1, false},
+		// Both have the kernel copy the same bytes: a tie, give or take a tenth.
+		{"vhd", out(self, "-job", "vhd", image), out("qemu-img", "convert", "-O", "vpc", "-o", "subformat=fixed,force_size", image), "qemu-img", 0.9, false},
 		{"raw.gz", out(self, "-job", "raw.gz", image), out(shell(`gzip -c "$1" >"$2"`, image)...), "gzip", 1, false},
 		{"img.zst", out(self, "-job", "img.zst", image), out(shell(`zstd -q -T0 -c "$1" >"$2"`, image)...), "zstd -T0", 1, false},
 	}
@@ -124,13 +126,12 @@ func bench(ctx context.Context, release, upstream string, runs int, only string)
 			missed = append(missed, c.what+" against "+c.other+":"+verdict)
 		}
 	}
-	if chosen.MatchString("memory") {
-		large, err := peaks(ctx, self, tmp, sources{disk: base, extension: extension, kernel: kernel, initrd: initrd})
-		if err != nil {
-			return err
-		}
-		missed = append(missed, large...)
+	large, err := peaks(ctx, self, tmp, sources{disk: base, extension: extension, kernel: kernel, initrd: initrd}, chosen)
+	if err != nil {
+		return err
 	}
+	missed = append(missed, large...)
+	fmt.Printf("\nload %s after the run, which took %s\n", load(), time.Since(began).Round(time.Second))
 	if len(missed) == 0 {
 		fmt.Println("all goals met")
 		return nil
@@ -180,10 +181,15 @@ func printMachine(image string) error {
 			model = strings.TrimSpace(strings.TrimLeft(line, "\t :"))
 		}
 	}
-	load, _, _ := strings.Cut(readFile("/proc/loadavg"), " ")
-	fmt.Printf("%d processors (%s), load %s before the run; a disk of %.1f GiB with %.2f GB of data\n", runtime.NumCPU(), model, load, float64(st.Size())/(1<<30), float64(data)/1e9)
-	fmt.Printf("%-20s %-20s %8s %8s %8s %7s %9s %9s %8s\n", "", "against", "ours", "theirs", "ratio", "goal", "our size", "theirs", "our peak")
+	fmt.Printf("%d processors (%s), load %s before the run; a disk of %.1f GiB with %.2f GB of data\n", runtime.NumCPU(), model, load(), float64(st.Size())/(1<<30), float64(data)/1e9)
+	fmt.Printf("%-20s %-20s %8s %8s %8s %7s %9s %9s %8s %5s\n", "", "against", "ours", "theirs", "ratio", "goal", "our size", "theirs", "our peak", "runs")
 	return nil
+}
+
+// load is the average of the last minute.
+func load() string {
+	first, _, _ := strings.Cut(readFile("/proc/loadavg"), " ")
+	return first
 }
 
 func readFile(path string) string {
@@ -225,7 +231,12 @@ func (c contest) run(ctx context.Context, runs int) (verdict string, err error) 
 			}
 			*side.to = append(*side.to, m)
 		}
+		// Nothing makes one run twice as slow as the next but once in a long while.
+		if ours[0].took.Seconds()*c.goal*2 < theirs[0].took.Seconds() {
+			break
+		}
 	}
+	n := len(ours)
 	a, b := median(ours), median(theirs)
 	ratio := b.took.Seconds() / a.took.Seconds()
 	if ratio < c.goal {
@@ -237,7 +248,7 @@ func (c contest) run(ctx context.Context, runs int) (verdict string, err error) 
 	if a.peak > peakGoal {
 		verdict += "  too much memory"
 	}
-	fmt.Printf("%-20s %-20s %7.2fs %7.2fs %7.2fx %6.2fx %8.1fM %8.1fM %5d MB%s\n", c.what, c.other, a.took.Seconds(), b.took.Seconds(), ratio, c.goal, float64(a.size)/1e6, float64(b.size)/1e6, a.peak>>20, verdict)
+	fmt.Printf("%-20s %-20s %7.2fs %7.2fs %7.2fx %6.2fx %8.1fM %8.1fM %5d MB %5d%s\n", c.what, c.other, a.took.Seconds(), b.took.Seconds(), ratio, c.goal, float64(a.size)/1e6, float64(b.size)/1e6, a.peak>>20, n, cmp.Or(verdict, "  met"))
 	return verdict, nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/imagectl/imagectl/images/sparse"
@@ -27,25 +29,18 @@ type sources struct {
 }
 
 // peaks prints the memory that making each format takes, of a disk and of one
-// twice as large with twice the content. It names the goals that were missed.
-func peaks(ctx context.Context, self, tmp string, from sources) (missed []string, err error) {
+// twice as large with twice the content, of those whose "memory FORMAT" is chosen. It
+// names the goals that were missed.
+func peaks(ctx context.Context, self, tmp string, from sources, chosen *regexp.Regexp) (missed []string, err error) {
 	in := func(name string) string { return filepath.Join(tmp, name) }
-	if err := part(in("part.raw"), from.disk); err != nil {
-		return nil, err
-	}
-	for to, one := range map[string]string{"double.raw": from.disk, "double-part.raw": in("part.raw"), "double.cpio": from.initrd} {
-		if err := doubled(ctx, in(to), one); err != nil {
-			return nil, err
-		}
-	}
 	disks, cpios, parts := [2]string{from.disk, in("double.raw")}, [2]string{from.initrd, in("double.cpio")}, [2]string{in("part.raw"), in("double-part.raw")}
-	fmt.Printf("\n%-20s %12s %12s %12s\n", "peak memory", "", "twice as big", "goal")
-	for _, row := range []struct {
+	type row struct {
 		job  string
 		srcs [2]string
 		more []string
 		note string
-	}{
+	}
+	rows := []row{
 		{"edit", disks, []string{from.extension}, ""},
 		{"qcow2", disks, nil, ""},
 		{"zstd.qcow2", disks, nil, ""},
@@ -58,7 +53,21 @@ func peaks(ctx context.Context, self, tmp string, from sources) (missed []string
 		{"raw.xz", parts, nil, fmt.Sprintf("of %d MB of data", partData/1_000_000)},
 		{"pxe", disks, []string{from.kernel, from.initrd}, ""},
 		{"iso", cpios, []string{from.kernel}, ""},
-	} {
+	}
+	rows = slices.DeleteFunc(rows, func(r row) bool { return !chosen.MatchString("memory " + r.job) })
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	if err := part(in("part.raw"), from.disk); err != nil {
+		return nil, err
+	}
+	for to, one := range map[string]string{"double.raw": from.disk, "double-part.raw": in("part.raw"), "double.cpio": from.initrd} {
+		if err := doubled(ctx, in(to), one); err != nil {
+			return nil, err
+		}
+	}
+	fmt.Printf("\n%-20s %12s %12s %12s\n", "peak memory", "", "twice as big", "goal")
+	for _, row := range rows {
 		var peak [2]int64
 		for i, src := range row.srcs {
 			argv := append([]string{self, "-job", row.job, src}, row.more...)
@@ -77,6 +86,8 @@ func peaks(ctx context.Context, self, tmp string, from sources) (missed []string
 		}
 		if len(verdict) > 0 {
 			missed = append(missed, row.job+": "+strings.Join(verdict, ", "))
+		} else {
+			verdict = []string{"met"}
 		}
 		fmt.Printf("%-20s %9d MB %9d MB %9d MB  %s\n", row.job, peak[0]>>20, peak[1]>>20, peakGoal>>20, strings.Join(append(verdict, row.note), "  "))
 	}
