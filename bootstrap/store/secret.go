@@ -17,6 +17,9 @@ import (
 // form that the age tool reads.
 const identityFile = "identity.age"
 
+// secretsPrefix begins the names of values that are encrypted.
+const secretsPrefix = "secrets/"
+
 // openIdentity reads the identity. At the first start, when there is no data yet
 // for which it would be the wrong one, it makes it.
 func openIdentity(path, data string) (*age.X25519Identity, error) {
@@ -87,7 +90,7 @@ func (s *Store) Secret(ctx context.Context, name string, create func() ([]byte, 
 	var plain []byte
 	var fresh []byte // made once, though the transaction may run again
 	err := s.Change(ctx, func(tx *Tx) error {
-		key := "secrets/" + name
+		key := secretsPrefix + name
 		var sealed []byte
 		ok, err := tx.Value(key, &sealed)
 		if err != nil {

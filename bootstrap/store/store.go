@@ -38,6 +38,7 @@ type Config struct {
 // Store is an open state directory. It is safe for concurrent use.
 type Store struct {
 	prefix   string
+	dir      string
 	lock     *os.File
 	etcd     *embed.Etcd
 	client   *clientv3.Client
@@ -63,8 +64,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 }
 
 func open(ctx context.Context, c Config) (_ *Store, err error) {
-	if c.Cluster == "" || strings.ContainsRune(c.Cluster, '/') {
-		return nil, fmt.Errorf("%q is no cluster name", c.Cluster)
+	if err := checkCluster(c.Cluster); err != nil {
+		return nil, err
 	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
@@ -74,7 +75,8 @@ func open(ctx context.Context, c Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s := &Store{
-		prefix:  "/imagectl/" + c.Cluster + "/",
+		prefix:  prefixOf(c.Cluster),
+		dir:     dir,
 		done:    make(chan struct{}),
 		changed: make(chan struct{}),
 	}
@@ -102,6 +104,15 @@ func open(ctx context.Context, c Config) (_ *Store, err error) {
 	go s.watch(watching)
 	return s, nil
 }
+
+func checkCluster(name string) error {
+	if name == "" || strings.ContainsRune(name, '/') {
+		return fmt.Errorf("%q is no cluster name", name)
+	}
+	return nil
+}
+
+func prefixOf(cluster string) string { return "/imagectl/" + cluster + "/" }
 
 // Close stops the store. No other call may be under way.
 func (s *Store) Close() {

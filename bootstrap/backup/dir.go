@@ -1,0 +1,167 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// stamp is the time in a backup's name: UTC, to the millisecond, so that names sort
+// as times do.
+const stamp = "20060102T150405.000Z"
+
+// fileName matches what Name makes.
+var fileName = regexp.MustCompile(`^imagectl-([a-z0-9-]+)-(\d{8}T\d{6}\.\d{3}Z)\.tar\.gz\.age$`)
+
+// Name is how the backup of a cluster made at a moment is called.
+func Name(cluster string, at time.Time) string {
+	return "imagectl-" + cluster + "-" + at.UTC().Format(stamp) + ".tar.gz.age"
+}
+
+// File is one backup in a directory.
+type File struct {
+	Name    string
+	Cluster string
+	At      time.Time
+	Size    int64
+}
+
+// parseName is the reverse of Name; false for other files.
+func parseName(name string) (cluster string, at time.Time, ok bool) {
+	m := fileName.FindStringSubmatch(name)
+	if m == nil {
+		return "", time.Time{}, false
+	}
+	at, err := time.Parse(stamp, m[2])
+	return m[1], at, err == nil
+}
+
+// List returns the backups in a directory, newest first. Other files are left alone.
+func List(dir string) ([]File, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("looking for backups: %w", err)
+	}
+	var out []File
+	for _, e := range entries {
+		cluster, at, ok := parseName(e.Name())
+		if !ok || !e.Type().IsRegular() {
+			continue
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // taken away this moment
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking for backups: %w", err)
+		}
+		out = append(out, File{Name: e.Name(), Cluster: cluster, At: at, Size: info.Size()})
+	}
+	slices.SortFunc(out, func(a, b File) int { return b.At.Compare(a.At) })
+	return out, nil
+}
+
+// of keeps the backups of one cluster.
+func of(cluster string, all []File) []File {
+	return slices.DeleteFunc(all, func(f File) bool { return f.Cluster != cluster })
+}
+
+// partial begins the name of a file that is being written.
+const partial = ".partial-"
+
+// Save writes a file into a directory so that it has its name only when all of it is
+// on the disk and check has accepted it. It returns its size. What an earlier attempt
+// left behind goes away; so two programs must not save the same cluster's backups into
+// one directory at a time.
+func Save(dir, name string, write func(io.Writer) error, check func(io.Reader) error) (size int64, err error) {
+	if err := clean(dir, name); err != nil {
+		return 0, err
+	}
+	f, err := os.CreateTemp(dir, partial+name+"-*") // mode 0600
+	if err != nil {
+		return 0, fmt.Errorf("saving a backup: %w", err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if err := write(f); err != nil {
+		return 0, err
+	}
+	if err := f.Sync(); err != nil {
+		return 0, fmt.Errorf("saving a backup: %w", err)
+	}
+	if size, err = f.Seek(0, io.SeekCurrent); err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("saving a backup: %w", err)
+	}
+	if err := check(f); err != nil {
+		return 0, fmt.Errorf("reading the backup that was just written: %w", err)
+	}
+	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
+		return 0, fmt.Errorf("saving a backup: %w", err)
+	}
+	return size, syncDir(dir)
+}
+
+// clean removes what a killed attempt for the same cluster left.
+func clean(dir, name string) error {
+	cluster, _, ok := parseName(name)
+	if !ok {
+		return fmt.Errorf("saving a backup: %q is no name of one", name)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("saving a backup: %w; make the directory, and let imagectl serve write there", err)
+	}
+	for _, e := range entries {
+		rest, found := strings.CutPrefix(e.Name(), partial)
+		if !found {
+			continue
+		}
+		i := strings.LastIndexByte(rest, '-')
+		if i < 0 {
+			continue
+		}
+		if c, _, ok := parseName(rest[:i]); !ok || c != cluster {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing an unfinished backup: %w", err)
+		}
+	}
+	return nil
+}
+
+// Prune removes all but the newest keep backups of a cluster and returns the names of
+// the others.
+func Prune(dir, cluster string, keep int) ([]string, error) {
+	all, err := List(dir)
+	if err != nil {
+		return nil, err
+	}
+	all = of(cluster, all)
+	var gone []string
+	for _, f := range all[min(keep, len(all)):] {
+		if err := os.Remove(filepath.Join(dir, f.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return gone, fmt.Errorf("removing an old backup: %w", err)
+		}
+		gone = append(gone, f.Name)
+	}
+	return gone, nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

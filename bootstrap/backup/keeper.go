@@ -1,0 +1,212 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/imagectl/imagectl/bootstrap/store"
+)
+
+// Config says what a Keeper saves and where. All fields but Leases, Dir and what is
+// for Dir are needed.
+type Config struct {
+	Header
+	Store *store.Store
+	// Leases is the path of the DHCP leases, where there are some.
+	Leases string
+	// Recipients can open the backups.
+	Recipients []age.Recipient
+	// Dir is where they go; empty for nowhere, then they are only streamed.
+	Dir string
+	// Every is how often, Keep how many of the newest stay.
+	Every time.Duration
+	Keep  int
+	Now   func() time.Time
+	Log   *slog.Logger
+}
+
+// Keeper makes backups of a running server. It is safe for concurrent use.
+type Keeper struct {
+	cfg Config
+
+	saving sync.Mutex // one at a time
+
+	mu   sync.Mutex
+	last State
+}
+
+// State is how it stands with the backups in the directory.
+type State struct {
+	// Dir and Every are as configured.
+	Dir   string
+	Every time.Duration
+	// Good is the newest backup that was read back to its end; the zero value for none.
+	Good File
+	// Failed is why the newest attempt failed, At when; nil when it did not.
+	Failed error
+	At     time.Time
+}
+
+// retry is how long after a failed attempt the next one is.
+const retry = time.Minute
+
+// Late says whether the newest good backup is older than it should ever be.
+func (s State) Late(now time.Time) bool {
+	return s.Dir != "" && now.Sub(s.Good.At) > 2*s.Every
+}
+
+// NewKeeper looks for the newest good backup that is there already. That the
+// directory cannot be read is no error yet: State and the log say so.
+func NewKeeper(cfg Config) (*Keeper, error) {
+	if len(cfg.Recipients) == 0 {
+		return nil, errors.New("preparing backups: nobody could open them; backup.recipients in cluster.yaml names no key")
+	}
+	k := &Keeper{cfg: cfg, last: State{Dir: cfg.Dir, Every: cfg.Every}}
+	if cfg.Dir == "" {
+		return k, nil
+	}
+	all, err := List(cfg.Dir)
+	if err != nil {
+		k.note(File{}, err)
+		return k, nil
+	}
+	for _, f := range of(cfg.Cluster, all) {
+		if err := k.verify(f); err != nil {
+			cfg.Log.Warn("a backup that is there is not good", "file", f.Name, "error", err.Error())
+			continue
+		}
+		k.last.Good = f
+		break
+	}
+	return k, nil
+}
+
+// verify reads a file in the directory to its end.
+func (k *Keeper) verify(f File) error {
+	in, err := os.Open(filepath.Join(k.cfg.Dir, f.Name))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return k.check(in)
+}
+
+func (k *Keeper) check(r io.Reader) error {
+	c, n, err := Verify(r, k.cfg.Store.Identity())
+	switch {
+	case err != nil:
+		return err
+	case c.Cluster != k.cfg.Cluster:
+		return fmt.Errorf("it is of cluster %s", c.Cluster)
+	case n == 0:
+		return errors.New("there is no record in it")
+	}
+	return nil
+}
+
+// State returns how it stands.
+func (k *Keeper) State() State {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.last
+}
+
+func (k *Keeper) note(good File, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.last.At, k.last.Failed = k.cfg.Now(), err
+	if err == nil {
+		k.last.Good = good
+	}
+}
+
+// Run makes a backup whenever one is due, until ctx ends. The first is due at once
+// when there is none that is recent.
+func (k *Keeper) Run(ctx context.Context) error {
+	if k.cfg.Dir == "" {
+		<-ctx.Done()
+		return nil
+	}
+	for {
+		timer := time.NewTimer(k.State().due(k.cfg.Now()))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+		// State and the log say what failed.
+		_, _ = k.Save(ctx)
+	}
+}
+
+// due is how long until the next attempt.
+func (s State) due(now time.Time) time.Duration {
+	wait := s.Good.At.Add(s.Every).Sub(now)
+	if s.Failed != nil {
+		wait = max(wait, s.At.Add(retry).Sub(now))
+	}
+	// A clock that was set back must not stop backups for long.
+	return min(max(wait, 0), s.Every)
+}
+
+// Save makes a backup in the directory now.
+func (k *Keeper) Save(ctx context.Context) (File, error) {
+	if k.cfg.Dir == "" {
+		return File{}, errors.New("saving a backup: backup.target in cluster.yaml names no directory; imagectl server backup --to DIR brings one here")
+	}
+	k.saving.Lock()
+	defer k.saving.Unlock()
+	f := File{Cluster: k.cfg.Cluster, At: k.cfg.Now().UTC().Truncate(time.Millisecond)}
+	f.Name = Name(f.Cluster, f.At)
+	var err error
+	f.Size, err = Save(k.cfg.Dir, f.Name, func(w io.Writer) error { return k.write(ctx, w, f.At) }, k.check)
+	if err != nil {
+		if ctx.Err() == nil {
+			k.note(File{}, err)
+			k.cfg.Log.Error("the backup failed", "error", err.Error())
+		}
+		return File{}, err
+	}
+	k.note(f, nil)
+	gone, err := Prune(k.cfg.Dir, k.cfg.Cluster, k.cfg.Keep)
+	if err != nil {
+		k.cfg.Log.Error("old backups stay", "error", err.Error())
+	}
+	k.cfg.Log.Info("backup saved and read back", "file", f.Name, "bytes", f.Size, "removed", len(gone))
+	return f, nil
+}
+
+// Stream writes a backup to somebody else and returns its name.
+func (k *Keeper) Stream(ctx context.Context, w io.Writer) (string, error) {
+	at := k.cfg.Now().UTC().Truncate(time.Millisecond)
+	return Name(k.cfg.Cluster, at), k.write(ctx, w, at)
+}
+
+func (k *Keeper) write(ctx context.Context, w io.Writer, at time.Time) error {
+	c := Content{Header: k.cfg.Header}
+	c.At = at
+	var err error
+	if c.Identity, err = k.cfg.Store.IdentityFile(); err != nil {
+		return err
+	}
+	if k.cfg.Leases != "" {
+		if c.Leases, err = os.ReadFile(k.cfg.Leases); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("reading leases: %w", err)
+		}
+	}
+	// Our own key is among them so that what was written can be read back. It opens
+	// nothing that does not lie beside it.
+	to := append([]age.Recipient{k.cfg.Store.Recipient()}, k.cfg.Recipients...)
+	return Write(w, to, c, k.cfg.Store.Records(ctx))
+}
