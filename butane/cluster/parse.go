@@ -69,6 +69,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Machines:   c.machines(raw.Machines),
 		Addons:     c.inputs(raw.Addons, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 	}
+	s.Backup = c.backup(raw.Backup)
 	c.firewalls(raw, s.Machines)
 	c.networks(raw, s)
 	c.references(raw, s)

@@ -204,6 +204,14 @@ func TestFindings(t *testing.T) {
 			`error: machines[1].firmware.nbp: is not supported yet`,
 			`error: machines[1].network.vlans: is not supported yet`,
 		}},
+		{"backups that nobody could open", []string{"roles:", "backup: {recipients: []}\nroles:"}, []string{`error: backup: names no recipient, so nobody could open a backup`}},
+		{"a backup with everything wrong", []string{"roles:", "backup: {recipients: [age1zz, AGE-SECRET-KEY-1QQQ], target: backups, every: 5s, keep: 1}\nroles:"}, []string{
+			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
+			`error: backup.recipients[1]: this is a secret key, which never belongs here`,
+			`error: backup.target: "backups" is not an absolute path of a directory on the server's machine`,
+			`error: backup.every: 5s is not between one minute and a week`,
+			`error: backup.keep: 1 backups are not between 2 and 10000`,
+		}},
 		{"other policies", []string{"roles:", "identity: {policy: tpm}\nroles:"}, []string{`error: identity.policy: tpm is not supported yet`}},
 		{"a firewall that opens nothing, or what is no port", []string{
 			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    network: {firewall: {allow: [{from: [], ports: [1]}, {from: [10.0.0.1/24], ports: [70000]}, {ports: [9100]}, {from: [10.9.0.0/24], ports: [53], protocol: upd}]}}\n",

@@ -38,7 +38,7 @@ type rawFile struct {
 	Roles      dict[rawRole] `key:"roles,required"`
 	Network    rawNetwork    `key:"network"`
 	Addons     []rawNamed    `key:"addons"`
-	Backup     rawBackup     `key:"backup,later"`
+	Backup     rawBackup     `key:"backup"`
 	Identity   rawIdentity   `key:"identity"`
 	Operators  []rawOperator `key:"operators,later"`
 	Upload     []rawUpload   `key:"upload,later"`
@@ -348,11 +348,10 @@ type rawAllow struct {
 
 type rawBackup struct {
 	place
-	Schedule   rawString   `key:"schedule"`
-	Keep       rawInt      `key:"keep"`
+	Recipients []rawString `key:"recipients,required"`
 	Target     rawString   `key:"target"`
-	Recipients []rawString `key:"recipients"`
-	Password   rawSecret   `key:"password"`
+	Every      rawDuration `key:"every"`
+	Keep       rawInt      `key:"keep"`
 }
 
 type rawIdentity struct {

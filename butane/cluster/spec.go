@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"path"
+	"time"
 
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/release"
@@ -32,6 +33,8 @@ type Spec struct {
 	// Agent is the source of the bootstrapd binary.
 	Agent  string
 	Server Server
+	// Backup is of the server's state.
+	Backup Backup
 	Boot   Boot
 	// Roles are sorted by name.
 	Roles []Role
@@ -86,6 +89,17 @@ type Server struct {
 	Address             netip.Addr
 	HTTPPort, HTTPSPort int
 	SANs                []string
+}
+
+// Backup says how the server's state is saved; the zero value, that it is not.
+type Backup struct {
+	// Recipients are the public halves of recovery keys (age1…).
+	Recipients []string
+	// Target is a directory of the server's machine; empty for none.
+	Target string
+	Every  time.Duration
+	// Keep is how many of the newest stay.
+	Keep int
 }
 
 // Boot is the boot network.

@@ -20,7 +20,9 @@ type Plan struct {
 	Kubernetes Kubernetes
 	Etcd       Etcd
 	Server     Server
-	Boot       Boot
+	// Backup is of the server's state.
+	Backup cluster.Backup
+	Boot   Boot
 	// Agent is the bootstrapd binary.
 	Agent lock.Blob
 	// Images are container image archives for every node.

@@ -42,6 +42,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		Server: Server{
 			Address: spec.Server.Address, HTTPPort: spec.Server.HTTPPort, HTTPSPort: spec.Server.HTTPSPort, SANs: spec.Server.SANs,
 		},
+		Backup: spec.Backup,
 		Boot: Boot{
 			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown), Relays: spec.Boot.Relays,
 			IPXEBIOS: r.blob(lock.IPXEBIOS), IPXEUEFI: r.blob(lock.IPXEUEFIx64),

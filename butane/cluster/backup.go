@@ -1,0 +1,49 @@
+package cluster
+
+import (
+	"path/filepath"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+)
+
+// Defaults of backup: a week of backups every six hours.
+const (
+	backupEvery = 6 * time.Hour
+	backupKeep  = 28
+)
+
+func (c *checker) backup(raw rawBackup) Backup {
+	if raw.place.Path == "" {
+		return Backup{}
+	}
+	b := Backup{Target: raw.Target.V, Every: raw.Every.or(backupEvery), Keep: raw.Keep.or(backupKeep)}
+	for _, r := range raw.Recipients {
+		if !r.Set {
+			continue
+		}
+		const hint = "age-keygen -o recovery.key, and keep that file where the server is not; its second line names the public key"
+		switch _, err := age.ParseX25519Recipient(r.V); {
+		case strings.HasPrefix(r.V, "AGE-SECRET-KEY-"):
+			c.add(r.Pos, r.Path, "age-keygen -y prints the public half; make another key, this one is not secret any more", "this is a secret key, which never belongs here")
+		case err != nil:
+			c.add(r.Pos, r.Path, hint, "%q is no public key of age: want age1…", r.V)
+		default:
+			b.Recipients = append(b.Recipients, r.V)
+		}
+	}
+	if len(raw.Recipients) == 0 && !c.reported(raw.place.Path) {
+		c.add(raw.place.Pos, raw.place.Path, "recipients: [age1…]", "names no recipient, so nobody could open a backup")
+	}
+	if raw.Target.Set && (!filepath.IsAbs(b.Target) || filepath.Clean(b.Target) != b.Target) {
+		c.add(raw.Target.Pos, raw.Target.Path, "target: /mnt/backups/imagectl", "%q is not an absolute path of a directory on the server's machine", b.Target)
+	}
+	if raw.Every.Set && (b.Every < time.Minute || b.Every > 7*24*time.Hour) {
+		c.add(raw.Every.Pos, raw.Every.Path, "every: 6h", "%s is not between one minute and a week", b.Every)
+	}
+	if raw.Keep.Set && (b.Keep < 2 || b.Keep > 10000) {
+		c.add(raw.Keep.Pos, raw.Keep.Path, "keep: 28", "%d backups are not between 2 and 10000", b.Keep)
+	}
+	return b
+}
