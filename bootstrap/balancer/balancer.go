@@ -2,10 +2,12 @@
 // so that the cluster needs no load balancer in front of it. It listens on
 // 127.0.0.1, sees only ciphertext, and its list of servers changes at run time.
 //
-// A backend is healthy while a TLS handshake with it succeeds; nothing is
-// trusted on that handshake. When one stops being healthy, connections to it are
-// closed: a node that lost power sends no FIN, and kubelet would wait for
-// minutes.
+// Each API server is asked for /readyz, which Kubernetes answers to anybody; nothing
+// is trusted on that connection, and what it says moves nothing but new connections.
+// One that is not ready gets no new connections while another one is. One that does
+// not answer at all loses those that it has too, for a node that lost power sends no
+// FIN, and kubelet would wait for minutes; but not while no other is ready: then it is
+// the best that there is.
 package balancer
 
 import (
@@ -16,6 +18,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -24,11 +27,12 @@ import (
 )
 
 const (
-	// checkEvery is how often each backend is asked.
-	checkEvery = 3 * time.Second
+	// checkEvery is how often each backend is asked, on a connection that stays open.
+	checkEvery = time.Second
 	// dialTimeout bounds a check and a connection attempt.
-	dialTimeout = 2 * time.Second
-	// failures in a row until a backend counts as down.
+	dialTimeout = 1500 * time.Millisecond
+	// failures in a row until a backend counts as down; the second check follows the
+	// first at once. So one that hangs is left within four seconds.
 	failures = 2
 	// maxConnections at a time; a node has a handful of clients, this only bounds
 	// what a runaway one can cost.
@@ -51,10 +55,17 @@ type Balancer struct {
 
 type backend struct {
 	address string
-	// fails in a row; healthy below the limit.
+	// unready: it answers, and says that it is not ready.
+	unready bool
+	// fails in a row to answer; down from the limit on.
 	fails int
-	conns map[net.Conn]bool
+	// checking: a check is under way.
+	checking bool
+	conns    map[net.Conn]bool
+	probe    *http.Client
 }
+
+func (b *backend) well() bool { return b.fails < failures && !b.unready }
 
 // SetBackends replaces the list of host:port. Connections to backends that stay
 // are left alone, those to others are closed.
@@ -67,15 +78,24 @@ func (b *Balancer) SetBackends(addresses []string) {
 		if i >= 0 {
 			now = append(now, b.backends[i])
 		} else {
-			now = append(now, &backend{address: a, conns: make(map[net.Conn]bool)})
+			now = append(now, newBackend(a))
 		}
 	}
 	for _, old := range b.backends {
 		if !slices.Contains(now, old) {
 			old.closeAll()
+			old.probe.CloseIdleConnections()
 		}
 	}
 	b.backends = now
+}
+
+func newBackend(address string) *backend {
+	return &backend{address: address, conns: make(map[net.Conn]bool), probe: &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		// HTTP/1.1: a check that got no answer takes its connection with it.
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, IdleConnTimeout: time.Minute},
+	}}
 }
 
 // Backends returns the addresses, sorted.
@@ -215,21 +235,25 @@ func (b *Balancer) dial(ctx context.Context) (*backend, net.Conn, error) {
 	return nil, nil, err
 }
 
+// order is whom to try: those that are ready in turn, those that at least answer, and
+// the others.
 func (b *Balancer) order() []*backend {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := len(b.backends)
-	var well, ill []*backend
+	var well, unready, silent []*backend
 	for i := range n {
-		x := b.backends[(b.next+i)%n]
-		if x.fails < failures {
+		switch x := b.backends[(b.next+i)%n]; {
+		case x.well():
 			well = append(well, x)
-		} else {
-			ill = append(ill, x)
+		case x.fails < failures:
+			unready = append(unready, x)
+		default:
+			silent = append(silent, x)
 		}
 	}
 	b.next++
-	return append(well, ill...)
+	return slices.Concat(well, unready, silent)
 }
 
 func (b *Balancer) remember(to *backend, c net.Conn) bool {
@@ -248,18 +272,16 @@ func (b *Balancer) forget(to *backend, c net.Conn) {
 	delete(to.conns, c)
 }
 
+// check asks each backend in time, whatever the others do.
 func (b *Balancer) check(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	t := time.NewTicker(b.every)
 	defer t.Stop()
 	for {
-		b.mu.Lock()
-		all := slices.Clone(b.backends)
-		b.mu.Unlock()
-		var wg sync.WaitGroup
-		for _, x := range all {
-			wg.Go(func() { b.note(x, b.handshake(ctx, x.address)) })
+		for _, x := range b.due() {
+			wg.Go(func() { b.ask(ctx, x) })
 		}
-		wg.Wait()
 		select {
 		case <-ctx.Done():
 			return
@@ -268,30 +290,89 @@ func (b *Balancer) check(ctx context.Context) {
 	}
 }
 
-func (b *Balancer) note(x *backend, err error) {
+// due are the backends that are not being asked; from now on they are.
+func (b *Balancer) due() []*backend {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err == nil {
-		if x.fails >= failures {
-			b.Log.Info("API server is back", "address", x.address)
+	var out []*backend
+	for _, x := range b.backends {
+		if !x.checking {
+			x.checking = true
+			out = append(out, x)
 		}
-		x.fails = 0
-		return
 	}
-	x.fails++
-	if x.fails == failures {
-		b.Log.Warn("API server does not answer", "address", x.address, "err", err, "closing", len(x.conns))
-		x.closeAll()
+	return out
+}
+
+// ask asks until there is an answer, or enough of none.
+func (b *Balancer) ask(ctx context.Context, x *backend) {
+	for {
+		ready, err := b.readyz(ctx, x)
+		if b.note(x, ready, err) || ctx.Err() != nil {
+			return
+		}
 	}
 }
 
-// handshake verifies nothing: the question is whether somebody speaks TLS there.
-func (b *Balancer) handshake(ctx context.Context, address string) error {
+// note takes the outcome of a check in. It returns false when another one shall
+// follow at once.
+func (b *Balancer) note(x *backend, ready bool, err error) (enough bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err != nil:
+		if x.fails++; x.fails == failures {
+			b.Log.Warn("API server does not answer", "address", x.address, "err", err, "connections", len(x.conns))
+		}
+	case ready:
+		if !x.well() {
+			b.Log.Info("API server is back", "address", x.address)
+		}
+		x.fails, x.unready = 0, false
+	default:
+		if !x.unready {
+			b.Log.Warn("API server is not ready", "address", x.address)
+		}
+		x.fails, x.unready = 0, true
+	}
+	b.eject()
+	enough = err == nil || x.fails >= failures
+	x.checking = !enough
+	return enough
+}
+
+// eject closes connections to those that do not answer, when there is somewhere else
+// to go; mu is held.
+func (b *Balancer) eject() {
+	if !slices.ContainsFunc(b.backends, (*backend).well) {
+		return
+	}
+	for _, x := range b.backends {
+		if x.fails >= failures && len(x.conns) > 0 {
+			b.Log.Warn("closing connections to an API server that does not answer", "address", x.address, "connections", len(x.conns))
+			x.closeAll()
+		}
+	}
+}
+
+// readyz asks whether an API server is ready. An error means that nobody answered in
+// time. It verifies nothing: the question is whether an API server speaks there.
+func (b *Balancer) readyz(ctx context.Context, x *backend) (ready bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.within)
 	defer cancel()
-	c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}}).DialContext(ctx, "tcp", address)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+x.address+"/readyz", nil)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return c.Close()
+	resp, err := x.probe.Do(req)
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	// The whole answer, or the connection cannot be used again.
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)); err != nil {
+		return false, err
+	}
+	// Where strangers may not ask (401, 403), an answer has to do.
+	return resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusTooManyRequests, nil
 }

@@ -2,10 +2,12 @@ package balancer
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"sync/atomic"
@@ -161,31 +163,132 @@ func TestTheListChangesAtRunTimeAndClosesWhatLeft(t *testing.T) {
 	}
 }
 
-func TestHealthIsATLSHandshake(t *testing.T) {
-	t.Parallel()
-	ts := httptest.NewTLSServer(nil)
-	defer ts.Close()
-	b := &Balancer{Log: slog.New(slog.DiscardHandler), within: time.Hour}
-	if err := b.handshake(context.Background(), ts.Listener.Addr().String()); err != nil {
-		t.Errorf("TLS server: %v", err)
-	}
-	b.SetBackends([]string{"192.0.2.1:6443"})
-	x := b.backends[0]
-	var closed atomic.Bool
-	x.conns[closer{&closed}] = true
-	for i := range failures {
-		if closed.Load() {
-			t.Errorf("closed after %d failures", i)
+// apiServer is what answers /readyz; a status of 0 lets it hang, and one below breaks
+// the connection.
+func apiServer(t *testing.T) (*backend, *atomic.Int32) {
+	t.Helper()
+	var status atomic.Int32
+	status.Store(http.StatusOK)
+	release := make(chan struct{})
+	ts := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/readyz" || len(r.TLS.PeerCertificates) > 0 {
+			t.Errorf("asked for %s", r.URL.Path)
 		}
-		b.note(x, io.ErrUnexpectedEOF)
+		code := int(status.Load())
+		if code < 0 {
+			panic(http.ErrAbortHandler)
+		}
+		if code == 0 {
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+			return
+		}
+		w.WriteHeader(code)
+	}))
+	t.Cleanup(func() { close(release); ts.Close() })
+	return newBackend(ts.Listener.Addr().String()), &status
+}
+
+func TestHealthIsWhatReadyzSays(t *testing.T) {
+	t.Parallel()
+	x, status := apiServer(t)
+	b := &Balancer{Log: slog.New(slog.DiscardHandler), within: time.Hour}
+	for code, want := range map[int32]bool{200: true, 401: true, 403: true, 404: true, 429: false, 500: false, 503: false} {
+		status.Store(code)
+		if got, err := b.readyz(t.Context(), x); got != want || err != nil {
+			t.Errorf("%d: got %v, %v", code, got, err)
+		}
 	}
-	if !closed.Load() || x.fails < failures {
-		t.Error("connections to a backend that went away stay open")
+	status.Store(0)
+	b.within = time.Millisecond
+	if _, err := b.readyz(t.Context(), x); err == nil {
+		t.Error("no answer is taken for one")
 	}
-	b.note(x, nil)
-	if x.fails != 0 {
-		t.Error("one good answer does not make it healthy")
+	b.within = time.Hour
+	status.Store(200)
+	if got, err := b.readyz(t.Context(), x); !got || err != nil {
+		t.Errorf("after it hung: %v, %v", got, err)
 	}
+}
+
+func TestWhoIsLeftAndWhoKeepsItsConnections(t *testing.T) {
+	t.Parallel()
+	var closed [2]atomic.Bool
+	b := &Balancer{Log: slog.New(slog.DiscardHandler)}
+	b.SetBackends([]string{"192.0.2.1:6443", "192.0.2.2:6443"})
+	one, two := b.backends[0], b.backends[1]
+	one.conns[closer{&closed[0]}], two.conns[closer{&closed[1]}] = true, true
+	dead := io.ErrUnexpectedEOF
+	for i, step := range []struct {
+		what   string
+		do     func() bool
+		enough bool
+		// order is whom a new connection tries, closed whose connections are.
+		order  string
+		closed [2]bool
+	}{
+		{"both are ready", func() bool { return b.note(one, true, nil) && b.note(two, true, nil) }, true, "12", [2]bool{}},
+		{"one is shutting down", func() bool { return b.note(one, false, nil) }, true, "21", [2]bool{}},
+		{"and is back", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{}},
+		{"one misses a check", func() bool { return b.note(one, false, dead) }, false, "12", [2]bool{}},
+		{"the other one is not ready", func() bool { return b.note(two, false, nil) }, true, "12", [2]bool{}},
+		{"one misses another: it is the last", func() bool { return b.note(one, false, dead) }, true, "21", [2]bool{}},
+		{"both are gone: nobody is better", func() bool { return b.note(two, false, dead) || b.note(two, false, dead) }, true, "12", [2]bool{}},
+		{"the other one is back", func() bool { return b.note(two, true, nil) }, true, "21", [2]bool{true, false}},
+		{"one is back", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{true, false}},
+	} {
+		if got := step.do(); got != step.enough {
+			t.Errorf("%d, %s: enough is %v", i, step.what, got)
+		}
+		b.next = 0
+		got := ""
+		for _, x := range b.order() {
+			got += map[*backend]string{one: "1", two: "2"}[x]
+		}
+		if is := [2]bool{closed[0].Load(), closed[1].Load()}; got != step.order || is != step.closed {
+			t.Errorf("%d, %s: order %s, closed %v; want %s, %v", i, step.what, got, is, step.order, step.closed)
+		}
+	}
+}
+
+// A client that was on a server that answers no more is let go, and comes to the
+// other one.
+func TestAServerThatDoesNotAnswerIsLeft(t *testing.T) {
+	t.Parallel()
+	hung, status := apiServer(t)
+	good, _ := apiServer(t)
+	b := &Balancer{Log: slog.New(slog.DiscardHandler), every: 10 * time.Millisecond, within: time.Hour}
+	b.SetBackends([]string{hung.address})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.serve(ctx, ln) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	c, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	status.Store(-1)
+	b.SetBackends([]string{hung.address, good.address})
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("it gives data")
+	}
+	again, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
 }
 
 type closer struct{ done *atomic.Bool }
