@@ -90,9 +90,10 @@ var layers = map[string][]string{
 	"bootstrap/pki":            {},
 	"bootstrap/audit":          {},
 	"bootstrap/store":          {"bootstrap/machine"},
+	"bootstrap/backup":         {"bootstrap/store"},
 	"bootstrap/enrol":          {"bootstrap/machine", "bootstrap/pki"},
 	"bootstrap/coordinator":    {"bootstrap/machine"},
-	"bootstrap/serverapi":      {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store"},
+	"bootstrap/serverapi":      {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store"},
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},

@@ -57,6 +57,8 @@ type node struct {
 	kubelet string
 	run     *api.Run
 	report  report
+	// sendLists: the server wants to see the revocation lists.
+	sendLists bool
 }
 
 func newNode(a *Agent) *node {
@@ -110,7 +112,9 @@ func (n *node) remember() error {
 func (n *node) news() report {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.report
+	r := n.report
+	r.held = heldLists(n.run.GetRevocations(), n.sendLists)
+	return r
 }
 
 func (n *node) directive() *api.Run {
@@ -121,6 +125,9 @@ func (n *node) directive() *api.Run {
 
 // handle keeps a directive before it is acted on.
 func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
+	n.mu.Lock()
+	n.sendLists = resp.GetSendLists()
+	n.mu.Unlock()
 	switch d := resp.GetDirective().(type) {
 	case *api.SyncResponse_Run:
 		d.Run.Revocations = n.newestLists(n.directive().GetRevocations(), d.Run.GetRevocations())

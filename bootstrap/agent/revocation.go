@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"strconv"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
@@ -55,6 +56,28 @@ func (n *node) newestLists(have, sent []*api.RevocationList) []*api.RevocationLi
 		if l := pick(have, ca); l != nil {
 			out = append(out, l)
 		}
+	}
+	return out
+}
+
+// heldLists tells the server which lists this node has, so that one that was restored
+// from a backup learns what was revoked since. whole sends their content too.
+func heldLists(have []*api.RevocationList, whole bool) []*api.HeldList {
+	var out []*api.HeldList
+	for _, l := range have {
+		read, err := pki.PeekRevocationList(l.GetCrlDer())
+		if err != nil {
+			continue // newestLists has said so
+		}
+		number, err := strconv.ParseUint(read.Number(), 10, 64)
+		if err != nil {
+			continue // not one that the server can have signed
+		}
+		h := &api.HeldList{Ca: l.GetCa(), Number: number}
+		if whole {
+			h.CrlDer = l.GetCrlDer()
+		}
+		out = append(out, h)
 	}
 	return out
 }

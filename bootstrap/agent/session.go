@@ -34,6 +34,8 @@ type report struct {
 	kubernetes *api.KubernetesObserved
 	installed  bool
 	failure    string
+	// held are the revocation lists of an installed node.
+	held []*api.HeldList
 }
 
 // talk keeps the machine enrolled and the server informed: it enrols, syncs,
@@ -94,6 +96,7 @@ func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first 
 	req := &api.SyncRequest{
 		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
 		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
+		Held: r.held,
 	}
 	if first {
 		req.WaitMs = 0

@@ -206,7 +206,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -264,7 +264,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type StepStatus struct {
@@ -584,7 +584,10 @@ type SyncRequest struct {
 	// Set when the agent gave up on the directive; one sentence.
 	Failure string `protobuf:"bytes,11,opt,name=failure,proto3" json:"failure,omitempty"`
 	// Address (without port) other nodes reach this one under.
-	Address       string `protobuf:"bytes,12,opt,name=address,proto3" json:"address,omitempty"`
+	Address string `protobuf:"bytes,12,opt,name=address,proto3" json:"address,omitempty"`
+	// The revocation lists that this node has. Their content comes along only when the
+	// server has asked for it.
+	Held          []*HeldList `protobuf:"bytes,30,rep,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -703,6 +706,76 @@ func (x *SyncRequest) GetAddress() string {
 	return ""
 }
 
+func (x *SyncRequest) GetHeld() []*HeldList {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+// HeldList is a revocation list that a node keeps.
+type HeldList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// imagectl or etcd.
+	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// The list's number.
+	Number        uint64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	CrlDer        []byte `protobuf:"bytes,3,opt,name=crl_der,json=crlDer,proto3" json:"crl_der,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldList) Reset() {
+	*x = HeldList{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldList) ProtoMessage() {}
+
+func (x *HeldList) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldList.ProtoReflect.Descriptor instead.
+func (*HeldList) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HeldList) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *HeldList) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *HeldList) GetCrlDer() []byte {
+	if x != nil {
+		return x.CrlDer
+	}
+	return nil
+}
+
 type SyncResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -712,15 +785,18 @@ type SyncResponse struct {
 	//	*SyncResponse_Install
 	//	*SyncResponse_Reboot
 	//	*SyncResponse_Run
-	Directive     isSyncResponse_Directive `protobuf_oneof:"directive"`
-	ServerTime    *timestamppb.Timestamp   `protobuf:"bytes,6,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	Directive  isSyncResponse_Directive `protobuf_oneof:"directive"`
+	ServerTime *timestamppb.Timestamp   `protobuf:"bytes,6,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	// The node has a list of which this server, restored from a backup, knows nothing:
+	// send it with the next Sync. Until then the directive holds no lists.
+	SendLists     bool `protobuf:"varint,30,opt,name=send_lists,json=sendLists,proto3" json:"send_lists,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +808,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +821,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SyncResponse) GetRevision() uint64 {
@@ -805,6 +881,13 @@ func (x *SyncResponse) GetServerTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SyncResponse) GetSendLists() bool {
+	if x != nil {
+		return x.SendLists
+	}
+	return false
+}
+
 type isSyncResponse_Directive interface {
 	isSyncResponse_Directive()
 }
@@ -844,7 +927,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +939,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +952,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Wait) GetReasonCode() string {
@@ -895,7 +978,7 @@ type Reboot struct {
 
 func (x *Reboot) Reset() {
 	*x = Reboot{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +990,7 @@ func (x *Reboot) String() string {
 func (*Reboot) ProtoMessage() {}
 
 func (x *Reboot) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1003,7 @@ func (x *Reboot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reboot.ProtoReflect.Descriptor instead.
 func (*Reboot) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Reboot) GetReason() string {
@@ -960,7 +1043,7 @@ type Install struct {
 
 func (x *Install) Reset() {
 	*x = Install{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1055,7 @@ func (x *Install) String() string {
 func (*Install) ProtoMessage() {}
 
 func (x *Install) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1068,7 @@ func (x *Install) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Install.ProtoReflect.Descriptor instead.
 func (*Install) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Install) GetImageUrl() string {
@@ -1081,7 +1164,7 @@ type DiskRule struct {
 
 func (x *DiskRule) Reset() {
 	*x = DiskRule{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1176,7 @@ func (x *DiskRule) String() string {
 func (*DiskRule) ProtoMessage() {}
 
 func (x *DiskRule) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1189,7 @@ func (x *DiskRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
 func (*DiskRule) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DiskRule) GetPath() string {
@@ -1163,7 +1246,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1258,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1271,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *File) GetPath() string {
@@ -1239,7 +1322,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1334,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1347,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Run) GetMachine() string {
@@ -1364,7 +1447,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1459,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1472,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -1422,7 +1505,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1517,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1530,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Firewall) GetOff() string {
@@ -1487,14 +1570,16 @@ type EtcdWanted struct {
 	InitialCluster string `protobuf:"bytes,3,opt,name=initial_cluster,json=initialCluster,proto3" json:"initial_cluster,omitempty"`
 	ClusterToken   string `protobuf:"bytes,4,opt,name=cluster_token,json=clusterToken,proto3" json:"cluster_token,omitempty"`
 	// Client URLs of all voting members.
-	Endpoints     []string `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Endpoints []string `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// The machine whose member this node takes off etcd's list; empty for none.
+	Remove        string `protobuf:"bytes,30,opt,name=remove,proto3" json:"remove,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1591,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1604,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -1557,6 +1642,13 @@ func (x *EtcdWanted) GetEndpoints() []string {
 	return nil
 }
 
+func (x *EtcdWanted) GetRemove() string {
+	if x != nil {
+		return x.Remove
+	}
+	return ""
+}
+
 type KubernetesWanted struct {
 	state       protoimpl.MessageState  `protogen:"open.v1"`
 	Action      KubernetesWanted_Action `protobuf:"varint,1,opt,name=action,proto3,enum=imagectl.v1.KubernetesWanted_Action" json:"action,omitempty"`
@@ -1579,7 +1671,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1683,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1696,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -1688,7 +1780,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1792,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1805,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Addon) GetName() string {
@@ -1749,7 +1841,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1853,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1866,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -1813,7 +1905,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1917,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1930,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 type IssueCertificatesRequest struct {
@@ -1850,7 +1942,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1954,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +1967,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -1894,7 +1986,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +1998,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +2011,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -1937,7 +2029,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2041,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2054,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -1976,7 +2068,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2080,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2093,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2024,7 +2116,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +2128,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +2141,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2083,7 +2175,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2187,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2200,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2138,7 +2230,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2242,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2255,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -2223,7 +2315,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"node_ready\x18\x03 \x01(\bR\tnodeReady\x12'\n" +
 	"\x0fkubelet_version\x18\x04 \x01(\tR\x0ekubeletVersion\x12%\n" +
-	"\x0eaddons_applied\x18\x05 \x01(\bR\raddonsApplied\"\xcd\x03\n" +
+	"\x0eaddons_applied\x18\x05 \x01(\bR\raddonsApplied\"\xf8\x03\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -2239,7 +2331,12 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\tinstalled\x18\n" +
 	" \x01(\bR\tinstalled\x12\x18\n" +
 	"\afailure\x18\v \x01(\tR\afailure\x12\x18\n" +
-	"\aaddress\x18\f \x01(\tR\aaddress\"\xa4\x02\n" +
+	"\aaddress\x18\f \x01(\tR\aaddress\x12)\n" +
+	"\x04held\x18\x1e \x03(\v2\x15.imagectl.v1.HeldListR\x04held\"K\n" +
+	"\bHeldList\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x17\n" +
+	"\acrl_der\x18\x03 \x01(\fR\x06crlDer\"\xc3\x02\n" +
 	"\fSyncResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
 	"\x04wait\x18\x02 \x01(\v2\x11.imagectl.v1.WaitH\x00R\x04wait\x120\n" +
@@ -2247,7 +2344,9 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x06reboot\x18\x04 \x01(\v2\x13.imagectl.v1.RebootH\x00R\x06reboot\x12$\n" +
 	"\x03run\x18\x05 \x01(\v2\x10.imagectl.v1.RunH\x00R\x03run\x12;\n" +
 	"\vserver_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTimeB\v\n" +
+	"serverTime\x12\x1d\n" +
+	"\n" +
+	"send_lists\x18\x1e \x01(\bR\tsendListsB\v\n" +
 	"\tdirective\"?\n" +
 	"\x04Wait\x12\x1f\n" +
 	"\vreason_code\x18\x01 \x01(\tR\n" +
@@ -2312,14 +2411,15 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x05Allow\x12\x12\n" +
 	"\x04from\x18\x01 \x03(\tR\x04from\x12\x14\n" +
 	"\x05ports\x18\x02 \x03(\rR\x05ports\x12\x10\n" +
-	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xc3\x02\n" +
+	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xdb\x02\n" +
 	"\n" +
 	"EtcdWanted\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.imagectl.v1.EtcdWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12'\n" +
 	"\x0finitial_cluster\x18\x03 \x01(\tR\x0einitialCluster\x12#\n" +
 	"\rcluster_token\x18\x04 \x01(\tR\fclusterToken\x12\x1c\n" +
-	"\tendpoints\x18\x05 \x03(\tR\tendpoints\"y\n" +
+	"\tendpoints\x18\x05 \x03(\tR\tendpoints\x12\x16\n" +
+	"\x06remove\x18\x1e \x01(\tR\x06remove\"y\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_NONE\x10\x01\x12\x0f\n" +
@@ -2403,7 +2503,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -2414,74 +2514,76 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*EtcdMember)(nil),                     // 6: imagectl.v1.EtcdMember
 	(*KubernetesObserved)(nil),             // 7: imagectl.v1.KubernetesObserved
 	(*SyncRequest)(nil),                    // 8: imagectl.v1.SyncRequest
-	(*SyncResponse)(nil),                   // 9: imagectl.v1.SyncResponse
-	(*Wait)(nil),                           // 10: imagectl.v1.Wait
-	(*Reboot)(nil),                         // 11: imagectl.v1.Reboot
-	(*Install)(nil),                        // 12: imagectl.v1.Install
-	(*DiskRule)(nil),                       // 13: imagectl.v1.DiskRule
-	(*File)(nil),                           // 14: imagectl.v1.File
-	(*Run)(nil),                            // 15: imagectl.v1.Run
-	(*RevocationList)(nil),                 // 16: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 17: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 18: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 19: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 20: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 21: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 22: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 23: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 24: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 25: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 26: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 27: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 28: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 29: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 30: imagectl.v1.IssueCertificatesResponse.Item
-	(Mode)(0),                              // 31: imagectl.v1.Mode
-	(*Facts)(nil),                          // 32: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),          // 33: google.protobuf.Timestamp
+	(*HeldList)(nil),                       // 9: imagectl.v1.HeldList
+	(*SyncResponse)(nil),                   // 10: imagectl.v1.SyncResponse
+	(*Wait)(nil),                           // 11: imagectl.v1.Wait
+	(*Reboot)(nil),                         // 12: imagectl.v1.Reboot
+	(*Install)(nil),                        // 13: imagectl.v1.Install
+	(*DiskRule)(nil),                       // 14: imagectl.v1.DiskRule
+	(*File)(nil),                           // 15: imagectl.v1.File
+	(*Run)(nil),                            // 16: imagectl.v1.Run
+	(*RevocationList)(nil),                 // 17: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 18: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 19: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 20: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 21: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 22: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 23: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 24: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 25: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 26: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 27: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 28: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 29: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 30: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 31: imagectl.v1.IssueCertificatesResponse.Item
+	(Mode)(0),                              // 32: imagectl.v1.Mode
+	(*Facts)(nil),                          // 33: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),          // 34: google.protobuf.Timestamp
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	6,  // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	31, // 2: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	32, // 3: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	32, // 2: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	33, // 3: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	4,  // 4: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	5,  // 5: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	7,  // 6: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
-	10, // 7: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	12, // 8: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	11, // 9: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	15, // 10: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	33, // 11: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	13, // 12: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	14, // 13: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	27, // 14: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	18, // 15: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	19, // 16: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	17, // 17: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	16, // 18: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	28, // 19: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	2,  // 20: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 21: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	20, // 22: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	29, // 23: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	30, // 24: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	14, // 25: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 26: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 27: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	8,  // 28: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	21, // 29: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	23, // 30: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	25, // 31: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	9,  // 32: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	22, // 33: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	24, // 34: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	26, // 35: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	32, // [32:36] is the sub-list for method output_type
-	28, // [28:32] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	9,  // 7: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
+	11, // 8: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	13, // 9: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	12, // 10: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	16, // 11: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	34, // 12: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	14, // 13: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	15, // 14: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	28, // 15: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	19, // 16: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	20, // 17: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	18, // 18: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	17, // 19: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	29, // 20: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	2,  // 21: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	3,  // 22: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	21, // 23: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	30, // 24: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	31, // 25: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	15, // 26: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 27: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 28: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	8,  // 29: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	22, // 30: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	24, // 31: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	26, // 32: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	10, // 33: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	23, // 34: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	25, // 35: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	27, // 36: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	33, // [33:37] is the sub-list for method output_type
+	29, // [29:33] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -2490,7 +2592,7 @@ func file_imagectl_v1_agent_proto_init() {
 		return
 	}
 	file_imagectl_v1_enrol_proto_init()
-	file_imagectl_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
+	file_imagectl_v1_agent_proto_msgTypes[6].OneofWrappers = []any{
 		(*SyncResponse_Wait)(nil),
 		(*SyncResponse_Install)(nil),
 		(*SyncResponse_Reboot)(nil),
@@ -2502,7 +2604,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1249,6 +1249,7 @@ type StatusResponse struct {
 	Notes         []string               `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"`
 	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
 	Etcd          *EtcdView              `protobuf:"bytes,8,opt,name=etcd,proto3" json:"etcd,omitempty"`
+	Backup        *BackupView            `protobuf:"bytes,9,opt,name=backup,proto3" json:"backup,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1339,6 +1340,111 @@ func (x *StatusResponse) GetEtcd() *EtcdView {
 	return nil
 }
 
+func (x *StatusResponse) GetBackup() *BackupView {
+	if x != nil {
+		return x.Backup
+	}
+	return nil
+}
+
+// BackupView is how it stands with the backups of the server's state.
+type BackupView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where they go; empty when cluster.yaml names no directory.
+	Directory string `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
+	// The newest that was read back to its end; unset for none.
+	GoodAt    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=good_at,json=goodAt,proto3" json:"good_at,omitempty"`
+	GoodBytes uint64                 `protobuf:"varint,3,opt,name=good_bytes,json=goodBytes,proto3" json:"good_bytes,omitempty"`
+	// Why the newest attempt failed, and when; empty when it did not.
+	Failure  string                 `protobuf:"bytes,4,opt,name=failure,proto3" json:"failure,omitempty"`
+	FailedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=failed_at,json=failedAt,proto3" json:"failed_at,omitempty"`
+	// The newest good one is older than it should ever be, or there is none.
+	Late bool `protobuf:"varint,6,opt,name=late,proto3" json:"late,omitempty"`
+	// Set on a server that came out of a backup: when that was made.
+	RestoredFrom  *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=restored_from,json=restoredFrom,proto3" json:"restored_from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupView) Reset() {
+	*x = BackupView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupView) ProtoMessage() {}
+
+func (x *BackupView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
+func (*BackupView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *BackupView) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *BackupView) GetGoodAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GoodAt
+	}
+	return nil
+}
+
+func (x *BackupView) GetGoodBytes() uint64 {
+	if x != nil {
+		return x.GoodBytes
+	}
+	return 0
+}
+
+func (x *BackupView) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *BackupView) GetFailedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FailedAt
+	}
+	return nil
+}
+
+func (x *BackupView) GetLate() bool {
+	if x != nil {
+		return x.Late
+	}
+	return false
+}
+
+func (x *BackupView) GetRestoredFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RestoredFrom
+	}
+	return nil
+}
+
 type EtcdView struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Members []*EtcdView_Member     `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
@@ -1350,7 +1456,7 @@ type EtcdView struct {
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1468,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1481,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -1402,7 +1508,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1520,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1533,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -1450,7 +1556,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1568,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1581,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -1516,7 +1622,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1634,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1647,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -1567,7 +1673,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1685,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1698,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -1615,7 +1721,7 @@ type ReplaceMachineRequest struct {
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1733,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1746,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -1673,7 +1779,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1791,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1804,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -1733,7 +1839,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1851,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1864,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -1846,7 +1952,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +1964,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +1977,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 type ListCertificatesResponse struct {
@@ -1883,7 +1989,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2001,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2014,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -1928,7 +2034,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2046,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2059,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -1980,7 +2086,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2098,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2111,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -2028,7 +2134,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2146,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2159,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -2088,7 +2194,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2206,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2219,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -2130,6 +2236,201 @@ func (x *IssueTokenResponse) GetNotAfter() *timestamppb.Timestamp {
 	return nil
 }
 
+type BackupServerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Send it instead of saving it on the server's side.
+	Send          bool `protobuf:"varint,1,opt,name=send,proto3" json:"send,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupServerRequest) Reset() {
+	*x = BackupServerRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupServerRequest) ProtoMessage() {}
+
+func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
+func (*BackupServerRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *BackupServerRequest) GetSend() bool {
+	if x != nil {
+		return x.Send
+	}
+	return false
+}
+
+type BackupServerResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first response names the file; so does the only one when it is saved.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Directory     string `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	Size          uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Chunk         []byte `protobuf:"bytes,4,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupServerResponse) Reset() {
+	*x = BackupServerResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupServerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupServerResponse) ProtoMessage() {}
+
+func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
+func (*BackupServerResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *BackupServerResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BackupServerResponse) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *BackupServerResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *BackupServerResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type ReadAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadAuditRequest) Reset() {
+	*x = ReadAuditRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadAuditRequest) ProtoMessage() {}
+
+func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
+func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+}
+
+type ReadAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries in the form of bootstrap/audit, without line ends.
+	Lines         [][]byte `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadAuditResponse) Reset() {
+	*x = ReadAuditResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadAuditResponse) ProtoMessage() {}
+
+func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
+func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ReadAuditResponse) GetLines() [][]byte {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 type WatchMachinesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2138,7 +2439,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2451,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2464,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 type WatchMachinesResponse struct {
@@ -2175,7 +2476,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2488,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2501,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -2226,7 +2527,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2539,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2552,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -2387,7 +2688,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x0f\n" +
-	"\rStatusRequest\"\xaa\x02\n" +
+	"\rStatusRequest\"\xdb\x02\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12%\n" +
 	"\x0eserver_version\x18\x02 \x01(\tR\rserverVersion\x12\x14\n" +
@@ -2396,7 +2697,18 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\bmachines\x18\x05 \x03(\v2\x18.imagectl.v1.MachineViewR\bmachines\x12\x14\n" +
 	"\x05notes\x18\x06 \x03(\tR\x05notes\x120\n" +
 	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12)\n" +
-	"\x04etcd\x18\b \x01(\v2\x15.imagectl.v1.EtcdViewR\x04etcd\"\xd9\x01\n" +
+	"\x04etcd\x18\b \x01(\v2\x15.imagectl.v1.EtcdViewR\x04etcd\x12/\n" +
+	"\x06backup\x18\t \x01(\v2\x17.imagectl.v1.BackupViewR\x06backup\"\xa6\x02\n" +
+	"\n" +
+	"BackupView\x12\x1c\n" +
+	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x123\n" +
+	"\agood_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06goodAt\x12\x1d\n" +
+	"\n" +
+	"good_bytes\x18\x03 \x01(\x04R\tgoodBytes\x12\x18\n" +
+	"\afailure\x18\x04 \x01(\tR\afailure\x127\n" +
+	"\tfailed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bfailedAt\x12\x12\n" +
+	"\x04late\x18\x06 \x01(\bR\x04late\x12?\n" +
+	"\rrestored_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\frestoredFrom\"\xd9\x01\n" +
 	"\bEtcdView\x126\n" +
 	"\amembers\x18\x01 \x03(\v2\x1c.imagectl.v1.EtcdView.MemberR\amembers\x12\x18\n" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x1a{\n" +
@@ -2457,11 +2769,20 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"replaceKey\"c\n" +
 	"\x12IssueTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x127\n" +
-	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\x16\n" +
+	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\")\n" +
+	"\x13BackupServerRequest\x12\x12\n" +
+	"\x04send\x18\x01 \x01(\bR\x04send\"r\n" +
+	"\x14BackupServerResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x14\n" +
+	"\x05chunk\x18\x04 \x01(\fR\x05chunk\"\x12\n" +
+	"\x10ReadAuditRequest\")\n" +
+	"\x11ReadAuditResponse\x12\x14\n" +
+	"\x05lines\x18\x01 \x03(\fR\x05lines\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\x94\n" +
-	"\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xb9\v\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -2478,7 +2799,9 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x10ListCertificates\x12$.imagectl.v1.ListCertificatesRequest\x1a%.imagectl.v1.ListCertificatesResponse\x12e\n" +
 	"\x12RevokeCertificates\x12&.imagectl.v1.RevokeCertificatesRequest\x1a'.imagectl.v1.RevokeCertificatesResponse\x12M\n" +
 	"\n" +
-	"IssueToken\x12\x1e.imagectl.v1.IssueTokenRequest\x1a\x1f.imagectl.v1.IssueTokenResponse\x12X\n" +
+	"IssueToken\x12\x1e.imagectl.v1.IssueTokenRequest\x1a\x1f.imagectl.v1.IssueTokenResponse\x12U\n" +
+	"\fBackupServer\x12 .imagectl.v1.BackupServerRequest\x1a!.imagectl.v1.BackupServerResponse0\x01\x12L\n" +
+	"\tReadAudit\x12\x1d.imagectl.v1.ReadAuditRequest\x1a\x1e.imagectl.v1.ReadAuditResponse0\x01\x12X\n" +
 	"\rWatchMachines\x12!.imagectl.v1.WatchMachinesRequest\x1a\".imagectl.v1.WatchMachinesResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
@@ -2494,7 +2817,7 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(PowerMachineRequest_Action)(0),    // 0: imagectl.v1.PowerMachineRequest.Action
 	(*MachineView)(nil),                // 1: imagectl.v1.MachineView
@@ -2517,37 +2840,42 @@ var file_imagectl_v1_operator_proto_goTypes = []any{
 	(*BootEvent)(nil),                  // 18: imagectl.v1.BootEvent
 	(*StatusRequest)(nil),              // 19: imagectl.v1.StatusRequest
 	(*StatusResponse)(nil),             // 20: imagectl.v1.StatusResponse
-	(*EtcdView)(nil),                   // 21: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),     // 22: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),    // 23: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),       // 24: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),      // 25: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),      // 26: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),     // 27: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),            // 28: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),    // 29: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),   // 30: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),  // 31: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil), // 32: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),          // 33: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),         // 34: imagectl.v1.IssueTokenResponse
-	(*WatchMachinesRequest)(nil),       // 35: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),      // 36: imagectl.v1.WatchMachinesResponse
-	nil,                                // 37: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),            // 38: imagectl.v1.EtcdView.Member
-	(*Facts)(nil),                      // 39: imagectl.v1.Facts
-	(*StepStatus)(nil),                 // 40: imagectl.v1.StepStatus
-	(*timestamppb.Timestamp)(nil),      // 41: google.protobuf.Timestamp
+	(*BackupView)(nil),                 // 21: imagectl.v1.BackupView
+	(*EtcdView)(nil),                   // 22: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),     // 23: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),    // 24: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),       // 25: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),      // 26: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),      // 27: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),     // 28: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),            // 29: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),    // 30: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),   // 31: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),  // 32: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil), // 33: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),          // 34: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),         // 35: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),        // 36: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),       // 37: imagectl.v1.BackupServerResponse
+	(*ReadAuditRequest)(nil),           // 38: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 39: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),       // 40: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),      // 41: imagectl.v1.WatchMachinesResponse
+	nil,                                // 42: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),            // 43: imagectl.v1.EtcdView.Member
+	(*Facts)(nil),                      // 44: imagectl.v1.Facts
+	(*StepStatus)(nil),                 // 45: imagectl.v1.StepStatus
+	(*timestamppb.Timestamp)(nil),      // 46: google.protobuf.Timestamp
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	39, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	40, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	41, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	41, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	41, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	44, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	45, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	46, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	46, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	46, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
 	1,  // 5: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
 	2,  // 6: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	37, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	42, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
 	15, // 8: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	2,  // 9: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
 	15, // 10: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
@@ -2559,56 +2887,64 @@ var file_imagectl_v1_operator_proto_depIdxs = []int32{
 	0,  // 16: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
 	15, // 17: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	18, // 18: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	41, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	46, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
 	1,  // 20: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	41, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	21, // 22: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	38, // 23: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	2,  // 24: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	15, // 25: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	15, // 26: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	41, // 27: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	41, // 28: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	41, // 29: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	28, // 30: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	15, // 31: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	41, // 32: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	1,  // 33: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	3,  // 34: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	5,  // 35: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	7,  // 36: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	9,  // 37: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	11, // 38: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	13, // 39: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	16, // 40: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	19, // 41: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	22, // 42: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	24, // 43: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	26, // 44: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	29, // 45: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	31, // 46: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	33, // 47: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	35, // 48: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	4,  // 49: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	6,  // 50: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	8,  // 51: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	10, // 52: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	12, // 53: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	14, // 54: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	17, // 55: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	20, // 56: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	23, // 57: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	25, // 58: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	27, // 59: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	30, // 60: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	32, // 61: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	34, // 62: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	36, // 63: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	49, // [49:64] is the sub-list for method output_type
-	34, // [34:49] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	46, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	22, // 22: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	21, // 23: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	46, // 24: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	46, // 25: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	46, // 26: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	43, // 27: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	2,  // 28: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	15, // 29: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	15, // 30: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	46, // 31: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	46, // 32: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	46, // 33: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	29, // 34: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	15, // 35: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	46, // 36: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	1,  // 37: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	3,  // 38: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	5,  // 39: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	7,  // 40: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	9,  // 41: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	11, // 42: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	13, // 43: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	16, // 44: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	19, // 45: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	23, // 46: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	25, // 47: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	27, // 48: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	30, // 49: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	32, // 50: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	34, // 51: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	36, // 52: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	38, // 53: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	40, // 54: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	4,  // 55: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	6,  // 56: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	8,  // 57: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	10, // 58: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	12, // 59: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	14, // 60: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	17, // 61: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	20, // 62: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	24, // 63: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	26, // 64: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	28, // 65: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	31, // 66: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	33, // 67: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	35, // 68: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	37, // 69: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	39, // 70: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	41, // 71: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	55, // [55:72] is the sub-list for method output_type
+	38, // [38:55] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -2624,7 +2960,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   38,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

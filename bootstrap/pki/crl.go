@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 )
 
@@ -102,6 +103,16 @@ func (l RevocationList) Number() string {
 		return ""
 	}
 	return l.number.String()
+}
+
+// Serials are the numbers of the certificates on it, as Serial writes them, sorted.
+func (l RevocationList) Serials() []string {
+	out := make([]string, 0, len(l.serials))
+	for s := range l.serials {
+		out = append(out, fmt.Sprintf("%032x", s))
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Len is how many certificates are on it.

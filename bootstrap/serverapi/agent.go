@@ -32,12 +32,21 @@ type agents struct{ *Server }
 func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest]) (*connect.Response[api.SyncResponse], error) {
 	from := callerOf(ctx)
 	name := from.identity.Name
+	held := req.Msg.GetHeld()
+	req.Msg.Held = nil // only what is asked for is long
 	if n := proto.Size(req.Msg); n > 2*maxFacts {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a report of %d bytes exceeds %d", n, 2*maxFacts))
 	}
 	bound(req.Msg)
 	s.board.put(name, s.cfg.Now(), req.Msg)
 	if err := s.observe(ctx, from, req.Msg); err != nil {
+		return nil, s.storing(name, err)
+	}
+	if err := s.known(ctx, from); err != nil {
+		return nil, s.storing(name, err)
+	}
+	learnt, err := s.learn(ctx, from, held)
+	if err != nil {
 		return nil, s.storing(name, err)
 	}
 	// The deadline is the wall's: nobody's certificate hangs on it.
@@ -52,6 +61,9 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		resp, err := s.directive(ctx, from)
 		if err != nil {
 			return nil, s.storing(name, err)
+		}
+		if !learnt {
+			withoutLists(resp)
 		}
 		resp.Revision = revision(resp)
 		resp.ServerTime = timestamppb.New(s.cfg.Now())

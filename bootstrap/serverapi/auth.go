@@ -59,6 +59,9 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceIssueTokenProcedure:      write,
 		apiconnect.OperatorServiceIssueKubeconfigProcedure: admin,
 
+		apiconnect.OperatorServiceBackupServerProcedure: {roles: []pki.Role{pki.RoleAdmin, pki.RoleBackup}},
+		apiconnect.OperatorServiceReadAuditProcedure:    read,
+
 		apiconnect.OperatorServiceListCertificatesProcedure:   read,
 		apiconnect.OperatorServiceRevokeCertificatesProcedure: admin,
 	}
@@ -82,6 +85,8 @@ type caller struct {
 	serial, fingerprint string
 	// notAfter is the certificate's end; the zero time without one.
 	notAfter time.Time
+	// leaf is the certificate itself; nil without one.
+	leaf *x509.Certificate
 	// source is the address without port.
 	source string
 }
@@ -147,7 +152,7 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 	if err != nil {
 		return c, connect.NewError(connect.CodeUnauthenticated, err)
 	}
-	c.identity, c.serial, c.fingerprint = id, pki.Serial(leaf), fingerprint(leaf)
+	c.identity, c.serial, c.fingerprint, c.leaf = id, pki.Serial(leaf), fingerprint(leaf), leaf
 	return c, s.allowSerial(c)
 }
 

@@ -112,6 +112,8 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/imagectl.v1.OperatorService/IssueToken":          writes,
 		"/imagectl.v1.OperatorService/ListCertificates":    reads,
 		"/imagectl.v1.OperatorService/RevokeCertificates":  {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no},
+		"/imagectl.v1.OperatorService/BackupServer":        {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": yes},
+		"/imagectl.v1.OperatorService/ReadAudit":           reads,
 		"/imagectl.v1.OperatorService/IssueKubeconfig":     {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no},
 	}
 	all := procedures()

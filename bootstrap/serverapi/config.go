@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
@@ -39,6 +40,8 @@ type Config struct {
 	// Asked hears of each answer to an enrolment request; nil for nobody. It must not
 	// block.
 	Asked func(Asked)
+	// Backups makes backups of the state; nil when cluster.yaml asks for none.
+	Backups Backups
 	// BMC reaches machines' management controllers; nil when there are none.
 	BMC BMC
 	// Lifetimes of certificates; the zero value means the defaults.
@@ -111,6 +114,15 @@ type Asked struct {
 	// Otherwise it was refused. Code and Reason are what it was told.
 	Approved, Waits bool
 	Code, Reason    string
+}
+
+// Backups makes backups of the server's state.
+type Backups interface {
+	// Save makes one where they belong.
+	Save(ctx context.Context) (backup.File, error)
+	// Stream writes one, and returns what its file is called.
+	Stream(ctx context.Context, w io.Writer) (string, error)
+	State() backup.State
 }
 
 // BMC reaches the management controllers of machines. Its errors are for people:

@@ -53,10 +53,11 @@ func (s *Server) Handler() http.Handler {
 	return s.authenticate(unhurried(mux))
 }
 
-// unhurried lifts the write deadline for the one call that streams for hours.
+// unhurried lifts the write deadline for the calls that stream for long.
 func unhurried(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == apiconnect.OperatorServiceWatchMachinesProcedure {
+		switch r.URL.Path {
+		case apiconnect.OperatorServiceWatchMachinesProcedure, apiconnect.OperatorServiceBackupServerProcedure, apiconnect.OperatorServiceReadAuditProcedure:
 			// Without support for it the stream ends early, and clients come back.
 			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		}

@@ -83,6 +83,7 @@ type state struct {
 	build, machines, entered, seen, pending, conflicts *prometheus.Desc
 	certificate, nodeCertificate                       *prometheus.Desc
 	storeSize, storeUsed, storeLimit                   *prometheus.Desc
+	backupGood, backupSize, backupFailed               *prometheus.Desc
 }
 
 func newState(s *Server) state {
@@ -101,6 +102,9 @@ func newState(s *Server) state {
 		nodeCertificate: d("node_certificate_expiry_timestamp_seconds", "When the newest certificate of a machine's agent ends.", "machine"),
 		storeSize:       d("store_size_bytes", "Size of the state's database on the disk."),
 		storeUsed:       d("store_used_bytes", "How much of the database holds data."),
+		backupGood:      d("backup_good_timestamp_seconds", "When the newest backup was made that was read back to its end; 0 for none."),
+		backupSize:      d("backup_good_size_bytes", "How long that backup is."),
+		backupFailed:    d("backup_failed", "1 when the newest attempt to make a backup failed."),
 		storeLimit:      d("store_limit_bytes", "At this size the database takes no more changes."),
 	}
 }
@@ -108,7 +112,7 @@ func newState(s *Server) state {
 // Describe implements prometheus.Collector.
 func (c state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.build, c.machines, c.entered, c.seen, c.pending, c.conflicts,
-		c.certificate, c.nodeCertificate, c.storeSize, c.storeUsed, c.storeLimit} {
+		c.certificate, c.nodeCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.backupGood, c.backupSize, c.backupFailed} {
 		ch <- d
 	}
 }
@@ -164,6 +168,20 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.storeSize, float64(disk))
 	gauge(c.storeUsed, float64(used))
 	gauge(c.storeLimit, float64(limit))
+	if s.cfg.Backups == nil {
+		return
+	}
+	b := s.cfg.Backups.State()
+	if b.Dir == "" {
+		return
+	}
+	good := 0.0
+	if !b.Good.At.IsZero() {
+		good = unix(b.Good.At)
+	}
+	gauge(c.backupGood, good)
+	gauge(c.backupSize, float64(b.Good.Size))
+	gauge(c.backupFailed, float64(btoi(b.Failed != nil)))
 }
 
 func unix(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }

@@ -32,6 +32,10 @@ type revokedList struct {
 	// there reads one.
 	CRL     []byte         `json:"crl,omitempty"`
 	Entries []revokedEntry `json:"entries,omitempty"`
+	// Gaps are numbers that a lost server may have used; Learned are those of which a
+	// node has told since.
+	Gaps    []gap    `json:"gaps,omitempty"`
+	Learned []uint64 `json:"learned,omitempty"`
 }
 
 type revokedEntry struct {

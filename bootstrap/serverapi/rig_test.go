@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -76,7 +77,8 @@ func (r *rig) up(cfg Config) {
 		r.t.Fatal(err)
 	}
 	s.poll, s.headers = time.Hour, time.Hour
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// A server that comes back, out of a backup too, has the address it had.
+	l, err := net.Listen("tcp", cmp.Or(strings.TrimPrefix(r.url, "https://"), "127.0.0.1:0"))
 	if err != nil {
 		r.t.Fatal(err)
 	}

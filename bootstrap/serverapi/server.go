@@ -15,6 +15,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/machine"
@@ -54,6 +55,11 @@ type Server struct {
 	// revoked is what is revoked; never nil after New.
 	revoked atomic.Pointer[revokedView]
 
+	// restored says which backup this state came out of; the zero value for none.
+	// sure are the serial numbers of machines' certificates that are on record then.
+	restored backup.Mark
+	sure     sync.Map
+
 	mu      sync.Mutex
 	choices coordinator.Choices
 	view    view
@@ -74,6 +80,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.index = enrol.NewIndex(listed)
 	if err := s.loadAuthority(ctx); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
+	if err := s.settleRestored(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
 	if err := s.loadRevocations(ctx); err != nil {
@@ -190,7 +199,7 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	nodes := s.refresh()
-	if coordinator.Choose(nodes, s.choices).Equal(s.choices) {
+	if coordinator.Choose(nodes, s.choices).Equal(s.choices) || s.choices.EtcdFirst == "" && s.unsure(s.cfg.Now()) {
 		return nodes, s.choices, nil
 	}
 	var stored coordinator.Choices
@@ -236,7 +245,18 @@ func (s *Server) refresh() []coordinator.Node {
 			}
 		}
 	}
-	return s.view.nodes
+	return s.retiredVoters(s.view.nodes)
+}
+
+// retiredVoters adds the voters that are retired and that cluster.yaml does not list
+// any more: their members have to go.
+func (s *Server) retiredVoters(nodes []coordinator.Node) []coordinator.Node {
+	for _, name := range s.choices.EtcdVoters {
+		if _, listed := s.byName[name]; !listed && s.cfg.Store.State(name) == machine.Retired {
+			nodes = append(slices.Clip(nodes), coordinator.Node{Name: name, ControlPlane: true, State: machine.Retired, Gone: true})
+		}
+	}
+	return nodes
 }
 
 // current tells whether a channel is set and still open.

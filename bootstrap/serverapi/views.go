@@ -152,7 +152,7 @@ func (s operators) Status(ctx context.Context, _ *connect.Request[api.StatusRequ
 	ready, summary := coordinator.Summary(nodes, choices)
 	return connect.NewResponse(&api.StatusResponse{
 		Cluster: s.cfg.Cluster, ServerVersion: s.cfg.Version, Ready: ready, Summary: summary, Machines: views,
-		Notes: s.notes(), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
+		Backup: s.backupView(), Notes: s.notes(), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
 	}), nil
 }
 
@@ -198,7 +198,7 @@ func (s *Server) notes() []string {
 	if conflicts > 0 {
 		notes = append(notes, fmt.Sprintf("alarm: %d machines are claimed by a second key; compare the codes before you approve or reject", conflicts))
 	}
-	return notes
+	return append(notes, s.backupNotes()...)
 }
 
 // WatchMachines implements apiconnect.OperatorServiceHandler.

@@ -73,6 +73,12 @@ const (
 	// OperatorServiceIssueTokenProcedure is the fully-qualified name of the OperatorService's
 	// IssueToken RPC.
 	OperatorServiceIssueTokenProcedure = "/imagectl.v1.OperatorService/IssueToken"
+	// OperatorServiceBackupServerProcedure is the fully-qualified name of the OperatorService's
+	// BackupServer RPC.
+	OperatorServiceBackupServerProcedure = "/imagectl.v1.OperatorService/BackupServer"
+	// OperatorServiceReadAuditProcedure is the fully-qualified name of the OperatorService's ReadAudit
+	// RPC.
+	OperatorServiceReadAuditProcedure = "/imagectl.v1.OperatorService/ReadAudit"
 	// OperatorServiceWatchMachinesProcedure is the fully-qualified name of the OperatorService's
 	// WatchMachines RPC.
 	OperatorServiceWatchMachinesProcedure = "/imagectl.v1.OperatorService/WatchMachines"
@@ -105,6 +111,12 @@ type OperatorServiceClient interface {
 	RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error)
 	// IssueToken makes the single-use secret with which one machine enrols itself.
 	IssueToken(context.Context, *connect.Request[api.IssueTokenRequest]) (*connect.Response[api.IssueTokenResponse], error)
+	// BackupServer makes an encrypted backup of the server's state, in the directory of
+	// cluster.yaml's backup.target, or sends it in pieces. What is sent is whole when the
+	// call ends without an error.
+	BackupServer(context.Context, *connect.Request[api.BackupServerRequest]) (*connect.ServerStreamForClient[api.BackupServerResponse], error)
+	// ReadAudit streams the audit log from its first entry.
+	ReadAudit(context.Context, *connect.Request[api.ReadAuditRequest]) (*connect.ServerStreamForClient[api.ReadAuditResponse], error)
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error)
@@ -205,6 +217,18 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("IssueToken")),
 			connect.WithClientOptions(opts...),
 		),
+		backupServer: connect.NewClient[api.BackupServerRequest, api.BackupServerResponse](
+			httpClient,
+			baseURL+OperatorServiceBackupServerProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("BackupServer")),
+			connect.WithClientOptions(opts...),
+		),
+		readAudit: connect.NewClient[api.ReadAuditRequest, api.ReadAuditResponse](
+			httpClient,
+			baseURL+OperatorServiceReadAuditProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ReadAudit")),
+			connect.WithClientOptions(opts...),
+		),
 		watchMachines: connect.NewClient[api.WatchMachinesRequest, api.WatchMachinesResponse](
 			httpClient,
 			baseURL+OperatorServiceWatchMachinesProcedure,
@@ -230,6 +254,8 @@ type operatorServiceClient struct {
 	listCertificates   *connect.Client[api.ListCertificatesRequest, api.ListCertificatesResponse]
 	revokeCertificates *connect.Client[api.RevokeCertificatesRequest, api.RevokeCertificatesResponse]
 	issueToken         *connect.Client[api.IssueTokenRequest, api.IssueTokenResponse]
+	backupServer       *connect.Client[api.BackupServerRequest, api.BackupServerResponse]
+	readAudit          *connect.Client[api.ReadAuditRequest, api.ReadAuditResponse]
 	watchMachines      *connect.Client[api.WatchMachinesRequest, api.WatchMachinesResponse]
 }
 
@@ -303,6 +329,16 @@ func (c *operatorServiceClient) IssueToken(ctx context.Context, req *connect.Req
 	return c.issueToken.CallUnary(ctx, req)
 }
 
+// BackupServer calls imagectl.v1.OperatorService.BackupServer.
+func (c *operatorServiceClient) BackupServer(ctx context.Context, req *connect.Request[api.BackupServerRequest]) (*connect.ServerStreamForClient[api.BackupServerResponse], error) {
+	return c.backupServer.CallServerStream(ctx, req)
+}
+
+// ReadAudit calls imagectl.v1.OperatorService.ReadAudit.
+func (c *operatorServiceClient) ReadAudit(ctx context.Context, req *connect.Request[api.ReadAuditRequest]) (*connect.ServerStreamForClient[api.ReadAuditResponse], error) {
+	return c.readAudit.CallServerStream(ctx, req)
+}
+
 // WatchMachines calls imagectl.v1.OperatorService.WatchMachines.
 func (c *operatorServiceClient) WatchMachines(ctx context.Context, req *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error) {
 	return c.watchMachines.CallServerStream(ctx, req)
@@ -335,6 +371,12 @@ type OperatorServiceHandler interface {
 	RevokeCertificates(context.Context, *connect.Request[api.RevokeCertificatesRequest]) (*connect.Response[api.RevokeCertificatesResponse], error)
 	// IssueToken makes the single-use secret with which one machine enrols itself.
 	IssueToken(context.Context, *connect.Request[api.IssueTokenRequest]) (*connect.Response[api.IssueTokenResponse], error)
+	// BackupServer makes an encrypted backup of the server's state, in the directory of
+	// cluster.yaml's backup.target, or sends it in pieces. What is sent is whole when the
+	// call ends without an error.
+	BackupServer(context.Context, *connect.Request[api.BackupServerRequest], *connect.ServerStream[api.BackupServerResponse]) error
+	// ReadAudit streams the audit log from its first entry.
+	ReadAudit(context.Context, *connect.Request[api.ReadAuditRequest], *connect.ServerStream[api.ReadAuditResponse]) error
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error
@@ -431,6 +473,18 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("IssueToken")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceBackupServerHandler := connect.NewServerStreamHandler(
+		OperatorServiceBackupServerProcedure,
+		svc.BackupServer,
+		connect.WithSchema(operatorServiceMethods.ByName("BackupServer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceReadAuditHandler := connect.NewServerStreamHandler(
+		OperatorServiceReadAuditProcedure,
+		svc.ReadAudit,
+		connect.WithSchema(operatorServiceMethods.ByName("ReadAudit")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceWatchMachinesHandler := connect.NewServerStreamHandler(
 		OperatorServiceWatchMachinesProcedure,
 		svc.WatchMachines,
@@ -467,6 +521,10 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceRevokeCertificatesHandler.ServeHTTP(w, r)
 		case OperatorServiceIssueTokenProcedure:
 			operatorServiceIssueTokenHandler.ServeHTTP(w, r)
+		case OperatorServiceBackupServerProcedure:
+			operatorServiceBackupServerHandler.ServeHTTP(w, r)
+		case OperatorServiceReadAuditProcedure:
+			operatorServiceReadAuditHandler.ServeHTTP(w, r)
 		case OperatorServiceWatchMachinesProcedure:
 			operatorServiceWatchMachinesHandler.ServeHTTP(w, r)
 		default:
@@ -532,6 +590,14 @@ func (UnimplementedOperatorServiceHandler) RevokeCertificates(context.Context, *
 
 func (UnimplementedOperatorServiceHandler) IssueToken(context.Context, *connect.Request[api.IssueTokenRequest]) (*connect.Response[api.IssueTokenResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.IssueToken is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) BackupServer(context.Context, *connect.Request[api.BackupServerRequest], *connect.ServerStream[api.BackupServerResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.BackupServer is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ReadAudit(context.Context, *connect.Request[api.ReadAuditRequest], *connect.ServerStream[api.ReadAuditResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ReadAudit is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error {

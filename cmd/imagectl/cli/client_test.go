@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -16,10 +17,12 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
@@ -101,13 +104,17 @@ func setUpServer(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	keeper, err := setUpBackups(env.WorkDir, st)
+	if err != nil {
+		return err
+	}
 	s, err := serverapi.New(context.Background(), serverapi.Config{
 		Cluster: "demo", Version: "test", NodeServers: []string{"https://127.0.0.1:8443"},
 		Machines: []serverapi.Machine{
 			{Name: "cp1", Role: "control-plane", ControlPlane: true, MACs: []string{"52:54:00:00:00:01"}, Disk: &api.DiskRule{}},
 			{Name: "w1", Role: "worker", MACs: []string{"52:54:00:00:00:02"}, Disk: &api.DiskRule{}},
 		},
-		Tokens: true, Store: st, Boot: fakeBoot{}, BMC: fakeBMCs{new(atomic.Bool)}, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
+		Tokens: true, Store: st, Boot: fakeBoot{}, BMC: fakeBMCs{new(atomic.Bool)}, Backups: keeper, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err
@@ -145,6 +152,26 @@ func setUpServer(env *testscript.Env) error {
 	env.Setenv("IMAGECTL_CONFIG", filepath.Join(env.WorkDir, "admin.json"))
 	env.Values["rack"] = rackOnLoopback{url: url, ca: s.CAPEM()}
 	return expiredContext(env, s, url)
+}
+
+// setUpBackups makes recovery.key and other.key, and backups in the directory backups,
+// which is not there yet.
+func setUpBackups(dir string, st *statestore.Store) (*backup.Keeper, error) {
+	var recipients []string
+	for _, name := range []string{"other.key", "recovery.key"} {
+		key, err := age.GenerateX25519Identity()
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(key.String()+"\n"), 0o600); err != nil {
+			return nil, err
+		}
+		recipients = []string{key.Recipient().String()}
+	}
+	return newKeeper(backup.Config{
+		Header: backup.Header{Cluster: "demo", Program: "test", Servers: []string{"https://127.0.0.1:8443"}},
+		Store:  st, Dir: filepath.Join(dir, "backups"), Every: time.Hour, Keep: 2, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	}, recipients)
 }
 
 // expiredContext writes expired.json: a certificate of yesterday's.

@@ -16,6 +16,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	statestore "github.com/imagectl/imagectl/bootstrap/store"
@@ -147,6 +148,17 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		return err
 	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
+	keeper, err := newKeeper(backup.Config{
+		Header: backup.Header{Cluster: p.Cluster, Program: config.Version, Servers: config.NodeServers},
+		Store:  st, Leases: filepath.Join(f.state, backup.LeasesFile),
+		Dir: p.Backup.Target, Every: p.Backup.Every, Keep: p.Backup.Keep, Now: time.Now, Log: log,
+	}, p.Backup.Recipients)
+	if err != nil {
+		return err
+	}
+	if keeper != nil {
+		config.Backups = keeper
+	}
 	api, err := serverapi.New(ctx, config)
 	if err != nil {
 		return err
@@ -171,7 +183,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	defer closeLeases6()
 	var leases dhcp.Store
 	if p.Boot.DHCP == plan.DHCPAuthoritative {
-		j, err := dhcp.OpenJournal(filepath.Join(f.state, "leases"))
+		j, err := dhcp.OpenJournal(filepath.Join(f.state, backup.LeasesFile))
 		if err != nil {
 			return err
 		}
@@ -204,6 +216,9 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		}},
 		keep,
 	)
+	if keeper != nil {
+		tasks = append(tasks, server.Task{Name: "backup", Run: keeper.Run})
+	}
 	if metricsAt != nil {
 		tasks = append(tasks, server.HTTPTask("metrics", metricsAt, monitor.metricsOnly(), log))
 	}

@@ -20,6 +20,8 @@ func verbs(g *globals) []*cobra.Command {
 		newWhy(g),
 		newStatus(g),
 		newEtcd(g),
+		newServer(g),
+		newAudit(g),
 		newLogs(g),
 		newKubeconfig(g),
 		newSecureBoot(g),

@@ -1,0 +1,232 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+)
+
+func newAudit(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "audit",
+		Short:   "Read the log of who changed what, and check that nothing of it was changed",
+		Example: "  imagectl audit ls\n  imagectl audit verify --head head.json",
+		Args:    needVerb,
+		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newAuditLs(g), newAuditVerify(g))
+	return cmd
+}
+
+func newAuditLs(g *globals) *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List the entries of the audit log, oldest first",
+		Long: "List the entries of the audit log, oldest first. With -o json they come as they are\n" +
+			"kept, a line for each; imagectl audit verify --log reads that.",
+		Example: "  imagectl audit ls\n  imagectl audit ls -o json >audit.jsonl",
+		Args:    needVerb,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := dial()
+			if err != nil {
+				return err
+			}
+			w := bufio.NewWriter(g.stdio.Out)
+			if f == formatJSON {
+				for line, err := range r.auditLines(cmd.Context()) {
+					if err != nil {
+						return err
+					}
+					fmt.Fprintf(w, "%s\n", line)
+				}
+				return w.Flush()
+			}
+			var rows [][]string
+			for e, err := range entries(r.auditLines(cmd.Context())) {
+				if err != nil {
+					return err
+				}
+				rows = append(rows, []string{strconv.FormatUint(e.tip.Seq, 10), e.Time.Local().Format(time.DateTime), e.who(), e.Action, e.Machine, e.what()})
+			}
+			if err := table(w, []string{"ENTRY", "TIME", "WHO", "WHAT", "MACHINE", "DETAIL"}, rows); err != nil {
+				return err
+			}
+			return w.Flush()
+		},
+	}
+	formatFlag(cmd, &f)
+	return cmd
+}
+
+func newAuditVerify(g *globals) *cobra.Command {
+	var head, log string
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Check that no entry of the audit log was changed, removed or moved",
+		Long: "Check the whole chain of the audit log on this machine: that no entry was changed,\n" +
+			"removed or moved. That its end was cut off, or all of it made anew, shows only who\n" +
+			"remembers an entry: with --head, the last one is written to a file, and at the next\n" +
+			"time it must still be there. Keep that file where the server's administrators\n" +
+			"cannot write.",
+		Example: "  imagectl audit verify\n  imagectl audit verify --head head.json\n  imagectl audit verify --log audit.jsonl --head head.json",
+		Args:    needVerb,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var lines iter.Seq2[[]byte, error]
+			if log != "" {
+				f, err := os.Open(log)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				lines = linesOf(f)
+			} else {
+				r, err := dial()
+				if err != nil {
+					return err
+				}
+				lines = r.auditLines(cmd.Context())
+			}
+			return g.verifyAudit(lines, head)
+		},
+	}
+	cmd.Flags().StringVar(&head, "head", "", "`file` that remembers the last entry from one time to the next")
+	cmd.Flags().StringVar(&log, "log", "", "`file` of imagectl audit ls -o json to check, instead of the server's log")
+	return cmd
+}
+
+// verifyAudit checks a chain and that it holds the entry that was remembered.
+func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string) error {
+	var before, tip audit.Tip
+	if head != "" {
+		b, err := os.ReadFile(head)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return err
+		default:
+			if err := json.Unmarshal(b, &before); err != nil {
+				return fmt.Errorf("reading %s: %w", head, err)
+			}
+		}
+	}
+	for e, err := range entries(lines) {
+		if err != nil {
+			return err
+		}
+		if tip = e.tip; tip.Seq == before.Seq && tip != before {
+			return fmt.Errorf("entry %d is another one (%.12s…) than %s remembers (%.12s…): the log was made anew, or the server was restored from a backup of before it", tip.Seq, tip.Hash, head, before.Hash)
+		}
+	}
+	if tip.Seq < before.Seq {
+		return fmt.Errorf("the log ends with entry %d, and %s remembers entry %d: its end was cut off, or the server was restored from a backup of before it", tip.Seq, head, before.Seq)
+	}
+	fmt.Fprintf(g.stdio.Out, "%d entries, unbroken; the last is %s\n", tip.Seq, tip.Hash)
+	if head == "" {
+		return nil
+	}
+	if before.Seq > 0 {
+		fmt.Fprintf(g.stdio.Out, "entry %d is the one that %s remembers\n", before.Seq, head)
+	}
+	b, err := json.Marshal(tip)
+	if err != nil {
+		return err
+	}
+	if err := writePrivate(filepath.Clean(head), append(b, '\n')); err != nil {
+		return fmt.Errorf("writing %s: %w", head, err)
+	}
+	return nil
+}
+
+// auditLines reads the server's log.
+func (r *remote) auditLines(ctx context.Context) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		stream, err := r.operator().ReadAudit(ctx, connect.NewRequest(&api.ReadAuditRequest{}))
+		if err != nil {
+			yield(nil, r.explain(err))
+			return
+		}
+		defer stream.Close()
+		for stream.Receive() {
+			for _, line := range stream.Msg().GetLines() {
+				if !yield(line, nil) {
+					return
+				}
+			}
+		}
+		if err := stream.Err(); err != nil {
+			yield(nil, r.explain(err))
+		}
+	}
+}
+
+func linesOf(f io.Reader) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		s := bufio.NewScanner(f)
+		s.Buffer(nil, 1<<20)
+		for s.Scan() {
+			if !yield(s.Bytes(), nil) {
+				return
+			}
+		}
+		if err := s.Err(); err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+// auditEntry is an entry with its place in the chain.
+type auditEntry struct {
+	audit.Entry
+	tip audit.Tip
+}
+
+// entries opens each line and checks that it follows the one before.
+func entries(lines iter.Seq2[[]byte, error]) iter.Seq2[auditEntry, error] {
+	return func(yield func(auditEntry, error) bool) {
+		var e auditEntry
+		for line, err := range lines {
+			if err == nil {
+				e.Entry, e.tip, err = audit.Open(e.tip, line)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// who is the subject without the cluster that all have in common.
+func (e auditEntry) who() string {
+	who := e.Actor.Subject
+	if _, rest, ok := strings.Cut(strings.TrimPrefix(who, "imagectl://"), "/"); ok {
+		who = rest
+	}
+	if who == "" {
+		who = e.Actor.Source
+	}
+	return who
+}
+
+func (e auditEntry) what() string {
+	if e.Before == e.After {
+		return text(e.Detail)
+	}
+	return text(strings.TrimSuffix(fmt.Sprintf("%s → %s: %s", e.Before, e.After, e.Detail), ": "))
+}

@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"filippo.io/age"
+	"github.com/spf13/cobra"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/backup"
+)
+
+func newServer(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "server",
+		Short:   "Back up and restore the state of imagectl serve",
+		Example: "  imagectl server backup\n  imagectl server backup --to /media/usb\n  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl",
+		Args:    needVerb,
+		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newServerBackup(g), newServerRestore(g))
+	return cmd
+}
+
+func newServerBackup(g *globals) *cobra.Command {
+	var to string
+	cmd := &cobra.Command{
+		Use:   "backup",
+		Short: "Have the running server make an encrypted backup of its state now",
+		Long: "Have the running server make a backup of its state now: in the directory of\n" +
+			"backup.target in cluster.yaml, or with --to in a directory of this machine. It is\n" +
+			"encrypted to the keys of backup.recipients, and holds all that another machine\n" +
+			"needs to go on in this one's place, private keys included.",
+		Example: "  imagectl server backup\n  imagectl server backup --to /media/usb",
+		Args:    needVerb,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := dial()
+			if err != nil {
+				return err
+			}
+			stream, err := r.operator().BackupServer(cmd.Context(), connect.NewRequest(&api.BackupServerRequest{Send: to != ""}))
+			if err != nil {
+				return r.explain(err)
+			}
+			defer stream.Close()
+			if to != "" {
+				path, size, err := receiveBackup(to, stream)
+				if err != nil {
+					return r.explain(err)
+				}
+				fmt.Fprintf(g.stdio.Out, "saved %s, %d bytes\n", path, size)
+				return nil
+			}
+			if !stream.Receive() {
+				return cmp.Or(r.explain(stream.Err()), errors.New("the server ended the call without an answer"))
+			}
+			m := stream.Msg()
+			fmt.Fprintf(g.stdio.Out, "saved %s on the server's machine, %d bytes, and read it back\n", filepath.Join(m.GetDirectory(), m.GetName()), m.GetSize())
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "save it in this `directory` of this machine instead")
+	return cmd
+}
+
+// receiveBackup saves what a server sends. The file has its name when it is whole.
+func receiveBackup(dir string, stream *connect.ServerStreamForClient[api.BackupServerResponse]) (path string, size int64, err error) {
+	f, err := os.CreateTemp(dir, ".partial-*") // mode 0600
+	if err != nil {
+		return "", 0, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	name := ""
+	for stream.Receive() {
+		n, err := f.Write(stream.Msg().GetChunk())
+		if err != nil {
+			return "", 0, err
+		}
+		size += int64(n)
+		name = stream.Msg().GetName()
+	}
+	if err := stream.Err(); err != nil {
+		return "", 0, err
+	}
+	if name == "" || name != filepath.Base(name) {
+		return "", 0, errors.New("receiving a backup: the server did not send it to its end")
+	}
+	path = filepath.Join(dir, name)
+	return path, size, errors.Join(f.Sync(), os.Rename(f.Name(), path))
+}
+
+func newServerRestore(g *globals) *cobra.Command {
+	var state, identity string
+	cmd := &cobra.Command{
+		Use:   "restore FILE|DIR",
+		Short: "Make a state directory out of a backup, on any machine",
+		Long: "Make a state directory for imagectl serve out of a backup, on any machine and\n" +
+			"without a server; of a directory the newest backup is taken. All of it is read and\n" +
+			"checked before anything is written, and a directory with anything in it is left\n" +
+			"alone. The old server must never run again.",
+		Example: "  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 || identity == "" {
+				return usageError{fmt.Errorf("say which backup, and with --identity the file of the recovery key; see %s --help", cmd.CommandPath())}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.restoreServer(cmd.Context(), args[0], identity, state)
+		},
+	}
+	cmd.Flags().StringVar(&state, "state", "/var/lib/imagectl", "state `directory` to make")
+	cmd.Flags().StringVar(&identity, "identity", "", "`file` with the recovery key (age-keygen)")
+	return cmd
+}
+
+func (g *globals) restoreServer(ctx context.Context, from, identity, state string) error {
+	key, err := os.Open(identity)
+	if err != nil {
+		return fmt.Errorf("reading the recovery key: %w", err)
+	}
+	defer key.Close()
+	identities, err := age.ParseIdentities(key)
+	if err != nil {
+		return fmt.Errorf("reading the recovery key %s: %w; want the file that age-keygen wrote", identity, err)
+	}
+	now := time.Now()
+	r, err := backup.Restore(ctx, backup.RestoreConfig{From: from, State: state, Identities: identities, Now: now, Log: g.stdio.Err})
+	if err != nil {
+		return err
+	}
+	h := r.Header
+	w := g.stdio.Out
+	fmt.Fprintf(w, "restored %s: cluster %s as of %s (%s ago), %d records, every secret opens\n", state, h.Cluster, h.At.Local().Format(time.DateTime), now.Sub(h.At).Round(time.Second), r.Records)
+	fmt.Fprintf(w, "next: make sure that the old server never starts again; give this machine its address (nodes call %s); imagectl serve --state %s\n", strings.Join(h.Servers, " and "), state)
+	fmt.Fprintln(w, "docs/backup.md says what is not as it was: machines to approve or arm again, certificates to revoke again")
+	return nil
+}
+
+// newKeeper prepares the backups of a server; nil when cluster.yaml asks for none.
+func newKeeper(c backup.Config, recipients []string) (*backup.Keeper, error) {
+	if len(recipients) == 0 {
+		return nil, nil
+	}
+	for _, text := range recipients {
+		r, err := age.ParseX25519Recipient(text)
+		if err != nil {
+			return nil, fmt.Errorf("reading backup.recipients: %w", err)
+		}
+		c.Recipients = append(c.Recipients, r)
+	}
+	return backup.NewKeeper(c)
+}
