@@ -46,6 +46,9 @@ func (n *node) steps(run *api.Run) []Step {
 			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())
 		}
 	}
+	if run.GetEtcd().GetRemove() != "" {
+		s = append(s, n.etcdRemoval(run))
+	}
 	k := run.GetKubernetes().GetAction()
 	if k == api.KubernetesWanted_ACTION_UNSPECIFIED || k == api.KubernetesWanted_ACTION_WAIT {
 		return append(s, turn("kubernetes", run.GetKubernetes().GetReason()))

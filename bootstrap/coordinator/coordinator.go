@@ -35,6 +35,8 @@ type Seen struct {
 	EtcdMember bool
 	// EtcdEmpty: it has looked, and there is no data of etcd on its disk.
 	EtcdEmpty bool
+	// EtcdMembers are the names on its member's list; empty when it does not answer.
+	EtcdMembers []string
 	// APIServerReady: its API server answers /readyz.
 	APIServerReady bool
 	// Joined: kubeadm init or join is complete.
@@ -46,8 +48,9 @@ type Seen struct {
 }
 
 // Choices are decisions that outlive everything. The zero value is a cluster
-// that does not exist yet. A set field never changes, and no name leaves a list;
-// only EtcdJoining comes and goes.
+// that does not exist yet. A set field never changes, and no name leaves a list but
+// that of a voter which was taken off etcd's own; EtcdJoining, EtcdLeaving and
+// EtcdRemover come and go.
 type Choices struct {
 	// EtcdFirst is the machine that starts the etcd cluster.
 	EtcdFirst string `json:"etcdFirst,omitempty"`
@@ -57,6 +60,12 @@ type Choices struct {
 	EtcdVoters []string `json:"etcdVoters,omitempty"`
 	// EtcdJoining is the only machine that may change etcd's membership now.
 	EtcdJoining string `json:"etcdJoining,omitempty"`
+	// EtcdLeaving is the machine whose member is taken off etcd's list now, or was and
+	// that must not come back. An operator's retiring sets it for a voter that has to
+	// be well for that.
+	EtcdLeaving string `json:"etcdLeaving,omitempty"`
+	// EtcdRemover is the machine that does it.
+	EtcdRemover string `json:"etcdRemover,omitempty"`
 	// KubernetesFirst is the machine that runs kubeadm init.
 	KubernetesFirst string `json:"kubernetesFirst,omitempty"`
 	// KubernetesFormed: init is complete and its API server was ready once.
@@ -68,6 +77,7 @@ type Choices struct {
 // Equal says whether nothing differs.
 func (c Choices) Equal(o Choices) bool {
 	return slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
+		c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
 		c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
@@ -170,8 +180,10 @@ type Directive struct {
 	// Code and Reason explain a Wait or a Reboot.
 	Code, Reason string
 	// The rest is set for Run. A wait has its reason, and so has joining etcd.
-	Etcd             EtcdAction
-	EtcdReason       string
+	Etcd       EtcdAction
+	EtcdReason string
+	// EtcdRemove is the machine whose member this one takes off etcd's list.
+	EtcdRemove       string
 	Kubernetes       KubernetesAction
 	KubernetesReason string
 	// First says that this machine runs init, and so applies the add-ons.
@@ -189,6 +201,9 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	}
 	d := Directive{Kind: Run, First: c.KubernetesFirst == name}
 	d.Etcd, d.EtcdReason = etcd(nodes, *n, c)
+	if c.EtcdRemover == name {
+		d.EtcdRemove = c.EtcdLeaving
+	}
 	d.Kubernetes, d.KubernetesReason = kubernetes(*n, c)
 	return d
 }

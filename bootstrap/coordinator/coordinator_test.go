@@ -19,6 +19,7 @@ func reports() []*Seen {
 			Joined: bits&2 != 0, APIServerReady: bits&4 != 0,
 		})
 	}
+	out = append(out, &Seen{EtcdHealthy: true, EtcdMembers: []string{"a"}}, &Seen{EtcdHealthy: true, EtcdMembers: []string{"b", "a"}})
 	return out
 }
 
@@ -35,6 +36,12 @@ func choices() []Choices {
 				c.KubernetesFormed = true
 				out = append(out, c)
 				c.APIServers = []string{"a", "b"}
+				out = append(out, c)
+			}
+			for _, leaving := range []string{"a", "b"} {
+				c := Choices{EtcdFirst: first, EtcdFormed: true, KubernetesFirst: first, KubernetesFormed: true, EtcdVoters: voters, EtcdLeaving: leaving}
+				out = append(out, c)
+				c.EtcdRemover = map[string]string{"a": "b", "b": "a"}[leaving]
 				out = append(out, c)
 			}
 		}
@@ -54,12 +61,13 @@ func check(t *testing.T, nodes []Node, before Choices) {
 		before.KubernetesFirst != "" && c.KubernetesFirst != before.KubernetesFirst,
 		before.EtcdFormed && !c.EtcdFormed,
 		before.KubernetesFormed && !c.KubernetesFormed,
-		!contains(c.EtcdVoters, before.EtcdVoters), !contains(c.APIServers, before.APIServers),
+		!contains(c.APIServers, before.APIServers),
 		!slices.IsSorted(c.EtcdVoters), !slices.IsSorted(c.APIServers):
 		t.Fatalf("%+v: a choice changed from %+v to %+v", nodes, before, c)
 	}
 	checkJoining(t, nodes, before, c)
-	bootstraps, inits, joins := 0, 0, 0
+	checkLeaving(t, nodes, before, c)
+	bootstraps, inits, joins, removals := 0, 0, 0, 0
 	for _, n := range nodes {
 		d := Direct(nodes, c, n.Name)
 		bad := func(what string) { t.Fatalf("%+v %+v: %s gets %+v: %s", nodes, c, n.Name, d, what) }
@@ -72,6 +80,11 @@ func check(t *testing.T, nodes []Node, before Choices) {
 		if d.Etcd == EtcdJoin {
 			if joins++; c.EtcdJoining != n.Name || n.Seen.EtcdHealthy {
 				bad("it joins etcd out of turn")
+			}
+		}
+		if d.EtcdRemove != "" {
+			if removals++; d.EtcdRemove == n.Name || n.Name != c.EtcdRemover || d.EtcdRemove != c.EtcdLeaving {
+				bad("it removes a member out of turn")
 			}
 		}
 		if d.Etcd == EtcdRun && (n.Seen.EtcdEmpty || !slices.Contains(c.EtcdVoters, n.Name)) {
@@ -116,8 +129,8 @@ func check(t *testing.T, nodes []Node, before Choices) {
 			bad("etcd on a worker")
 		}
 	}
-	if bootstraps > 1 || inits > 1 || joins > 1 {
-		t.Fatalf("%+v %+v: %d machines start etcd, %d run init, %d join etcd", nodes, c, bootstraps, inits, joins)
+	if bootstraps > 1 || inits > 1 || joins+removals > 1 {
+		t.Fatalf("%+v %+v: %d machines start etcd, %d run init, %d join etcd, %d remove a member", nodes, c, bootstraps, inits, joins, removals)
 	}
 }
 
@@ -139,6 +152,49 @@ func checkJoining(t *testing.T, nodes []Node, before, c Choices) {
 	lost := slices.Contains(c.EtcdVoters, c.EtcdJoining)
 	if !lost && well < len(c.EtcdVoters) || lost && (well < quorum(len(c.EtcdVoters)) || !find(nodes, c.EtcdJoining).Seen.EtcdEmpty) {
 		t.Fatalf("%+v %+v: %s may join with %d of %v healthy", nodes, c, c.EtcdJoining, well, c.EtcdVoters)
+	}
+}
+
+// checkLeaving asserts who is taken off etcd's list, and when a voter counts as gone.
+func checkLeaving(t *testing.T, nodes []Node, before, c Choices) {
+	t.Helper()
+	bad := func(what string) { t.Helper(); t.Fatalf("%+v %+v: %s: %+v", nodes, before, what, c) }
+	for _, v := range before.EtcdVoters {
+		if slices.Contains(c.EtcdVoters, v) {
+			continue
+		}
+		n := find(nodes, v)
+		if n == nil || n.State != machine.Retired && before.EtcdLeaving != v {
+			bad(v + " is no voter any more, and nobody retired it")
+		}
+		for _, o := range nodes {
+			if o.Name != v && sound(o, before) && slices.Contains(o.Seen.EtcdMembers, v) {
+				bad(v + " is no voter any more, says the list, and " + o.Name + " has it")
+			}
+		}
+	}
+	if c.EtcdFormed && len(c.EtcdVoters) == 0 {
+		bad("no voter is left")
+	}
+	if n := find(nodes, c.EtcdLeaving); c.EtcdLeaving != "" && (n == nil || n.State != machine.Retired && before.EtcdLeaving != c.EtcdLeaving) {
+		bad("a machine leaves that nobody retired")
+	}
+	if (c.EtcdRemover != "") && !c.leaving() {
+		bad("somebody removes nobody")
+	}
+	if c.EtcdRemover == "" || c.EtcdRemover == before.EtcdRemover {
+		return
+	}
+	total, well, others := len(c.EtcdVoters), 0, 0
+	for _, v := range c.EtcdVoters {
+		if n := find(nodes, v); n != nil && n.Seen != nil && n.Seen.EtcdHealthy && working(n.State) {
+			if well++; v != c.EtcdLeaving {
+				others++
+			}
+		}
+	}
+	if c.EtcdRemover == c.EtcdLeaving || total < 2 || well < quorum(total) || others < quorum(total-1) {
+		bad("a removal would cost the quorum")
 	}
 }
 
@@ -177,9 +233,16 @@ func TestTwoMachinesInEverySituation(t *testing.T) {
 func TestThreeMachinesInEveryReport(t *testing.T) {
 	t.Parallel()
 	all := choices()
-	said := []*Seen{nil, {Installer: true}, {}, {EtcdEmpty: true}, {EtcdMember: true}, {EtcdHealthy: true}, {EtcdHealthy: true, Joined: true, APIServerReady: true}}
+	said := []*Seen{nil, {Installer: true}, {}, {EtcdEmpty: true}, {EtcdMember: true}, {EtcdHealthy: true}, {EtcdHealthy: true, Joined: true, APIServerReady: true, EtcdMembers: []string{"a", "b", "c"}}, {EtcdHealthy: true, EtcdMembers: []string{"a", "b"}}}
 	for _, joining := range []string{"", "a", "b", "c"} {
 		three := Choices{EtcdFirst: "a", EtcdFormed: true, EtcdVoters: []string{"a", "b", "c"}, EtcdJoining: joining, KubernetesFirst: "a", KubernetesFormed: true, APIServers: []string{"a"}}
+		for _, leaving := range []string{"a", "c"} {
+			for _, remover := range []string{"", "b"} {
+				leave := three
+				leave.EtcdJoining, leave.EtcdLeaving, leave.EtcdRemover = "", leaving, remover
+				all = append(all, leave)
+			}
+		}
 		two := three
 		two.EtcdVoters = []string{"a", "b"}
 		all = append(all, two, three)
@@ -194,6 +257,12 @@ func TestThreeMachinesInEveryReport(t *testing.T) {
 								{Name: "a", ControlPlane: true, State: state, Seen: ra}, {Name: "b", ControlPlane: controls > 0, State: state, Seen: rb},
 								{Name: "c", ControlPlane: controls > 1, State: state, Seen: rc},
 							}, c)
+							if state == machine.Ready && controls == 2 {
+								check(t, []Node{
+									{Name: "a", ControlPlane: true, State: state, Seen: ra}, {Name: "b", ControlPlane: true, State: state, Seen: rb},
+									{Name: "c", ControlPlane: true, State: machine.Retired, Seen: rc},
+								}, c)
+							}
 						}
 					}
 				}

@@ -3,6 +3,8 @@ package coordinator
 import (
 	"fmt"
 	"slices"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
 )
 
 // chooseMember keeps the list of voters, and gives the right to change etcd's
@@ -13,12 +15,22 @@ func chooseMember(nodes []Node, c Choices) Choices {
 	if !c.EtcdFormed {
 		return c
 	}
-	// Records of older servers have no list.
-	c.EtcdVoters = with(c.EtcdVoters, c.EtcdFirst)
+	if len(c.EtcdVoters) == 0 { // records of older servers have no list
+		c.EtcdVoters = []string{c.EtcdFirst}
+	}
+	if n := find(nodes, c.EtcdLeaving); !c.leaving() && (n == nil || !n.ControlPlane || !working(n.State)) {
+		c.EtcdLeaving = ""
+	}
 	for _, n := range nodes {
-		if n.ControlPlane && n.Seen != nil && n.Seen.EtcdHealthy {
+		// What one that leaves said last is no news.
+		if n.ControlPlane && n.Seen != nil && n.Seen.EtcdHealthy && n.Name != c.EtcdLeaving && n.State != machine.Retired {
 			c.EtcdVoters = with(c.EtcdVoters, n.Name)
 		}
+	}
+	if c = chooseLeaving(nodes, c); c.leaving() {
+		// One change at a time. What a joining machine leaves behind has no vote.
+		c.EtcdJoining = ""
+		return c
 	}
 	if c.EtcdJoining != "" && joiningEnds(find(nodes, c.EtcdJoining)) {
 		c.EtcdJoining = ""
@@ -38,6 +50,123 @@ func chooseMember(nodes []Node, c Choices) Choices {
 	return c
 }
 
+// leaving: a member is being taken off etcd's list.
+func (c Choices) leaving() bool {
+	return c.EtcdLeaving != "" && slices.Contains(c.EtcdVoters, c.EtcdLeaving)
+}
+
+// chooseLeaving has the members of retired machines taken off etcd's list, one at a
+// time, by a voter that is well and that lists them.
+func chooseLeaving(nodes []Node, c Choices) Choices {
+	for _, v := range c.EtcdVoters {
+		if n := find(nodes, v); n != nil && leaves(*n, c) && removed(nodes, c, v) {
+			c.EtcdVoters = slices.DeleteFunc(slices.Clone(c.EtcdVoters), func(o string) bool { return o == v })
+		}
+	}
+	if !c.leaving() {
+		c.EtcdRemover = ""
+		// One that was well when it left stays out until it is retired or wiped.
+		if n := find(nodes, c.EtcdLeaving); n == nil || !n.ControlPlane || !working(n.State) {
+			c.EtcdLeaving = ""
+		}
+	}
+	if c.EtcdLeaving == "" {
+		for _, v := range c.EtcdVoters {
+			if n := find(nodes, v); n != nil && n.State == machine.Retired {
+				c.EtcdLeaving = v
+				break
+			}
+		}
+	}
+	if !c.leaving() {
+		return c
+	}
+	if n := find(nodes, c.EtcdLeaving); n == nil || !leaves(*n, c) {
+		// It is wiped instead, and replaces its own member.
+		c.EtcdLeaving, c.EtcdRemover = "", ""
+		return c
+	}
+	if n := find(nodes, c.EtcdRemover); n != nil && lists(*n, c, c.EtcdLeaving) {
+		return c
+	}
+	c.EtcdRemover = ""
+	if ok, _ := mayLeave(nodes, c); !ok {
+		return c
+	}
+	for _, n := range nodes {
+		if lists(n, c, c.EtcdLeaving) {
+			c.EtcdRemover = n.Name
+			break
+		}
+	}
+	return c
+}
+
+// leaves: it is retired, or asked to leave while it is at work.
+func leaves(n Node, c Choices) bool {
+	return n.State == machine.Retired || n.Name == c.EtcdLeaving && working(n.State)
+}
+
+// sound: it is a voter that others can rely on.
+func sound(n Node, c Choices) bool {
+	return slices.Contains(c.EtcdVoters, n.Name) && n.Seen != nil && n.Seen.EtcdHealthy && working(n.State)
+}
+
+// lists: it is another voter that is well, and its list has that member.
+func lists(n Node, c Choices, name string) bool {
+	return n.Name != name && sound(n, c) && slices.Contains(n.Seen.EtcdMembers, name)
+}
+
+// removed: every other voter that is well has a list without that member.
+func removed(nodes []Node, c Choices, name string) bool {
+	without := 0
+	for _, n := range nodes {
+		if n.Name == name || !sound(n, c) || len(n.Seen.EtcdMembers) == 0 {
+			continue
+		}
+		if slices.Contains(n.Seen.EtcdMembers, name) {
+			return false
+		}
+		without++
+	}
+	return without > 0
+}
+
+// mayLeave does the arithmetic for the member that is to be taken off the list: a
+// quorum of today's voters has to agree, and the others are to be one of their own.
+func mayLeave(nodes []Node, c Choices) (bool, string) {
+	total := len(c.EtcdVoters)
+	others, ill := healthy(nodes, c, c.EtcdLeaving)
+	well := others
+	if n := find(nodes, c.EtcdLeaving); n != nil && sound(*n, c) {
+		well++
+	}
+	switch {
+	case total < 2:
+		return false, fmt.Sprintf("%s holds the only copy of the cluster's etcd", c.EtcdLeaving)
+	case well < quorum(total):
+		return false, fmt.Sprintf("removing %s from etcd needs a quorum of %d of %d voters, and %d are healthy, not %s", c.EtcdLeaving, quorum(total), total, well, list(ill))
+	case others < quorum(total-1):
+		return false, fmt.Sprintf("without %s etcd has %d voters, quorum is %d and %d are healthy, not %s", c.EtcdLeaving, total-1, quorum(total-1), others, list(ill))
+	}
+	return true, fmt.Sprintf("%s is removed from etcd: quorum goes from %d of %d voters to %d of %d", c.EtcdLeaving, quorum(total), total, quorum(total-1), total-1)
+}
+
+// MayLeave says whether a voter that is well can be taken off etcd's list first, where
+// retiring it at once would stop the cluster: it has to help to decide that.
+func MayLeave(nodes []Node, c Choices, name string) bool {
+	if c.EtcdLeaving != "" && c.EtcdLeaving != name || c.EtcdJoining != "" {
+		return false
+	}
+	n := find(nodes, name)
+	if n == nil || !sound(*n, c) {
+		return false
+	}
+	c.EtcdLeaving = name
+	ok, _ := mayLeave(nodes, c)
+	return ok
+}
+
 // joiningEnds: it is a voter, or it will not become one now. What it leaves
 // behind, at most a learner, has no vote; the next one removes it.
 func joiningEnds(n *Node) bool {
@@ -48,7 +177,7 @@ func joiningEnds(n *Node) bool {
 // wantsMember: it should be a voter and is none, or it was one and has lost its
 // data. One that is merely down is not concerned: its data says who it is.
 func wantsMember(n Node, c Choices) bool {
-	return n.ControlPlane && n.Seen != nil && !n.Gone && !n.Seen.Installer && !n.Seen.EtcdHealthy && working(n.State) &&
+	return n.Name != c.EtcdLeaving && n.ControlPlane && n.Seen != nil && !n.Gone && !n.Seen.Installer && !n.Seen.EtcdHealthy && working(n.State) &&
 		(n.Seen.EtcdEmpty || !slices.Contains(c.EtcdVoters, n.Name))
 }
 
@@ -110,6 +239,10 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	if len(ill) > 0 {
 		s += ", not healthy: " + list(ill)
 	}
+	if c.leaving() {
+		_, why := mayLeave(nodes, c)
+		s += "; " + why
+	}
 	switch spare := well - need; {
 	case spare < 0:
 		return s + fmt.Sprintf("; %d more must come back before anything can be written", -spare)
@@ -140,10 +273,14 @@ func etcd(nodes []Node, n Node, c Choices) (EtcdAction, string) {
 	case c.EtcdJoining == n.Name:
 		return EtcdJoin, fmt.Sprintf("%s is added to etcd as a learner and gets a vote when it is in sync: quorum goes from %d of %d voters to %d of %d",
 			n.Name, quorum(voters), voters, quorum(voters+1), voters+1)
+	case c.EtcdLeaving == n.Name && !member:
+		return EtcdWait, fmt.Sprintf("its etcd member is removed; imagectl machines retire %s", n.Name)
 	case member && !n.Seen.EtcdEmpty:
 		return EtcdRun, ""
 	case !working(n.State):
 		return EtcdWait, fmt.Sprintf("%s is %s and takes no part until it is approved again", n.Name, n.State)
+	case c.leaving():
+		return EtcdWait, fmt.Sprintf("the etcd member of %s is removed first", c.EtcdLeaving)
 	case c.EtcdJoining != "":
 		return EtcdWait, fmt.Sprintf("%s joins etcd first, one at a time", c.EtcdJoining)
 	}

@@ -59,6 +59,69 @@ func TestThreeControlPlanes(t *testing.T) {
 	}
 }
 
+// Three control planes become one, told as a story.
+func TestThreeControlPlanesBecomeOne(t *testing.T) {
+	t.Parallel()
+	c := Choices{EtcdFirst: "cp1", EtcdFormed: true, EtcdVoters: []string{"cp1", "cp2", "cp3"}, KubernetesFirst: "cp1", KubernetesFormed: true}
+	lists := func(names ...string) *Seen {
+		return &Seen{EtcdHealthy: true, EtcdMember: true, EtcdMembers: names, Joined: true}
+	}
+	all := []string{"cp1", "cp2", "cp3"}
+	nodes := []Node{
+		{Name: "cp1", ControlPlane: true, State: machine.Ready, Seen: lists(all...)}, {Name: "cp2", ControlPlane: true, State: machine.Ready, Seen: lists(all...)},
+		{Name: "cp3", ControlPlane: true, State: machine.Ready, Seen: lists(all...)},
+	}
+	step := func(when, leaving, remover, voters, summary string) {
+		t.Helper()
+		c = Choose(nodes, c)
+		_, said := Summary(nodes, c)
+		if got := list(c.EtcdVoters); c.EtcdLeaving != leaving || c.EtcdRemover != remover || got != voters || said != summary {
+			t.Errorf("%s: %q leaves, %q removes it, voters %s\n%s\nwant %q, %q, %s\n%s", when, c.EtcdLeaving, c.EtcdRemover, got, said, leaving, remover, voters, summary)
+		}
+	}
+	const addons = "every node is Ready; the add-ons are not applied yet"
+	step("at first", "", "", "cp1, cp2, cp3", addons)
+	nodes[0].State, nodes[0].Seen = machine.Retired, lists(all...) // what it said a moment ago
+	step("cp1 is retired", "cp1", "cp2", "cp1, cp2, cp3", "cp1 is removed from etcd: quorum goes from 2 of 3 voters to 2 of 2")
+	if d := Direct(nodes, c, "cp2"); d.EtcdRemove != "cp1" || d.Etcd != EtcdRun {
+		t.Errorf("cp2 is told %+v", d)
+	}
+	nodes[1].Seen = nil
+	step("cp2 falls silent", "cp1", "", "cp1, cp2, cp3", "removing cp1 from etcd needs a quorum of 2 of 3 voters, and 1 are healthy, not cp2")
+	if ok, _ := MayLose(nodes, c, "cp3", "retiring"); ok || MayLeave(nodes, c, "cp3") {
+		t.Error("cp3 may be retired too")
+	}
+	nodes[1].Seen = lists(all...)
+	step("cp2 is back", "cp1", "cp2", "cp1, cp2, cp3", "cp1 is removed from etcd: quorum goes from 2 of 3 voters to 2 of 2")
+	nodes[1].Seen = lists("cp2", "cp3")
+	step("cp2 has removed it, cp3 has not heard", "cp1", "cp3", "cp1, cp2, cp3", "cp1 is removed from etcd: quorum goes from 2 of 3 voters to 2 of 2")
+	nodes[2].Seen = lists("cp2", "cp3")
+	step("both know", "", "", "cp2, cp3", addons)
+
+	// Of two, one cannot be lost; it leaves while it is well.
+	ok, why := MayLose(nodes, c, "cp3", "retiring")
+	if want := "it is one of 2 etcd voters, quorum is 2 and 1 of the others are healthy; retiring it now would stop the cluster"; ok || why != want {
+		t.Errorf("got %v, %s", ok, why)
+	}
+	if !MayLeave(nodes, c, "cp3") {
+		t.Error("cp3 may not leave")
+	}
+	c.EtcdLeaving = "cp3"
+	step("cp3 is asked to leave", "cp3", "cp2", "cp2, cp3", "cp3 is removed from etcd: quorum goes from 2 of 2 voters to 1 of 1")
+	nodes[1].Seen = lists("cp2")
+	step("it has left", "cp3", "", "cp2", addons)
+	nodes[2].Seen = &Seen{EtcdEmpty: true}
+	step("it does not come back by itself", "cp3", "", "cp2", addons)
+	if d := Direct(nodes, c, "cp3"); d.Etcd != EtcdWait || d.EtcdReason != "its etcd member is removed; imagectl machines retire cp3" {
+		t.Errorf("cp3 is told %+v", d)
+	}
+	nodes[2].State = machine.Retired
+	step("it is retired", "", "", "cp2", addons)
+	if ok, _ := MayLose(nodes, c, "cp2", "retiring"); ok || MayLeave(nodes, c, "cp2") {
+		t.Error("the last one may go")
+	}
+}
+
 func TestMayLose(t *testing.T) {
 	t.Parallel()
 	one := Choices{EtcdFirst: "a", EtcdFormed: true, EtcdVoters: []string{"a"}}

@@ -13,6 +13,9 @@ func Summary(nodes []Node, c Choices) (ready bool, sentence string) {
 	by := map[machine.State][]string{}
 	missing, addons := 0, false
 	for _, n := range nodes {
+		if n.State == machine.Retired {
+			continue // nobody waits for it
+		}
 		by[n.State] = append(by[n.State], n.Name)
 		if n.State != machine.Ready {
 			missing++
@@ -24,6 +27,9 @@ func Summary(nodes []Node, c Choices) (ready bool, sentence string) {
 	switch {
 	case len(nodes) == 0:
 		return false, "cluster.yaml lists no machines"
+	case c.leaving():
+		_, why := mayLeave(nodes, c)
+		return false, why
 	case missing == 0 && !addons:
 		return false, "every node is Ready; the add-ons are not applied yet"
 	case missing == 0:

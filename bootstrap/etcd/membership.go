@@ -120,6 +120,42 @@ func Next(self Self, members []Peer) Decision {
 	return Decision{DoRemove, mine.ID, fmt.Sprintf("the member %s has lost its data; %d of %d voters are healthy, without it quorum is %d of %d", label(*mine), well, voters, quorum(voters-1), voters-1)}
 }
 
+// Leave decides whether the member of a machine that is retired can be taken off the
+// list that a quorum has confirmed. It is pure. Whoever else changes the list
+// meanwhile, etcd itself refuses what would cost the quorum.
+func Leave(name string, members []Peer) Decision {
+	voters, well := 0, 0
+	var its *Peer
+	for i, m := range members {
+		if m.Name == name {
+			its = &members[i]
+		}
+		if !m.Learner {
+			voters++
+			if m.Healthy {
+				well++
+			}
+		}
+	}
+	if its == nil {
+		return Decision{DoNothing, 0, fmt.Sprintf("etcd has no member %s; it has %d voters", name, voters)}
+	}
+	if its.Learner {
+		return Decision{DoRemove, its.ID, fmt.Sprintf("%s is a learner; it has no vote", label(*its))}
+	}
+	if why := tooFew(well, voters, ""); why != "" {
+		return Decision{DoWait, its.ID, fmt.Sprintf("%s cannot be removed: %s", label(*its), why)}
+	}
+	others := well
+	if its.Healthy {
+		others--
+	}
+	if why := tooFew(others, voters-1, "without it"); why != "" {
+		return Decision{DoWait, its.ID, fmt.Sprintf("removing %s would stop etcd: %s", label(*its), why)}
+	}
+	return Decision{DoRemove, its.ID, fmt.Sprintf("%s is retired; %d of %d voters are healthy, without it quorum is %d of %d", label(*its), well, voters, quorum(voters-1), voters-1)}
+}
+
 // is: the data says which member this machine is. Without, it is the one that it
 // was added as, or a former life of this machine.
 func is(self Self, m Peer) bool {

@@ -159,3 +159,28 @@ func TestInitialCluster(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+func TestLeave(t *testing.T) {
+	t.Parallel()
+	one, two, three := voter(1, "cp1", true), voter(2, "cp2", false), voter(3, "cp3", true)
+	well := voter(2, "cp2", true)
+	for _, tc := range []struct {
+		name    string
+		members []Peer
+		want    Decision
+	}{
+		{"one of three, without power", []Peer{one, two, three}, Decision{DoRemove, 2, "cp2 (2) is retired; 2 of 3 voters are healthy, without it quorum is 2 of 2"}},
+		{"one of three, well", []Peer{one, well, three}, Decision{DoRemove, 2, "cp2 (2) is retired; 3 of 3 voters are healthy, without it quorum is 2 of 2"}},
+		{"one of two, well", []Peer{one, well}, Decision{DoRemove, 2, "cp2 (2) is retired; 2 of 2 voters are healthy, without it quorum is 1 of 1"}},
+		{"one of two, without power", []Peer{one, two}, Decision{DoWait, 2, "cp2 (2) cannot be removed: 1 of 2 voters healthy, quorum is 2"}},
+		{"another one is down too", []Peer{one, two, voter(3, "cp3", false)}, Decision{DoWait, 2, "cp2 (2) cannot be removed: 1 of 3 voters healthy, quorum is 2"}},
+		{"the others are not well", []Peer{one, well, voter(3, "cp3", false)}, Decision{DoWait, 2, "removing cp2 (2) would stop etcd: without it 1 of 2 voters healthy, quorum is 2"}},
+		{"the only one", []Peer{well}, Decision{DoWait, 2, "removing cp2 (2) would stop etcd: without it 0 of 0 voters healthy, quorum is 1"}},
+		{"a learner", []Peer{one, learner(two)}, Decision{DoRemove, 2, "cp2 (2) is a learner; it has no vote"}},
+		{"removed before", []Peer{one, three}, Decision{DoNothing, 0, "etcd has no member cp2; it has 2 voters"}},
+	} {
+		if got := Leave("cp2", tc.members); got != tc.want {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", tc.name, got, tc.want)
+		}
+	}
+}

@@ -107,7 +107,12 @@ func (b *board) Changed() <-chan struct{} {
 // seen is the part of a report that decisions look at.
 func (r report) seen() *coordinator.Seen {
 	e, k := r.last.GetEtcd(), r.last.GetKubernetes()
+	var members []string
+	for _, m := range e.GetMembers() {
+		members = append(members, m.GetName())
+	}
 	return &coordinator.Seen{
+		EtcdMembers:    members,
 		Installer:      r.last.GetMode() == api.Mode_MODE_INSTALLER,
 		EtcdHealthy:    e.GetHealthy() && !e.GetLearner(),
 		EtcdMember:     e.GetMemberId() != "",

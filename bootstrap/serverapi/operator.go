@@ -26,6 +26,7 @@ const (
 	codeRefused       = "not-in-this-state"
 	codeNeedsWord     = "needs-reinstall"
 	codeWouldLoseEtcd = "would-lose-etcd"
+	codeLeavesEtcd    = "leaves-etcd"
 	codeStorage       = "storage"
 	codeNoBMC         = "no-bmc"
 	codeBMC           = "bmc"

@@ -66,12 +66,17 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		return nil, s.storing("", err)
 	}
 	why := reasoned("the machine was retired", req.Msg.GetReason())
+	var leaving []string
 	outcomes := s.each(ctx, names, "", func(c *change, m *store.Machine) error {
 		if m.State == machine.Retired {
 			return nil // a lost reply
 		}
 		if err := loses(c, nodes, choices, m.Name, "retiring"); err != nil {
-			return err
+			if !coordinator.MayLeave(nodes, choices, m.Name) {
+				return err
+			}
+			leaving = append(leaving, m.Name)
+			return &refusedError{codeLeavesEtcd, fmt.Sprintf("its etcd member is removed first, while it is well: %d voters become %d; retire it again when imagectl etcd members does not list it any more", len(choices.EtcdVoters), len(choices.EtcdVoters)-1)}
 		}
 		if _, err := s.revoke(c, holderOf(pki.KindNode, m.Name), why, every); err != nil {
 			return err
@@ -79,6 +84,11 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		m.Arming, m.Token, m.Pending, m.Asked = nil, nil, nil, 0
 		return c.move(m, "machine-retired", req.Msg.GetReason(), machine.Retire)
 	})
+	if len(leaving) > 0 {
+		if err := s.leave(ctx, leaving[0]); err != nil {
+			return nil, s.storing(leaving[0], err)
+		}
+	}
 	for _, o := range outcomes {
 		if o.GetOk() {
 			o.Message = "its certificates are refused from now on; left to do: " + s.leftToDo(o.GetMachine())
@@ -87,12 +97,37 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 	return connect.NewResponse(&api.RetireMachineResponse{Outcomes: outcomes}), nil
 }
 
+// leave has a voter taken off etcd's list while it is well.
+func (s operators) leave(ctx context.Context, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nodes := s.refresh()
+	var stored coordinator.Choices
+	err := s.change(ctx, callerOf(ctx).actor(), func(c *change) error {
+		stored = coordinator.Choices{}
+		if _, err := c.tx.Value(valueChoices, &stored); err != nil {
+			return err
+		}
+		if stored.EtcdLeaving == name || !coordinator.MayLeave(nodes, stored, name) {
+			return nil // asked before, or not possible any more
+		}
+		stored.EtcdLeaving = name
+		c.log(audit.Entry{Action: "etcd-leaving", Machine: name, Detail: "its member is removed so that it can be retired"})
+		return c.tx.PutValue(valueChoices, stored)
+	})
+	if err == nil {
+		s.choices = stored
+		s.board.wake()
+	}
+	return err
+}
+
 // leftToDo is what the server cannot do about a machine that is gone.
 func (s *Server) leftToDo(name string) string {
 	m, listed := s.machineOf(name)
 	todo := []string{fmt.Sprintf("kubectl drain %s --ignore-daemonsets, kubectl delete node %s", name, name), "switch it off or wipe it (kubelet's own certificate is Kubernetes', which cannot revoke)"}
 	if m.ControlPlane {
-		todo = append(todo, "etcdctl member remove, if it was a member")
+		todo = append(todo, "nothing in etcd: its member is removed by itself (imagectl etcd members)")
 	}
 	if listed {
 		todo = append(todo, "take it out of cluster.yaml")
