@@ -57,6 +57,7 @@ var layers = map[string][]string{
 	"images/vmdk":              {"images/chunk"},
 	"images/ova":               {},
 	"images/store":             {"images/lock", "images/sparse"},
+	"images/upload":            {"images/store"},
 	"images/release":           {"images/lock", "images/store"},
 	"images/bundle":            {"images/lock", "images/store"},
 	"images/sysext":            {"bootstrap/firewall", "images/fstree", "images/squashfs"},
