@@ -49,7 +49,7 @@ func StatusError(status int, text string) error {
 // CallError says which kind an error of a call is that got no answer. One that
 // has a kind already, and a cancelled context, stay as they are.
 func CallError(ctx context.Context, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) {
+	if err == nil || errors.Is(ctx.Err(), context.Canceled) {
 		return err
 	}
 	for _, kind := range []error{ErrAuth, ErrSpace, ErrServer, ErrTimeout, ErrInUse, ErrNotFound, ErrTaken} {

@@ -1,0 +1,289 @@
+package opennebula_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/opennebula"
+	"github.com/imagectl/imagectl/images/upload/opennebula/onedtest"
+	"github.com/imagectl/imagectl/images/upload/uploadtest"
+)
+
+func run(t *testing.T, tg upload.Target, img upload.Image) (upload.Outcome, error) {
+	t.Helper()
+	j, err := upload.OpenJournal(t.TempDir(), upload.Key{Target: "one", Image: img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := upload.Run(t.Context(), tg, img, j, func(upload.Event) {}, true)
+	if left := j.Left(); len(left) > 0 {
+		t.Errorf("left is %v", left)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out, err
+}
+
+// qemu-img judges the bytes that the front-end has.
+func TestBothFormatsArriveWhole(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		format      store.Format
+		gets, heads int
+	}{{store.QCOW2, 7, 0}, {store.Raw, 8, 1}} {
+		t.Run(string(tt.format), func(t *testing.T) {
+			t.Parallel()
+			one := onedtest.Start(t)
+			img := uploadtest.Image(t, tt.format, "prod-worker", 5)
+			out, err := run(t, opennebula.New(config(t, one)), img)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if gets, heads := one.Reads(); gets != tt.gets || heads != tt.heads {
+				t.Errorf("%d GETs and %d HEADs, want %d and %d", gets, heads, tt.gets, tt.heads)
+			}
+			cmd := exec.Command("qemu-img", "compare", "-f", string(tt.format), "-F", string(tt.format), one.File(out.Object.ID), img.File.Name())
+			if b, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("qemu-img compare: %v\n%s", err, b)
+			}
+		})
+	}
+}
+
+func TestTemplateHasWhatAMachineNeeds(t *testing.T) {
+	t.Parallel()
+	one := onedtest.Start(t)
+	conf := config(t, one)
+	conf.Machine.DiskMB, conf.Machine.Firmware = 20480, "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	out, err := run(t, opennebula.New(conf), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := one.Template(onedtest.Session, "prod-worker")
+	for _, want := range []string{
+		"<DISK><IMAGE_ID>" + out.Object.ID + "</IMAGE_ID><DEV_PREFIX>sd</DEV_PREFIX><CACHE>none</CACHE><DISCARD>unmap</DISCARD><IO>native</IO><SIZE>20480</SIZE></DISK>",
+		"<MACHINE>q35</MACHINE><FIRMWARE>/usr/share/OVMF/OVMF_CODE_4M.fd</FIRMWARE><FIRMWARE_SECURE>NO</FIRMWARE_SECURE>",
+		"<VIRTIO_SCSI_QUEUES>auto</VIRTIO_SCSI_QUEUES>", "<MEMORY>4096</MEMORY>", "<VCPU>2</VCPU>",
+		"<NIC><NETWORK>rack</NETWORK><MODEL>virtio</MODEL></NIC>",
+		// base64 of {"cluster":"prod"}
+		"<IMAGECTL_NODE>eyJjbHVzdGVyIjoicHJvZCJ9</IMAGECTL_NODE>",
+		"<IMAGECTL_DIGEST>" + img.Digest + "</IMAGECTL_DIGEST>",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the template lacks %s:\n%s", want, got)
+		}
+	}
+	// Other settings reach it without another image, and rollback keeps its aim.
+	second, err := run(t, opennebula.New(conf), uploadtest.Image(t, store.QCOW2, "prod-worker", 6))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf.Machine.MemoryMB = 8192
+	if err := opennebula.New(conf).Promote(t.Context(), second.Object); err != nil {
+		t.Fatal(err)
+	}
+	got = one.Template(onedtest.Session, "prod-worker")
+	for _, want := range []string{"<MEMORY>8192</MEMORY>", "<IMAGECTL_PREVIOUS>" + out.Object.ID + "<", "<IMAGE_ID>" + second.Object.ID + "<"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the template lacks %s:\n%s", want, got)
+		}
+	}
+}
+
+// damaged is a source that gives the front-end other bytes than were hashed.
+type damaged struct {
+	opennebula.Source
+	other upload.Image
+}
+
+func (d damaged) Stage(name string, _ upload.Image, ev upload.Events) (string, func()) {
+	return d.Source.Stage(name, d.other, ev)
+}
+
+// The front-end says why, the dead image does not keep its name, and the next
+// upload is not hindered.
+func TestFailedImportSaysWhyAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	unsafe := t.TempDir()
+	b, err := os.ReadFile(img.File.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(unsafe, "prod-worker-"+img.Version+".qcow2"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		source func(good opennebula.Source) opennebula.Source
+		want   string
+	}{
+		{"bytes that are not those that were hashed", func(good opennebula.Source) opennebula.Source {
+			return damaged{good, uploadtest.Image(t, store.QCOW2, "prod-worker", 6)}
+		}, "Hash does not match"},
+		{"a directory that is not safe", func(opennebula.Source) opennebula.Source { return opennebula.Directory(unsafe) }, "Not allowed to copy image"},
+		{"a file that is not there", func(opennebula.Source) opennebula.Source { return opennebula.Directory("/var/tmp/nowhere") }, "(Permission denied)"},
+	} {
+		one := onedtest.Start(t)
+		conf := config(t, one)
+		good := conf.Source
+		conf.Source = tt.source(good)
+		if _, err := run(t, opennebula.New(conf), img); !errors.Is(err, upload.ErrServer) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want ErrServer with %q", tt.name, err, tt.want)
+		}
+		if left := one.Images(onedtest.Session); len(left) > 0 {
+			t.Errorf("%s: left is %v", tt.name, left)
+		}
+		conf.Source = good
+		if _, err := run(t, opennebula.New(conf), img); err != nil {
+			t.Errorf("%s: afterwards: %v", tt.name, err)
+		}
+	}
+}
+
+func TestFrontEndThatHasNotLookedAtItsDatastoreYet(t *testing.T) {
+	t.Parallel()
+	one := onedtest.Start(t)
+	one.Restart()
+	tg := opennebula.New(config(t, one))
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	if _, err := run(t, tg, img); !errors.Is(err, upload.ErrSpace) || !strings.Contains(err.Error(), "try again in a few minutes") {
+		t.Errorf("got %v", err)
+	}
+	one.Monitor()
+	if _, err := run(t, tg, img); err != nil {
+		t.Error(err)
+	}
+}
+
+// What the real front-end refuses is refused by the one of these tests too, with
+// the same codes; this is what stands in for the real one here.
+func TestFrontEndRefuses(t *testing.T) {
+	t.Parallel()
+	one := onedtest.Start(t)
+	path := stagedRaw(t)
+	const session = onedtest.Session
+	for _, tt := range []struct {
+		name, session, method, text string
+		code                        int
+		want                        string
+	}{
+		{"a stranger", "ops:wrong", "one.image.allocate", "", 256, "authenticated"},
+		{"SOURCE of an image", session, "one.image.allocate", `NAME="a" SOURCE="/dev/sda"`, 512, "restricted attribute"},
+		{"RAW of a template", session, "one.template.allocate", `NAME="a" RAW=[ TYPE="kvm", DATA="x" ]`, 512, "restricted attribute"},
+		{"a raw image that is compressed", session, "one.image.allocate", `NAME="a" PATH="` + path("disk.raw.gz") + `"`, 8192, "Unsupported remote image format"},
+		{"a URL with nothing behind it", session, "one.image.allocate", `NAME="a" PATH="` + path("nothing") + `"`, 8192, "(Permission denied)"},
+	} {
+		body := fmt.Sprintf(`<?xml version="1.0"?><methodCall><methodName>%s</methodName><params><param><value><string>%s</string></value></param><param><value><string>%s</string></value></param><param><value><int>1</int></value></param><param><value><boolean>0</boolean></value></param></params></methodCall>`, tt.method, tt.session, tt.text)
+		resp, err := http.Post(one.URL, "text/xml", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		if err := resp.Write(&b); err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := b.String(); !strings.Contains(got, tt.want) || !strings.Contains(got, fmt.Sprintf("<i4>%d</i4>", tt.code)) {
+			t.Errorf("%s: %s", tt.name, got)
+		}
+	}
+}
+
+// stagedRaw serves the beginning of a gzip file.
+func stagedRaw(t *testing.T) func(name string) string {
+	t.Helper()
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/disk.raw.gz" {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write([]byte{0x1f, 0x8b, 8, 0})
+	}))
+	t.Cleanup(h.Close)
+	return func(name string) string { return h.URL + "/" + name }
+}
+
+// An image that a template names is not deleted, even one that no machine uses and
+// whatever the template.
+func TestImageInATemplateIsInUse(t *testing.T) {
+	t.Parallel()
+	one := onedtest.Start(t)
+	tg := opennebula.New(config(t, one))
+	out, err := run(t, tg, uploadtest.Image(t, store.QCOW2, "prod-worker", 5))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tg.Delete(t.Context(), out.Object); !errors.Is(err, upload.ErrInUse) {
+		t.Errorf("got %v, want ErrInUse", err)
+	}
+	if err := tg.Delete(t.Context(), upload.Object{ID: "99"}); !errors.Is(err, upload.ErrNotFound) {
+		t.Errorf("got %v, want ErrNotFound", err)
+	}
+}
+
+func TestAnswersThatAreNoneAreServerErrors(t *testing.T) {
+	t.Parallel()
+	for _, answer := range []string{
+		"", "<html>hello</html>", "<methodResponse></methodResponse>",
+		"<methodResponse><params><param><value><array><data></data></array></value></param></params></methodResponse>",
+		"<methodResponse><fault><value><struct><member><name>faultString</name><value>no such method</value></member></struct></value></fault></methodResponse>",
+	} {
+		h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(answer)) }))
+		tg := opennebula.New(opennebula.Config{Endpoint: h.URL, Session: "a:b", Client: h.Client(), Wait: wait})
+		if _, err := tg.List(t.Context(), ""); !errors.Is(err, upload.ErrServer) {
+			t.Errorf("%q: got %v, want ErrServer", answer, err)
+		}
+		h.Close()
+	}
+}
+
+// A proxy that gives up while the front-end looks at the file hides that the image
+// was made: it is found by its mark, and the upload goes on.
+func TestLostAnswerOfAllocateIsNoFailure(t *testing.T) {
+	t.Parallel()
+	one := onedtest.Start(t)
+	conf := config(t, one)
+	conf.Client = &http.Client{Transport: &losesAllocate{}}
+	if _, err := run(t, opennebula.New(conf), uploadtest.Image(t, store.QCOW2, "prod-worker", 5)); err != nil {
+		t.Error(err)
+	}
+	if left := one.Images(onedtest.Session); len(left) != 1 {
+		t.Errorf("there is %v", left)
+	}
+}
+
+// losesAllocate lets the first call with a PATH get no answer.
+type losesAllocate struct{ once sync.Once }
+
+func (l *losesAllocate) RoundTrip(r *http.Request) (*http.Response, error) {
+	b, err := r.GetBody()
+	if err != nil {
+		return nil, err
+	}
+	var text strings.Builder
+	if err := r.Write(&text); err != nil {
+		return nil, err
+	}
+	r.Body = b
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	if strings.Contains(text.String(), "one.image.allocate") {
+		l.once.Do(func() {
+			resp.Body.Close()
+			resp, err = nil, errors.New("504 from a proxy")
+		})
+	}
+	return resp, err
+}

@@ -1,0 +1,295 @@
+package opennebula
+
+import (
+	"cmp"
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/imagectl/imagectl/images/upload"
+)
+
+// image is an IMAGE document, as far as it is used.
+type image struct {
+	ID          int    `xml:"ID"`
+	Name        string `xml:"NAME"`
+	SizeMB      int64  `xml:"SIZE"`
+	State       int    `xml:"STATE"`
+	RegTime     int64  `xml:"REGTIME"`
+	DatastoreID int    `xml:"DATASTORE_ID"`
+	Datastore   string `xml:"DATASTORE"`
+	Template    struct {
+		Error   string `xml:"ERROR"`
+		SHA1    string `xml:"SHA1"`
+		Ours    string `xml:"IMAGECTL"`
+		Family  string `xml:"IMAGECTL_NAME"`
+		Version string `xml:"IMAGECTL_VERSION"`
+		Digest  string `xml:"IMAGECTL_DIGEST"`
+		File    string `xml:"IMAGECTL_FILE_DIGEST"`
+		Upload  string `xml:"IMAGECTL_UPLOAD"`
+	} `xml:"TEMPLATE"`
+}
+
+// stage is what an image's state means for us.
+type stage int
+
+const (
+	finished stage = iota
+	pending
+	broken
+)
+
+// stateWords are oned's states (include/Image.h).
+func stateWords() []string {
+	return []string{"INIT", "READY", "USED", "DISABLED", "LOCKED", "ERROR", "CLONE", "DELETE", "USED_PERS", "LOCKED_USED", "LOCKED_USED_PERS"}
+}
+
+func (i image) state() string {
+	if words := stateWords(); i.State >= 0 && i.State < len(words) {
+		return words[i.State]
+	}
+	return "state " + strconv.Itoa(i.State)
+}
+
+func (i image) stage() stage {
+	switch i.state() {
+	case "ERROR":
+		return broken
+	case "INIT", "LOCKED", "DELETE":
+		return pending
+	}
+	return finished
+}
+
+func (i image) ours() bool { return i.Template.Ours == "1" && i.Template.Family != "" }
+
+// template is a VMTEMPLATE document.
+type template struct {
+	ID       int    `xml:"ID"`
+	Name     string `xml:"NAME"`
+	Template struct {
+		Disks []struct {
+			ImageID string `xml:"IMAGE_ID"`
+			Image   string `xml:"IMAGE"`
+		} `xml:"DISK"`
+		Ours     string `xml:"IMAGECTL"`
+		Family   string `xml:"IMAGECTL_NAME"`
+		Previous string `xml:"IMAGECTL_PREVIOUS"`
+		Settings string `xml:"IMAGECTL_SETTINGS"`
+	} `xml:"TEMPLATE"`
+}
+
+func (t template) ours() bool { return t.Template.Ours == "1" && t.Template.Family != "" }
+
+// uses tells whether a machine of this template would have the image.
+func (t template) uses(i image) bool {
+	for _, d := range t.Template.Disks {
+		if d.ImageID == strconv.Itoa(i.ID) || d.ImageID == "" && d.Image == i.Name {
+			return true
+		}
+	}
+	return false
+}
+
+type datastore struct {
+	ID      int    `xml:"ID"`
+	Name    string `xml:"NAME"`
+	Type    int    `xml:"TYPE"`
+	TotalMB int64  `xml:"TOTAL_MB"`
+	FreeMB  int64  `xml:"FREE_MB"`
+}
+
+// fits compares as oned does: by the disk's size, whatever the file's.
+func (d datastore) fits(img upload.Image) error {
+	need := (img.RawSize + 1<<20 - 1) >> 20
+	if d.TotalMB == 0 {
+		return fmt.Errorf("%w: datastore %s says 0 MB of 0 are free, which it does until OpenNebula has monitored it once after its start: try again in a few minutes", upload.ErrSpace, d.Name)
+	}
+	if d.FreeMB < need {
+		return fmt.Errorf("%w: datastore %s has %d MB free, and the disk has %d MB", upload.ErrSpace, d.Name, d.FreeMB, need)
+	}
+	return nil
+}
+
+// all is oned's filter for everything that one may use, from the first to the last.
+const (
+	filterAll = -2
+	noLimit   = -1
+)
+
+// typeImage is the type of datastores that hold images.
+const typeImage = 0
+
+func (t *Target) datastore(ctx context.Context) (datastore, error) {
+	var pool struct {
+		All []datastore `xml:"DATASTORE"`
+	}
+	if err := t.read(ctx, &pool, "one.datastorepool.info"); err != nil {
+		return datastore{}, err
+	}
+	var names []string
+	for _, d := range pool.All {
+		if d.Type != typeImage {
+			continue
+		}
+		if d.Name == t.conf.Datastore || strconv.Itoa(d.ID) == t.conf.Datastore {
+			return d, nil
+		}
+		names = append(names, d.Name)
+	}
+	return datastore{}, fmt.Errorf("finding image datastore %s: %w; there are: %s", t.conf.Datastore, upload.ErrNotFound, strings.Join(names, ", "))
+}
+
+func (t *Target) image(ctx context.Context, id int) (image, error) {
+	var i image
+	return i, t.read(ctx, &i, "one.image.info", id, false)
+}
+
+// images are ours, oldest first.
+func (t *Target) images(ctx context.Context) ([]image, error) {
+	var pool struct {
+		All []image `xml:"IMAGE"`
+	}
+	if err := t.read(ctx, &pool, "one.imagepool.info", filterAll, noLimit, noLimit); err != nil {
+		return nil, err
+	}
+	out := slices.DeleteFunc(pool.All, func(i image) bool { return !i.ours() })
+	slices.SortFunc(out, func(a, b image) int {
+		return cmp.Or(cmp.Compare(a.RegTime, b.RegTime), cmp.Compare(a.ID, b.ID))
+	})
+	return out, nil
+}
+
+func (t *Target) templates(ctx context.Context) ([]template, error) {
+	var pool struct {
+		All []template `xml:"VMTEMPLATE"`
+	}
+	return pool.All, t.read(ctx, &pool, "one.templatepool.info", filterAll, noLimit, noLimit)
+}
+
+// find returns the image with a disk's content; nil when there is none.
+func (t *Target) find(ctx context.Context, ds datastore, img upload.Image) (*image, error) {
+	all, err := t.images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var hit *image
+	for _, i := range all {
+		if i.Template.Family != img.Name || i.Template.Digest != img.Digest {
+			continue
+		}
+		// Of a finished one and the rest of a broken upload, the finished one counts.
+		if hit == nil || hit.stage() != finished {
+			hit = &i
+		}
+	}
+	if hit != nil && hit.DatastoreID != ds.ID {
+		return nil, fmt.Errorf("%w: image %d has this disk in datastore %s, and datastore %s is wanted: a family lives in one datastore; give the other that name again, or delete the image", upload.ErrTaken, hit.ID, hit.Datastore, ds.Name)
+	}
+	return hit, nil
+}
+
+// read puts a question and decodes the document in the answer.
+func (t *Target) read(ctx context.Context, into any, method string, args ...any) error {
+	text, err := t.ask(ctx, method, args...)
+	if err != nil {
+		return err
+	}
+	if err := xml.Unmarshal([]byte(text), into); err != nil {
+		return fmt.Errorf("calling %s: %w: its document cannot be read: %w", method, upload.ErrServer, err)
+	}
+	return nil
+}
+
+// List implements upload.Target.
+func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error) {
+	all, err := t.images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	templates, err := t.templates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []upload.Object
+	for _, i := range all {
+		if name == "" || i.Template.Family == name {
+			out = append(out, describe(i, templates))
+		}
+	}
+	return out, nil
+}
+
+// object describes one image.
+func (t *Target) object(ctx context.Context, i image) (upload.Object, error) {
+	templates, err := t.templates(ctx)
+	if err != nil {
+		return upload.Object{}, err
+	}
+	return describe(i, templates), nil
+}
+
+func describe(i image, templates []template) upload.Object {
+	o := upload.Object{
+		ID: strconv.Itoa(i.ID), Name: i.Template.Family, Version: i.Template.Version, Digest: i.Template.Digest,
+		Broken: i.stage() == broken, Created: time.Unix(i.RegTime, 0).UTC(), State: i.state(),
+	}
+	for _, t := range templates {
+		if !t.ours() || t.Template.Family != o.Name {
+			continue
+		}
+		o.Current = o.Current || t.uses(i)
+		o.Previous = o.Previous || t.Template.Previous == o.ID
+	}
+	return o
+}
+
+// Delete implements upload.Target. oned itself refuses while a machine has the
+// image; a template that names it would only fail later, so it is asked here.
+func (t *Target) Delete(ctx context.Context, o upload.Object) error {
+	id, err := strconv.Atoi(o.ID)
+	if err != nil {
+		return fmt.Errorf("deleting image %q: %w: it is no number", o.ID, upload.ErrNotFound)
+	}
+	i, err := t.image(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !i.ours() {
+		return fmt.Errorf("deleting image %d: %w: it is not ours", id, upload.ErrTaken)
+	}
+	templates, err := t.templates(ctx)
+	if err != nil {
+		return err
+	}
+	for _, tm := range templates {
+		if tm.uses(i) {
+			return fmt.Errorf("deleting image %d: %w: template %d (%s) names it", id, upload.ErrInUse, tm.ID, tm.Name)
+		}
+	}
+	_, err = t.call(ctx, "one.image.delete", id)
+	return err
+}
+
+// Clean implements upload.Target: it removes the very image that the broken upload
+// made, which its mark tells from one that another upload makes under the same name.
+func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
+	all, err := t.images(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		if i.Template.Upload != left.Note || left.Note == "" || i.stage() == finished {
+			continue
+		}
+		if err := t.remove(ctx, i.ID); err != nil && !errors.Is(err, upload.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package upload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Outcome of Run.
+type Outcome struct {
+	Object Object `json:"object"`
+	// Unchanged: it was there already, and nothing was done.
+	Unchanged bool `json:"unchanged"`
+	// Promoted: the stable name points to it since this run.
+	Promoted bool `json:"promoted"`
+}
+
+// Run uploads an image unless it is there, and makes it current when promote is
+// set or the family has nothing that is. What an earlier run left is used or
+// removed.
+func Run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote bool) (Outcome, error) {
+	plan, err := t.Preflight(ctx, img)
+	if err != nil {
+		return Outcome{}, fmt.Errorf("looking at the target: %w", err)
+	}
+	var out Outcome
+	if plan.Found != nil && len(plan.Steps) == 0 {
+		out = Outcome{Object: *plan.Found, Unchanged: true}
+	} else if out.Object, err = t.Upload(ctx, img, j, ev); err != nil {
+		return Outcome{}, fmt.Errorf("uploading %s %s: %w", img.Name, img.Version, err)
+	}
+	if err := settle(ctx, t, j); err != nil {
+		return out, err
+	}
+	if out.Object.Current {
+		return out, nil
+	}
+	if !promote {
+		has, err := hasCurrent(ctx, t, img.Name)
+		if err != nil || has {
+			return out, err
+		}
+	}
+	ev(Event{Phase: "promoting"})
+	if err := t.Promote(ctx, out.Object); err != nil {
+		return out, fmt.Errorf("promoting %s %s: %w", img.Name, img.Version, err)
+	}
+	out.Object.Current, out.Promoted, out.Unchanged = true, true, false
+	return out, nil
+}
+
+// settle removes what is still in the journal, newest first.
+func settle(ctx context.Context, t Target, j Journal) error {
+	left := j.Left()
+	slices.Reverse(left)
+	var failed []error
+	for _, l := range left {
+		if err := t.Clean(ctx, l); err != nil {
+			failed = append(failed, fmt.Errorf("cleaning up %s %s: %w", l.Kind, l.Name, err))
+			continue
+		}
+		if err := j.Forget(l); err != nil {
+			return err
+		}
+	}
+	return errors.Join(failed...)
+}
+
+func hasCurrent(ctx context.Context, t Target, name string) (bool, error) {
+	all, err := t.List(ctx, name)
+	if err != nil {
+		return false, fmt.Errorf("listing %s: %w", name, err)
+	}
+	return slices.ContainsFunc(all, func(o Object) bool { return o.Current }), nil
+}
+
+// Find returns the object of a family that ref names: an ID, a version, or a
+// digest's beginning of eight or more digits.
+func Find(ctx context.Context, t Target, name, ref string) (Object, error) {
+	all, err := t.List(ctx, name)
+	if err != nil {
+		return Object{}, fmt.Errorf("listing %s: %w", name, err)
+	}
+	var hits []Object
+	for _, o := range all {
+		if o.ID == ref || o.Version == ref || len(ref) >= 8 && len(o.Digest) >= len(ref) && o.Digest[:len(ref)] == ref {
+			hits = append(hits, o)
+		}
+	}
+	switch len(hits) {
+	case 1:
+		return hits[0], nil
+	case 0:
+		return Object{}, fmt.Errorf("finding %s: %w among %d of ours; imagectl upload list TARGET shows them", ref, ErrNotFound, len(all))
+	}
+	return Object{}, fmt.Errorf("finding %s: it names %d objects, %s of %s and %s of %s among them; give an ID", ref, len(hits), hits[0].ID, hits[0].Name, hits[1].ID, hits[1].Name)
+}
+
+// Rollback makes current what was so before: what the platform says it was, or
+// else the newest finished object older than the current one.
+func Rollback(ctx context.Context, t Target, name string) (from, to Object, err error) {
+	all, err := t.List(ctx, name)
+	if err != nil {
+		return from, to, fmt.Errorf("listing %s: %w", name, err)
+	}
+	now := slices.IndexFunc(all, func(o Object) bool { return o.Current })
+	if now < 0 {
+		return from, to, fmt.Errorf("rolling back %s: %w: nothing is current; imagectl upload promote makes something so", name, ErrNotFound)
+	}
+	before := slices.IndexFunc(all, func(o Object) bool { return o.Previous && !o.Broken && !o.Current })
+	for i := now - 1; i >= 0 && before < 0; i-- {
+		if !all[i].Broken {
+			before = i
+		}
+	}
+	if before < 0 {
+		return from, to, fmt.Errorf("rolling back %s: %w: there is nothing older than %s", name, ErrNotFound, all[now].Version)
+	}
+	if err := t.Promote(ctx, all[before]); err != nil {
+		return from, to, fmt.Errorf("rolling back %s to %s: %w", name, all[before].Version, err)
+	}
+	return all[now], all[before], nil
+}

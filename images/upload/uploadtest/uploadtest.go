@@ -1,0 +1,533 @@
+// Package uploadtest is what every upload.Target has to stand: one suite, run
+// against each platform's server or a stateful stand-in for it. It breaks every
+// remote call of an upload in turn and then wants the next run, or a cleanup, to
+// leave one image or none, never a half of one.
+//
+// It is for tests only.
+package uploadtest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/imagectl/imagectl/images/qcow2"
+	"github.com/imagectl/imagectl/images/sparse/sparsetest"
+	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/upload"
+)
+
+// Platform is one fresh platform with a server that ends with the test. Functions
+// that are nil name what the platform has not got: their tests are not run.
+type Platform struct {
+	// Target is ours with right credentials; all its remote calls go through f.
+	Target func(f *Faults) upload.Target
+	// Stranger is one with wrong credentials.
+	Stranger func() upload.Target
+	// Leftovers are all things there that are not foreign and not the stable name
+	// either, finished images and halves alike, in words.
+	Leftovers func() ([]string, error)
+	// Plant makes objects of others; the function that it returns says whether they
+	// are as they were.
+	Plant func() (untouched func() error)
+	// Fill makes the platform full; Quota lets it refuse for a quota.
+	Fill, Quota func()
+	// Use has something need an object that is not current.
+	Use func(o upload.Object) error
+	// Hold keeps imports from ending until Release, where the platform imports.
+	Hold, Release func()
+}
+
+// rawSize of test images in bytes: no whole MiB.
+const rawSize = 3<<20 + 512
+
+// Image makes an image of a family; another seed is another image.
+func Image(t testing.TB, format store.Format, family string, seed uint64) upload.Image {
+	t.Helper()
+	raw := sparsetest.Image(t, seed, rawSize)
+	img := upload.Image{Name: family, Format: format, RawSize: rawSize, Digest: digest(t, raw), File: raw, Labels: map[string]string{"flatcar": "4593.2.1", "role": "worker"}}
+	img.Version = "4593.2.1-" + img.Digest[:8]
+	if format == store.QCOW2 {
+		f, err := os.Create(filepath.Join(t.TempDir(), "disk.qcow2"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		if err := qcow2.Write(t.Context(), f, raw, rawSize, qcow2.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		img.File = f
+	}
+	st, err := img.File.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.Size, img.SHA256 = st.Size(), digest(t, img.File)
+	return img
+}
+
+func digest(t testing.TB, f *os.File) string {
+	t.Helper()
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<62)); err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// bench is one platform with what a command line has beside it.
+type bench struct {
+	*testing.T
+	Platform
+	faults *Faults
+	target upload.Target
+	state  string
+}
+
+const (
+	family     = "prod-worker"
+	targetName = "one-12345678"
+)
+
+func set(t *testing.T, start func(*testing.T) Platform) *bench {
+	t.Helper()
+	b := &bench{T: t, Platform: start(t), faults: &Faults{}, state: t.TempDir()}
+	b.target = b.Target(b.faults)
+	return b
+}
+
+func (b *bench) image(seed uint64) upload.Image {
+	b.Helper()
+	return Image(b.T, b.target.Formats()[0], family, seed)
+}
+
+// run is one process: it opens the journal, uploads, and ends.
+func (b *bench) run(ctx context.Context, img upload.Image, promote bool) (upload.Outcome, error) {
+	b.Helper()
+	j, err := upload.OpenJournal(b.state, upload.Key{Target: targetName, Image: img})
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := upload.Run(ctx, b.target, img, j, func(upload.Event) {}, promote)
+	if cerr := j.Close(); cerr != nil {
+		b.Fatal(cerr)
+	}
+	return out, err
+}
+
+func (b *bench) must(img upload.Image, promote bool) upload.Outcome {
+	b.Helper()
+	out, err := b.run(b.Context(), img, promote)
+	if err != nil {
+		b.Fatalf("uploading: %v", err)
+	}
+	return out
+}
+
+func (b *bench) list() []upload.Object {
+	b.Helper()
+	all, err := b.target.List(b.Context(), family)
+	if err != nil {
+		b.Fatalf("listing: %v", err)
+	}
+	return all
+}
+
+// clean wants n things at the platform, all of them finished, and no journal.
+func (b *bench) clean(n int) {
+	b.Helper()
+	left, err := b.Leftovers()
+	if err != nil {
+		b.Fatal(err)
+	}
+	all := b.list()
+	if len(left) != n || len(all) != n || slices.ContainsFunc(all, func(o upload.Object) bool { return o.Broken }) {
+		b.Errorf("the platform has %d things, want %d: %s; listed are %+v", len(left), n, strings.Join(left, ", "), all)
+	}
+	if j, err := upload.Journals(b.state, targetName); err != nil || len(j) > 0 {
+		b.Errorf("journals are left: %v %v", j, err)
+	}
+}
+
+// Run runs the suite; start gives each test a platform of its own.
+func Run(t *testing.T, start func(*testing.T) Platform) {
+	tests := []struct {
+		name string
+		run  func(*bench)
+	}{
+		{"a fresh upload is found, current and verified", fresh},
+		{"a second upload does nothing and says so", second},
+		{"a dry run changes nothing", dry},
+		{"a newer version is current only when it is promoted, and rollback goes back", promotion},
+		{"prune leaves what is current, newest and in use", prune},
+		{"wrong credentials are ErrAuth and leave nothing", stranger},
+		{"a full platform is ErrSpace and leaves nothing", full},
+		{"a quota is ErrSpace and leaves nothing", quota},
+		{"two uploads of one image at once make one", twoAtOnce},
+		{"a storm of 503 is ErrServer", storm},
+		{"a server that does not answer is ErrTimeout, and the next run ends it", hangs},
+		{"objects of others stay as they are", foreign},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { tt.run(set(t, start)) })
+	}
+	t.Run("every remote call may fail", func(t *testing.T) { everyCall(t, start) })
+}
+
+func fresh(b *bench) {
+	img := b.image(1)
+	out := b.must(img, false)
+	if out.Unchanged || !out.Promoted || out.Object.Digest != img.Digest || out.Object.Version != img.Version || out.Object.Name != family {
+		b.Errorf("outcome %+v", out)
+	}
+	b.clean(1)
+	if all := b.list(); !all[0].Current || all[0].ID != out.Object.ID {
+		b.Errorf("listed is %+v, want %s as current", all, out.Object.ID)
+	}
+	checks, err := b.target.Verify(b.Context(), out.Object, img)
+	if err != nil {
+		b.Fatal(err)
+	}
+	good := 0
+	for _, c := range checks {
+		switch c.Result {
+		case upload.Good:
+			good++
+		case upload.Bad:
+			b.Errorf("check %s: %s", c.Name, c.Detail)
+		}
+	}
+	if good == 0 {
+		b.Error("nothing was verified")
+	}
+	other := b.image(2)
+	checks, err = b.target.Verify(b.Context(), out.Object, other)
+	if err != nil || !slices.ContainsFunc(checks, func(c upload.Check) bool { return c.Result == upload.Bad }) {
+		b.Errorf("another image passes: %+v %v", checks, err)
+	}
+}
+
+func second(b *bench) {
+	img := b.image(1)
+	first := b.must(img, true)
+	again := b.must(img, true)
+	if !again.Unchanged || again.Promoted || again.Object.ID != first.Object.ID || !again.Object.Current {
+		b.Errorf("the second outcome is %+v", again)
+	}
+	b.clean(1)
+}
+
+func dry(b *bench) {
+	img := b.image(1)
+	for range 2 {
+		p, err := b.target.Preflight(b.Context(), img)
+		if err != nil || p.Found != nil || len(p.Steps) == 0 || p.Bytes <= 0 {
+			b.Fatalf("plan %+v, %v", p, err)
+		}
+		b.clean(0)
+	}
+	b.must(img, true)
+	p, err := b.target.Preflight(b.Context(), img)
+	if err != nil || p.Found == nil || len(p.Steps) != 0 || p.Bytes != 0 {
+		b.Errorf("the plan of what is there is %+v, %v", p, err)
+	}
+}
+
+func (b *bench) current() string {
+	b.Helper()
+	id := ""
+	for _, o := range b.list() {
+		if o.Current && id != "" {
+			b.Errorf("%s and %s are both current", id, o.ID)
+		}
+		if o.Current {
+			id = o.ID
+		}
+	}
+	return id
+}
+
+func promotion(b *bench) {
+	one, two := b.must(b.image(1), false), b.must(b.image(2), false)
+	if two.Promoted || b.current() != one.Object.ID {
+		b.Errorf("current is %s after an upload that was not to be promoted; outcome %+v", b.current(), two)
+	}
+	for range 2 {
+		if err := b.target.Promote(b.Context(), two.Object); err != nil {
+			b.Fatal(err)
+		}
+		if b.current() != two.Object.ID {
+			b.Errorf("current is %s, want %s", b.current(), two.Object.ID)
+		}
+	}
+	for _, want := range []upload.Object{one.Object, two.Object} {
+		from, to, err := upload.Rollback(b.Context(), b.target, family)
+		if want.ID == two.Object.ID && errors.Is(err, upload.ErrNotFound) {
+			// Only a platform that remembers what was before can go forth again.
+			break
+		}
+		if err != nil || to.ID != want.ID || from.ID == want.ID || b.current() != want.ID {
+			b.Fatalf("rolled back from %s to %s, %v, current is %s; want %s", from.ID, to.ID, err, b.current(), want.ID)
+		}
+	}
+	b.clean(2)
+}
+
+func prune(b *bench) {
+	var all []upload.Outcome
+	for seed := range uint64(6) {
+		all = append(all, b.must(b.image(seed+1), seed == 1 || seed == 2))
+	}
+	want := map[string]bool{all[0].Object.ID: true}
+	inUse := ""
+	if b.Use != nil {
+		inUse = all[3].Object.ID
+		if err := b.Use(all[3].Object); err != nil {
+			b.Fatal(err)
+		}
+	} else {
+		want[all[3].Object.ID] = true
+	}
+	// 0 is old, 1 was current, 2 is current, 3 is used, 4 and 5 are newest.
+	previous := slices.ContainsFunc(b.list(), func(o upload.Object) bool { return o.Previous })
+	if !previous {
+		want[all[1].Object.ID] = true
+	}
+	for _, dry := range []bool{true, false} {
+		got, err := upload.Prune(b.Context(), b.target, family, 2, dry)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, p := range got {
+			if p.Object.ID == inUse && dry {
+				continue
+			}
+			if p.Deleted != want[p.Object.ID] || p.Reason == "" {
+				b.Errorf("dry %t: %s: deleted %t because it %s", dry, p.Object.ID, p.Deleted, p.Reason)
+			}
+		}
+	}
+	b.clean(6 - len(want))
+	if b.current() != all[2].Object.ID {
+		b.Errorf("current is %s", b.current())
+	}
+	if _, err := upload.Prune(b.Context(), b.target, family, 0, false); err == nil {
+		b.Error("pruning down to nothing is not refused")
+	}
+}
+
+func stranger(b *bench) {
+	if b.Stranger == nil {
+		return
+	}
+	b.target = b.Stranger()
+	_, err := b.run(b.Context(), b.image(1), true)
+	if !errors.Is(err, upload.ErrAuth) {
+		b.Errorf("got %v, want ErrAuth", err)
+	}
+	b.target = b.Target(b.faults)
+	b.clean(0)
+}
+
+func full(b *bench)  { b.noSpace(b.Fill) }
+func quota(b *bench) { b.noSpace(b.Quota) }
+
+func (b *bench) noSpace(exhaust func()) {
+	if exhaust == nil {
+		return
+	}
+	exhaust()
+	img := b.image(1)
+	if _, err := b.run(b.Context(), img, true); !errors.Is(err, upload.ErrSpace) {
+		b.Errorf("got %v, want ErrSpace", err)
+	}
+	if _, err := upload.Cleanup(b.Context(), b.target, b.state, targetName); err != nil {
+		b.Error(err)
+	}
+	b.clean(0)
+}
+
+func twoAtOnce(b *bench) {
+	img := b.image(1)
+	if b.Hold != nil {
+		b.Hold()
+	}
+	var both sync.WaitGroup
+	outs := make([]upload.Outcome, 2)
+	for i := range outs {
+		// Two machines: a journal and a target each.
+		target, state := b.Target(&Faults{}), b.TempDir()
+		mine := img
+		both.Go(func() {
+			j, err := upload.OpenJournal(state, upload.Key{Target: targetName, Image: mine})
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			out, err := upload.Run(b.Context(), target, mine, j, func(e upload.Event) {
+				if b.Release != nil && strings.HasPrefix(e.Phase, "waiting") {
+					// The second one has met the first.
+					b.Release()
+				}
+			}, false)
+			if err != nil {
+				b.Errorf("upload %d: %v", i, err)
+			}
+			outs[i] = out
+			if left := j.Left(); len(left) > 0 {
+				b.Errorf("upload %d leaves %v", i, left)
+			}
+			if err := j.Close(); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	both.Wait()
+	if outs[0].Object.ID != outs[1].Object.ID {
+		b.Errorf("they made %s and %s", outs[0].Object.ID, outs[1].Object.ID)
+	}
+	b.clean(1)
+	if b.current() != outs[0].Object.ID {
+		b.Errorf("current is %q", b.current())
+	}
+}
+
+func storm(b *bench) {
+	img := b.image(1)
+	b.faults.Fail(1, Unavailable, true)
+	_, err := b.run(b.Context(), img, true)
+	if !errors.Is(err, upload.ErrServer) {
+		b.Errorf("got %v, want ErrServer", err)
+	}
+	b.faults.Heal()
+	b.clean(0)
+}
+
+func hangs(b *bench) {
+	img := b.image(1)
+	b.faults.Fail(2, Hangs, true)
+	_, err := b.run(b.faults.Patience(b.Context()), img, true)
+	if !errors.Is(err, upload.ErrTimeout) {
+		b.Errorf("got %v, want ErrTimeout", err)
+	}
+	b.faults.Heal()
+	b.must(img, true)
+	b.clean(1)
+}
+
+func foreign(b *bench) {
+	if b.Plant == nil {
+		return
+	}
+	untouched := b.Plant()
+	one, two := b.must(b.image(1), true), b.must(b.image(2), true)
+	if _, _, err := upload.Rollback(b.Context(), b.target, family); err != nil {
+		b.Error(err)
+	}
+	if _, err := upload.Prune(b.Context(), b.target, family, 1, false); err != nil {
+		b.Error(err)
+	}
+	if _, err := upload.Cleanup(b.Context(), b.target, b.state, targetName); err != nil {
+		b.Error(err)
+	}
+	all, err := b.target.List(b.Context(), "")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, o := range all {
+		if o.ID != one.Object.ID && o.ID != two.Object.ID {
+			b.Errorf("listed is %+v, which is not ours", o)
+		}
+	}
+	if err := untouched(); err != nil {
+		b.Error(err)
+	}
+}
+
+// everyCall breaks each call of an upload that is promoted, in each way, alone or
+// with all that come after it; then either runs the upload again or cleans up.
+func everyCall(t *testing.T, start func(*testing.T) Platform) {
+	count := set(t, start)
+	img := count.image(1)
+	count.must(img, true)
+	calls := count.faults.Calls()
+	if calls < 2 {
+		t.Fatalf("an upload makes %d calls: do they go through Faults?", calls)
+	}
+	broke := 0
+	for n := 1; n <= calls; n++ {
+		for _, kind := range []Kind{Refused, Lost, Unavailable, Hangs} {
+			for _, dead := range []bool{false, true} {
+				for _, after := range []string{"run again", "clean up"} {
+					b := set(t, start)
+					b.faults.Fail(n, kind, dead)
+					ctx := b.Context()
+					if kind == Hangs {
+						ctx = b.faults.Patience(ctx)
+					}
+					out, err := b.run(ctx, img, true)
+					b.faults.Heal()
+					if err != nil {
+						broke++
+					}
+					if !b.recovers(img, out, err, after) {
+						t.Errorf("that was call %d of %d, %s, dead %t, then %s; the first run said: %v", n, calls, kind, dead, after, err)
+					}
+				}
+			}
+		}
+	}
+	if broke == 0 {
+		t.Error("no fault broke an upload")
+	}
+	t.Logf("%d calls; %d of %d runs broke off", calls, broke, calls*16)
+}
+
+func (b *bench) recovers(img upload.Image, out upload.Outcome, failed error, after string) bool {
+	b.Helper()
+	bad := func(format string, args ...any) bool {
+		b.Errorf(format, args...)
+		return false
+	}
+	if after == "clean up" {
+		if _, err := upload.Cleanup(b.Context(), b.target, b.state, targetName); err != nil {
+			return bad("cleaning up: %v", err)
+		}
+	} else {
+		again, err := b.run(b.Context(), img, true)
+		if err != nil {
+			return bad("running again: %v", err)
+		}
+		out = again
+	}
+	left, err := b.Leftovers()
+	if err != nil {
+		return bad("%v", err)
+	}
+	all := b.list()
+	for _, o := range all {
+		if o.Broken || o.Digest != img.Digest {
+			return bad("left is %+v", o)
+		}
+	}
+	if journals, err := upload.Journals(b.state, targetName); err != nil || len(journals) > 0 {
+		return bad("journals are left: %v %v", journals, err)
+	}
+	switch {
+	case len(left) != len(all) || len(all) > 1:
+		return bad("the platform has %v, listed is %+v", left, all)
+	case after != "clean up" || failed == nil:
+		if len(all) != 1 || !all[0].Current || all[0].ID != out.Object.ID {
+			return bad("listed is %+v, want %s as current", all, out.Object.ID)
+		}
+	}
+	return true
+}
