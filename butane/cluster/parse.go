@@ -68,6 +68,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Roles:      c.roles(raw.Roles, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 		Machines:   c.machines(raw.Machines),
 		Addons:     c.inputs(raw.Addons, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
+		Uploads:    c.uploads(raw.Upload),
 	}
 	s.Backup = c.backup(raw.Backup)
 	c.firewalls(raw, s.Machines)

@@ -81,8 +81,8 @@ func TestFindings(t *testing.T) {
 		{"an endpoint without port", []string{"  podCIDR", "  endpoint: api.example.org\n  podCIDR"}, []string{`error: kubernetes.endpoint: "api.example.org" is not host:port`}},
 		{"a password in a URL", []string{"bin/bootstrapd", "https://me:hunter2@example.org/b"}, []string{`error: agent.source: a URL here must not carry a user or a password: cluster.yaml and the lock file are in git`}},
 		{"another scheme", []string{"bin/bootstrapd", "file:///bin/b"}, []string{`error: agent.source: a source is an http or https URL or a path, not file://`}},
-		{"a secret written out", []string{"roles:", "upload:\n  - {name: a, type: s3, password: hunter2}\nroles:"}, []string{`error: upload[0].password: a secret is never written here, only where it is: one of file, env, age`}},
-		{"a secret in two places", []string{"roles:", "upload:\n  - {name: a, type: s3, password: {env: A, file: b}}\nroles:"}, []string{`error: upload[0].password: want exactly one of file, env, age`}},
+		{"a secret written out", []string{"roles:", "upload:\n  - {name: a, type: opennebula, endpoint: \"https://one/RPC2\", datastore: d, username: u, password: hunter2}\nroles:"}, []string{`error: upload[0].password: a secret is never written here, only where it is: one of file, env, age`}},
+		{"a secret in two places", []string{"roles:", "upload:\n  - {name: a, type: opennebula, endpoint: \"https://one/RPC2\", datastore: d, username: u, password: {env: A, file: b}}\nroles:"}, []string{`error: upload[0].password: want exactly one of file, env, age`}},
 
 		// Networks.
 		{"pods overlap services", []string{"10.244.0.0/16", "10.100.0.0/16"}, []string{`error: kubernetes.serviceCIDR: kubernetes.serviceCIDR 10.96.0.0/12 overlaps kubernetes.podCIDR 10.100.0.0/16`}},
@@ -229,6 +229,27 @@ func TestFindings(t *testing.T) {
 			`warning: network.firewall.off: anyone who reaches these nodes reaches kubelet, etcd and whatever pods open on the host (the switch filters)`,
 		}},
 
+		// Uploads.
+		{"an upload", upload(`name: one, endpoint: "https://one.example.org/RPC2", options: {memoryMB: "4096", node: node.json}`), nil},
+		{"an upload whose password anybody can read", upload(`name: one, endpoint: "http://10.0.0.9:2633/RPC2"`), []string{
+			`error: upload[0].endpoint: the password would go to 10.0.0.9:2633 readable by anybody on the way`,
+		}},
+		{"and one where that is accepted", upload(`name: one, endpoint: "http://10.0.0.9:2633/RPC2", insecure: true`), []string{
+			`warning: upload[0].endpoint: the password goes to 10.0.0.9:2633 readable by anybody on the way`,
+		}},
+		{"an upload with what its type has not got", upload(`name: prune, endpoint: "one:2633", bucket: b, options: {memory: "1", cpu: ""}`), []string{
+			`error: upload[0].name: "prune" is a verb of imagectl upload; choose another name`,
+			`error: upload[0].endpoint: "one:2633" is not an http or https URL`,
+			`error: upload[0].bucket: type opennebula has no such key`,
+			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, firmware, frontendDirectory, memoryMB, network, node, vcpu`,
+			`error: upload[0].options.cpu: is empty`,
+		}},
+		{"an upload to what comes later", []string{"roles:", "upload: [{name: a, type: vsphere}]\nroles:"}, []string{`error: upload[0].type: vsphere is not supported yet`}},
+		{"an upload without what it needs", []string{"roles:", "upload: [{name: a, type: opennebula, datastore: d, username: u}]\nroles:"}, []string{
+			`error: upload[0]: required key "endpoint" is missing, type opennebula needs it`,
+			`error: upload[0]: required key "password" is missing, type opennebula needs it`,
+		}},
+
 		// Roles.
 		{"an extension of ours", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: etcd, source: a.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: the extension etcd is built by imagectl; choose another name`}},
 		{"one extension, two sources", []string{"    kind: worker\n", "    kind: worker\n    extensions: [{name: gvisor, source: a.raw}]\n", "    kind: control-plane\n", "    kind: control-plane\n    extensions: [{name: gvisor, source: b.raw}]\n"}, []string{`error: roles.worker.extensions[0].name: extension gvisor is another one here than at cluster.yaml:45:25`}},
@@ -373,6 +394,11 @@ func walkRaw(t *testing.T, visit func(path string, f reflect.StructField, option
 }
 
 // worker gives the worker of the test file extensions.
+// upload replaces the start of the roles by an upload to OpenNebula before them.
+func upload(more string) []string {
+	return []string{"roles:", "upload: [{type: opennebula, datastore: d, username: u, password: {env: ONE}, " + more + "}]\nroles:"}
+}
+
 func worker(extensions string) []string {
 	return []string{"    kind: worker\n", "    kind: worker\n    extensions: [" + extensions + "]\n"}
 }

@@ -41,7 +41,7 @@ type rawFile struct {
 	Backup     rawBackup     `key:"backup"`
 	Identity   rawIdentity   `key:"identity"`
 	Operators  []rawOperator `key:"operators,later"`
-	Upload     []rawUpload   `key:"upload,later"`
+	Upload     []rawUpload   `key:"upload"`
 }
 
 type rawFlatcar struct {

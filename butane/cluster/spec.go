@@ -41,6 +41,8 @@ type Spec struct {
 	// Machines and Addons are in the order of the file.
 	Machines []Machine
 	Addons   []Named
+	// Uploads are in the order of the file.
+	Uploads []Upload
 }
 
 // Flatcar is the base release.
