@@ -18,6 +18,15 @@ const (
 	exitUsage  = 2
 )
 
+// codedError is one with an exit code of its own.
+type codedError struct {
+	code int
+	err  error
+}
+
+func (e codedError) Error() string { return e.err.Error() }
+func (e codedError) Unwrap() error { return e.err }
+
 // Stdio is where a run reads and writes. Data goes to Out, progress and errors
 // to Err.
 type Stdio struct {
@@ -54,6 +63,10 @@ func Main(ctx context.Context, stdio Stdio, args []string) int {
 	var usage usageError
 	if errors.As(err, &usage) {
 		return exitUsage
+	}
+	var coded codedError
+	if errors.As(err, &coded) {
+		return coded.code
 	}
 	return exitFailed
 }

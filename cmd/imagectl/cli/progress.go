@@ -21,6 +21,8 @@ type progress struct {
 	w        io.Writer
 	terminal bool
 	now      func() time.Time
+	// repeat is how often a step has a line where there is no terminal.
+	repeat time.Duration
 
 	mu    sync.Mutex
 	last  time.Time
@@ -35,7 +37,7 @@ type stepState struct {
 }
 
 func newProgress(w io.Writer) *progress {
-	return &progress{w: w, terminal: isTerminal(w), now: time.Now, steps: map[string]*stepState{}}
+	return &progress{w: w, terminal: isTerminal(w), now: time.Now, repeat: 30 * time.Second, steps: map[string]*stepState{}}
 }
 
 // isTerminal tells whether w is a terminal that can rewrite a line.
@@ -47,8 +49,6 @@ func isTerminal(w io.Writer) bool {
 const (
 	// redraw is how often the line on a terminal changes.
 	redraw = 100 * time.Millisecond
-	// repeat is how often a step has a line where there is no terminal.
-	repeat = 30 * time.Second
 	// settle is how long a rate is not worth showing.
 	settle = time.Second
 )
@@ -75,7 +75,7 @@ func (p *progress) step(what string, done, total int64) {
 	}
 	if first {
 		fmt.Fprintln(p.w, what)
-	} else if now.Sub(s.shown) >= repeat {
+	} else if now.Sub(s.shown) >= p.repeat {
 		s.shown = now
 		fmt.Fprintf(p.w, "%s: %s\n", what, amount(s, now, done, total))
 	}

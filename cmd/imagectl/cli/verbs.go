@@ -14,6 +14,7 @@ func verbs(g *globals) []*cobra.Command {
 		newUnbundle(g),
 		newVerify(g),
 		newDiff(g),
+		newUpload(g),
 		newServe(g),
 		newMachines(g),
 		newCerts(g),

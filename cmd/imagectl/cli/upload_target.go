@@ -1,0 +1,232 @@
+package cli
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imagectl/imagectl/butane/cluster"
+	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/opennebula"
+	"github.com/imagectl/imagectl/images/upload/staging"
+)
+
+// destination is an entry of upload: in cluster.yaml.
+type destination struct{ cluster.Upload }
+
+// key names the place in journals: two cluster.yaml may call two places one name.
+func (d destination) key() string {
+	sum := sha256.Sum256([]byte(strings.Join([]string{d.Type, d.Endpoint, d.Datastore, d.Region, d.Bucket, d.Username}, "\x00")))
+	return d.Name + "-" + hex.EncodeToString(sum[:4])
+}
+
+// destination finds a target by its name in cluster.yaml.
+func (g *globals) destination(name string) (destination, error) {
+	spec, err := g.spec()
+	if err != nil {
+		return destination{}, err
+	}
+	var names []string
+	for _, u := range spec.Uploads {
+		if u.Name == name {
+			return destination{u}, nil
+		}
+		names = append(names, u.Name)
+	}
+	if len(names) == 0 {
+		return destination{}, usageError{fmt.Errorf("%s has no upload: section, which names the platforms (docs/upload.md)", g.file)}
+	}
+	return destination{}, usageError{fmt.Errorf("%s names no upload target %q; it has %s", g.file, name, strings.Join(names, ", "))}
+}
+
+// stageFlags say where a platform that fetches images can fetch them here.
+type stageFlags struct{ listen, advertise string }
+
+func (s *stageFlags) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&s.listen, "listen", ":0", "where a platform that fetches images fetches them: address and port of this machine, port 0 for any")
+	cmd.Flags().StringVar(&s.advertise, "advertise", "", "the URL that the platform reaches --listen by (default this machine's address on the way to the platform)")
+}
+
+// target makes the target of a destination. Without stageFlags nothing can be
+// fetched here, and so nothing be uploaded. stop ends what it needed.
+func (g *globals) target(ctx context.Context, d destination, s *stageFlags) (t upload.Target, stop func(), err error) {
+	switch d.Type {
+	case "opennebula":
+		return g.openNebula(ctx, d, s)
+	}
+	return nil, nil, usageError{fmt.Errorf("upload target %s: type %s is not supported yet", d.Name, d.Type)}
+}
+
+// uploadSecret reads the password of a destination, without a line's end after it.
+func (g *globals) uploadSecret(d destination) (string, error) {
+	b, err := g.signingSecret(d.Password)
+	if err != nil {
+		return "", usageError{fmt.Errorf("reading the password of upload target %s: %w", d.Name, err)}
+	}
+	text := strings.TrimRight(string(b), "\r\n")
+	if text == "" {
+		return "", usageError{fmt.Errorf("reading the password of upload target %s: it is empty", d.Name)}
+	}
+	return text, nil
+}
+
+func (g *globals) openNebula(ctx context.Context, d destination, s *stageFlags) (upload.Target, func(), error) {
+	password, err := g.uploadSecret(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := g.uploadClient(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	machine, err := g.openNebulaMachine(d)
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("upload target %s: %w", d.Name, err)}
+	}
+	conf := opennebula.Config{
+		Endpoint: d.Endpoint, Session: d.Username + ":" + password, Datastore: d.Datastore,
+		Machine: machine, Client: client, Wait: pause,
+	}
+	if dir := d.Options["frontendDirectory"]; dir != "" {
+		conf.Source = opennebula.Directory(strings.TrimRight(dir, "/"))
+	}
+	if s == nil || conf.Source != nil {
+		return opennebula.New(conf), func() {}, nil
+	}
+	source, stop, err := stage(ctx, d.Endpoint, *s)
+	if err != nil {
+		return nil, nil, err
+	}
+	conf.Source = source
+	return opennebula.New(conf), stop, nil
+}
+
+func (g *globals) openNebulaMachine(d destination) (opennebula.Machine, error) {
+	m := opennebula.Machine{CPU: d.Options["cpu"], Network: d.Options["network"], Firmware: d.Options["firmware"], Bus: d.Options["bus"]}
+	if _, err := strconv.ParseFloat(m.CPU, 64); m.CPU != "" && err != nil {
+		return m, fmt.Errorf("option cpu %q is no number", m.CPU)
+	}
+	if m.Bus != "" && m.Bus != "sd" && m.Bus != "vd" {
+		return m, fmt.Errorf("option bus %q is neither sd nor vd", m.Bus)
+	}
+	for _, o := range []struct {
+		name string
+		into *int
+	}{{"vcpu", &m.VCPU}, {"memoryMB", &m.MemoryMB}, {"diskMB", &m.DiskMB}} {
+		if v := d.Options[o.name]; v != "" {
+			n, err := strconv.Atoi(v)
+			if err != nil || n < 1 {
+				return m, fmt.Errorf("option %s %q is no number above 0", o.name, v)
+			}
+			*o.into = n
+		}
+	}
+	if path := d.Options["node"]; path != "" {
+		b, err := os.ReadFile(g.inDir(path))
+		if err != nil {
+			return m, fmt.Errorf("reading option node: %w; imagectl machines config writes it", err)
+		}
+		m.Node = b
+	}
+	return m, nil
+}
+
+// pause is between two questions about something that is under way.
+func pause(ctx context.Context) error {
+	t := time.NewTimer(time.Second)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// uploadClient trusts the system's authorities, or those of option ca alone.
+func (g *globals) uploadClient(d destination) (*http.Client, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if path := d.Options["ca"]; path != "" {
+		b, err := os.ReadFile(g.inDir(path))
+		if err != nil {
+			return nil, usageError{fmt.Errorf("upload target %s: reading option ca: %w", d.Name, err)}
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(b) {
+			return nil, usageError{fmt.Errorf("upload target %s: option ca: %s holds no certificate in PEM form", d.Name, path)}
+		}
+	}
+	dialer := &net.Dialer{Timeout: 30 * time.Second}
+	return &http.Client{Transport: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: conf,
+		TLSHandshakeTimeout: 30 * time.Second, ForceAttemptHTTP2: true,
+	}}, nil
+}
+
+// stage opens the server that the platform fetches from. Nothing is on it yet.
+func stage(ctx context.Context, endpoint string, s stageFlags) (*staging.Server, func(), error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.listen)
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("opening --listen %s: %w", s.listen, err)}
+	}
+	base := s.advertise
+	if base == "" {
+		if base, err = reachedFrom(ctx, endpoint, l.Addr()); err != nil {
+			return nil, nil, errors.Join(err, l.Close())
+		}
+	} else if u, err := url.Parse(base); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, nil, errors.Join(usageError{fmt.Errorf("--advertise %q is not an http or https URL", base)}, l.Close())
+	}
+	server := staging.New(base)
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// It ends with ctx, or with the socket; then the platform says what it misses.
+		_ = server.Serve(ctx, l)
+	}()
+	return server, func() {
+		cancel()
+		<-done
+	}, nil
+}
+
+// reachedFrom is a socket's URL with the address that this machine has on the way
+// to the platform. Connecting UDP sends nothing.
+func reachedFrom(ctx context.Context, endpoint string, at net.Addr) (string, error) {
+	tcp, ok := at.(*net.TCPAddr)
+	if !ok {
+		return "", fmt.Errorf("--listen gave %s, which is no TCP address", at)
+	}
+	host := tcp.IP.String()
+	if tcp.IP.IsUnspecified() {
+		u, err := url.Parse(endpoint)
+		if err != nil {
+			return "", fmt.Errorf("reading endpoint %s: %w", endpoint, err)
+		}
+		c, err := (&net.Dialer{}).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), "9"))
+		if err != nil {
+			return "", codedError{exitServer, fmt.Errorf("finding this machine's address on the way to %s: %w; give --advertise", u.Host, err)}
+		}
+		defer c.Close()
+		local, ok := c.LocalAddr().(*net.UDPAddr)
+		if !ok {
+			return "", fmt.Errorf("finding this machine's address: %s is none; give --advertise", c.LocalAddr())
+		}
+		host = local.IP.String()
+	}
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(tcp.Port)), nil
+}
