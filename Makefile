@@ -158,6 +158,12 @@ bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and m
 	(cd test/benchboot/matchbox && go build -mod=readonly -trimpath -o $(CURDIR)/bin/matchbox github.com/poseidon/matchbox/cmd/matchbox) || rm -f bin/matchbox
 	$(ISOLATED) bin/benchboot -matchbox "$$(ls bin/matchbox 2>/dev/null || true)"
 
+.PHONY: bench-upload
+bench-upload: ## the server that platforms fetch images from, against curl and nginx
+	$(call say,the server of imagectl upload against curl and nginx (about a minute))
+	go build -o bin/benchupload ./test/benchupload
+	bin/benchupload
+
 .PHONY: test
 test: deps unit test-root native release-test e2e ## the main job and all its parts; CI adds media-test
 
