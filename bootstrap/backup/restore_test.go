@@ -1,8 +1,10 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +18,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
-// TestMain lets this program be a restore that is killed.
+// TestMain lets this program be a restore or a backup that is killed.
 func TestMain(m *testing.M) {
 	switch os.Getenv("LIFE") {
 	case "restore":
@@ -25,8 +27,38 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	case "save":
+		if err := childSaves(); err != nil {
+			os.Stderr.WriteString(err.Error() + "\n")
+			os.Exit(1)
+		}
 	default:
 		os.Exit(m.Run())
+	}
+}
+
+// childSaves makes one backup after the other until it is killed, and says when the
+// first one is there.
+func childSaves() error {
+	c := childConfig()
+	s, err := store.Open(context.Background(), store.Config{Dir: c.State, Cluster: "demo", Log: os.Stderr, Volatile: true})
+	if err != nil {
+		return err
+	}
+	k, err := NewKeeper(Config{
+		Header: Header{Cluster: "demo"}, Store: s, Dir: c.From, Every: time.Hour, Keep: 5,
+		Recipients: []age.Recipient{c.Identities[0].(*age.X25519Identity).Recipient()}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return err
+	}
+	for first := true; ; first = false {
+		if _, err := k.Save(context.Background()); err != nil {
+			return err
+		}
+		if first {
+			os.Stdout.WriteString("saved\n")
+		}
 	}
 }
 
@@ -152,6 +184,43 @@ func TestRestoreRefuses(t *testing.T) {
 		}
 		if left, _ := filepath.Glob(state + "*"); c.state == "" && len(left) > 0 {
 			t.Errorf("%s: it left %v", c.name, left)
+		}
+	}
+}
+
+// Wherever the kill comes, what has the name of a backup is one.
+func TestABackupIsKilled(t *testing.T) {
+	t.Parallel()
+	dir, state, id := t.TempDir(), t.TempDir(), key(t)
+	server(t, state).Close()
+	for i := range 6 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "LIFE=save", "LIFE_FROM="+dir, "LIFE_STATE="+state, "LIFE_KEY="+id.String())
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i) * time.Millisecond) // any moment will do
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		all, err := List(dir)
+		if err != nil || len(all) == 0 || len(all) > 6 {
+			t.Fatalf("%d backups, %v", len(all), err)
+		}
+		for _, f := range all {
+			b, err := os.ReadFile(filepath.Join(dir, f.Name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, n, err := Verify(bytes.NewReader(b), id); err != nil || n == 0 {
+				t.Errorf("%s: %d records, %v", f.Name, n, err)
+			}
 		}
 	}
 }

@@ -308,7 +308,7 @@ func (b *Balancer) due() []*backend {
 func (b *Balancer) ask(ctx context.Context, x *backend) {
 	for {
 		ready, err := b.readyz(ctx, x)
-		if b.note(x, ready, err) || ctx.Err() != nil {
+		if ctx.Err() != nil || b.note(x, ready, err) {
 			return
 		}
 	}

@@ -13,6 +13,10 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/audit"
 )
 
+// restoredNews is how long status says where this state comes from: until then, what
+// was issued before has been renewed.
+const restoredNews = 30 * 24 * time.Hour
+
 // BackupServer implements apiconnect.OperatorServiceHandler. What leaves is encrypted
 // to the keys of cluster.yaml, whoever asks.
 func (s operators) BackupServer(ctx context.Context, req *connect.Request[api.BackupServerRequest], stream *connect.ServerStream[api.BackupServerResponse]) error {
@@ -127,7 +131,7 @@ func (s *Server) backupNotes() []string {
 		}
 		out = append(out, text)
 	}
-	if s.restored.File != "" {
+	if s.restored.File != "" && s.cfg.Now().Sub(s.restored.At) < restoredNews {
 		out = append(out, fmt.Sprintf("this server was restored at %s from the backup of %s; what happened between is not on record", s.restored.At.UTC().Format(time.RFC3339), s.restored.Backup.UTC().Format(time.RFC3339)))
 	}
 	return out

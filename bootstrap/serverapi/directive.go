@@ -10,6 +10,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
+	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 )
 
@@ -138,7 +139,7 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 	default:
 		w.Action = api.KubernetesWanted_ACTION_WAIT
 	}
-	servers := c.APIServers
+	servers := slices.DeleteFunc(slices.Clone(c.APIServers), func(name string) bool { return s.cfg.Store.State(name) == machine.Retired })
 	if len(servers) == 0 && c.KubernetesFirst != "" {
 		servers = []string{c.KubernetesFirst}
 	}

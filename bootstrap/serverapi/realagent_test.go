@@ -96,6 +96,23 @@ func TestTheRealAgentEnrolsInstallsAndRuns(t *testing.T) {
 		view = list.Msg.GetMachines()[1]
 		return len(view.GetSteps()) > 0
 	})
+	// The server and its disk are lost. The agent finds the restored one by itself.
+	enrolled := func() int {
+		b, err := node.ReadFile("/dev/console")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(b), "enrolled as w1")
+	}
+	before := enrolled()
+	r.restore(config(cp1(), m), r.backup(), time.Now())
+	until("the report to the restored server", func() bool {
+		got, ok := r.board.get("w1")
+		return ok && len(got.last.GetSteps()) > 0
+	})
+	if n := enrolled(); n != before || r.store.State("w1") != machine.Enrolled {
+		t.Errorf("it enrolled %d times more and is %s", n-before, r.store.State("w1"))
+	}
 	if view.GetState() != "enrolled" || view.GetCertificateSerial() == "" || view.GetLastSeen() == nil {
 		t.Errorf("the list: %v", view)
 	}

@@ -49,9 +49,43 @@ func TestHAThreeControlPlanes(t *testing.T) {
 	r.losePower("cp3", writes)
 	r.loseDisk("cp2", writes)
 	api.stop()
+	r.shrink(writes)
 	writes.stop()
 	writes.verify()
 	t.Logf("longest time without an answer of the API through cp1's balancer: %.1f s", api.worst.Seconds())
+}
+
+// shrink: three control planes become one. One of three is retired at once; of two,
+// the one to go has to help.
+func (r *rack) shrink(w *writer) {
+	r.t.Helper()
+	retire := func(name, want string) {
+		r.t.Helper()
+		resp, err := r.op.RetireMachine(r.t.Context(), connect.NewRequest(&api.RetireMachineRequest{Selection: &api.Selection{Names: []string{name}}}))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if o := resp.Msg.GetOutcomes()[0]; o.GetReasonCode() != want {
+			r.t.Fatalf("retiring %s: %s, %s; want %s", name, o.GetReasonCode(), o.GetMessage(), want)
+		}
+	}
+	began := time.Now()
+	retire("cp3", "done")
+	retire("cp2", "would-lose-etcd")
+	r.voters(2)
+	w.more(20)
+	r.wait(5*time.Minute, "the server to hear of it", func() (bool, string) {
+		resp, err := r.op.Status(r.t.Context(), connect.NewRequest(&api.StatusRequest{}))
+		if err != nil {
+			return false, err.Error()
+		}
+		return strings.HasPrefix(resp.Msg.GetEtcd().GetSummary(), "2 of 2 voters"), resp.Msg.GetEtcd().GetSummary()
+	})
+	retire("cp2", "leaves-etcd")
+	r.voters(1)
+	w.more(20)
+	retire("cp1", "would-lose-etcd")
+	r.t.Logf("from three members to one in %.1f s", time.Since(began).Seconds())
 }
 
 // certificate is how etcd's clients on a node show themselves.
