@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -87,8 +88,8 @@ func TestABackupIsReadBackAsItWasWritten(t *testing.T) {
 	if diff := cmp.Diff(want, b.Content); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
-	if diff := cmp.Diff(all, got); diff != "" {
-		t.Errorf("-want +got\n%s", diff)
+	if !reflect.DeepEqual(all, got) { // a diff of so much would take seconds
+		t.Errorf("%d records are not the %d that were written", len(got), len(all))
 	}
 }
 
