@@ -20,6 +20,7 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/quirk"
 )
@@ -60,6 +61,13 @@ type Env struct {
 	Files  BootFiles
 	// Quirks are the firmware habits to mind; the zero value minds none.
 	Quirks quirk.Set
+	// Line says which machines may begin to boot now; nil lets all of them.
+	Line Line
+}
+
+// Line is the part of admit.Line that a decision needs.
+type Line interface {
+	Ask(mac admit.MAC, listed bool, now time.Time) admit.Verdict
 }
 
 // BootFiles are the network boot programs.
@@ -104,6 +112,8 @@ type Decision struct {
 	Delay time.Duration
 	// Quirks are the names of those that changed the outcome.
 	Quirks []string
+	// Verdict is the Line's; nil when the Line was not asked.
+	Verdict *admit.Verdict
 	// Change and Lease are for the table.
 	Change Change
 	Lease  Lease
@@ -276,11 +286,28 @@ func (r *query) discover() Decision {
 		return silent("pool-exhausted", "no address of %s is free: the dynamic range %s to %s is used up or not set, and there is no reservation for %s",
 			r.subnet.Prefix, r.subnet.First, r.subnet.Last, r.client.MAC).refused()
 	}
+	verdict := r.admission()
+	if verdict != nil && !verdict.Admitted {
+		d := silent("busy", "no offer yet: so many machines boot now that its boot program would come after %s, and its firmware gives up when that takes longer than about %s; it asks again in about %s",
+			verdict.Wait.Round(time.Second), verdict.Limit, verdict.Window).refused()
+		d.Verdict = verdict
+		return d
+	}
 	return Decision{
-		Reply: r.reply(dhcpv4.MessageTypeOffer, address), To: r.destination(),
+		Reply: r.reply(dhcpv4.MessageTypeOffer, address), To: r.destination(), Verdict: verdict,
 		Change: Hold, Lease: r.lease(address, machine, holdTime),
 		Code: "offer", Reason: fmt.Sprintf("offered %s%s", address, r.bootNote()),
 	}
+}
+
+// admission asks the Line for firmware that will load its program by TFTP. All that
+// runs already goes on: iPXE, systems, and whoever was offered an address.
+func (r *query) admission() *admit.Verdict {
+	if r.Line == nil || r.client.Stage != Firmware {
+		return nil
+	}
+	v := r.Line.Ask(admit.MAC(r.client.MAC), r.answer.Name != "", r.Now)
+	return &v
 }
 
 // request tells RFC 2131's four kinds of DHCPREQUEST apart (section 4.3.2).

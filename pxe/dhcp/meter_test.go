@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 )
 
@@ -21,6 +22,7 @@ func (c *tally) Received(kind, code string, _ int) { c.seen = append(c.seen, kin
 func (c *tally) Sent(int)                          {}
 func (c *tally) Waiting(int)                       {}
 func (c *tally) Pools(f func() []Usage)            { c.usage = f }
+func (c *tally) Line(func() admit.Usage)           {}
 
 func TestEachPacketIsCountedWithItsCode(t *testing.T) {
 	t.Parallel()

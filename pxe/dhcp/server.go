@@ -14,6 +14,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/quirk"
 )
@@ -53,18 +54,22 @@ type Meter interface {
 	Waiting(more int)
 	// Pools is called once, with what tells how full the subnets are now.
 	Pools(func() []Usage)
+	// Line is called once where there is a Line, with what tells how it stands now.
+	Line(func() admit.Usage)
 }
 
-// Config is what a server needs. All fields but Recorder, Meter, Log and Now are
+// Config is what a server needs. All fields but Line, Recorder, Meter, Log and Now are
 // required; Store only where addresses are given out.
 type Config struct {
 	// Address is ours on the boot network: boot files come from it.
 	Address netip.Addr
 	Files   BootFiles
 	// Quirks may be the zero value.
-	Quirks   quirk.Set
-	Source   Source
-	Store    Store
+	Quirks quirk.Set
+	Source Source
+	Store  Store
+	// Line says which machines may begin; nil lets all of them.
+	Line     *admit.Line
 	Recorder boot.Recorder
 	Meter    Meter
 	Log      *slog.Logger
@@ -112,6 +117,9 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	s := &Server{Config: cfg, table: NewTable(leases), waiting: make(late, maxLate), others: map[netip.Addr]time.Time{}}
 	cfg.Meter.Pools(s.usage)
+	if cfg.Line != nil {
+		cfg.Meter.Line(func() admit.Usage { return cfg.Line.Usage(cfg.Now()) })
+	}
 	return s, nil
 }
 
@@ -122,6 +130,7 @@ func (unmetered) Received(string, string, int) {}
 func (unmetered) Sent(int)                     {}
 func (unmetered) Waiting(int)                  {}
 func (unmetered) Pools(func() []Usage)         {}
+func (unmetered) Line(func() admit.Usage)      {}
 
 // pending is an answer that waits until its lease is durable.
 type pending struct {
@@ -226,7 +235,13 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	if udp, ok := from.(*net.UDPAddr); ok {
 		env.From = udp.AddrPort()
 	}
+	if s.Line != nil {
+		env.Line = s.Line
+	}
 	d := Decide(req, env)
+	if d.Verdict != nil {
+		s.Line.Note(admit.MAC(d.Client.MAC), d.Answer.Name != "", *d.Verdict, env.Now)
+	}
 	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
 	if d.Code == "other-server" {

@@ -50,8 +50,9 @@ type Config struct {
 	Server, Server6 netip.AddrPort
 	// Programs are what UEFI loads by HTTP, by firmware.
 	Programs map[boot.Firmware]Program
-	// Transfers is how many files are sent at a time, 0 means 64. Above it the
-	// answer is 503 with Retry-After, which iPXE honours.
+	// Transfers is how many files are sent at a time, 0 means 64, and a quarter of
+	// that to one address. Above it the answer is 503 with Retry-After, which iPXE
+	// honours.
 	Transfers int
 	Recorder  boot.Recorder
 	Meter     Meter
@@ -63,7 +64,7 @@ type Config struct {
 // handler is the configuration and the places for transfers.
 type handler struct {
 	Config
-	places chan struct{}
+	places *places
 }
 
 // New returns the handler for
@@ -83,7 +84,7 @@ func New(cfg Config) http.Handler {
 	if cfg.Transfers == 0 {
 		cfg.Transfers = defaultTransfers
 	}
-	h := handler{Config: cfg, places: make(chan struct{}, cfg.Transfers)}
+	h := handler{Config: cfg, places: newPlaces(cfg.Transfers)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /boot.ipxe", h.script)
 	mux.HandleFunc("GET /ignition", h.ignition)
@@ -182,16 +183,15 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 
 // send sends a file, and tells fetched what becomes of it.
 func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, fetched func(detail string, no boot.Refusal)) {
-	select {
-	case h.places <- struct{}{}:
-		defer func() { <-h.places }()
-	default:
-		fetched("no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already; it was told to come back in seconds", h.Transfers)})
+	ok, leave := h.places.enter(r.RemoteAddr)
+	if !ok {
+		fetched("no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already, or a quarter of that for this address; it was told to come back in seconds", h.Transfers)})
 		// Spread the retries: all that wait would come back together.
 		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
 		http.Error(w, "too many transfers at a time, try again", http.StatusServiceUnavailable)
 		return
 	}
+	defer leave()
 	content, err := h.Open(blob.SHA256)
 	if err != nil {
 		status := http.StatusInternalServerError

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -222,6 +223,35 @@ func TestTransfersAreBounded(t *testing.T) {
 	}
 	close(release)
 	<-done
+}
+
+func TestOneAddressHasAQuarterOfTheTransfers(t *testing.T) {
+	p := newPlaces(8)
+	enter := func(client string) func() {
+		ok, leave := p.enter(client)
+		if !ok {
+			return nil
+		}
+		return leave
+	}
+	first, second := enter("10.0.0.7:1"), enter("10.0.0.7:2")
+	if first == nil || second == nil || enter("10.0.0.7:3") != nil || enter("[::ffff:10.0.0.7]:4") != nil {
+		t.Fatal("of 8 places one address shall have 2")
+	}
+	var others []func()
+	for _, a := range []string{"10.0.0.8:1", "10.0.0.8:2", "10.0.0.9:1", "10.0.0.9:2", "[fd00::1]:1", "[fd00::1]:2"} {
+		others = append(others, enter(a))
+	}
+	if slices.ContainsFunc(others, func(leave func()) bool { return leave == nil }) || enter("10.0.0.10:1") != nil {
+		t.Error("all 8 shall be taken, and no more")
+	}
+	first()
+	if again := enter("10.0.0.7:5"); again == nil {
+		t.Error("the place that was given back is not free")
+	}
+	if len(p.by) != 4 || p.taken != 8 {
+		t.Errorf("%d addresses have %d places", len(p.by), p.taken)
+	}
 }
 
 type recorder []boot.Event

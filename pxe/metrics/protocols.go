@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 )
 
@@ -26,6 +27,9 @@ type DHCP struct {
 	// usage is nil until there is a server.
 	usage                  atomic.Pointer[func() []dhcp.Usage]
 	pool, leased, reserved *prometheus.Desc
+	// line is nil where nobody has to wait for admission.
+	line           atomic.Pointer[func() admit.Usage]
+	admitted, rate *prometheus.Desc
 }
 
 func newDHCP() *DHCP {
@@ -39,6 +43,8 @@ func newDHCP() *DHCP {
 		pool:     prometheus.NewDesc("imagectl_dhcp_pool_addresses", "Size of the dynamic range of a subnet.", subnet, nil),
 		leased:   prometheus.NewDesc("imagectl_dhcp_pool_leases", "Addresses of the dynamic range that are given out, offered or resting.", subnet, nil),
 		reserved: prometheus.NewDesc("imagectl_dhcp_reserved_leases", "Reserved addresses that their machine holds.", subnet, nil),
+		admitted: prometheus.NewDesc("imagectl_boot_admitted_machines", "Machines that were offered an address and have no boot program yet.", nil, nil),
+		rate:     prometheus.NewDesc("imagectl_boot_admission_rate", "Boot programs a second that are taken to be possible; machines above it are told by silence to ask again.", nil, nil),
 	}
 }
 
@@ -64,8 +70,13 @@ func (d *DHCP) Waiting(more int) { d.waiting.Add(float64(more)) }
 // Pools implements dhcp.Meter.
 func (d *DHCP) Pools(usage func() []dhcp.Usage) { d.usage.Store(&usage) }
 
+// Line implements dhcp.Meter.
+func (d *DHCP) Line(usage func() admit.Usage) { d.line.Store(&usage) }
+
 // Describe implements prometheus.Collector.
 func (d *DHCP) Describe(ch chan<- *prometheus.Desc) {
+	ch <- d.admitted
+	ch <- d.rate
 	ch <- d.pool
 	ch <- d.leased
 	ch <- d.reserved
@@ -73,6 +84,11 @@ func (d *DHCP) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (d *DHCP) Collect(ch chan<- prometheus.Metric) {
+	if line := d.line.Load(); line != nil {
+		u := (*line)()
+		ch <- prometheus.MustNewConstMetric(d.admitted, prometheus.GaugeValue, float64(u.Admitted))
+		ch <- prometheus.MustNewConstMetric(d.rate, prometheus.GaugeValue, u.Rate)
+	}
 	usage := d.usage.Load()
 	if usage == nil {
 		return

@@ -112,6 +112,7 @@ func newTFTPLab(tb testing.TB, t transcript, quirks quirk.Set) *tftpLab {
 		},
 		Sessions: t.sessions,
 		Refused:  func(_ netip.Addr, code, reason string) { l.refused <- code + ": " + reason },
+		Waits:    func(_ netip.Addr, before int) { l.refused <- fmt.Sprintf("not yet: it waits behind %d others", before) },
 		Effect: func(client netip.Addr) quirk.Effect {
 			l.mu.Lock()
 			defer l.mu.Unlock()

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,6 +18,8 @@ const (
 	// maxConns bounds HTTP connections; a rack that boots at once waits in the
 	// kernel's queue.
 	maxConns = 1024
+	// maxConnsEach is how many of them one address may have.
+	maxConnsEach = maxConns / 4
 	// idleTime is how long a connection without a request keeps its place. iPXE leaves
 	// its own open when the kernel takes over and never says so; what it finds closed
 	// it opens again.
@@ -42,7 +46,7 @@ type patience struct{ header, idle, stop time.Duration }
 
 func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wait patience) Task {
 	return Task{name, func(ctx context.Context) error {
-		limited := limiter{Listener: l, places: make(chan struct{}, maxConns)}
+		limited := newLimiter(l, maxConns, maxConnsEach)
 		s := &http.Server{
 			Handler:           h,
 			ReadHeaderTimeout: wait.header,
@@ -79,26 +83,64 @@ func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wai
 	}}
 }
 
-// limiter accepts a bounded number of connections. Unlike netutil.LimitListener it
-// hands out the connections as they are: a wrapped one would cost us sendfile.
+// limiter accepts a bounded number of connections, and of each address. Unlike
+// netutil.LimitListener it hands out the connections as they are: a wrapped one would
+// cost us sendfile.
 type limiter struct {
 	net.Listener
 	places chan struct{}
+	each   int
+	mu     sync.Mutex
+	by     map[netip.Addr]int
 }
 
-// Accept implements net.Listener.
-func (l limiter) Accept() (net.Conn, error) {
-	l.places <- struct{}{}
-	c, err := l.Listener.Accept()
-	if err != nil {
+func newLimiter(l net.Listener, all, each int) *limiter {
+	return &limiter{Listener: l, places: make(chan struct{}, all), each: each, by: map[netip.Addr]int{}}
+}
+
+// Accept implements net.Listener. It closes what is above an address' share.
+func (l *limiter) Accept() (net.Conn, error) {
+	for {
+		l.places <- struct{}{}
+		c, err := l.Listener.Accept()
+		if err == nil && l.enter(source(c)) {
+			return c, nil
+		}
 		<-l.places
+		if err != nil {
+			return nil, err
+		}
+		c.Close()
 	}
-	return c, err
+}
+
+func source(c net.Conn) netip.Addr {
+	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
+func (l *limiter) enter(a netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.by[a] >= l.each {
+		return false
+	}
+	l.by[a]++
+	return true
 }
 
 // left is the server's ConnState hook.
-func (l limiter) left(_ net.Conn, s http.ConnState) {
-	if s == http.StateClosed || s == http.StateHijacked {
-		<-l.places
+func (l *limiter) left(c net.Conn, s http.ConnState) {
+	if s != http.StateClosed && s != http.StateHijacked {
+		return
 	}
+	a := source(c)
+	l.mu.Lock()
+	if l.by[a]--; l.by[a] == 0 {
+		delete(l.by, a)
+	}
+	l.mu.Unlock()
+	<-l.places
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/dhcp6"
@@ -130,6 +131,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	var tasks []Task
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
+	line := &admit.Line{}
 	uefi := "http://" + at.String()
 	if cfg.Sockets.BootTLS != nil {
 		uefi = "https://" + netip.AddrPortFrom(cfg.Address, uint16(cfg.BootTLSPort)).String()
@@ -141,7 +143,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	if sockets := dhcpSockets(cfg.Sockets); len(sockets) > 0 {
 		s, err := dhcp.NewServer(dhcp.Config{
 			Address: cfg.Address, Files: BootFiles(at, uefi, programs),
-			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
+			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Line: line, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
 			return nil, err
@@ -188,6 +190,17 @@ func BootTasks(cfg Config) ([]Task, error) {
 		Started: func(client netip.Addr, name string) {
 			if mac, ok := card(client); ok {
 				cfg.fetched(mac, "fetches "+name+" by TFTP", boot.Refusal{})
+			}
+		},
+		Waits: func(client netip.Addr, before int) {
+			line.Crowded(time.Now())
+			if mac, ok := card(client); ok {
+				cfg.fetched(mac, fmt.Sprintf("waits for its turn to load by TFTP, behind %d others", before), boot.Refusal{})
+			}
+		},
+		Loaded: func(client netip.Addr, name string) {
+			if mac, ok := card(client); ok && name != autoexecName {
+				line.Done(admit.MAC(mac), time.Now())
 			}
 		},
 		Refused: func(client netip.Addr, code, reason string) {

@@ -35,6 +35,8 @@ func TestTransfersAndRefusalsAreCounted(t *testing.T) {
 	at := serve(t, Config{
 		Files: map[string][]byte{"a": program(300)}, Sessions: 1, Meter: meter,
 		Refused: func(_ netip.Addr, code, reason string) { meter <- code + ": " + reason },
+		Waits:   func(_ netip.Addr, before int) { meter <- fmt.Sprintf("waits behind %d", before) },
+		Loaded:  func(_ netip.Addr, name string) { meter <- "loaded " + name },
 	})
 	send := func(conn *net.UDPConn, text string, to *net.UDPAddr) {
 		t.Helper()
@@ -50,9 +52,12 @@ func TestTransfersAndRefusalsAreCounted(t *testing.T) {
 	}
 	defer other.Close()
 	send(other, read("a", "octet"), at)
-	meter.expect(t, "overloaded: no answer: 1 transfers run already; it asks again")
+	meter.expect(t, "waits behind 0")
 	send(conn, "\x00\x04\x00\x01", from) // the block has come
-	meter.expect(t, "ended a 300 true")
+	meter.expect(t, "ended a 300 true", "loaded a", "begun")
+	_, from = answer(t, other, time.Minute)
+	send(other, "\x00\x04\x00\x01", from)
+	meter.expect(t, "ended a 300 true", "loaded a")
 
 	_, conn, from = ask(t, at, read("a", "octet", "tsize", "0"))
 	meter.expect(t, "begun")

@@ -3,7 +3,7 @@
 //
 // The protocol is github.com/pin/tftp's. In front of it stands a gate that lets
 // only well-formed read requests in, a bounded number at a time and one per
-// client port: the library opens a socket for each.
+// client port: the library opens a socket for each. The others wait in a line.
 package tftp
 
 import (
@@ -53,7 +53,7 @@ type Meter interface {
 
 // Refusal codes.
 const (
-	// CodeOverloaded: all sessions are taken.
+	// CodeOverloaded: as many run and wait as may.
 	CodeOverloaded = "overloaded"
 	// CodeNoSuchFile: the name is none of ours.
 	CodeNoSuchFile = "no-such-file"
@@ -65,11 +65,16 @@ type Config struct {
 	Files map[string][]byte
 	// MTU of the boot network; 0 means 1500.
 	MTU int
-	// Sessions is how many transfers run at a time, 0 means 512. Further requests
-	// stay unanswered and are repeated by their clients.
+	// Sessions is how many transfers run at a time, 0 means 512. Further requests wait
+	// for their turn; when 4,096 do, others stay unanswered. One address has at most a
+	// quarter of either.
 	Sessions int
-	// Started is told about each transfer; it may be nil.
+	// Started is told about each transfer, Waits about each request that has to wait,
+	// with how many before it, and Loaded about each transfer that came to its end.
+	// Each may be nil, and none may block.
 	Started func(client netip.Addr, name string)
+	Waits   func(client netip.Addr, before int)
+	Loaded  func(client netip.Addr, name string)
 	// Refused is told about each request that is turned down, with one of the codes
 	// and a sentence; it may be nil.
 	Refused func(client netip.Addr, code, reason string)
@@ -88,6 +93,12 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 	if cfg.Started == nil {
 		cfg.Started = func(netip.Addr, string) {}
 	}
+	if cfg.Waits == nil {
+		cfg.Waits = func(netip.Addr, int) {}
+	}
+	if cfg.Loaded == nil {
+		cfg.Loaded = func(netip.Addr, string) {}
+	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(netip.Addr, string, string) {}
 	}
@@ -101,9 +112,8 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 		cfg.Sessions = defaultSessions
 	}
 	g := newGate(conn, cfg.Sessions, time.Now)
-	g.overloaded = func(client netip.Addr) {
-		cfg.Refused(client, CodeOverloaded, fmt.Sprintf("no answer: %d transfers run already; it asks again", cfg.Sessions))
-	}
+	g.crowded = cfg.Waits
+	g.overloaded = func(client netip.Addr, reason string) { cfg.Refused(client, CodeOverloaded, reason) }
 	if cfg.Effect != nil {
 		g.effect = cfg.Effect
 	}
@@ -119,6 +129,10 @@ func Serve(ctx context.Context, conn net.PacketConn, cfg Config) error {
 	s.SetHook(hook{cfg.Log})
 
 	var tasks errgroup.Group
+	tasks.Go(func() error {
+		g.listen()
+		return nil
+	})
 	tasks.Go(func() error { return s.Serve(g) })
 	tasks.Go(func() error {
 		select {
@@ -162,20 +176,23 @@ func (h handler) read(name string, rf io.ReaderFrom) error {
 		return fmt.Errorf("sending %q: the transfer has no address", name)
 	}
 	udp := t.RemoteAddr()
-	client := udp.AddrPort()
+	client := netip.AddrPortFrom(udp.AddrPort().Addr().Unmap(), udp.AddrPort().Port())
 	content, ok := h.Files[clean(name)]
 	if !ok {
-		defer h.gate.leave(client)
+		defer h.gate.leave(client, true)
 		h.Log.Info("no such file", "client", client.Addr(), "name", printable(name))
-		h.Refused(client.Addr().Unmap(), CodeNoSuchFile, fmt.Sprintf("there is no file %q here; its firmware was given another name", printable(name)))
+		h.Refused(client.Addr(), CodeNoSuchFile, fmt.Sprintf("there is no file %q here; its firmware was given another name", printable(name)))
 		return errNotFound
 	}
-	h.Started(client.Addr().Unmap(), clean(name))
+	h.Started(client.Addr(), clean(name))
 	// The hook logs the outcome; after a failure the library has told the client.
 	h.Meter.Begun()
 	n, err := rf.ReadFrom(stopper{bytes.NewReader(content), h.ctx})
-	h.gate.leave(client)
 	h.Meter.Ended(clean(name), n, err == nil)
+	if err == nil {
+		h.Loaded(client.Addr(), clean(name))
+	}
+	h.gate.leave(client, err == nil)
 	return nil
 }
 
