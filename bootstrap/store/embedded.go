@@ -61,7 +61,7 @@ func startEtcd(ctx context.Context, dir string, c Config) (*embed.Etcd, error) {
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 2000, 500
 	cfg.MaxSnapFiles, cfg.MaxWalFiles = 2, 2
 	cfg.EnableGRPCGateway = false
-	cfg.MaxTxnOps = 1024 // a whole rack is listed in few transactions
+	cfg.MaxTxnOps = 1024 + 1 + maxOld // a whole rack is listed in few transactions
 	// Below this level etcd reports its own shutdown as errors; what fails for us
 	// comes back from the call that failed.
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(zapcore.NewCore(

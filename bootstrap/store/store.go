@@ -95,6 +95,11 @@ func open(ctx context.Context, c Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s.client = v3client.New(s.etcd.Server)
+	s.client.KV = newPatientKV(s.client.KV, s.marks())
+	// Marks of a process that is gone; nobody asks for them.
+	if _, err = s.client.Delete(ctx, s.marks(), clientv3.WithPrefix()); err != nil && !unfinished(err) {
+		return nil, fmt.Errorf("removing marks of earlier changes: %w", err)
+	}
 	if err = s.load(ctx); err != nil {
 		return nil, err
 	}
@@ -141,6 +146,10 @@ func (s *Store) Err() error {
 	defer s.mu.RUnlock()
 	return s.failed
 }
+
+// marks is the prefix of the keys by which changes are recognised (patientKV). They are
+// no part of the state, so they are outside of its prefix.
+func (s *Store) marks() string { return "/marks" + s.prefix }
 
 func (s *Store) machineKey(name string) string { return s.prefix + "machines/" + name }
 

@@ -17,7 +17,9 @@ type Tx struct {
 
 // Change runs f and commits what it wrote if nothing that it read has changed
 // meanwhile; otherwise it runs f again. So f may run several times and must have
-// no effect but through tx. An error of f discards everything.
+// no effect but through tx. An error of f discards everything. A disk that stands still
+// is waited for, up to two minutes; after the error that says so nobody knows whether the
+// change was made.
 func (s *Store) Change(ctx context.Context, f func(tx *Tx) error) error {
 	var wrote bool
 	resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
