@@ -106,6 +106,7 @@ var layers = map[string][]string{
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
 	"bootstrap/efiboot":       {},
+	"bootstrap/lldp":          {},
 	"bootstrap/firewall":      {},
 	"bootstrap/host/hosttest": {"bootstrap/host"},
 	"bootstrap/etcd":          {},
@@ -113,7 +114,7 @@ var layers = map[string][]string{
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform"},
 }
 
 // only says who may use what reaches outside the process or exits it.

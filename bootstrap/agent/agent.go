@@ -15,11 +15,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/host"
+	"github.com/imagectl/imagectl/bootstrap/lldp"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 )
 
@@ -43,6 +45,10 @@ type Agent struct {
 
 	id      *identity
 	servers *servers
+	// neighbours are who is at the other end of the machine's cables.
+	neighbours neighbours
+	// listen is lldp.Listen; tests that need no neighbours leave it nil.
+	listen func(ctx context.Context, card string) (lldp.Neighbour, error)
 	// askEtcd is etcd.Ask but in tests.
 	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
 	// askNode is getNode but in tests.
@@ -58,13 +64,22 @@ type Agent struct {
 
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
-	a.askEtcd, a.openEtcd, a.askNode, a.progressTime = etcd.Ask, openEtcd, a.getNode, 2*time.Second
+	a.askEtcd, a.openEtcd, a.askNode, a.progressTime, a.listen = etcd.Ask, openEtcd, a.getNode, 2*time.Second, lldp.Listen
 	return a.run(ctx)
 }
 
 func (a *Agent) run(ctx context.Context) error {
 	if err := a.open(); err != nil {
 		return err
+	}
+	var hearing sync.WaitGroup
+	defer hearing.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if a.listen != nil {
+		for _, i := range a.Host.Facts().Interfaces {
+			hearing.Go(func() { a.hear(ctx, i.Name) })
+		}
 	}
 	switch a.Config.Mode {
 	case nodeconf.Installer:

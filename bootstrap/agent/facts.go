@@ -5,7 +5,17 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/host"
 )
 
-// wireFacts is Facts on the wire.
+// wireFacts is what the agent knows of its machine, on the wire.
+func (a *Agent) wireFacts(f host.Facts) *api.Facts {
+	out := wireFacts(f)
+	for _, i := range out.GetInterfaces() {
+		if n, ok := a.neighbours.of(i.GetName()); ok {
+			i.Neighbour = &api.Neighbour{Chassis: n.Chassis, Port: n.Port, System: n.System, PortDescription: n.PortDescription, Vlan: uint32(n.VLAN)}
+		}
+	}
+	return out
+}
+
 func wireFacts(f host.Facts) *api.Facts {
 	out := &api.Facts{
 		Uuid: f.UUID, Serial: f.Serial, Manufacturer: f.Manufacturer, Product: f.Product,

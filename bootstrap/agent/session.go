@@ -94,7 +94,7 @@ func (a *Agent) talk(ctx context.Context, mode api.Mode, changed <-chan struct{}
 func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first bool, changed <-chan struct{}, r report) (*api.SyncResponse, error) {
 	facts := a.Host.Facts()
 	req := &api.SyncRequest{
-		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
+		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: a.wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
 		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
 		Held: r.held,
 	}
@@ -197,7 +197,7 @@ func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
 	var last string
 	for ctx.Err() == nil {
 		resp, err := a.servers.current().enrol.Enrol(ctx, connect.NewRequest(&api.EnrolRequest{
-			CsrDer: csr, Facts: wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version, Token: a.Config.Token,
+			CsrDer: csr, Facts: a.wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version, Token: a.Config.Token,
 		}))
 		if ctx.Err() != nil {
 			return nil

@@ -15,7 +15,9 @@ type board struct {
 	mu      sync.Mutex
 	reports map[string]report
 	steps   map[string]string // of BMCs, by machine
-	changed chan struct{}     // closed at the next change that matters
+	// asked are the newest facts of machines whose key waits for an operator.
+	asked   map[string]*api.Facts
+	changed chan struct{} // closed at the next change that matters
 }
 
 // report is one machine's last word. It is immutable.
@@ -27,7 +29,7 @@ type report struct {
 }
 
 func newBoard() *board {
-	return &board{reports: map[string]report{}, steps: map[string]string{}, changed: make(chan struct{})}
+	return &board{reports: map[string]report{}, steps: map[string]string{}, asked: map[string]*api.Facts{}, changed: make(chan struct{})}
 }
 
 // wake wakes those who wait, for news that is kept elsewhere.
@@ -43,6 +45,7 @@ func (b *board) forget(name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.reports, name)
+	delete(b.asked, name)
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
@@ -61,6 +64,26 @@ func (b *board) put(name string, at time.Time, r *api.SyncRequest) {
 	}
 	old.at, old.last = at, r
 	b.reports[name] = old
+}
+
+// ask keeps what a machine says about itself while it waits: it goes on to learn, of
+// its neighbours for instance, after its record was made.
+func (b *board) ask(name string, f *api.Facts) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if old := b.asked[name]; proto.Equal(old, f) {
+		return
+	}
+	b.asked[name] = f
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// factsOf is what a machine that waits said last, nil for nothing.
+func (b *board) factsOf(name string) *api.Facts {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.asked[name]
 }
 
 // progress keeps how far an installation is; nobody waits for it.

@@ -85,6 +85,9 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 			return s.approved(d, r), nil
 		}
 		if d.Status != enrol.Approved && !d.Remember {
+			if r.Key == nil && waits(r, key.Fingerprint()) {
+				s.board.ask(name, facts)
+			}
 			return s.answer(d), nil
 		}
 		approved = d.Status == enrol.Approved
@@ -103,6 +106,11 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 		return s.approved(d, r), nil
 	}
 	return s.answer(d), nil
+}
+
+// waits tells whether a key is among those that wait for an operator.
+func waits(r store.Machine, fingerprint string) bool {
+	return slices.ContainsFunc(r.Pending, func(k store.Key) bool { return k.Fingerprint == fingerprint })
 }
 
 // holdsFresh tells whether a key has a certificate that is not due yet.

@@ -49,6 +49,9 @@ func (s *Server) viewOf(r store.Machine, nodes []coordinator.Node, choices coord
 		Name: r.Name, Role: m.Role, Zone: m.Zone, State: string(r.State), Reason: r.Reason, Known: r.Known,
 		Macs: m.MACs, Facts: factsOf(r), Address: s.addressOf(r.Name),
 	}
+	if f := s.board.factsOf(r.Name); f != nil && r.Key == nil {
+		v.Facts = f
+	}
 	last, heard := s.board.get(r.Name)
 	if heard {
 		v.LastSeen = timestamppb.New(last.at)

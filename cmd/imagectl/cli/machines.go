@@ -25,7 +25,7 @@ func newMachines(g *globals) *cobra.Command {
 		Args: needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMachinesLs(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g), newMachinesPower(g), newMachinesProvision(g), newMachinesReplace(g), newMachinesRetire(g))
+	cmd.AddCommand(newMachinesLs(g), newMachinesShow(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g), newMachinesPower(g), newMachinesProvision(g), newMachinesReplace(g), newMachinesRetire(g))
 	return cmd
 }
 
