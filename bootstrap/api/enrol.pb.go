@@ -128,7 +128,7 @@ func (x EnrolResponse_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EnrolResponse_Status.Descriptor instead.
 func (EnrolResponse_Status) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{4, 0}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // Facts is what a machine says about itself. Nothing is granted on facts alone:
@@ -266,8 +266,11 @@ type NetworkInterface struct {
 	// Lower case, colon separated (52:54:00:12:34:56).
 	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	// Addresses in CIDR form.
-	Addresses     []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	Up            bool     `protobuf:"varint,4,opt,name=up,proto3" json:"up,omitempty"`
+	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Up        bool     `protobuf:"varint,4,opt,name=up,proto3" json:"up,omitempty"`
+	// What the other end of the cable says about itself by LLDP; absent when nothing
+	// was heard.
+	Neighbour     *Neighbour `protobuf:"bytes,5,opt,name=neighbour,proto3" json:"neighbour,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -330,6 +333,91 @@ func (x *NetworkInterface) GetUp() bool {
 	return false
 }
 
+func (x *NetworkInterface) GetNeighbour() *Neighbour {
+	if x != nil {
+		return x.Neighbour
+	}
+	return nil
+}
+
+// Neighbour is a switch and its port. Unknown fields are empty or 0.
+type Neighbour struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Chassis         string                 `protobuf:"bytes,1,opt,name=chassis,proto3" json:"chassis,omitempty"`
+	Port            string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	System          string                 `protobuf:"bytes,3,opt,name=system,proto3" json:"system,omitempty"`
+	PortDescription string                 `protobuf:"bytes,4,opt,name=port_description,json=portDescription,proto3" json:"port_description,omitempty"`
+	// The port's untagged VLAN.
+	Vlan          uint32 `protobuf:"varint,5,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Neighbour) GetChassis() string {
+	if x != nil {
+		return x.Chassis
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Neighbour) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPortDescription() string {
+	if x != nil {
+		return x.PortDescription
+	}
+	return ""
+}
+
+func (x *Neighbour) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
 type Disk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kernel path, such as /dev/vda.
@@ -346,7 +434,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -358,7 +446,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -371,7 +459,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Disk) GetPath() string {
@@ -439,7 +527,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +539,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +552,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EnrolRequest) GetCsrDer() []byte {
@@ -522,7 +610,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +622,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +635,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EnrolResponse) GetStatus() EnrolResponse_Status {
@@ -619,12 +707,19 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\x06kernel\x18\n" +
 	" \x01(\tR\x06kernel\x12\x1d\n" +
 	"\n" +
-	"os_version\x18\v \x01(\tR\tosVersion\"f\n" +
+	"os_version\x18\v \x01(\tR\tosVersion\"\x9c\x01\n" +
 	"\x10NetworkInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x0e\n" +
-	"\x02up\x18\x04 \x01(\bR\x02up\"\xb7\x01\n" +
+	"\x02up\x18\x04 \x01(\bR\x02up\x124\n" +
+	"\tneighbour\x18\x05 \x01(\v2\x16.imagectl.v1.NeighbourR\tneighbour\"\x90\x01\n" +
+	"\tNeighbour\x12\x18\n" +
+	"\achassis\x18\x01 \x01(\tR\achassis\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06system\x18\x03 \x01(\tR\x06system\x12)\n" +
+	"\x10port_description\x18\x04 \x01(\tR\x0fportDescription\x12\x12\n" +
+	"\x04vlan\x18\x05 \x01(\rR\x04vlan\"\xb7\x01\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1d\n" +
 	"\n" +
@@ -677,31 +772,33 @@ func file_imagectl_v1_enrol_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_enrol_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_imagectl_v1_enrol_proto_goTypes = []any{
 	(Mode)(0),                     // 0: imagectl.v1.Mode
 	(EnrolResponse_Status)(0),     // 1: imagectl.v1.EnrolResponse.Status
 	(*Facts)(nil),                 // 2: imagectl.v1.Facts
 	(*NetworkInterface)(nil),      // 3: imagectl.v1.NetworkInterface
-	(*Disk)(nil),                  // 4: imagectl.v1.Disk
-	(*EnrolRequest)(nil),          // 5: imagectl.v1.EnrolRequest
-	(*EnrolResponse)(nil),         // 6: imagectl.v1.EnrolResponse
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*Neighbour)(nil),             // 4: imagectl.v1.Neighbour
+	(*Disk)(nil),                  // 5: imagectl.v1.Disk
+	(*EnrolRequest)(nil),          // 6: imagectl.v1.EnrolRequest
+	(*EnrolResponse)(nil),         // 7: imagectl.v1.EnrolResponse
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_imagectl_v1_enrol_proto_depIdxs = []int32{
 	3, // 0: imagectl.v1.Facts.interfaces:type_name -> imagectl.v1.NetworkInterface
-	4, // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
-	2, // 2: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
-	0, // 3: imagectl.v1.EnrolRequest.mode:type_name -> imagectl.v1.Mode
-	1, // 4: imagectl.v1.EnrolResponse.status:type_name -> imagectl.v1.EnrolResponse.Status
-	7, // 5: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
-	5, // 6: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
-	6, // 7: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
-	7, // [7:8] is the sub-list for method output_type
-	6, // [6:7] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	5, // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
+	4, // 2: imagectl.v1.NetworkInterface.neighbour:type_name -> imagectl.v1.Neighbour
+	2, // 3: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
+	0, // 4: imagectl.v1.EnrolRequest.mode:type_name -> imagectl.v1.Mode
+	1, // 5: imagectl.v1.EnrolResponse.status:type_name -> imagectl.v1.EnrolResponse.Status
+	8, // 6: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
+	6, // 7: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
+	7, // 8: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_enrol_proto_init() }
@@ -715,7 +812,7 @@ func file_imagectl_v1_enrol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_enrol_proto_rawDesc), len(file_imagectl_v1_enrol_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

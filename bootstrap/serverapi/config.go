@@ -144,6 +144,9 @@ type BootPath interface {
 	Explain(machine string) (BootAnswer, bool)
 	// Last returns the newest event of any of these MAC addresses.
 	Last(macs []string) (BootEvent, bool)
+	// Named says which machine of cluster.yaml booted with one of these MAC addresses,
+	// where the file names it by a selector; empty when none did, or more than one.
+	Named(macs []string) string
 }
 
 // BootAnswer is an answer on the boot path with its reason.

@@ -43,7 +43,7 @@ func (s enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequ
 		a := Asked{At: s.cfg.Now(), MACs: hw.MACs, Approved: resp.Msg.GetStatus() == api.EnrolResponse_STATUS_APPROVED,
 			Code: resp.Msg.GetReasonCode(), Reason: resp.Msg.GetReason()}
 		a.Waits = a.Code == enrol.CodePending
-		if name, refusal := s.index.Match(hw); refusal == nil {
+		if name, refusal := s.match(hw); refusal == nil {
 			a.Machine = name
 		}
 		s.cfg.Asked(a)
@@ -62,7 +62,7 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("facts of %d bytes exceed %d", n, maxFacts))
 	}
 	hw := hardware(facts)
-	name, refusal := s.index.Match(hw)
+	name, refusal := s.match(hw)
 	if refusal != nil {
 		return s.answer(enrol.Decision{Status: enrol.Pending, Code: refusal.Code, Reason: refusal.Reason}), nil
 	}
@@ -106,6 +106,16 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 		return s.approved(d, r), nil
 	}
 	return s.answer(d), nil
+}
+
+// match says which machine this is. A selector sees more than the machine says about
+// itself: there the boot path remembers who it was.
+func (s enrolment) match(seen enrol.Hardware) (string, *enrol.Refusal) {
+	name, refusal := s.index.Match(seen)
+	if name == "" && refusal == nil && s.cfg.Boot != nil {
+		name = s.cfg.Boot.Named(seen.MACs)
+	}
+	return name, refusal
 }
 
 // waits tells whether a key is among those that wait for an operator.

@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 )
 
 // patience is how long a call waits for a disk that stands still. etcd itself waits
@@ -148,9 +149,9 @@ func (t *patientTxn) Commit() (*clientv3.TxnResponse, error) {
 		return resp, nil
 	}
 	t.kv.addOld(mark)
-	header := *resp.Header
+	header := proto.CloneOf(resp.Header)
 	header.Revision = found[0].ModRevision
-	done := &clientv3.TxnResponse{Header: &header, Succeeded: true}
+	done := &clientv3.TxnResponse{Header: header, Succeeded: true}
 	for range t.thens {
 		done.Responses = append(done.Responses, &etcdserverpb.ResponseOp{})
 	}

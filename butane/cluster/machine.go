@@ -11,6 +11,7 @@ import (
 func (c *checker) machines(raw []rawMachine) []Machine {
 	names, macs, uuids, serials := map[string]place{}, map[string]place{}, map[string]place{}, map[string]place{}
 	var out []Machine
+	var selectors []selecting
 	known, err := quirk.Load()
 	if err != nil { // only a mistake in its data, which its own test finds
 		c.add(c.root.pos, "machines", "", "%v", err)
@@ -55,11 +56,20 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 			c.unique(uuids, "UUID", m.UUID, u.place)
 		}
 		c.unique(serials, "serial", m.Serial, r.Match.Serial.place)
-		if r.Match.Path != "" && !c.reported(r.Match.Path) && len(r.Match.MAC) == 0 && !r.Match.UUID.Set && !r.Match.Serial.Set {
-			c.add(r.Match.Pos, r.Match.Path, "match:\n  mac: [\"52:54:00:12:34:56\"]", "says nothing: want mac, uuid or serial")
+		exact := len(r.Match.MAC) > 0 || r.Match.UUID.Set || r.Match.Serial.Set
+		if r.Match.Selector.Path != "" {
+			sel, ok := c.selector(r.Match.Selector, exact)
+			m.Selector = sel.patterns
+			if ok {
+				sel.machine = m.Name
+				selectors = append(selectors, sel)
+			}
+		} else if r.Match.Path != "" && !c.reported(r.Match.Path) && !exact {
+			c.add(r.Match.Pos, r.Match.Path, "match:\n  mac: [\"52:54:00:12:34:56\"]", "says nothing: want mac, uuid, serial or selector")
 		}
 		out = append(out, m)
 	}
+	c.distinct(selectors)
 	return out
 }
 

@@ -198,6 +198,24 @@ func TestFindings(t *testing.T) {
 			`error: machines[1].bmc.system: is for redfish, and this BMC is spoken to by ipmi`,
 			`error: machines[1].bmc.boot: http is for redfish with UEFI firmware`,
 		}},
+		{"selectors", []string{
+			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n" + `  - {name: s1, role: worker, match: {selector: {}}, address: 10.0.0.31, disk: {path: /dev/vda}}
+  - {name: s2, role: worker, match: {mac: ["52:54:00:aa:00:01"], selector: {mac: ["52:54:00:00:00:02"]}}, address: 10.0.0.32, disk: {path: /dev/vda}}
+  - {name: s3, role: worker, match: {selector: {circuitID: ["a", "b"]}}, address: 10.0.0.33, disk: {path: /dev/vda}}
+  - {name: s4, role: worker, match: {selector: {circuitID: ["b"], network: ["10.0.0.1/24"]}}, address: 10.0.0.34, disk: {path: /dev/vda}}
+  - {name: s5, role: worker, match: {selector: {circuitID: ["b"], mac: ["52:54:00:00:01:00-52:54:00:00:01:ff"]}}, address: 10.0.0.35, disk: {path: /dev/vda}}
+  - {name: s6, role: worker, match: {selector: {circuitID: ["c"], serial: ["/x/"]}}, address: 10.0.0.36, disk: {path: /dev/vda}}
+  - {name: s7, role: worker, match: {selector: {circuitID: ["/[/"], port: ["x"]}}, address: 10.0.0.37, disk: {path: /dev/vda}}
+`,
+		}, []string{
+			`error: machines[2].match.selector: selects nothing: want mac, uuid, serial, network, circuitID or remoteID`,
+			"error: machines[3].match.selector: a machine that is named by mac, uuid or serial needs no selector",
+			`error: machines[5].match.selector.network[0]: "10.0.0.1/24" is not an IPv4 network, such as 10.1.2.0/24`,
+			"error: machines[6].match.selector: one machine can match this and the selector of s3 (machines[4].match.selector)",
+			"error: machines[7].match.selector: a machine shows its serial number by HTTP, and network, circuitID and remoteID in DHCP, never together",
+			"error: machines[8].match.selector.circuitID[0]: \"/[/\" is not a regular expression: error parsing regexp: missing closing ]: `[)$`",
+			`error: machines[8].match.selector: unknown key "port"`,
+		}},
 		{"what comes later", []string{
 			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    firmware: {nbp: ipxe.efi}\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",
 		}, []string{

@@ -176,10 +176,20 @@ type rawMachine struct {
 
 type rawMatch struct {
 	place
-	MAC      []rawMAC        `key:"mac"`
-	UUID     rawString       `key:"uuid"`
-	Serial   rawString       `key:"serial"`
-	Selector dict[rawString] `key:"selector,later"`
+	MAC      []rawMAC    `key:"mac"`
+	UUID     rawString   `key:"uuid"`
+	Serial   rawString   `key:"serial"`
+	Selector rawSelector `key:"selector"`
+}
+
+type rawSelector struct {
+	place
+	MAC       []rawString `key:"mac"`
+	UUID      []rawString `key:"uuid"`
+	Serial    []rawString `key:"serial"`
+	Network   []rawString `key:"network"`
+	CircuitID []rawString `key:"circuitID"`
+	RemoteID  []rawString `key:"remoteID"`
 }
 
 type rawDisk struct {

@@ -16,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/release"
 	"github.com/imagectl/imagectl/images/upstream"
+	"github.com/imagectl/imagectl/pxe/selector"
 )
 
 // Spec is a valid cluster.yaml with the defaults filled in. Sources are http(s)
@@ -211,10 +212,12 @@ type Machine struct {
 	MACs             []net.HardwareAddr
 	// UUID is in lower case.
 	UUID, Serial string
-	Address      netip.Addr
-	Disk         Disk
-	Labels       map[string]string
-	LocalBoot    string
+	// Selector recognises it instead; empty when one of the others does.
+	Selector  map[selector.Field][]string
+	Address   netip.Addr
+	Disk      Disk
+	Labels    map[string]string
+	LocalBoot string
 	// Quirks are names that pxe/quirk knows.
 	Quirks        []string
 	InstallerArgs []string

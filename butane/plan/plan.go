@@ -10,6 +10,7 @@ import (
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/upstream"
+	"github.com/imagectl/imagectl/pxe/selector"
 )
 
 // Plan is one cluster. Slices are sorted by name unless said otherwise.
@@ -218,10 +219,12 @@ type Machine struct {
 	Name string
 	Role string
 	Zone string
-	// MACs, UUID and Serial are what it is recognised by; at least one is set.
+	// MACs, UUID and Serial are what it is recognised by, or else Selector (pxe/selector).
 	MACs   []net.HardwareAddr
 	UUID   string
 	Serial string
+	// Selector is patterns by field.
+	Selector map[selector.Field][]string
 	// Address is its reserved address; always set under DHCPAuthoritative.
 	Address netip.Addr
 	Disk    DiskRule

@@ -116,9 +116,9 @@ func TestRackLoadsItsProgramsWithoutBeginningAgain(t *testing.T) {
 	}{
 		{1000, 100, 0, 0},
 		{3000, 100, 0, 400},
-		{6667, 100, 700, 10_000},
+		{6667, 100, 1400, 5000},
 		{6667, 400, 0, 0},
-		{2000, 20, 900, 4000},
+		{2000, 20, 1300, 2500},
 	} {
 		t.Run(fmt.Sprintf("%d machines, %v a second", c.machines, c.rate), func(t *testing.T) {
 			t.Parallel()

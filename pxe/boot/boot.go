@@ -28,6 +28,11 @@ type Machine struct {
 	UUID     string
 	Serial   string
 	Firmware Firmware
+	// Network is where its DHCP request came from: the relay's address in its network,
+	// or ours there. CircuitID and RemoteID are what a relay said of its switch port
+	// (option 82), as pxe/selector writes them. All are unset in requests by HTTP.
+	Network             netip.Addr
+	CircuitID, RemoteID string
 }
 
 // Action is what happens to a machine that netboots.

@@ -10,10 +10,12 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/selector"
 )
 
 // States tells how far a machine is. It is asked for every packet: it answers
@@ -36,6 +38,8 @@ type Config struct {
 	// name stands for machines that are not in cluster.yaml.
 	Ignition func(machine string) ([]byte, error)
 	States   States
+	// Now is time.Now unless a test says otherwise.
+	Now func() time.Time
 }
 
 // Catalog implements boot.Source, dhcp.Source, dhcp6.Source and
@@ -49,6 +53,8 @@ type Catalog struct {
 	// showed its UUID or serial number with them. An operating system's DHCP shows
 	// neither, and yet its machine must get the reserved address.
 	cards map[card]string
+	// bound are the machines that fitted a selector last, by its machine's name.
+	bound map[string]binding
 }
 
 type card [6]byte
@@ -58,7 +64,7 @@ const cardsPerMachine = 8
 
 // New builds a catalog. It fails when anything in it could not be served as it is.
 func New(cfg Config) (*Catalog, error) {
-	c := &Catalog{cards: map[card]string{}}
+	c := &Catalog{cards: map[card]string{}, bound: map[string]binding{}}
 	return c, c.Replace(cfg)
 }
 
@@ -85,12 +91,21 @@ func (c *Catalog) Blob(sha256 string) (boot.Blob, bool) {
 }
 
 // Decide implements boot.Source.
-func (c *Catalog) Decide(m boot.Machine) boot.Answer {
+func (c *Catalog) Decide(m boot.Machine) boot.Answer { return c.decide(m, true) }
+
+// Look is Decide for people who ask: the machine is not there, and nothing is learned.
+func (c *Catalog) Look(m boot.Machine) boot.Answer { return c.decide(m, false) }
+
+func (c *Catalog) decide(m boot.Machine, there bool) boot.Answer {
 	s := c.current.Load()
-	found := s.find(m)
+	found, fits := s.find(m), false
+	if len(found) == 0 {
+		found = s.fitting(m)
+		fits = len(found) > 0
+	}
 	if len(found) == 0 {
 		if name, ok := c.learned(m.MAC); ok {
-			if i, ok := s.byName[name]; ok {
+			if i, ok := s.byName[name]; ok && !s.entries[i].selector.Contradicts(shown(m)) {
 				found = []int{i}
 			}
 		}
@@ -100,13 +115,51 @@ func (c *Catalog) Decide(m boot.Machine) boot.Answer {
 		return s.unknown(m)
 	case 1:
 		e := s.entries[found[0]]
-		c.learn(s, m, e.Name)
+		if fits {
+			if other, ok := c.bind(m, e.Name, s.now(), there); !ok {
+				return conflict("it fits the selector of %s, and so does the machine with the card %s, which was seen less than %s ago: make the selector narrower", e.Name, other, bindTime)
+			}
+		}
+		if there {
+			c.learn(s, m, e.Name, fits)
+		}
 		return s.known(e)
 	}
 	names := []string{s.entries[found[0]].Name, s.entries[found[1]].Name}
 	slices.Sort(names)
-	return boot.Answer{Action: boot.None, Code: "conflict", Refused: true, Reason: fmt.Sprintf(
-		"it shows marks of two machines of cluster.yaml, %s and %s: correct their mac, uuid or serial", names[0], names[1])}
+	if fits {
+		return conflict("it fits the selectors of two machines of cluster.yaml, %s and %s: make them narrower", names[0], names[1])
+	}
+	return conflict("it shows marks of two machines of cluster.yaml, %s and %s: correct their mac, uuid or serial", names[0], names[1])
+}
+
+// conflict is the answer to a machine that nobody can name.
+func conflict(format string, args ...any) boot.Answer {
+	return boot.Answer{Action: boot.None, Code: "conflict", Refused: true, Reason: fmt.Sprintf(format, args...)}
+}
+
+// Named says which machine of cluster.yaml showed itself with a network card that the
+// file does not list.
+func (c *Catalog) Named(mac net.HardwareAddr) (string, bool) {
+	name, ok := c.learned(mac)
+	if ok {
+		_, ok = c.current.Load().byName[name]
+	}
+	return name, ok
+}
+
+// Cards are the network cards that a machine showed itself with and the file does not
+// list, in no particular order.
+func (c *Catalog) Cards(name string) []net.HardwareAddr {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var out []net.HardwareAddr
+	for k, n := range c.cards {
+		if n == name {
+			out = append(out, net.HardwareAddr(k[:]))
+		}
+	}
+	return out
 }
 
 // Ignition implements boot.Source.
@@ -129,8 +182,8 @@ func (c *Catalog) learned(mac net.HardwareAddr) (string, bool) {
 }
 
 // learn remembers the card of a machine that was recognised by something else.
-func (c *Catalog) learn(s *snapshot, m boot.Machine, name string) {
-	if len(m.MAC) != 6 || (m.UUID == "" && m.Serial == "") {
+func (c *Catalog) learn(s *snapshot, m boot.Machine, name string, fits bool) {
+	if len(m.MAC) != 6 || (m.UUID == "" && m.Serial == "" && !fits) {
 		return
 	}
 	if _, listed := s.byMAC[card(m.MAC)]; listed {
@@ -141,7 +194,7 @@ func (c *Catalog) learn(s *snapshot, m boot.Machine, name string) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.cards) < cardsPerMachine*len(s.entries) {
+	if _, moves := c.cards[card(m.MAC)]; moves || len(c.cards) < cardsPerMachine*len(s.entries) {
 		c.cards[card(m.MAC)] = name
 	}
 }
@@ -153,6 +206,7 @@ type entry struct {
 	LocalBoot string
 	Quirks    []string
 	Args      []string
+	selector  selector.Selector
 }
 
 // known answers for a machine of cluster.yaml: its own disk, unless an operator

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/selector"
 )
 
 // defaultLocalBoot suits most firmware; see docs/netboot.md for the others.
@@ -29,6 +30,8 @@ type snapshot struct {
 	byUUID   map[[16]byte]int
 	bySerial map[string]int
 	byName   map[string]int
+	// selecting are the entries that have a selector.
+	selecting []int
 
 	kernel boot.Blob
 	initrd []boot.Blob
@@ -41,6 +44,7 @@ type snapshot struct {
 	network6      boot.Network6
 	unknownPolicy plan.UnknownMachines
 	states        States
+	now           func() time.Time
 }
 
 func newSnapshot(cfg Config) (*snapshot, error) {
@@ -48,7 +52,10 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 	s := &snapshot{
 		byMAC: map[card]int{}, byUUID: map[[16]byte]int{}, bySerial: map[string]int{}, byName: map[string]int{},
 		kernel: cfg.Kernel, initrd: cfg.Initrd, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
-		unknownPolicy: p.Boot.Unknown, states: cfg.States,
+		unknownPolicy: p.Boot.Unknown, states: cfg.States, now: cfg.Now,
+	}
+	if s.now == nil {
+		s.now = time.Now
 	}
 	for _, b := range slices.Concat([]boot.Blob{cfg.Kernel}, cfg.Initrd, cfg.Files) {
 		if err := s.addBlob(b); err != nil {
@@ -89,9 +96,16 @@ func (s *snapshot) addMachine(m plan.Machine) error {
 	if e.LocalBoot == "" {
 		e.LocalBoot = defaultLocalBoot
 	}
+	var err error
+	if e.selector, err = selector.New(m.Selector); err != nil {
+		return fmt.Errorf("selector: %w", err)
+	}
 	i := len(s.entries)
 	s.entries = append(s.entries, e)
 	s.byName[m.Name] = i
+	if !e.selector.IsZero() {
+		s.selecting = append(s.selecting, i)
+	}
 	for _, mac := range m.MACs {
 		if len(mac) != 6 {
 			return fmt.Errorf("%s is not an Ethernet address", mac)

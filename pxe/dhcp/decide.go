@@ -143,7 +143,7 @@ func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
 	if why := r.strangeRelay(); why != "" {
 		return silent("relay-unknown", "%s", why).refused()
 	}
-	r.answer = env.Answer(client.machine())
+	r.answer = env.Answer(r.machine())
 	var quirks []string
 	if client.boots() {
 		r.effect, quirks = env.Quirks.Apply(quirk.DHCP, shows(req, client), r.answer.Quirks)
@@ -152,6 +152,9 @@ func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
 	d.Answer, d.Quirks = r.answer, quirks
 	if d.Reply != nil {
 		d.Delay = r.effect.Delay
+	}
+	if id := r.relay.circuit + r.relay.remote; id != "" && client.boots() {
+		d.Reason += fmt.Sprintf(" (option 82: circuit %q, remote %q)", r.relay.circuit, r.relay.remote)
 	}
 	if len(quirks) > 0 {
 		d.Reason += " (quirk " + strings.Join(quirks, ", ") + ")"
@@ -203,6 +206,18 @@ func (r *query) renewed() netip.Addr {
 		return a
 	}
 	return netip.Addr{}
+}
+
+// machine is what the client shows, with where it is.
+func (r *query) machine() boot.Machine {
+	m := r.client.machine()
+	switch {
+	case r.relay.agent.IsValid():
+		m.Network, m.CircuitID, m.RemoteID = r.relay.link, r.relay.circuit, r.relay.remote
+	case !addr(r.ClientIPAddr).IsValid(): // who renews may do so from afar, past its relay
+		m.Network = r.link()
+	}
+	return m
 }
 
 // link is our address in the client's network.

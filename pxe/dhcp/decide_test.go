@@ -78,6 +78,9 @@ type lab struct {
 	// bootServer and from say that packets come to port 4011, and whence.
 	bootServer bool
 	from       netip.AddrPort
+	// line lets machines in; shown is the last that the source was asked about.
+	line  Line
+	shown boot.Machine
 }
 
 func newLab(t *testing.T) *lab {
@@ -92,7 +95,8 @@ func (l *lab) send(m *dhcpv4.DHCPv4) Decision {
 		l.t.Fatal(err)
 	}
 	l.table.use(l.src.network)
-	d := Decide(req, Env{Now: l.now, Server: l.server, Link: l.link, BootServer: l.bootServer, From: l.from, Network: l.src.network, Leases: l.table, Answer: l.src.Decide, Files: files})
+	answer := func(m boot.Machine) boot.Answer { l.shown = m; return l.src.Decide(m) }
+	d := Decide(req, Env{Now: l.now, Server: l.server, Link: l.link, BootServer: l.bootServer, From: l.from, Network: l.src.network, Leases: l.table, Answer: answer, Files: files, Line: l.line})
 	if d.Code == "" || d.Reason == "" {
 		l.t.Errorf("%s: no code or reason: %+v", m.MessageType(), d)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/imagectl/imagectl/pxe/selector"
 )
 
 // relay is what the relay agent of a request says. The zero value means that the
@@ -19,6 +21,9 @@ type relay struct {
 	// identifier is what the client shall take for the server, so that it renews
 	// through the agent (RFC 5107); usually unset.
 	identifier netip.Addr
+	// circuit and remote are the switch port and the switch, as selector.Text writes
+	// them; empty when not told.
+	circuit, remote string
 }
 
 func relayOf(req *dhcpv4.DHCPv4) relay {
@@ -37,6 +42,8 @@ func relayOf(req *dhcpv4.DHCPv4) relay {
 	if a := addr(info.Get(dhcpv4.ServerIdentifierOverrideSubOption)); a.Is4() {
 		r.identifier = a
 	}
+	r.circuit = selector.Text(info.Get(dhcpv4.AgentCircuitIDSubOption))
+	r.remote = selector.Text(info.Get(dhcpv4.AgentRemoteIDSubOption))
 	return r
 }
 

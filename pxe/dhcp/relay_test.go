@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -100,5 +101,22 @@ func TestSecondInterface(t *testing.T) {
 	}
 	if got := l.offered(request(laptop, wants("10.0.7.101"), toServer("10.0.7.100"))); got != "10.0.7.101" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// What the relay says of the switch port is what a machine shows, and people see it.
+func TestOption82IsShownToSelectors(t *testing.T) {
+	l := newLab(t)
+	info := opt(82, append([]byte{1, 4, 's', 'w', 'p', '7', 2, 3}, 0, 6, 0xff)...)
+	d := l.send(discover(laptop, pxe(7), relayed("10.0.7.1"), info))
+	if seen := l.shown; seen.CircuitID != "swp7" || seen.RemoteID != "0x0006ff" || seen.Network.String() != "10.0.7.1" {
+		t.Errorf("shown is %+v", seen)
+	}
+	if want := ` (option 82: circuit "swp7", remote "0x0006ff")`; !strings.HasSuffix(d.Reason, want) {
+		t.Errorf("the reason is %s, want it to end with%s", d.Reason, want)
+	}
+	l.send(discover(laptop, pxe(7), info)) // nobody but a relay may say so
+	if seen := l.shown; seen.CircuitID != "" || seen.RemoteID != "" || seen.Network.String() != "10.0.0.1" {
+		t.Errorf("without a relay shown is %+v", seen)
 	}
 }

@@ -165,6 +165,17 @@ func (s Selector) Match(shown Shown) bool {
 	return true
 }
 
+// Contradicts says whether a machine shows something else than is wanted. What it does
+// not show contradicts nothing.
+func (s Selector) Contradicts(shown Shown) bool {
+	for _, f := range s.fields {
+		if v, ok := shown[f.name]; ok && !slices.ContainsFunc(f.patterns, func(p pattern) bool { return p.holds(v) }) {
+			return true
+		}
+	}
+	return false
+}
+
 // Overlap is whether one machine can match two selectors.
 type Overlap int
 

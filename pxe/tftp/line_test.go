@@ -63,12 +63,12 @@ func TestWhoseTurnItIs(t *testing.T) {
 	now = now.Add(2 * time.Second)
 	l.leave(from(0, 1), true, now)
 	next(from(6, 1))
-	if len(l.others) != 0 || len(l.seen) != 0 || len(l.sources) != 4 {
+	if len(l.others) != 1 || len(l.seen) != 1 || len(l.sources) != 5 {
 		t.Errorf("%d wait, %d were seen, of %d addresses", len(l.others), len(l.seen), len(l.sources))
 	}
 
 	// A session that never ends is written off.
-	arrive("queued 0", from(7, 1))
+	arrive("queued 1", from(7, 1))
 	now = now.Add(forgotten)
 	arrive("known 0", from(7, 1))
 	next(from(7, 1))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"slices"
@@ -26,7 +27,7 @@ func (b *bootPath) Explain(asked string) (serverapi.BootAnswer, bool) {
 	if !ok {
 		return serverapi.BootAnswer{}, false
 	}
-	a := b.catalog.Decide(m)
+	a := b.catalog.Look(m)
 	out := serverapi.BootAnswer{Action: string(a.Action), Code: a.Code, Reason: a.Reason, Machine: a.Name}
 	if a.Action != boot.None {
 		out.Script = httpboot.Script(netip.AddrPortFrom(b.plan.Server.Address, uint16(b.plan.Server.HTTPPort)), m, a)
@@ -50,12 +51,36 @@ func (b *bootPath) find(asked string) (boot.Machine, []net.HardwareAddr, bool) {
 			continue
 		}
 		who := boot.Machine{UUID: m.UUID, Serial: m.Serial}
-		if len(m.MACs) > 0 {
-			who.MAC = m.MACs[0]
+		macs := m.MACs
+		if len(m.Selector) > 0 {
+			macs = b.catalog.Cards(m.Name)
+			slices.SortFunc(macs, func(x, y net.HardwareAddr) int { return bytes.Compare(x, y) })
 		}
-		return who, m.MACs, true
+		if len(macs) > 0 {
+			who.MAC = macs[0]
+		}
+		return who, macs, true
 	}
 	return boot.Machine{}, nil, false
+}
+
+// Named implements serverapi.BootPath.
+func (b *bootPath) Named(macs []string) string {
+	found := ""
+	for _, text := range macs {
+		mac, err := net.ParseMAC(text)
+		if err != nil {
+			continue
+		}
+		name, ok := b.catalog.Named(mac)
+		if ok && found != "" && found != name {
+			return ""
+		}
+		if ok {
+			found = name
+		}
+	}
+	return found
 }
 
 // Last implements serverapi.BootPath.
