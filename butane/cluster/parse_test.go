@@ -162,7 +162,7 @@ func TestFindings(t *testing.T) {
 		// Machines.
 		{"a group MAC", []string{"52:54:00:00:00:11", "01:00:5e:00:00:11"}, []string{`error: machines[0].match.mac[0]: 01:00:5e:00:00:11 is a group address, no network card has it`}},
 		{"one MAC twice, in another spelling", []string{"52:54:00:00:00:21", "52-54-00-00-00-11"}, []string{`error: machines[1].match.mac[0]: MAC 52:54:00:00:00:11 is used twice: first at cluster.yaml:55:19 (machines[0].match.mac[0])`}},
-		{"an empty match", []string{`{mac: ["52:54:00:00:00:11"]}`, "{}"}, []string{`error: machines[0].match: says nothing: want mac, uuid or serial`}},
+		{"an empty match", []string{`{mac: ["52:54:00:00:00:11"]}`, "{}"}, []string{`error: machines[0].match: says nothing: want mac, uuid, serial or selector`}},
 		{"a UUID that every such board has", []string{`{mac: ["52:54:00:00:00:11"]}`, "{uuid: 00000000-0000-0000-0000-000000000000}"}, []string{`error: machines[0].match.uuid: 00000000-0000-0000-0000-000000000000 is what firmware without a UUID says`}},
 		{"a serial that YAML takes for a number", []string{`{mac: ["52:54:00:00:00:11"]}`, "{serial: 0123}"}, []string{`error: machines[0].match.serial: 0123 is a number for YAML, want text`}},
 		{"a role that is misspelt", []string{"    role: worker\n", "    role: wroker\n"}, []string{`error: machines[1].role: there is no role "wroker"`}},
@@ -199,7 +199,7 @@ func TestFindings(t *testing.T) {
 			`error: machines[1].bmc.boot: http is for redfish with UEFI firmware`,
 		}},
 		{"selectors", []string{
-			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n" + `  - {name: s1, role: worker, match: {selector: {}}, address: 10.0.0.31, disk: {path: /dev/vda}}
+			cp1 + comment, cp1 + "\n" + `  - {name: s1, role: worker, match: {selector: {}}, address: 10.0.0.31, disk: {path: /dev/vda}}
   - {name: s2, role: worker, match: {mac: ["52:54:00:aa:00:01"], selector: {mac: ["52:54:00:00:00:02"]}}, address: 10.0.0.32, disk: {path: /dev/vda}}
   - {name: s3, role: worker, match: {selector: {circuitID: ["a", "b"]}}, address: 10.0.0.33, disk: {path: /dev/vda}}
   - {name: s4, role: worker, match: {selector: {circuitID: ["b"], network: ["10.0.0.1/24"]}}, address: 10.0.0.34, disk: {path: /dev/vda}}
@@ -208,13 +208,13 @@ func TestFindings(t *testing.T) {
   - {name: s7, role: worker, match: {selector: {circuitID: ["/[/"], port: ["x"]}}, address: 10.0.0.37, disk: {path: /dev/vda}}
 `,
 		}, []string{
-			`error: machines[2].match.selector: selects nothing: want mac, uuid, serial, network, circuitID or remoteID`,
-			"error: machines[3].match.selector: a machine that is named by mac, uuid or serial needs no selector",
-			`error: machines[5].match.selector.network[0]: "10.0.0.1/24" is not an IPv4 network, such as 10.1.2.0/24`,
-			"error: machines[6].match.selector: one machine can match this and the selector of s3 (machines[4].match.selector)",
-			"error: machines[7].match.selector: a machine shows its serial number by HTTP, and network, circuitID and remoteID in DHCP, never together",
-			"error: machines[8].match.selector.circuitID[0]: \"/[/\" is not a regular expression: error parsing regexp: missing closing ]: `[)$`",
-			`error: machines[8].match.selector: unknown key "port"`,
+			`error: machines[1].match.selector: selects nothing: want mac, uuid, serial, network, circuitID or remoteID`,
+			"error: machines[2].match.selector: a machine that is named by mac, uuid or serial needs no selector",
+			`error: machines[4].match.selector.network[0]: "10.0.0.1/24" is not an IPv4 network, such as 10.1.2.0/24`,
+			"error: machines[5].match.selector: one machine can match this and the selector of s3 (machines[3].match.selector)",
+			"error: machines[6].match.selector: a machine shows its serial number by HTTP, and network, circuitID and remoteID in DHCP, never together",
+			"error: machines[7].match.selector.circuitID[0]: \"/[/\" is not a regular expression: error parsing regexp: missing closing ]: `[)$`",
+			`error: machines[7].match.selector: unknown key "port"`,
 		}},
 		{"what comes later", []string{
 			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    firmware: {nbp: ipxe.efi}\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -67,6 +68,14 @@ func (fakeBoot) Explain(asked string) (serverapi.BootAnswer, bool) {
 }
 
 func (fakeBoot) Last([]string) (serverapi.BootEvent, bool) { return serverapi.BootEvent{}, false }
+
+// Named knows the card of a machine that a selector names.
+func (fakeBoot) Named(macs []string) string {
+	if slices.Contains(macs, "52:54:00:00:00:77") {
+		return "w1"
+	}
+	return ""
+}
 
 // fakeBMCs stands for the BMC of w1, which is switched at once.
 type fakeBMCs struct{ on *atomic.Bool }

@@ -23,6 +23,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
 	"github.com/imagectl/imagectl/pxe/httpboot"
+	"github.com/imagectl/imagectl/pxe/server"
 )
 
 // site is a plan with everything that is served for it, found and checked.
@@ -89,6 +90,9 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 		return nil, err
 	}
 	if s.ipxeUEFI, err = read(p.Boot.IPXEUEFI); err != nil {
+		return nil, err
+	}
+	if err := server.CheckPrograms(s.ipxeBIOS, s.ipxeUEFI); err != nil {
 		return nil, err
 	}
 	if err := s.addHTTPBoot(ctx, m, out, cache.Path(p.Boot.IPXEUEFI.SHA256)); err != nil {

@@ -1,0 +1,64 @@
+package server
+
+import (
+	"bytes"
+	"debug/pe"
+	"fmt"
+)
+
+// maxBIOS is how large a program can be that a BIOS loads: what is free below 640 KiB.
+const maxBIOS = 640 << 10
+
+// efiApplication is the PE subsystem of what UEFI starts (PE/COFF, "Windows Subsystem").
+const efiApplication = 10
+
+// CheckPrograms says which of iPXE's two programs its firmware could not start: that is
+// one for another kind of firmware or another processor, or no program at all.
+func CheckPrograms(bios, uefi []byte) error {
+	const hint = "lock iPXE's %s there"
+	machine, err := peMachine(bios)
+	switch {
+	case err == nil:
+		return fmt.Errorf("checking boot.ipxe.bios: it is a program for UEFI (%s), which a BIOS cannot start; "+hint, machine, biosName)
+	case len(bios) == 0:
+		return fmt.Errorf("checking boot.ipxe.bios: it is empty; "+hint, biosName)
+	case len(bios) > maxBIOS:
+		return fmt.Errorf("checking boot.ipxe.bios: its %d bytes are more than the %d that a BIOS can load; "+hint, len(bios), maxBIOS, biosName)
+	}
+	machine, err = peMachine(uefi)
+	if err != nil {
+		return fmt.Errorf("checking boot.ipxe.uefi: it is no program for UEFI: %w; "+hint, err, uefiName)
+	}
+	if machine != "x86-64" {
+		return fmt.Errorf("checking boot.ipxe.uefi: it is for %s, and the machines are x86-64; "+hint, machine, uefiName+" of x86_64-efi")
+	}
+	return nil
+}
+
+// peMachine is the processor that an EFI application is for.
+func peMachine(program []byte) (string, error) {
+	f, err := pe.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return "", fmt.Errorf("reading its PE header: %w", err)
+	}
+	defer f.Close()
+	subsystem := uint16(0)
+	switch h := f.OptionalHeader.(type) {
+	case *pe.OptionalHeader64:
+		subsystem = h.Subsystem
+	case *pe.OptionalHeader32:
+		subsystem = h.Subsystem
+	}
+	if subsystem != efiApplication {
+		return "", fmt.Errorf("its PE subsystem is %d, an EFI application's is %d", subsystem, efiApplication)
+	}
+	switch f.Machine {
+	case pe.IMAGE_FILE_MACHINE_AMD64:
+		return "x86-64", nil
+	case pe.IMAGE_FILE_MACHINE_ARM64:
+		return "arm64", nil
+	case pe.IMAGE_FILE_MACHINE_I386:
+		return "32-bit x86", nil
+	}
+	return fmt.Sprintf("machine type %#x", f.Machine), nil
+}

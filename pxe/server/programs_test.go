@@ -1,0 +1,56 @@
+package server
+
+import (
+	"bytes"
+	"debug/pe"
+	"encoding/binary"
+	"strings"
+	"testing"
+)
+
+// efi is the shortest program that has a PE header.
+func efi(t *testing.T, machine, subsystem uint16) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	dos := make([]byte, 64)
+	copy(dos, "MZ")
+	dos[0x3c] = 64
+	b.Write(dos)
+	b.WriteString("PE\x00\x00")
+	for _, part := range []any{
+		pe.FileHeader{Machine: machine, SizeOfOptionalHeader: uint16(binary.Size(pe.OptionalHeader64{}))},
+		pe.OptionalHeader64{Magic: 0x20b, Subsystem: subsystem, NumberOfRvaAndSizes: 16},
+	} {
+		if err := binary.Write(&b, binary.LittleEndian, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.Bytes()
+}
+
+func TestProgramsForOtherFirmwareAreRefused(t *testing.T) {
+	t.Parallel()
+	bios, uefi := []byte("\x4d\x45 undionly"), efi(t, pe.IMAGE_FILE_MACHINE_AMD64, efiApplication)
+	for _, c := range []struct {
+		name       string
+		bios, uefi []byte
+		want       string
+	}{
+		{"as they should be", bios, uefi, ""},
+		{"the two were mistaken for each other", uefi, bios, "checking boot.ipxe.bios: it is a program for UEFI (x86-64), which a BIOS cannot start; lock iPXE's undionly.kpxe there"},
+		{"nothing for BIOS", nil, uefi, "checking boot.ipxe.bios: it is empty; lock iPXE's undionly.kpxe there"},
+		{"too much for BIOS", make([]byte, 1<<20), uefi, "checking boot.ipxe.bios: its 1048576 bytes are more than the 655360 that a BIOS can load; lock iPXE's undionly.kpxe there"},
+		{"BIOS' for both", bios, bios, "checking boot.ipxe.uefi: it is no program for UEFI: reading its PE header: "},
+		{"arm64's", bios, efi(t, pe.IMAGE_FILE_MACHINE_ARM64, efiApplication), "checking boot.ipxe.uefi: it is for arm64, and the machines are x86-64; lock iPXE's snponly.efi of x86_64-efi there"},
+		{"32 bits", bios, efi(t, pe.IMAGE_FILE_MACHINE_I386, efiApplication), "checking boot.ipxe.uefi: it is for 32-bit x86, and the machines are x86-64; lock iPXE's snponly.efi of x86_64-efi there"},
+		{"a driver", bios, efi(t, pe.IMAGE_FILE_MACHINE_AMD64, 11), "checking boot.ipxe.uefi: it is no program for UEFI: its PE subsystem is 11, an EFI application's is 10; lock iPXE's snponly.efi there"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			err := CheckPrograms(c.bios, c.uefi)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), c.want)) {
+				t.Errorf("got %v, want %s", err, c.want)
+			}
+		})
+	}
+}
