@@ -67,16 +67,12 @@ func (b *board) put(name string, at time.Time, r *api.SyncRequest) {
 }
 
 // ask keeps what a machine says about itself while it waits: it goes on to learn, of
-// its neighbours for instance, after its record was made.
+// its neighbours for instance, after its record was made. Nobody is woken for it: who
+// is not approved could do so without end.
 func (b *board) ask(name string, f *api.Facts) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if old := b.asked[name]; proto.Equal(old, f) {
-		return
-	}
 	b.asked[name] = f
-	close(b.changed)
-	b.changed = make(chan struct{})
 }
 
 // factsOf is what a machine that waits said last, nil for nothing.

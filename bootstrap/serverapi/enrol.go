@@ -85,7 +85,7 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 			return s.approved(d, r), nil
 		}
 		if d.Status != enrol.Approved && !d.Remember {
-			if r.Key == nil && waits(r, key.Fingerprint()) {
+			if !r.Known || r.Key == nil && waits(r, key.Fingerprint()) {
 				s.board.ask(name, facts)
 			}
 			return s.answer(d), nil

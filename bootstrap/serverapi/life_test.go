@@ -437,6 +437,47 @@ func TestAStrangersFactsAreCheckedBeforeTheyNameIt(t *testing.T) {
 	}
 }
 
+// A machine learns of its neighbours after it has asked, and waits for hours.
+func TestWhatAWaitingMachineLearnsIsShown(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(cp1(), w1()))
+	shown := func(name string) string {
+		t.Helper()
+		list, err := r.operator(pki.RoleReader).ListMachines(t.Context(), connect.NewRequest(&api.ListMachinesRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range list.Msg.GetMachines() {
+			if m.GetName() == name && len(m.GetFacts().GetInterfaces()) > 0 {
+				return m.GetFacts().GetInterfaces()[0].GetNeighbour().GetPort()
+			}
+		}
+		return ""
+	}
+	for _, mac := range []string{"52:54:00:00:00:01", "52:54:00:00:ab:cd"} {
+		name := map[string]string{"52:54:00:00:00:01": "cp1", "52:54:00:00:ab:cd": "unknown-52540000abcd"}[mac]
+		f := r.machine(mac)
+		f.enrol()
+		f.port = "swp7"
+		f.enrol()
+		if got := shown(name); got != "swp7" {
+			t.Errorf("%s is plugged into %q", name, got)
+		}
+	}
+	known, stranger := r.machine("52:54:00:00:00:02"), r.machine("52:54:00:00:00:02")
+	known.enrol()
+	if o := r.approve("w1", known.console(), false); !o.GetOk() {
+		t.Fatal(o)
+	}
+	stranger.port = "elsewhere"
+	for range 3 {
+		stranger.enrol()
+	}
+	if got := shown("w1"); got != "" {
+		t.Errorf("a stranger says that w1 is plugged into %q", got)
+	}
+}
+
 func twoDigits(i int) string {
 	return string("0123456789abcdef"[i>>4]) + string("0123456789abcdef"[i&15])
 }

@@ -132,7 +132,9 @@ func (r *rig) operator(role pki.Role) apiconnect.OperatorServiceClient {
 // fake is an agent: it has a key and says what the test tells it to say.
 type fake struct {
 	*rig
-	mac  string
+	mac string
+	// port is the switch port that it hears of; empty for none.
+	port string
 	key  crypto.Signer
 	cert *tls.Certificate
 }
@@ -168,9 +170,13 @@ func (f *fake) console() string {
 
 func (f *fake) enrol() *api.EnrolResponse {
 	f.t.Helper()
+	card := &api.NetworkInterface{Name: "eth0", Mac: f.mac}
+	if f.port != "" {
+		card.Neighbour = &api.Neighbour{System: "leaf", Port: f.port}
+	}
 	resp, err := apiconnect.NewEnrolServiceClient(f.client(nil), f.url).Enrol(f.t.Context(), connect.NewRequest(&api.EnrolRequest{
 		CsrDer: csr(f.t, f.key), Mode: api.Mode_MODE_INSTALLER,
-		Facts: &api.Facts{Interfaces: []*api.NetworkInterface{{Name: "eth0", Mac: f.mac}}, Cpus: 2},
+		Facts: &api.Facts{Interfaces: []*api.NetworkInterface{card}, Cpus: 2},
 	}))
 	if err != nil {
 		f.t.Fatal(err)

@@ -214,7 +214,7 @@ func TestFindings(t *testing.T) {
 			"error: machines[5].match.selector: one machine can match this and the selector of s3 (machines[3].match.selector)",
 			"error: machines[6].match.selector: a machine shows its serial number by HTTP, and network, circuitID and remoteID in DHCP, never together",
 			"error: machines[7].match.selector.circuitID[0]: \"/[/\" is not a regular expression: error parsing regexp: missing closing ]: `[)$`",
-			`error: machines[7].match.selector: unknown key "port"`,
+			`error: machines[7].match.selector.port: unknown key "port"`,
 		}},
 		{"what comes later", []string{
 			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    firmware: {nbp: ipxe.efi}\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",

@@ -49,7 +49,7 @@ func (c *checker) selector(raw rawSelector, exact bool) (selecting, bool) {
 	}
 	var err error
 	out.selector, err = selector.New(out.patterns)
-	return out, err == nil && whole
+	return out, err == nil && whole && !exact
 }
 
 // distinct finds selectors that one machine can match. Where regular expressions

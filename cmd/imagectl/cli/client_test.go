@@ -233,7 +233,8 @@ func (r rackOnLoopback) ask(mac string) (string, error) {
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}}
 	defer tr.CloseIdleConnections()
 	_, err = apiconnect.NewEnrolServiceClient(&http.Client{Transport: tr}, r.url).Enrol(context.Background(), connect.NewRequest(&api.EnrolRequest{
-		CsrDer: csr, Mode: api.Mode_MODE_INSTALLER, Facts: &api.Facts{Interfaces: []*api.NetworkInterface{{Name: "eth0", Mac: mac}}},
+		CsrDer: csr, Mode: api.Mode_MODE_INSTALLER, Facts: &api.Facts{Interfaces: []*api.NetworkInterface{{Name: "eth0", Mac: mac, Up: true, Addresses: []string{"10.0.0.21/24"},
+			Neighbour: &api.Neighbour{Chassis: "52:54:00:ff:00:01", System: "leaf-3a", Port: "swp7", PortDescription: "rack 3", Vlan: 101}}}},
 	}))
 	if err != nil {
 		return "", err
