@@ -204,9 +204,11 @@ func TestSessionsAreBoundedAndTheOthersWaitForTheirTurn(t *testing.T) {
 	for i := range conns {
 		conns[i].WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), peers[i])
 	}
-	if got, from := answer(t, third, time.Minute); from == nil || len(got) != 516 {
-		t.Errorf("got %.20q when the sessions had ended, want the first block without asking again", got)
+	got, from := answer(t, third, time.Minute)
+	if from == nil || len(got) != 516 {
+		t.Fatalf("got %.20q when the sessions had ended, want the first block without asking again", got)
 	}
+	third.WriteToUDP([]byte("\x00\x05\x00\x00bye\x00"), from)
 }
 
 // fetches asks for the file a and repeats it, as firmware does: the request may
