@@ -37,9 +37,10 @@ const (
 	timeout = 500 * time.Millisecond
 	step    = 200 * time.Millisecond
 	retries = 10
-	// defaultSessions is the number of transfers at a time; each costs a socket and
-	// a few kilobytes.
-	defaultSessions = 512
+	// defaultSessions is the number of transfers at a time. So many in lock-step keep
+	// two processors busy; more would only make each of them slower, and nobody could
+	// tell from the line how slow.
+	defaultSessions = 128
 )
 
 // Meter counts. Its methods do not block and are safe for concurrent use.
@@ -65,7 +66,7 @@ type Config struct {
 	Files map[string][]byte
 	// MTU of the boot network; 0 means 1500.
 	MTU int
-	// Sessions is how many transfers run at a time, 0 means 512. Further requests wait
+	// Sessions is how many transfers run at a time, 0 means 128. Further requests wait
 	// for their turn; when 4,096 do, others stay unanswered. One address has at most a
 	// quarter of either.
 	Sessions int
