@@ -2,12 +2,19 @@ package agent
 
 import (
 	"context"
+	"crypto"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
+	"github.com/imagectl/imagectl/bootstrap/kubeadm"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
 // A voter takes the member of a retired machine off the list, and nothing else.
@@ -44,6 +51,40 @@ func TestAVoterRemovesTheMemberOfARetiredMachine(t *testing.T) {
 	if slices.ContainsFunc(m.list, func(p etcd.Peer) bool { return p.Name == "cp3" }) || len(m.list) != 2 {
 		t.Errorf("the list is %v", m.list)
 	}
+}
+
+// What kubeadm made ends a year later; the server hears of the first end.
+func TestAControlPlaneReportsWhenKubeadmsCertificatesEnd(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	n := l.newNode()
+	if got := n.kubeadmEnds(); !got.IsZero() {
+		t.Errorf("without any: %s", got)
+	}
+	year, month := l.operatorFor(365*24*time.Hour), l.operatorFor(30*24*time.Hour)
+	pemOf := func(c tls.Certificate) string { return string(pki.EncodeCertificate(c.Leaf.Raw)) }
+	l.put(kubeadm.PKIDir+"/apiserver.crt", pemOf(year))
+	l.put(kubeadm.PKIDir+"/front-proxy-client.crt", "not yet written")
+	l.put("/etc/kubernetes/scheduler.conf", "half of")
+	if got := n.kubeadmEnds(); !got.Equal(year.Leaf.NotAfter) {
+		t.Errorf("got %s, want %s", got, year.Leaf.NotAfter)
+	}
+	key, err := pki.EncodeKey(month.PrivateKey.(crypto.Signer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b64 := func(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
+	l.put("/etc/kubernetes/controller-manager.conf", fmt.Sprintf("clusters: [{name: c, cluster: {server: 'https://127.0.0.1:6443', certificate-authority-data: %s}}]\nusers: [{name: u, user: {client-certificate-data: %s, client-key-data: %s}}]\n",
+		b64(l.kube.CertificatePEM()), b64([]byte(pemOf(month))), b64(key)))
+	if got := n.kubeadmEnds(); !got.Equal(month.Leaf.NotAfter) {
+		t.Errorf("got %s, want %s", got, month.Leaf.NotAfter)
+	}
+}
+
+// operatorFor is some certificate of that lifetime.
+func (l *lab) operatorFor(life time.Duration) tls.Certificate {
+	l.t.Helper()
+	return l.certificate(pki.Operator("lab", "ada", pki.RoleReader, pki.Lifetimes{Operator: life}))
 }
 
 // A node tells which lists it has, sends them when it is asked to, and keeps them

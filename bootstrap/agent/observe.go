@@ -15,6 +15,8 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // askTimeout bounds one question to a service on this node.
@@ -57,9 +59,42 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 	r.kubernetes.AddonsApplied = stepDone(stepAddons) || r.kubernetes.GetJoined() && len(run.GetKubernetes().GetAddons()) == 0
 	if run.GetControlPlane() && r.kubernetes.Joined {
 		r.kubernetes.ApiserverReady = n.apiServerReady(ctx, run) == nil
+		if end := n.kubeadmEnds(); !end.IsZero() {
+			r.kubernetes.CertificatesEnd = timestamppb.New(end)
+		}
 	}
 	r.kubernetes.KubeletVersion = n.kubeletVersion(ctx)
 	return r
+}
+
+// kubeadmEnds is when the first of the certificates ends that kubeadm made on this
+// control plane; the zero time when none can be read. kubelet renews its own.
+func (n *node) kubeadmEnds() time.Time {
+	var first time.Time
+	note := func(leaf *x509.Certificate) {
+		if first.IsZero() || leaf.NotAfter.Before(first) {
+			first = leaf.NotAfter
+		}
+	}
+	for _, name := range []string{"apiserver", "apiserver-kubelet-client", "front-proxy-client"} {
+		b, err := n.Host.ReadFile(kubeadm.PKIDir + "/" + name + ".crt")
+		if err != nil {
+			continue
+		}
+		if leaf, err := pki.ParseCertificatePEM(b); err == nil {
+			note(leaf)
+		}
+	}
+	for _, name := range []string{"admin", "controller-manager", "scheduler"} {
+		b, err := n.Host.ReadFile("/etc/kubernetes/" + name + ".conf")
+		if err != nil {
+			continue
+		}
+		if _, conf, err := kubeadm.Credentials(b, n.Host.ReadFile); err == nil {
+			note(conf.Certificates[0].Leaf)
+		}
+	}
+	return first
 }
 
 // kubeletVersion asks once.

@@ -497,8 +497,11 @@ type KubernetesObserved struct {
 	KubeletVersion string `protobuf:"bytes,4,opt,name=kubelet_version,json=kubeletVersion,proto3" json:"kubelet_version,omitempty"`
 	// Every add-on of the assignment is applied (first control plane only).
 	AddonsApplied bool `protobuf:"varint,5,opt,name=addons_applied,json=addonsApplied,proto3" json:"addons_applied,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// When the first of the certificates ends that kubeadm made here; only on control
+	// planes that have joined.
+	CertificatesEnd *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=certificates_end,json=certificatesEnd,proto3" json:"certificates_end,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *KubernetesObserved) Reset() {
@@ -564,6 +567,13 @@ func (x *KubernetesObserved) GetAddonsApplied() bool {
 		return x.AddonsApplied
 	}
 	return false
+}
+
+func (x *KubernetesObserved) GetCertificatesEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificatesEnd
+	}
+	return nil
 }
 
 type SyncRequest struct {
@@ -2308,14 +2318,15 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
-	"\alearner\x18\x04 \x01(\bR\alearner\"\xc4\x01\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"\x8b\x02\n" +
 	"\x12KubernetesObserved\x12'\n" +
 	"\x0fapiserver_ready\x18\x01 \x01(\bR\x0eapiserverReady\x12\x16\n" +
 	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x1d\n" +
 	"\n" +
 	"node_ready\x18\x03 \x01(\bR\tnodeReady\x12'\n" +
 	"\x0fkubelet_version\x18\x04 \x01(\tR\x0ekubeletVersion\x12%\n" +
-	"\x0eaddons_applied\x18\x05 \x01(\bR\raddonsApplied\"\xf8\x03\n" +
+	"\x0eaddons_applied\x18\x05 \x01(\bR\raddonsApplied\x12E\n" +
+	"\x10certificates_end\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\x0fcertificatesEnd\"\xf8\x03\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -2537,53 +2548,54 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*Firewall_Allow)(nil),                 // 29: imagectl.v1.Firewall.Allow
 	(*IssueCertificatesRequest_Item)(nil),  // 30: imagectl.v1.IssueCertificatesRequest.Item
 	(*IssueCertificatesResponse_Item)(nil), // 31: imagectl.v1.IssueCertificatesResponse.Item
-	(Mode)(0),                              // 32: imagectl.v1.Mode
-	(*Facts)(nil),                          // 33: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),          // 34: google.protobuf.Timestamp
+	(*timestamppb.Timestamp)(nil),          // 32: google.protobuf.Timestamp
+	(Mode)(0),                              // 33: imagectl.v1.Mode
+	(*Facts)(nil),                          // 34: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	6,  // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	32, // 2: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	33, // 3: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
-	4,  // 4: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
-	5,  // 5: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
-	7,  // 6: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
-	9,  // 7: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
-	11, // 8: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	13, // 9: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	12, // 10: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	16, // 11: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	34, // 12: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	14, // 13: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	15, // 14: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	28, // 15: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	19, // 16: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	20, // 17: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	18, // 18: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	17, // 19: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	29, // 20: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	2,  // 21: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 22: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	21, // 23: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	30, // 24: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	31, // 25: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	15, // 26: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 27: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 28: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	8,  // 29: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	22, // 30: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	24, // 31: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	26, // 32: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	10, // 33: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	23, // 34: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	25, // 35: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	27, // 36: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	33, // [33:37] is the sub-list for method output_type
-	29, // [29:33] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	32, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	33, // 3: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	34, // 4: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	4,  // 5: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
+	5,  // 6: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
+	7,  // 7: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
+	9,  // 8: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
+	11, // 9: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	13, // 10: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	12, // 11: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	16, // 12: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	32, // 13: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	14, // 14: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	15, // 15: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	28, // 16: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	19, // 17: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	20, // 18: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	18, // 19: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	17, // 20: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	29, // 21: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	2,  // 22: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	3,  // 23: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	21, // 24: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	30, // 25: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	31, // 26: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	15, // 27: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 28: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 29: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	8,  // 30: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	22, // 31: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	24, // 32: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	26, // 33: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	10, // 34: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	23, // 35: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	25, // 36: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	27, // 37: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	34, // [34:38] is the sub-list for method output_type
+	30, // [30:34] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }

@@ -81,7 +81,7 @@ type state struct {
 	server *Server
 
 	build, machines, entered, seen, pending, conflicts *prometheus.Desc
-	certificate, nodeCertificate                       *prometheus.Desc
+	certificate, nodeCertificate, kubeadmCertificate   *prometheus.Desc
 	storeSize, storeUsed, storeLimit                   *prometheus.Desc
 	backupGood, backupSize, backupFailed               *prometheus.Desc
 }
@@ -91,28 +91,29 @@ func newState(s *Server) state {
 		return prometheus.NewDesc("imagectl_"+name, help, labels, nil)
 	}
 	return state{
-		server:          s,
-		build:           d("build_info", "1; the labels say what runs.", "version", "goversion", "cluster"),
-		machines:        d("machines", "Machines by state; listed says whether cluster.yaml names them.", "state", "listed"),
-		entered:         d("machine_state_entered_timestamp_seconds", "When a machine came into the state it is in.", "machine", "state"),
-		seen:            d("machine_seen_timestamp_seconds", "When a machine's agent last called.", "machine"),
-		pending:         d("machines_waiting_for_approval", "Machines whose key waits for an operator."),
-		conflicts:       d("machines_with_key_conflict", "Machines that another key than the approved one claims: an alarm."),
-		certificate:     d("certificate_expiry_timestamp_seconds", "When a certificate of the server ends.", "certificate"),
-		nodeCertificate: d("node_certificate_expiry_timestamp_seconds", "When the newest certificate of a machine's agent ends.", "machine"),
-		storeSize:       d("store_size_bytes", "Size of the state's database on the disk."),
-		storeUsed:       d("store_used_bytes", "How much of the database holds data."),
-		backupGood:      d("backup_good_timestamp_seconds", "When the newest backup was made that was read back to its end; 0 for none."),
-		backupSize:      d("backup_good_size_bytes", "How long that backup is."),
-		backupFailed:    d("backup_failed", "1 when the newest attempt to make a backup failed."),
-		storeLimit:      d("store_limit_bytes", "At this size the database takes no more changes."),
+		server:             s,
+		build:              d("build_info", "1; the labels say what runs.", "version", "goversion", "cluster"),
+		machines:           d("machines", "Machines by state; listed says whether cluster.yaml names them.", "state", "listed"),
+		entered:            d("machine_state_entered_timestamp_seconds", "When a machine came into the state it is in.", "machine", "state"),
+		seen:               d("machine_seen_timestamp_seconds", "When a machine's agent last called.", "machine"),
+		pending:            d("machines_waiting_for_approval", "Machines whose key waits for an operator."),
+		conflicts:          d("machines_with_key_conflict", "Machines that another key than the approved one claims: an alarm."),
+		certificate:        d("certificate_expiry_timestamp_seconds", "When a certificate of the server ends.", "certificate"),
+		nodeCertificate:    d("node_certificate_expiry_timestamp_seconds", "When the newest certificate of a machine's agent ends.", "machine"),
+		kubeadmCertificate: d("kubernetes_certificate_expiry_timestamp_seconds", "When the first certificate ends that kubeadm made on a control plane.", "machine"),
+		storeSize:          d("store_size_bytes", "Size of the state's database on the disk."),
+		storeUsed:          d("store_used_bytes", "How much of the database holds data."),
+		backupGood:         d("backup_good_timestamp_seconds", "When the newest backup was made that was read back to its end; 0 for none."),
+		backupSize:         d("backup_good_size_bytes", "How long that backup is."),
+		backupFailed:       d("backup_failed", "1 when the newest attempt to make a backup failed."),
+		storeLimit:         d("store_limit_bytes", "At this size the database takes no more changes."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.build, c.machines, c.entered, c.seen, c.pending, c.conflicts,
-		c.certificate, c.nodeCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.backupGood, c.backupSize, c.backupFailed} {
+		c.certificate, c.nodeCertificate, c.kubeadmCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.backupGood, c.backupSize, c.backupFailed} {
 		ch <- d
 	}
 }
@@ -142,6 +143,9 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.entered, unix(r.Since), r.Name, string(r.State))
 		if last, ok := s.board.get(r.Name); ok {
 			gauge(c.seen, unix(last.at), r.Name)
+			if end := last.last.GetKubernetes().GetCertificatesEnd(); end != nil {
+				gauge(c.kubeadmCertificate, unix(end.AsTime()), r.Name)
+			}
 		}
 		if r.Key != nil && !r.Key.NotAfter.IsZero() {
 			gauge(c.nodeCertificate, unix(r.Key.NotAfter), r.Name)

@@ -201,7 +201,7 @@ func (s *Server) notes() []string {
 	if conflicts > 0 {
 		notes = append(notes, fmt.Sprintf("alarm: %d machines are claimed by a second key; compare the codes before you approve or reject", conflicts))
 	}
-	return append(notes, s.backupNotes()...)
+	return append(append(notes, s.kubeadmNotes()...), s.backupNotes()...)
 }
 
 // WatchMachines implements apiconnect.OperatorServiceHandler.
