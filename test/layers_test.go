@@ -85,7 +85,7 @@ var layers = map[string][]string{
 	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/quirk", "pxe/selector"},
 	"pxe/dhcp6":    {"pxe/boot", "pxe/dhcp"},
 	"pxe/httpboot": {"pxe/boot"},
-	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/quirk", "pxe/tftp"},
+	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/quirk", "pxe/tftp"},
 	"pxe/catalog":  {"pxe/boot", "pxe/selector", "butane/plan", "bootstrap/machine", "images/lock"},
 	"pxe/funnel":   {"pxe/boot"},
 	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/funnel"},

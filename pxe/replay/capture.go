@@ -30,7 +30,7 @@ type datagram struct {
 	payload  []byte
 }
 
-// read tells about the UDP packets over IPv4 of a capture: pcap, pcapng, or text
+// read tells about the UDP packets of a capture: pcap, pcapng, or text
 // with one DHCP message in hexadecimal on each line.
 func read(r io.Reader, tell func(datagram)) error {
 	in := bufio.NewReader(r)
@@ -77,16 +77,22 @@ func packets(s source, link layers.LinkType, tell func(datagram)) error {
 			return fmt.Errorf("reading packet %d of the capture: %w", n, err)
 		}
 		p := gopacket.NewPacket(data, link, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
-		ip, ok1 := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
-		udp, ok2 := p.Layer(layers.LayerTypeUDP).(*layers.UDP)
-		if !ok1 || !ok2 {
+		udp, ok := p.Layer(layers.LayerTypeUDP).(*layers.UDP)
+		if !ok {
 			continue
 		}
 		d := datagram{at: info.Timestamp, payload: udp.Payload}
 		if e, ok := p.Layer(layers.LayerTypeEthernet).(*layers.Ethernet); ok {
 			d.card = e.SrcMAC
 		}
-		d.from, d.to = port(ip.SrcIP, udp.SrcPort), port(ip.DstIP, udp.DstPort)
+		switch ip := p.NetworkLayer().(type) {
+		case *layers.IPv4:
+			d.from, d.to = port(ip.SrcIP, udp.SrcPort), port(ip.DstIP, udp.DstPort)
+		case *layers.IPv6:
+			d.from, d.to = port(ip.SrcIP, udp.SrcPort), port(ip.DstIP, udp.DstPort)
+		default:
+			continue
+		}
 		tell(d)
 	}
 }

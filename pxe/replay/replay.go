@@ -2,7 +2,7 @@
 // this configuration would, and says why: for a machine that does not boot at a
 // place where nobody can look. Nothing is sent and nothing is kept.
 //
-// It sees DHCP requests and what other servers answered them, and TFTP requests
+// It sees DHCP and DHCPv6 requests and what other servers answered them, and TFTP requests
 // for files. It knows no leases but those of the capture, and does not judge whether
 // the client liked the answers.
 package replay
@@ -20,14 +20,17 @@ import (
 
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/quirk"
 	"github.com/imagectl/imagectl/pxe/tftp"
 )
 
 // Config is what packets are judged by.
 type Config struct {
-	// Env is without Now and Leases.
-	Env dhcp.Env
+	// Env is without Now and Leases. Env6 is, too, and without DUID; where its Network
+	// is nil, DHCPv6 is left out.
+	Env  dhcp.Env
+	Env6 dhcp6.Env
 	// TFTP are the names of the files that are served by TFTP, and MTU is the boot
 	// network's.
 	TFTP []string
@@ -67,7 +70,7 @@ const CodeSeen = "seen"
 // Read replays a capture: pcap, pcapng, or text with one DHCP message in
 // hexadecimal on each line. Packets of other protocols are left out.
 func Read(r io.Reader, cfg Config) ([]Step, error) {
-	s := &session{Config: cfg, replay: dhcp.NewReplay(cfg.Env), cards: map[netip.Addr]net.HardwareAddr{}}
+	s := &session{Config: cfg, replay: dhcp.NewReplay(cfg.Env), replay6: dhcp6.NewReplay(cfg.Env6), cards: map[netip.Addr]net.HardwareAddr{}}
 	if err := read(r, s.see); err != nil {
 		return nil, err
 	}
@@ -76,7 +79,8 @@ func Read(r io.Reader, cfg Config) ([]Step, error) {
 
 type session struct {
 	Config
-	replay *dhcp.Replay
+	replay  *dhcp.Replay
+	replay6 *dhcp6.Replay
 	// cards is who got an address in the capture.
 	cards map[netip.Addr]net.HardwareAddr
 	steps []Step
@@ -86,6 +90,10 @@ func (s *session) see(d datagram) {
 	switch d.to.Port() {
 	case 67, 68, 4011:
 		s.dhcp(d)
+	case 546, 547:
+		if s.Env6.Network != nil {
+			s.dhcp6(d)
+		}
 	case 69:
 		s.tftp(d)
 	}
@@ -165,8 +173,9 @@ func bootParts(m *dhcpv4.DHCPv4) []string {
 	return out
 }
 
-// overhead is what an IPv4 packet with a TFTP block has besides the block.
-const overhead = 32
+// overhead is what an IPv4 packet with a TFTP block has besides the block, and
+// overhead6 an IPv6 packet.
+const overhead, overhead6 = 32, 52
 
 func (s *session) tftp(d datagram) {
 	req, err := tftp.ParseRequest(d.payload)
@@ -193,7 +202,11 @@ func (s *session) tftp(d datagram) {
 	}
 	step.Quirks = s.quirks(names)
 	step.Code, step.Reason = "sent", "sends "+req.File()
-	step.Answer = []string{fmt.Sprintf("%s in blocks of %d bytes", req.File(), req.Complying(effect).BlockSize(s.MTU-overhead))}
+	over := overhead
+	if d.to.Addr().Is6() {
+		over = overhead6
+	}
+	step.Answer = []string{fmt.Sprintf("%s in blocks of %d bytes", req.File(), req.Complying(effect).BlockSize(s.MTU-over))}
 }
 
 // printable makes a stranger's text fit for a terminal.

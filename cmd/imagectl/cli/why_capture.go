@@ -15,6 +15,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/quirk"
 	"github.com/imagectl/imagectl/pxe/replay"
 	"github.com/imagectl/imagectl/pxe/server"
@@ -76,10 +77,15 @@ func replayConfig(p plan.Plan) (replay.Config, error) {
 		programs = map[boot.Firmware]string{boot.UEFIx64: "installer.efi", boot.UEFIarm64: "installer.efi"}
 	}
 	at := netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPPort))
-	return replay.Config{
+	cfg := replay.Config{
 		Env:  dhcp.Env{Server: p.Server.Address, Network: cat.Network(), Answer: cat.Decide, Files: server.BootFiles(at, "http://"+at.String(), programs), Quirks: quirks},
 		TFTP: server.TFTPNames(), MTU: 1500,
-	}, nil
+	}
+	if d := p.Boot.DHCP6; d.Mode == plan.DHCP6Stateful || d.Mode == plan.DHCP6Stateless {
+		at := netip.AddrPortFrom(d.Address, uint16(p.Server.HTTPPort))
+		cfg.Env6 = dhcp6.Env{Server: d.Address, Network: cat.Network6(), Answer: cat.Decide, Files: server.BootFiles6(at, "http://"+at.String(), programs)}
+	}
+	return cfg, nil
 }
 
 func printSteps(w io.Writer, steps []replay.Step) error {
