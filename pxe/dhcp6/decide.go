@@ -111,7 +111,11 @@ func Decide(packet dhcpv6.DHCPv6, env Env) Decision {
 		return silent("malformed", "the packet is ignored: %v", err)
 	}
 	q := &query{request: req, Env: env, client: client, given: map[netip.Addr]bool{}}
-	q.answer = env.Answer(client.machine())
+	m := client.machine()
+	if m.Network = req.link(); !m.Network.IsValid() {
+		m.Network = env.Server
+	}
+	q.answer = env.Answer(m)
 	d := q.decide()
 	d.Client, d.Answer, d.Type = client, q.answer, req.msg.MessageType
 	return d

@@ -320,6 +320,13 @@ func TestRelays(t *testing.T) {
 	} {
 		e := env()
 		e.From = netip.MustParseAddr("fd01::1")
+		answer := e.Answer
+		e.Answer = func(m boot.Machine) boot.Answer {
+			if m.Network.String() != "fd01::1" && m.Network.String() != "fd07::1" {
+				t.Errorf("%s: it is said to be in the network of %s", c.name, m.Network)
+			}
+			return answer(m)
+		}
 		// Through the wire: the answer must be what a relay can read.
 		packet, err := dhcpv6.FromBytes(c.packet.ToBytes())
 		if err != nil {
