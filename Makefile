@@ -118,8 +118,8 @@ media-test: build release ## ISO images and sticks under both firmwares, and Sec
 	go test -count=1 -tags vm -parallel 2 -timeout 90m -v -run '$(MEDIA)' ./test/release -release $(RELEASE) -bin $(CURDIR)/bin
 
 .PHONY: formats
-formats: build release ## every disk format boots in a virtual machine until it is enrolled
-	$(call say,disk formats in virtual machines (about 3 minutes without KVM))
+formats: build release ## every format boots in a virtual machine until it is enrolled
+	$(call say,disk formats and the ISO image in virtual machines (about 6 minutes without KVM))
 	go test -c -tags e2e -o bin/formats.test ./test/formats
 	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 

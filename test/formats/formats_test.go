@@ -2,7 +2,9 @@
 
 // Package formats boots every format of a role's disk in a virtual machine, as a
 // platform would that clones it, until the machine is enrolled at a real imagectl
-// serve. "make formats" runs it, on the test release (test/release/README.md).
+// serve; and the installer's ISO image, which first writes the disk of a machine that
+// nobody netboots. "make formats" runs it, on the test release
+// (test/release/README.md).
 package formats
 
 import (
@@ -16,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +35,8 @@ var (
 )
 
 // clone is a virtual machine made from one format, and how the platform that uses
-// this format tells it of its server.
+// this format tells it of its server. With isoFormat it is an empty machine with the
+// installer in its CD drive, which knows the server.
 type clone struct {
 	format   string
 	driver   string // QEMU's name of the format
@@ -42,22 +46,34 @@ type clone struct {
 	from string
 }
 
+const isoFormat = "iso"
+
+func (c clone) name() string {
+	if c.format == isoFormat {
+		return c.format + "-" + string(c.firmware)
+	}
+	return c.format
+}
+
 // channel puts node.json where the machine finds it.
 type channel func(t *testing.T, c *vm.Config, nodeJSON []byte)
 
-// clones come with UEFI first, which takes longest.
+// clones come with those first that take longest: installers, then UEFI.
 func clones() []clone {
 	all := []clone{
-		{"ova", "vmdk", vm.OVMF, cidata, "cidata user-data"},
+		{format: isoFormat, firmware: vm.OVMF},
+		{format: isoFormat, firmware: vm.SeaBIOS},
+		{"ova", "vmdk", vm.OVMF, ovfEnvironment, "OVF ENV ovf-env.xml"},
 		{"raw", "raw", vm.SeaBIOS, firmwareKey, "fw_cfg opt/org.imagectl/node"},
 		{"qcow2", "qcow2", vm.SeaBIOS, openNebula, "CONTEXT context.sh"},
-		{"vmdk", "vmdk", vm.SeaBIOS, firmwareKey, "fw_cfg opt/org.imagectl/node"},
+		{"vmdk", "vmdk", vm.SeaBIOS, cidata, "cidata user-data"},
 		{"vhd", "vpc", vm.SeaBIOS, configDrive, "config-2 openstack/latest/user_data"},
 	}
 	if *only == "" {
 		return all
 	}
-	return slices.DeleteFunc(all, func(c clone) bool { return !slices.Contains(strings.Split(*only, ","), c.format) })
+	wanted := strings.Split(*only, ",")
+	return slices.DeleteFunc(all, func(c clone) bool { return !slices.Contains(wanted, c.format) && !slices.Contains(wanted, c.name()) })
 }
 
 // report has a clone print what no two clones may share.
@@ -81,7 +97,7 @@ var reported = regexp.MustCompile(`clone: machine-id=([0-9a-f]{32}) ssh-host-key
 // atOnce is how many machines run at the same time.
 const atOnce = 2
 
-func TestEveryDiskFormatBootsToEnrolled(t *testing.T) {
+func TestEveryFormatBootsToEnrolled(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 80*time.Minute, fmt.Errorf("the scenario's 80 minutes are over"))
 	defer cancel()
 	all := clones()
@@ -89,7 +105,11 @@ func TestEveryDiskFormatBootsToEnrolled(t *testing.T) {
 	if _, err := rack.Imagectl(ctx, "validate"); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"lock"}, {"build", "--format", "pxe"}, append([]string{"build", "worker", "--format"}, formatList(all))} {
+	commands := [][]string{{"lock"}, {"build", "--format", "pxe,iso"}}
+	if list := formatList(all); list != "" {
+		commands = append(commands, []string{"build", "worker", "--format", list})
+	}
+	for _, args := range commands {
 		began := time.Now()
 		if _, err := rack.Imagectl(ctx, args...); err != nil {
 			t.Fatal(err)
@@ -107,29 +127,92 @@ func TestEveryDiskFormatBootsToEnrolled(t *testing.T) {
 	start := func(i int) {
 		c := rack.Config(machines[i])
 		c.DiskFirst = true
-		c.Disk, c.DiskFormat = overlay(t, rack, all[i]), "qcow2"
-		all[i].channel(t, &c, []byte(nodeJSON))
+		if installs(all[i]) {
+			if _, err := rack.Imagectl(ctx, "machines", "arm", c.Name); err != nil {
+				t.Fatal(err)
+			}
+			c.Medium, c.MediumBoots = filepath.Join(rack.Site, "out", "demo-installer.iso"), true
+			c.DiskFormat = "qcow2"
+			run(t, "qemu-img", "create", "-q", "-f", "qcow2", c.Disk, "24G")
+		} else {
+			c.Disk, c.DiskFormat = overlay(t, rack, all[i]), "qcow2"
+			all[i].channel(t, &c, []byte(nodeJSON))
+		}
 		if err := rack.Start(c); err != nil {
 			t.Fatal(err)
 		}
 	}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		for name, g := range rack.Guests {
+			t.Logf("the last lines of %s:\n%s", name, strings.Join(g.Console.Tail(40), "\n"))
+		}
+	})
 	seen := map[string]string{} // what clones may not share, and whose it is
 	for i := range min(atOnce, len(all)) {
 		start(i)
 	}
 	for i, m := range machines {
 		began := time.Now()
-		enrols(t, ctx, rack, m, all[i], seen)
+		if installs(all[i]) {
+			installsItself(t, ctx, rack, m)
+		} else {
+			findsItsServer(t, ctx, rack, m, all[i])
+		}
+		isItself(t, ctx, rack, m, seen)
 		rack.Guests[m.Name].Stop()
-		rack.Log("%s: enrolled on %s by %s (%s after the one before)", all[i].format, m.Firmware, all[i].from, time.Since(began).Round(time.Second))
+		rack.Log("%s: enrolled on %s (%s after the one before)", m.Name, m.Firmware, time.Since(began).Round(time.Second))
 		if next := i + atOnce; next < len(all) {
 			start(next)
 		}
 	}
 }
 
-// enrols waits until a machine is enrolled, and looks that it is itself.
-func enrols(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c clone, seen map[string]string) {
+// installs tells whether a machine begins with an empty disk.
+func installs(c clone) bool { return c.format == isoFormat }
+
+// installsItself lets the installer on the CD write the disk, which the firmware
+// prefers from then on.
+func installsItself(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) {
+	line, err := rack.Guests[m.Name].Console.Wait(ctx, 0, regexp.MustCompile(`Command line: (.*)`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(line[1], "ignition.config.url") {
+		t.Errorf("%s was netbooted: %s", m.Name, line[1])
+	}
+	if err := rack.Approve(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	if err := rack.WaitState(ctx, m.Name, "installed", "enrolled", "failed", "quarantined"); err != nil {
+		t.Fatal(err)
+	}
+	views, err := rack.Views(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := views[m.Name]; v.State == "failed" || v.State == "quarantined" {
+		t.Fatalf("%s is %s: %s", m.Name, v.State, v.Reason)
+	}
+	rack.Log("%s: installed", m.Name)
+}
+
+// findsItsServer waits until a clone has asked its platform and is approved.
+func findsItsServer(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c clone) {
+	if _, err := rack.Guests[m.Name].Console.Wait(ctx, 0, regexp.MustCompile(`which server this machine belongs to" from="?`+regexp.QuoteMeta(c.from))); err != nil {
+		t.Fatal(err)
+	}
+	rack.Log("%s: told by %s", m.Name, c.from)
+	if err := rack.Approve(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// isItself waits until a machine is enrolled, and looks that it shares nothing with
+// the others.
+func isItself(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, seen map[string]string) {
 	console := rack.Guests[m.Name].Console
 	got, err := console.Wait(ctx, 0, reported)
 	if err != nil {
@@ -138,15 +221,9 @@ func enrols(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c c
 	if got[2] != "0" {
 		t.Errorf("%s has %s SSH host keys, want none", m.Name, got[2])
 	}
-	// The image's disk has 7.9 GiB, and this one 12.
-	if len(got[3]) < 4 || got[3] < "4000" && len(got[3]) == 4 {
+	// The image's disk has 7.9 GiB, and this one 12 or more.
+	if mib, err := strconv.Atoi(got[3]); err != nil || mib < 4000 {
 		t.Errorf("ROOT of %s has %s MiB: it was not grown to the disk's end:\n%s", m.Name, got[3], strings.Join(console.Tail(60), "\n"))
-	}
-	if _, err := console.Wait(ctx, 0, regexp.MustCompile(`which server this machine belongs to" from="?`+regexp.QuoteMeta(c.from))); err != nil {
-		t.Fatal(err)
-	}
-	if err := rack.Approve(ctx, m); err != nil {
-		t.Fatal(err)
 	}
 	if err := rack.WaitState(ctx, m.Name, "enrolled"); err != nil {
 		t.Fatal(err)
@@ -163,6 +240,14 @@ func enrols(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c c
 	}
 }
 
+// isoBoot is what cluster.yaml needs for the ISO image: Debian's own programs.
+const isoBoot = `  iso:
+    stub: /usr/lib/systemd/boot/efi/linuxx64.efi.stub
+    isolinux: /usr/lib/ISOLINUX/isolinux.bin
+    mbr: /usr/lib/ISOLINUX/isohdpfx.bin
+    ldlinux: /usr/lib/syslinux/modules/bios/ldlinux.c32
+`
+
 func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Machine) {
 	t.Helper()
 	for name, value := range map[string]string{"-bin": *bin, "-release": *release} {
@@ -173,8 +258,12 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 	// A cluster has a control plane; this one is never switched on.
 	machines := []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}}
 	for i, c := range all {
+		memory := 1536
+		if installs(c) {
+			memory = 3072 // its root file system is in memory too
+		}
 		machines = append(machines, lab.Machine{
-			Name: c.format, Role: "worker", Firmware: c.firmware, CPUs: 2, MiB: 1536,
+			Name: c.name(), Role: "worker", Firmware: c.firmware, CPUs: 2, MiB: memory,
 			Address: fmt.Sprintf("10.77.0.%d", 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
 		})
 	}
@@ -182,7 +271,7 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 	if err := lab.StandIns(upstream); err != nil {
 		t.Fatal(err)
 	}
-	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Cache: *cache, Butane: report, Machines: machines,
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Cache: *cache, Butane: report, Boot: isoBoot, Machines: machines,
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
 		}})
@@ -196,7 +285,9 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 func formatList(all []clone) string {
 	var names []string
 	for _, c := range all {
-		names = append(names, c.format)
+		if !installs(c) {
+			names = append(names, c.format)
+		}
 	}
 	return strings.Join(names, ",")
 }
@@ -237,6 +328,19 @@ func openNebula(t *testing.T, c *vm.Config, nodeJSON []byte) {
 
 func cidata(t *testing.T, c *vm.Config, nodeJSON []byte) {
 	c.Medium = iso(t, "cidata", "user-data", nodeJSON)
+}
+
+// ovfEnvironment makes the CD of OVF's transport "iso", as vSphere would.
+func ovfEnvironment(t *testing.T, c *vm.Config, nodeJSON []byte) {
+	var document bytes.Buffer
+	fmt.Fprintf(&document, `<?xml version="1.0" encoding="UTF-8"?>
+<Environment xmlns="http://schemas.dmtf.org/ovf/environment/1" xmlns:oe="http://schemas.dmtf.org/ovf/environment/1" oe:id="">
+   <PropertySection>
+      <Property oe:key="guestinfo.imagectl.node" oe:value="%s"/>
+   </PropertySection>
+</Environment>
+`, base64.StdEncoding.EncodeToString(nodeJSON))
+	c.Medium = iso(t, "OVF ENV", "ovf-env.xml", document.Bytes())
 }
 
 func iso(t *testing.T, label, name string, content []byte) string {

@@ -108,7 +108,7 @@ boot:
   ipxe:
     bios: /usr/lib/ipxe/undionly.kpxe
     uefi: /usr/lib/ipxe/snponly.efi
-  installerArgs: [console=ttyS0, no_timer_check]
+  installerArgs: [console=ttyS0, systemd.default_timeout_start_sec=900, no_timer_check]
 %[13]sroles:
   control-plane:
     kind: control-plane

@@ -63,8 +63,10 @@ type Config struct {
 	// FirmwareData is a file that QEMU shows as the fw_cfg entry FirmwareKey; none when
 	// empty.
 	FirmwareKey, FirmwareData string
-	// Medium is an image that is in a CD drive; none when empty.
-	Medium string
+	// Medium is an image that is in a CD drive; none when empty. MediumBoots has the
+	// firmware start from it when the disk starts nothing, before it tries the network.
+	Medium      string
+	MediumBoots bool
 	// Dir takes the guest's console log, firmware variables and control socket.
 	Dir string
 }
@@ -149,7 +151,11 @@ func (c Config) variables() (remembers bool, err error) {
 func (g *Guest) forgetOrder() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	for _, device := range []string{"nic", "blk"} {
+	devices := []string{"nic", "blk"}
+	if g.MediumBoots {
+		devices = append(devices, "drive")
+	}
+	for _, device := range devices {
 		if err := g.qmp(ctx, "qom-set", map[string]any{"path": "/machine/peripheral/" + device, "property": "bootindex", "value": -1}); err != nil {
 			return err
 		}
@@ -174,12 +180,18 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 	if cfg.Accel == "kvm" {
 		cpu = "host"
 	}
-	net, disk := 1, 2
+	net, disk, medium := 1, 2, 0
 	if cfg.DiskFirst {
-		net, disk = 2, 1
+		net, disk = 3, 1
+	}
+	if cfg.MediumBoots {
+		medium = 2
+		if !cfg.DiskFirst {
+			return nil, fmt.Errorf("starting guest %s: a medium boots behind the disk, so DiskFirst is needed", cfg.Name)
+		}
 	}
 	if remembers {
-		net, disk = 0, 0
+		net, disk, medium = 0, 0, 0
 	}
 	if cfg.Firmware == SeaBIOS {
 		// It and iPXE write to the serial port then, besides the screen.
@@ -202,7 +214,7 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 	}
 	if cfg.Medium != "" {
 		args = append(args, "-device", "virtio-scsi-pci,id=scsi",
-			"-drive", "if=none,id=cd,format=raw,readonly=on,file="+cfg.Medium, "-device", "scsi-cd,drive=cd")
+			"-drive", "if=none,id=cd,format=raw,readonly=on,file="+cfg.Medium, "-device", "scsi-cd,id=drive,drive=cd"+index(medium))
 	}
 	nic := "virtio-net-pci,id=nic,netdev=net,mac=" + cfg.MAC + index(net)
 	switch cfg.Firmware {

@@ -1,6 +1,10 @@
 # Shell functions of both initrd stages. Needs /proc and /dev/kmsg.
 # shellcheck shell=dash
 
+# patience is how many seconds the initrd waits for anything: so many that a busy
+# host is no reason to give up, and few enough that one line says what is missing.
+patience=900
+
 # say TEXT: one line on every console.
 say() {
 	echo "<5>initrd: $*" > /dev/kmsg
@@ -35,13 +39,23 @@ karg() {
 	return "$karg_found"
 }
 
-# wait_for WHAT SECONDS COMMAND...: until COMMAND succeeds.
+# wait_for WHAT COMMAND...: until COMMAND succeeds. Stage 1 has no udev to ask.
 wait_for() {
-	wait_what=$1 wait_left=$(($2 * 5))
-	shift 2
+	wait_what=$1 wait_left=$((patience * 5))
+	shift
 	until "$@" > /dev/null 2>&1; do
 		wait_left=$((wait_left - 1))
-		[ "$wait_left" -gt 0 ] || fail "$wait_what did not appear"
+		[ "$wait_left" -gt 0 ] || fail "$wait_what did not appear within $patience s"
 		sleep 0.2
 	done
+}
+
+# settle: until udev is through with all that it was told so far.
+settle() {
+	udevadm settle --timeout="$patience" || fail "udev was not through with the devices after $patience s"
+}
+
+# appear WHAT LINK: until udev has made the link and is through with its device.
+appear() {
+	udevadm wait --settle --timeout="$patience" "$2" || fail "$1 did not appear within $patience s"
 }
