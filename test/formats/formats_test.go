@@ -58,7 +58,7 @@ func (c clone) name() string {
 // channel puts node.json where the machine finds it.
 type channel func(t *testing.T, c *vm.Config, nodeJSON []byte)
 
-// clones come with those first that take longest: installers, then UEFI.
+// clones come in groups of atOnce that take equally long.
 func clones() []clone {
 	all := []clone{
 		{format: isoFormat, firmware: vm.OVMF},
@@ -94,7 +94,8 @@ systemd:
 
 var reported = regexp.MustCompile(`clone: machine-id=([0-9a-f]{32}) ssh-host-keys=(\d+) root-MiB=(\d+)`)
 
-// atOnce is how many machines run at the same time.
+// atOnce is how many machines run at the same time; the next start when all of them are
+// done.
 const atOnce = 2
 
 func TestEveryFormatBootsToEnrolled(t *testing.T) {
@@ -151,21 +152,26 @@ func TestEveryFormatBootsToEnrolled(t *testing.T) {
 		}
 	})
 	seen := map[string]string{} // what clones may not share, and whose it is
-	for i := range min(atOnce, len(all)) {
-		start(i)
-	}
-	for i, m := range machines {
-		began := time.Now()
-		if installs(all[i]) {
-			installsItself(t, ctx, rack, m)
-		} else {
-			findsItsServer(t, ctx, rack, m, all[i])
+	for first := 0; first < len(all); first += atOnce {
+		began, last := time.Now(), min(first+atOnce, len(all))
+		for i := first; i < last; i++ {
+			start(i)
 		}
-		isItself(t, ctx, rack, m, seen)
-		rack.Guests[m.Name].Stop()
-		rack.Log("%s: enrolled on %s (%s after the one before)", m.Name, m.Firmware, time.Since(began).Round(time.Second))
-		if next := i + atOnce; next < len(all) {
-			start(next)
+		for i := first; i < last; i++ {
+			if installs(all[i]) {
+				bootsItsMedium(t, ctx, rack, machines[i])
+			} else {
+				findsItsServer(t, ctx, rack, machines[i], all[i])
+			}
+		}
+		for i := first; i < last; i++ {
+			m := machines[i]
+			if installs(all[i]) {
+				installsItself(t, ctx, rack, m)
+			}
+			isItself(t, ctx, rack, m, seen)
+			rack.Guests[m.Name].Stop()
+			rack.Log("%s: enrolled on %s, %s after power on", m.Name, m.Firmware, time.Since(began).Round(time.Second))
 		}
 	}
 }
@@ -173,9 +179,8 @@ func TestEveryFormatBootsToEnrolled(t *testing.T) {
 // installs tells whether a machine begins with an empty disk.
 func installs(c clone) bool { return c.format == isoFormat }
 
-// installsItself lets the installer on the CD write the disk, which the firmware
-// prefers from then on.
-func installsItself(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) {
+// bootsItsMedium waits until the installer on the CD asks, and approves it.
+func bootsItsMedium(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) {
 	line, err := rack.Guests[m.Name].Console.Wait(ctx, 0, regexp.MustCompile(`Command line: (.*)`))
 	if err != nil {
 		t.Fatal(err)
@@ -186,6 +191,11 @@ func installsItself(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Mach
 	if err := rack.Approve(ctx, m); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// installsItself waits until the disk is written, which the firmware prefers from
+// then on.
+func installsItself(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) {
 	if err := rack.WaitState(ctx, m.Name, "installed", "enrolled", "failed", "quarantined"); err != nil {
 		t.Fatal(err)
 	}
