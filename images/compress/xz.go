@@ -8,6 +8,7 @@ import (
 	"hash/crc64"
 	"io"
 	"os"
+	"runtime"
 
 	"github.com/ulikunitz/xz/lzma"
 
@@ -58,6 +59,9 @@ func newXZ() (chunk.Encoder, error) {
 	var out bytes.Buffer
 	return func(dst, content []byte) ([]byte, error) {
 		out.Reset()
+		// A writer has 40 MB of tables and cannot be used again: two would be garbage
+		// before the collector would begin by itself. It takes milliseconds, a block seconds.
+		runtime.GC()
 		z, err := lzma.Writer2Config{DictCap: xzPiece}.NewWriter2(&out)
 		if err != nil {
 			return nil, err
