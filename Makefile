@@ -119,7 +119,7 @@ media-test: build release ## ISO images and sticks under both firmwares, and Sec
 
 .PHONY: formats
 formats: build release ## every format boots in a virtual machine until it is enrolled
-	$(call say,disk formats and the ISO image in virtual machines (about 6 minutes without KVM))
+	$(call say,disk formats and the ISO image in virtual machines (half an hour on a busy host without KVM))
 	go test -c -tags e2e -o bin/formats.test ./test/formats
 	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
