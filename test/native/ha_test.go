@@ -71,7 +71,6 @@ func (r *rack) shrink(w *writer) {
 	}
 	began := time.Now()
 	retire("cp3", "done")
-	retire("cp2", "would-lose-etcd")
 	r.voters(2)
 	w.more(20)
 	r.wait(5*time.Minute, "the server to hear of it", func() (bool, string) {
