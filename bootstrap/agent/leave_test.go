@@ -61,13 +61,13 @@ func TestAControlPlaneReportsWhenKubeadmsCertificatesEnd(t *testing.T) {
 	if got := n.kubeadmEnds(); !got.IsZero() {
 		t.Errorf("without any: %s", got)
 	}
-	year, month := l.operatorFor(365*24*time.Hour), l.operatorFor(30*24*time.Hour)
+	long, month := l.operatorFor(300*24*time.Hour), l.operatorFor(30*24*time.Hour)
 	pemOf := func(c tls.Certificate) string { return string(pki.EncodeCertificate(c.Leaf.Raw)) }
-	l.put(kubeadm.PKIDir+"/apiserver.crt", pemOf(year))
+	l.put(kubeadm.PKIDir+"/apiserver.crt", pemOf(long))
 	l.put(kubeadm.PKIDir+"/front-proxy-client.crt", "not yet written")
 	l.put("/etc/kubernetes/scheduler.conf", "half of")
-	if got := n.kubeadmEnds(); !got.Equal(year.Leaf.NotAfter) {
-		t.Errorf("got %s, want %s", got, year.Leaf.NotAfter)
+	if got := n.kubeadmEnds(); !got.Equal(long.Leaf.NotAfter) {
+		t.Errorf("got %s, want %s", got, long.Leaf.NotAfter)
 	}
 	key, err := pki.EncodeKey(month.PrivateKey.(crypto.Signer))
 	if err != nil {
