@@ -4,6 +4,7 @@ package lldp
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -14,7 +15,7 @@ import (
 func TestLldpdIsHeard(t *testing.T) {
 	run := func(name string, args ...string) {
 		t.Helper()
-		if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
 			t.Fatalf("%s %q: %v\n%s", name, args, err, out)
 		}
 	}
@@ -23,7 +24,15 @@ func TestLldpdIsHeard(t *testing.T) {
 	run("ip", "link", "set", "lldp-here", "up")
 	run("ip", "link", "set", "lldp-there", "alias", "to the machine", "up")
 
-	dir := t.TempDir()
+	// lldpcli is another user, who may not enter a directory of the test's.
+	dir, err := os.MkdirTemp("", "lldp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	socket := filepath.Join(dir, "socket")
 	daemon := exec.CommandContext(t.Context(), "lldpd", "-d", "-u", socket, "-I", "lldp-there", "-C", "lldp-there", "-S", "a test", "-O", "/dev/null")
 	if err := daemon.Start(); err != nil {
