@@ -118,6 +118,8 @@ func TestFindings(t *testing.T) {
 			`error: boot.relays[3]: relay 10.0.0.3 is used twice: first at cluster.yaml:34:35 (boot.relays[2])`,
 			`error: boot.relays[4]: IPv6 is not supported yet`,
 		}},
+		{"two subnets with the same addresses", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.0.0.128/25, interface: eth2, router: 10.0.0.129, range: {first: 10.0.0.190, last: 10.0.0.220}}\n"},
+			[]string{`error: boot.subnets[1].cidr: boot.subnets[1] 10.0.0.0/24 overlaps boot.subnets[0] 10.0.0.128/25`}},
 		{"a second interface", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1.9, router: 10.9.0.1}\n"}, nil},
 		{"a second subnet that cannot work", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1}\n    - {cidr: 10.8.0.0/24, interface: eth 2, router: 10.8.0.1}\n", "    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      interface: eth7\n"}, []string{
 			`error: boot.subnets[0]: the machines of 10.9.0.0/24 cannot reach the server 10.0.0.2 without a router`,
