@@ -65,6 +65,7 @@ func start(t *testing.T) uploadtest.Platform {
 		Use:       func(o upload.Object) error { return one.Use(o.ID) },
 		Hold:      one.Hold,
 		Release:   one.Release,
+		Settle:    one.Settle,
 	}
 }
 

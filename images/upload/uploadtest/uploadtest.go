@@ -42,8 +42,9 @@ type Platform struct {
 	Fill, Quota func()
 	// Use has something need an object that is not current.
 	Use func(o upload.Object) error
-	// Hold keeps imports from ending until Release, where the platform imports.
-	Hold, Release func()
+	// Hold keeps imports from ending until Release, where the platform imports; Settle
+	// waits until all that it does by itself has ended, well or not.
+	Hold, Release, Settle func()
 }
 
 // rawSize of test images in bytes: no whole MiB.
@@ -380,6 +381,9 @@ func twoAtOnce(b *bench) {
 			}, false)
 			if err != nil {
 				b.Errorf("upload %d: %v", i, err)
+				if b.Release != nil {
+					b.Release()
+				}
 			}
 			outs[i] = out
 			if left := j.Left(); len(left) > 0 {
@@ -507,6 +511,10 @@ func (b *bench) recovers(img upload.Image, out upload.Outcome, failed error, aft
 			return bad("running again: %v", err)
 		}
 		out = again
+	}
+	if b.Settle != nil {
+		// What is half made and has lost its source is broken only now.
+		b.Settle()
 	}
 	left, err := b.Leftovers()
 	if err != nil {

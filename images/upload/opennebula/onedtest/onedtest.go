@@ -111,6 +111,9 @@ func (s *Server) Release() {
 	}
 }
 
+// Settle waits until no image is being imported.
+func (s *Server) Settle() { s.imports.Wait() }
+
 // Fill leaves so many MB free.
 func (s *Server) Fill(freeMB int64) {
 	s.mu.Lock()
