@@ -79,15 +79,15 @@ func (n *news) encode(v any) error {
 	return nil
 }
 
-// end closes the stream with a report, as JSON or by print.
-func (n *news) end(report uploadReport, print func() error) error {
+// end closes the stream with a report, as JSON or by show.
+func (n *news) end(report uploadReport, show func() error) error {
 	n.progress.close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.json {
 		return n.encode(report)
 	}
-	return print()
+	return show()
 }
 
 func printPlan(w io.Writer, target string, img upload.Image, p upload.Plan, promote bool) error {

@@ -34,9 +34,7 @@ type source struct {
 
 // allocateImage answers when the driver has looked at the source, as oned does.
 func (s *Server) allocateImage(session, text string, datastore int) answer {
-	s.mu.Lock()
-	a, no := s.checkTemplate(session, text)
-	s.mu.Unlock()
+	a, no := checkTemplate(text)
 	switch {
 	case a == nil:
 		return no

@@ -135,12 +135,15 @@ func (s *Server) deleteImage(session string, id int) answer {
 	case i.vms > 0:
 		return refuse(action, "Cannot delete image. There are %d VMs using it.", i.vms)
 	}
+	if i.state == ready {
+		s.freeMB += i.sizeMB
+	}
 	delete(s.images, id)
 	os.Remove(s.File(strconv.Itoa(id)))
 	return answer{value: id}
 }
 
-func (s *Server) checkTemplate(session, text string) (attrs, answer) {
+func checkTemplate(text string) (attrs, answer) {
 	a, err := parse(text)
 	if err != nil {
 		return nil, refuse(internal, "Parse error: %v", err)
@@ -148,12 +151,11 @@ func (s *Server) checkTemplate(session, text string) (attrs, answer) {
 	if a.has("RAW/DATA") {
 		return nil, refuse(authorization, "Template includes a restricted attribute RAW/DATA.")
 	}
-	_ = session
 	return a, answer{}
 }
 
 func (s *Server) allocateTemplate(session, text string) answer {
-	a, no := s.checkTemplate(session, text)
+	a, no := checkTemplate(text)
 	if a == nil {
 		return no
 	}
@@ -182,7 +184,7 @@ func (s *Server) updateTemplate(session string, id int, text string, kind int) a
 	case kind != 0:
 		return refuse(internal, "onedtest knows replacing only")
 	}
-	a, no := s.checkTemplate(session, text)
+	a, no := checkTemplate(text)
 	if a == nil {
 		return no
 	}
