@@ -86,25 +86,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.RLock()
-	st := s.staged[r.URL.Path]
-	s.mu.RUnlock()
+	st, f, err := s.open(r.URL.Path)
 	switch {
 	case st == nil:
 		http.NotFound(w, r)
 		return
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
-		return
-	}
-	f, err := reopen(st.img.File)
-	if err != nil {
+	case err != nil:
 		http.Error(w, "the image cannot be read", http.StatusInternalServerError)
 		st.ev(upload.Event{Phase: "front-end reading", Note: err.Error()})
 		return
 	}
 	defer f.Close()
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
+		return
+	}
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("Cache-Control", "no-store")
@@ -117,6 +114,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out.sent(0)
 	}
 	http.ServeContent(out, r, st.name, time.Time{}, f)
+}
+
+// open finds what is staged and opens it for one request; nil when there is nothing.
+// Its owner may close the file once release has returned, so it is not touched
+// outside the lock.
+func (s *Server) open(path string) (*staged, *os.File, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	st := s.staged[path]
+	if st == nil {
+		return nil, nil, nil
+	}
+	f, err := reopen(st.img.File)
+	return st, f, err
 }
 
 // reopen gives a file of its own offset, so that the kernel can copy from it: the

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/imagectl/imagectl/images/qcow2"
 	"github.com/imagectl/imagectl/images/sparse/sparsetest"
@@ -175,6 +176,7 @@ func Run(t *testing.T, start func(*testing.T) Platform) {
 		{"two uploads of one image at once make one", twoAtOnce},
 		{"a storm of 503 is ErrServer", storm},
 		{"a server that does not answer is ErrTimeout, and the next run ends it", hangs},
+		{"an upload that is called off leaves nothing after a cleanup", calledOff},
 		{"objects of others stay as they are", foreign},
 	}
 	for _, tt := range tests {
@@ -423,6 +425,42 @@ func hangs(b *bench) {
 		b.Errorf("got %v, want ErrTimeout", err)
 	}
 	b.faults.Heal()
+	b.must(img, true)
+	b.clean(1)
+}
+
+// calledOff ends the process while the platform imports; the cleanup comes before
+// the platform has noticed.
+func calledOff(b *bench) {
+	if b.Hold == nil {
+		return
+	}
+	b.Hold()
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	img := b.image(1)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for {
+			if left, err := b.Leftovers(); err != nil || len(left) > 0 || ctx.Err() != nil {
+				cancel()
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	_, err := b.run(ctx, img, true)
+	cancel()
+	watch.Wait()
+	if !errors.Is(err, context.Canceled) {
+		b.Errorf("got %v, want that it was called off", err)
+	}
+	if _, err := upload.Cleanup(b.Context(), b.target, b.state, targetName); err != nil {
+		b.Error(err)
+	}
+	b.clean(0)
+	b.Release()
+	b.clean(0)
 	b.must(img, true)
 	b.clean(1)
 }

@@ -75,11 +75,8 @@ func (s *Server) allocateImage(session, text string, datastore int) answer {
 	s.clock++
 	i := &image{id: id, state: locked, owner: session, name: a.get("NAME"), regTime: s.clock, sizeMB: sizeMB, attrs: a}
 	s.images[id] = i
-	s.imports.Add(1)
-	go func() {
-		defer s.imports.Done()
-		s.copyImage(i, src, s.hold)
-	}()
+	hold := s.hold
+	s.imports.Go(func() { s.copyImage(i, src, hold) })
 	return answer{value: id}
 }
 
