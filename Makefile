@@ -144,6 +144,14 @@ bench-images: release ## making images, against what people use otherwise
 	go build -o bin/bench ./test/bench
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
 
+.PHONY: upload-test
+upload-test: ## uploads against servers of other hands: versitygw, docker-registry, skopeo
+	@test/packages images/upload/upload-packages.txt
+	$(call say,uploads against real servers)
+	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+	go test -count=1 -tags upload -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
+	go test -count=1 -tags upload -v ./images/upload/oci
+
 .PHONY: storm
 storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames get lost
 	$(call say,simulated machines with real firmware time-outs against imagectl serve (about 10 minutes))

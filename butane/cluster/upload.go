@@ -44,12 +44,26 @@ func uploadTypes() []uploadType {
 		options:  []string{"bus", "ca", "cpu", "diskMB", "firmware", "frontendDirectory", "memoryMB", "network", "node", "vcpu"},
 		files:    []string{"ca", "node"},
 		remote:   true,
+	}, {
+		name:     "s3",
+		required: []string{"endpoint", "bucket", "username", "password"},
+		allowed:  []string{"insecure", "region"},
+		options:  []string{"ca", "prefix"},
+		files:    []string{"ca"},
+		remote:   true,
+	}, {
+		name:     "oci",
+		required: []string{"endpoint"},
+		allowed:  []string{"insecure", "password", "username"},
+		options:  []string{"ca", "form"},
+		files:    []string{"ca"},
+		remote:   true,
 	}}
 }
 
 // laterUploads are platforms that are not supported yet.
 func laterUploads() []string {
-	return []string{"aws", "azure", "digitalocean", "gcp", "hetzner", "libvirt", "oci", "openstack", "proxmox", "s3", "vsphere"}
+	return []string{"aws", "azure", "digitalocean", "gcp", "hetzner", "libvirt", "openstack", "proxmox", "vsphere"}
 }
 
 // uploadVerbs are what imagectl upload takes in the place of a target's name.

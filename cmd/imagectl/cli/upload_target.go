@@ -63,11 +63,11 @@ func (s *stageFlags) flags(cmd *cobra.Command) {
 // target makes the target of a destination. Without stageFlags nothing can be
 // fetched here, and so nothing be uploaded. stop ends what it needed.
 func (g *globals) target(ctx context.Context, d destination, s *stageFlags) (t upload.Target, stop func(), err error) {
-	switch d.Type {
-	case "opennebula":
+	if d.Type == "opennebula" {
 		return g.openNebula(ctx, d, s)
 	}
-	return nil, nil, usageError{fmt.Errorf("upload target %s: type %s is not supported yet", d.Name, d.Type)}
+	t, err = g.push(d)
+	return t, func() {}, err
 }
 
 // uploadSecret reads the password of a destination, without a line's end after it.

@@ -1,0 +1,134 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/uploadtest"
+)
+
+const (
+	operator = "operator"
+	password = "secret"
+)
+
+// platform is the suite's view of a repository that is not there yet.
+func platform(t *testing.T, c Config) uploadtest.Platform {
+	t.Helper()
+	c.Plain, c.Tries, c.Now = true, 1, time.Now
+	c.Username, c.Password = operator, password
+	made := func(c Config) *Target {
+		to, err := New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	plain := made(c)
+	foreign := map[string]bool{}
+	return uploadtest.Platform{
+		Target: func(f *uploadtest.Faults) upload.Target {
+			c.Transport = f.Transport(http.DefaultTransport)
+			return made(c)
+		},
+		Stranger: func() upload.Target {
+			wrong := c
+			wrong.Password = "guessed"
+			return made(wrong)
+		},
+		Leftovers: func() ([]string, error) {
+			// What no tag names is the registry's own garbage.
+			tags, err := remote.List(plain.repo, plain.with(t.Context())...)
+			if err != nil && !missing(err) {
+				return nil, err
+			}
+			var left []string
+			for _, tag := range tags {
+				if strings.HasPrefix(tag, "prod-worker_") && tag != "prod-worker_previous" && !foreign[tag] {
+					left = append(left, tag)
+				}
+			}
+			return left, nil
+		},
+		Plant: func() func() error { return plant(t, plain, foreign) },
+	}
+}
+
+// plant puts manifests of others beside ours.
+func plant(t *testing.T, to *Target, foreign map[string]bool) func() error {
+	t.Helper()
+	config, err := inMemory(emptyValue, emptyType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.WriteLayer(to.repo, config, to.with(t.Context())...); err != nil {
+		t.Fatal(err)
+	}
+	m, err := encode(v1.Manifest{
+		Config:      v1.Descriptor{MediaType: config.mediaType, Size: config.size, Digest: config.digest},
+		Layers:      []v1.Descriptor{{MediaType: config.mediaType, Size: config.size, Digest: config.digest}},
+		Annotations: map[string]string{"of": "somebody"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tag := range []string{"v1", "prod-worker_0", "other"} {
+		foreign[tag] = true
+		if err := remote.Put(to.repo.Tag(tag), m, to.with(t.Context())...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() error {
+		var all []error
+		for tag := range foreign {
+			if got, found, err := to.get(t.Context(), to.repo.Tag(tag)); err != nil || !found || got.digest != m.digest {
+				all = append(all, fmt.Errorf("%s is %v, found %t, %v", tag, got.digest, found, err))
+			}
+		}
+		return errors.Join(all...)
+	}
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	// The suite has one platform at a time.
+	var inside atomic.Pointer[http.Handler]
+	var refusal atomic.Value
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, secret, _ := r.BasicAuth()
+		switch {
+		case name != operator || secret != password:
+			w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
+		case refusal.Load() != "" && r.Method == http.MethodPost:
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":%q}]}`, refusal.Load())
+		default:
+			(*inside.Load()).ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(server.Close)
+	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
+		fresh := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
+		inside.Store(&fresh)
+		refusal.Store("")
+		p := platform(t, Config{Repository: strings.TrimPrefix(server.URL, "http://") + "/team/images"})
+		p.Fill = func() { refusal.Store("no space left on device") }
+		p.Quota = func() { refusal.Store("quota exceeded") }
+		return p
+	})
+}

@@ -1,0 +1,150 @@
+//go:build upload
+
+package oci
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/uploadtest"
+)
+
+// dockerRegistry runs Debian's docker-registry, of the kind before referrers, until
+// the test ends; it returns host and port.
+func dockerRegistry(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close() // the program wants to open it itself
+	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "htpasswd"), fmt.Appendf(nil, "%s:%s\n", operator, hash))
+	write(t, filepath.Join(dir, "config.yml"), fmt.Appendf(nil, `version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage:
+  filesystem: {rootdirectory: %[1]s/data}
+  delete: {enabled: true}
+http: {addr: %[2]q}
+auth:
+  htpasswd: {realm: registry, path: %[1]s/htpasswd}
+`, dir, address))
+	cmd := exec.Command("docker-registry", "serve", filepath.Join(dir, "config.yml"))
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting docker-registry (apt-get install docker-registry): %v", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-ended
+	})
+	for deadline := time.Now().Add(2 * time.Minute); ; {
+		if resp, err := http.Get("http://" + address + "/v2/"); err == nil {
+			resp.Body.Close()
+			return address
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("docker-registry ended: %v: %s", err, said.String())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("docker-registry does not answer after two minutes")
+		}
+	}
+}
+
+func TestConformanceOfARealRegistry(t *testing.T) {
+	address := dockerRegistry(t)
+	n := 0
+	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
+		n++
+		return platform(t, Config{Repository: fmt.Sprintf("%s/team/images-%d", address, n)})
+	})
+}
+
+// skopeo is another hand's client: it reads what we wrote.
+func TestSkopeoReadsBothForms(t *testing.T) {
+	address := dockerRegistry(t)
+	for _, form := range []Form{Artifact, ContainerDisk} {
+		repo := fmt.Sprintf("%s/team/%s", address, form)
+		to, err := New(Config{Repository: repo, Form: form, Plain: true, Username: operator, Password: password, Now: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img := image(t, "1-aa", 1, store.QCOW2)
+		o, err := to.Upload(t.Context(), img, nil, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := to.Promote(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		creds := operator + ":" + password
+		raw := run(t, "skopeo", "inspect", "--raw", "--tls-verify=false", "--creds", creds, "docker://"+repo+":demo-worker")
+		var m struct {
+			MediaType, ArtifactType string
+			Annotations             map[string]string
+			Layers                  []struct{ Digest string }
+		}
+		if err := json.Unmarshal(raw, &m); err != nil {
+			t.Fatal(err)
+		}
+		if m.MediaType != "application/vnd.oci.image.manifest.v1+json" || len(m.Layers) != 1 || m.Annotations["org.imagectl.digest"] != "sha256:"+img.Digest {
+			t.Errorf("%s: skopeo reads %s", form, raw)
+		}
+		// A copy has every byte of every layer checked against its digest.
+		dir := filepath.Join(t.TempDir(), "copy")
+		run(t, "skopeo", "copy", "--src-tls-verify=false", "--src-creds", creds, "docker://"+repo+":demo-worker", "dir:"+dir)
+		if form == Artifact {
+			sum := strings.Fields(string(run(t, "sha256sum", filepath.Join(dir, img.SHA256))))[0]
+			if sum != img.SHA256 {
+				t.Errorf("skopeo copied a layer with the digest %s, want %s", sum, img.SHA256)
+			}
+		}
+		checks, err := to.Verify(t.Context(), o, img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range checks {
+			if c.Result != upload.Good {
+				t.Errorf("%s: %s: %s: %s", form, c.Name, c.Result, c.Detail)
+			}
+		}
+	}
+}
+
+func run(t *testing.T, argv ...string) []byte {
+	t.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(argv, " "), err, stderr.String())
+	}
+	return out
+}

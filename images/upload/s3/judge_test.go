@@ -1,0 +1,182 @@
+//go:build upload
+
+package s3
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/uploadtest"
+)
+
+var versitygw = flag.String("versitygw", "", "the program versitygw, a store of another hand")
+
+// gateway runs versitygw on a directory until the test ends.
+func gateway(t *testing.T) Config {
+	t.Helper()
+	if *versitygw == "" {
+		t.Fatal("-versitygw is not set; run this through make upload-test")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close() // the program wants to open it itself
+	cmd := exec.Command(*versitygw, "--quiet", "--port", address, "--access", accessKey, "--secret", "secret-of-the-operator", "posix", t.TempDir())
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-ended
+	})
+	for deadline := time.Now().Add(2 * time.Minute); ; {
+		if resp, err := http.Get("http://" + address + "/"); err == nil {
+			resp.Body.Close()
+			break
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("versitygw ended: %v: %s", err, said.String())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("versitygw does not answer after two minutes")
+		}
+	}
+	return Config{Endpoint: "http://" + address, AccessKey: accessKey, SecretKey: "secret-of-the-operator", Region: "us-east-1", Now: time.Now}
+}
+
+// withBucket makes a bucket.
+func withBucket(t *testing.T, c Config, name string) Config {
+	t.Helper()
+	c.Bucket = name
+	to, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to.core.MakeBucket(t.Context(), name, minio.MakeBucketOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestConformanceOfARealStore(t *testing.T) {
+	c := gateway(t)
+	n := 0
+	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
+		n++
+		return platform(t, withBucket(t, c, fmt.Sprintf("bucket-%d", n)))
+	})
+}
+
+// Half a file is there when the connection breaks; what the store then has is the
+// file, and it says so itself.
+func TestARealStoreGoesOnAndProvesTheBytes(t *testing.T) {
+	c := withBucket(t, gateway(t), "big")
+	const size = 20<<20 + 77 // four parts of 5 MiB and a rest
+	content := bytes.Repeat([]byte("Flatcar\x00\x01\x02"), size/10+1)[:size]
+	at := filepath.Join(t.TempDir(), "demo-worker.qcow2")
+	write(t, at, content)
+	f, err := os.Open(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	sum := sha256.Sum256(content)
+	img := upload.Image{Name: "demo-worker", Version: "1-aa", Digest: hexSum([]byte("disk")), Format: store.QCOW2, File: f, Size: size, SHA256: hex.EncodeToString(sum[:]), RawSize: 8 << 30}
+
+	c.PartSize, c.Tries = 5<<20, 1
+	broken := c
+	broken.Transport = cutAt("3")
+	to, err := New(broken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := to.Upload(t.Context(), img, &notes{}, quiet); err == nil {
+		t.Fatal("the cut was not noticed")
+	}
+	var resent []string
+	c.Transport = watch(&resent)
+	if to, err = New(c); err != nil {
+		t.Fatal(err)
+	}
+	o, err := to.Upload(t.Context(), img, &notes{}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(resent) == 0 || len(resent) > 4 {
+		t.Errorf("%v were sent again; some parts were there, and the third was not", resent)
+	}
+	checks, err := to.Verify(t.Context(), o, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range checks {
+		if check.Result != upload.Good {
+			t.Errorf("%s: %s: %s", check.Name, check.Result, check.Detail)
+		}
+		t.Logf("%s: %s: %s", check.Name, check.Result, check.Detail)
+	}
+	got, err := to.core.Client.GetObject(t.Context(), c.Bucket, "images/demo-worker/1-aa/demo-worker.qcow2", minio.GetObjectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, got); err != nil || hex.EncodeToString(h.Sum(nil)) != img.SHA256 {
+		t.Errorf("the store has other bytes: %v", err)
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// cutAt loses the connection with a part of a file.
+func cutAt(part string) http.RoundTripper {
+	return roundTrip(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Query().Get("partNumber") == part {
+			r.Body.Close()
+			return nil, io.ErrUnexpectedEOF
+		}
+		return http.DefaultTransport.RoundTrip(r)
+	})
+}
+
+// watch notes the parts that are sent, one at a time.
+func watch(sent *[]string) http.RoundTripper {
+	lock := make(chan struct{}, 1)
+	return roundTrip(func(r *http.Request) (*http.Response, error) {
+		if part := r.URL.Query().Get("partNumber"); part != "" && r.Method == http.MethodPut {
+			lock <- struct{}{}
+			*sent = append(*sent, strings.TrimSpace(part))
+			<-lock
+		}
+		return http.DefaultTransport.RoundTrip(r)
+	})
+}
