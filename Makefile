@@ -145,12 +145,20 @@ bench-images: release ## making images, against what people use otherwise
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
 
 .PHONY: upload-test
-upload-test: ## uploads against servers of other hands: versitygw, docker-registry, skopeo
+upload-test: ## uploads against servers of other hands: versitygw, docker-registry, libvirtd
 	@test/packages images/upload/upload-packages.txt
 	$(call say,uploads against real servers)
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 	go test -count=1 -tags upload -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/oci
+	go test -count=1 -tags upload -v ./images/upload/libvirt
+
+.PHONY: templates
+templates: build release ## clones of a libvirt template boot in virtual machines until they are enrolled
+	@test/packages images/upload/upload-packages.txt
+	$(call say,clones of a libvirt template in virtual machines (about 4 minutes))
+	go test -c -tags e2e -o bin/templates.test ./test/templates
+	cd test/templates && $(ISOLATED) $(CURDIR)/bin/templates.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
 .PHONY: storm
 storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames get lost

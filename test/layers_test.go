@@ -62,6 +62,7 @@ var layers = map[string][]string{
 	"images/upload/opennebula": {"images/store", "images/upload"},
 	"images/upload/s3":         {"images/store", "images/upload"},
 	"images/upload/oci":        {"images/store", "images/upload"},
+	"images/upload/libvirt":    {"images/sparse", "images/store", "images/upload"},
 	// Only tests of targets use these: the suite that each has to stand, and servers
 	// in the place of platforms.
 	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload"},

@@ -264,13 +264,15 @@ func TestFindings(t *testing.T) {
 			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, firmware, frontendDirectory, memoryMB, network, node, vcpu`,
 			`error: upload[0].options.cpu: is empty`,
 		}},
-		{"uploads to a store and a registry", []string{"roles:", `upload:
+		{"uploads to a store, a registry and libvirt", []string{"roles:", `upload:
   - {name: a, type: s3, endpoint: "https://s3.example.org", bucket: vm, region: eu, username: k, password: {env: S}, options: {prefix: images, ca: ca.pem}}
   - {name: b, type: oci, endpoint: "https://registry.example.org/team/vm", options: {form: containerdisk}}
+  - {name: c, type: libvirt, endpoint: "qemu+ssh://root@kvm1/system", datastore: default, options: {firmware: uefi, node: node.json}}
 roles:`}, nil},
 		{"uploads with keys of another type", []string{"roles:", `upload:
   - {name: a, type: s3, endpoint: "https://s3.example.org", datastore: d}
   - {name: b, type: oci, endpoint: "http://registry.example.org/team/vm", bucket: x}
+  - {name: c, type: libvirt, endpoint: "qemu:///system", password: {env: S}}
 roles:`}, []string{
 			`error: upload[0]: required key "bucket" is missing, type s3 needs it`,
 			`error: upload[0]: required key "username" is missing, type s3 needs it`,
@@ -278,6 +280,8 @@ roles:`}, []string{
 			`error: upload[0].datastore: type s3 has no such key`,
 			`error: upload[1].endpoint: the password would go to registry.example.org readable by anybody on the way`,
 			`error: upload[1].bucket: type oci has no such key`,
+			`error: upload[2]: required key "datastore" is missing, type libvirt needs it`,
+			`error: upload[2].password: type libvirt has no such key`,
 		}},
 		{"an upload to what comes later", []string{"roles:", "upload: [{name: a, type: vsphere}]\nroles:"}, []string{`error: upload[0].type: vsphere is not supported yet`}},
 		{"an upload without what it needs", []string{"roles:", "upload: [{name: a, type: opennebula, datastore: d, username: u}]\nroles:"}, []string{

@@ -58,12 +58,17 @@ func uploadTypes() []uploadType {
 		options:  []string{"ca", "form"},
 		files:    []string{"ca"},
 		remote:   true,
+	}, {
+		name:     "libvirt",
+		required: []string{"datastore", "endpoint"},
+		options:  []string{"bridge", "emulate", "firmware", "memoryMB", "network", "node", "vcpu"},
+		files:    []string{"node"},
 	}}
 }
 
 // laterUploads are platforms that are not supported yet.
 func laterUploads() []string {
-	return []string{"aws", "azure", "digitalocean", "gcp", "hetzner", "libvirt", "openstack", "proxmox", "vsphere"}
+	return []string{"aws", "azure", "digitalocean", "gcp", "hetzner", "openstack", "proxmox", "vsphere"}
 }
 
 // uploadVerbs are what imagectl upload takes in the place of a target's name.

@@ -24,6 +24,17 @@ type Console struct {
 
 func newConsole() *Console { return &Console{changed: make(chan struct{})} }
 
+// Follow collects what arrives at r, the console of a guest that somebody else
+// started, until it ends.
+func Follow(r io.Reader) *Console {
+	c := newConsole()
+	go func() {
+		c.follow(r)
+		c.end()
+	}()
+	return c
+}
+
 // escapes are the terminal control sequences of ECMA-48 that firmware, GRUB and
 // systemd print.
 var escapes = regexp.MustCompile("\x1b(?:\\[[0-9;?=]*[A-Za-z]|[()][0-9A-B]|[=>78cDEHM])")

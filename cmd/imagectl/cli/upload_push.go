@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -10,6 +13,7 @@ import (
 
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/libvirt"
 	"github.com/imagectl/imagectl/images/upload/oci"
 	"github.com/imagectl/imagectl/images/upload/s3"
 )
@@ -22,6 +26,8 @@ func (g *globals) push(d destination) (upload.Target, error) {
 		return g.s3(d)
 	case "oci":
 		return g.oci(d)
+	case "libvirt":
+		return g.libvirt(d)
 	}
 	return nil, usageError{fmt.Errorf("upload target %s: type %s is not supported yet", d.Name, d.Type)}
 }
@@ -64,6 +70,41 @@ func (g *globals) oci(d destination) (upload.Target, error) {
 		}
 	}
 	t, err := oci.New(c)
+	return t, badDestination(d, err)
+}
+
+func (g *globals) libvirt(d destination) (upload.Target, error) {
+	dial, driver, err := libvirt.Address(d.Endpoint, os.Getenv("XDG_RUNTIME_DIR"))
+	if err != nil {
+		return nil, badDestination(d, err)
+	}
+	c := libvirt.Config{
+		Dial: dial, Driver: driver, Pool: d.Datastore, Network: d.Options["network"], Bridge: d.Options["bridge"],
+		Firmware: libvirt.Firmware(d.Options["firmware"]), Random: rand.Reader, Now: time.Now,
+	}
+	for _, o := range []struct {
+		name string
+		into *int
+	}{{"vcpu", &c.CPUs}, {"memoryMB", &c.Memory}} {
+		if v := d.Options[o.name]; v != "" {
+			if *o.into, err = strconv.Atoi(v); err != nil || *o.into < 1 {
+				return nil, usageError{fmt.Errorf("upload target %s: option %s %q is no number above 0", d.Name, o.name, v)}
+			}
+		}
+	}
+	if v := d.Options["emulate"]; v != "" {
+		if c.Emulate, err = strconv.ParseBool(v); err != nil {
+			return nil, usageError{fmt.Errorf("upload target %s: option emulate %q is neither true nor false", d.Name, v)}
+		}
+	}
+	if path := d.Options["node"]; path != "" {
+		b, err := os.ReadFile(g.inDir(path))
+		if err != nil {
+			return nil, usageError{fmt.Errorf("upload target %s: reading option node: %w; imagectl machines config writes it", d.Name, err)}
+		}
+		c.Node = string(b)
+	}
+	t, err := libvirt.New(c)
 	return t, badDestination(d, err)
 }
 

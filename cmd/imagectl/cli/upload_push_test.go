@@ -16,6 +16,7 @@ func pushSite(t *testing.T, registryURL string) *uploadSite {
 	t.Helper()
 	s := newUploadSite(t)
 	t.Setenv("S3_SECRET", "secret")
+	t.Setenv("XDG_RUNTIME_DIR", s.dir)
 	t.Setenv("DOCKER_CONFIG", s.dir)
 	b, err := os.ReadFile(s.path("cluster.yaml"))
 	if err != nil {
@@ -26,6 +27,8 @@ func pushSite(t *testing.T, registryURL string) *uploadSite {
   - {name: registry, type: oci, endpoint: "`+registryURL+`/team/vm"}
   - {name: half, type: oci, endpoint: "`+registryURL+`/team/vm", username: robot}
   - {name: odd, type: oci, endpoint: "`+registryURL+`/team/vm", options: {form: tarball}}
+  - {name: lv, type: libvirt, endpoint: "qemu:///session", datastore: default}
+  - {name: tcp, type: libvirt, endpoint: "qemu+tcp://kvm1/system", datastore: default}
 `)
 	return s
 }
@@ -42,6 +45,8 @@ func TestUploadToPlatformsThatAreSentTo(t *testing.T) {
 		{"registry", exitDone, ""},
 		{"half", exitUsage, "upload target half: username without password; leave both out for what docker login stored"},
 		{"odd", exitUsage, `upload target odd: reading the form "tarball": want artifact or containerdisk`},
+		{"tcp", exitUsage, "upload target tcp: reading the libvirt URI"},
+		{"lv", exitServer, "connecting to libvirt: server failed"},
 	} {
 		code, out, errs := s.imagectl("upload", "list", c.target)
 		if code != c.code || !strings.Contains(errs, c.want) {

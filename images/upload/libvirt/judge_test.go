@@ -1,0 +1,450 @@
+//go:build upload
+
+package libvirt
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/digitalocean/go-libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/uploadtest"
+)
+
+const pool = "templates"
+
+// daemon runs Debian's libvirtd as a user of no rights, with a pool, until the test
+// ends. It returns how to reach it.
+func daemon(t *testing.T) Config {
+	t.Helper()
+	// Not t.TempDir: its parents are the test's own.
+	dir, err := os.MkdirTemp("", "imagectl-libvirt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cmd := exec.Command("/usr/sbin/libvirtd")
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir + "/run", "XDG_CONFIG_HOME=" + dir + "/config", "XDG_CACHE_HOME=" + dir + "/cache"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	for _, sub := range []string{"run", "config", "cache", "pool"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Getuid() == 0 {
+		// Root's would be the machine's.
+		nobody, err := user.Lookup("nobody")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ := strconv.Atoi(nobody.Uid)
+		gid, _ := strconv.Atoi(nobody.Gid)
+		for _, path := range []string{dir, dir + "/run", dir + "/config", dir + "/cache", dir + "/pool"} {
+			if err := os.Chown(path, uid, gid); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	}
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting libvirtd (apt-get install libvirt-daemon): %v", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-ended
+	})
+	dial, driver, err := Address("qemu:///session", dir+"/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(2 * time.Minute); ; {
+		conn, err := dial(t.Context())
+		if err == nil {
+			conn.Close()
+			break
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("libvirtd ended: %v: %s", err, said.String())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("libvirtd does not answer after two minutes: %v: %s", err, said.String())
+		}
+	}
+	c := Config{Dial: dial, Driver: driver, Pool: pool, Emulate: true, Node: `{"cluster": "demo"}`, Random: rand.Reader, Now: time.Now}
+	s := c.admin(t)
+	text := fmt.Sprintf(`<pool type='dir'><name>%s</name><target><path>%s/pool</path></target></pool>`, pool, dir)
+	if _, err := s.StoragePoolCreateXML(text, 0); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// admin is a connection of the test's own.
+func (c Config) admin(t *testing.T) *libvirt.Libvirt {
+	t.Helper()
+	conn, err := c.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := libvirt.NewWithDialer(already{conn})
+	if err := s.ConnectToURI(libvirt.ConnectURI(c.Driver)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return s
+}
+
+type already struct{ net.Conn }
+
+// Dial gives the connection that there is.
+func (a already) Dial() (net.Conn, error) { return a.Conn, nil }
+
+// empty forgets all domains and deletes all volumes.
+func empty(t *testing.T, s *libvirt.Libvirt) {
+	t.Helper()
+	domains, _, err := s.ConnectListAllDomains(1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range domains {
+		if err := s.DomainUndefine(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, v := range volumes(t, s) {
+		if err := s.StorageVolDelete(v, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func volumes(t *testing.T, s *libvirt.Libvirt) []libvirt.StorageVol {
+	t.Helper()
+	p, err := s.StoragePoolLookupByName(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, _, err := s.StoragePoolListAllVolumes(p, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func made(t *testing.T, c Config) *Target {
+	t.Helper()
+	to, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+func TestConformanceOfARealDaemon(t *testing.T) {
+	c := daemon(t)
+	s := c.admin(t)
+	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
+		empty(t, s)
+		return uploadtest.Platform{
+			Target: func(f *uploadtest.Faults) upload.Target {
+				faulty := c
+				faulty.Dial = func(ctx context.Context) (net.Conn, error) {
+					var conn net.Conn
+					err := f.Call(ctx, func() (err error) {
+						conn, err = c.Dial(ctx)
+						return err
+					})
+					if err != nil {
+						if conn != nil {
+							conn.Close()
+						}
+						return nil, err
+					}
+					return &wire{Conn: conn, f: f, ctx: ctx, got: make(chan struct{}, 1)}, nil
+				}
+				return made(t, faulty)
+			},
+			Leftovers: func() ([]string, error) {
+				var left []string
+				for _, v := range volumes(t, s) {
+					if v.Name != "others.qcow2" && v.Name != "clone.qcow2" {
+						left = append(left, v.Name)
+					}
+				}
+				domains, _, err := s.ConnectListAllDomains(1, 0)
+				for _, d := range domains {
+					if strings.HasPrefix(d.Name, "prod-worker_") && !slices.ContainsFunc(left, func(v string) bool { return strings.HasPrefix(v, d.Name+".") }) {
+						left = append(left, "domain "+d.Name)
+					}
+				}
+				return left, err
+			},
+			Plant: func() func() error { return plant(t, s) },
+			Use:   func(o upload.Object) error { return use(t, c, s, o) },
+		}
+	})
+}
+
+// plant makes a domain and a volume of others.
+func plant(t *testing.T, s *libvirt.Libvirt) func() error {
+	t.Helper()
+	p, err := s.StoragePoolLookupByName(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := volume("others.qcow2", store.QCOW2, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.StorageVolCreateXML(p, text, 0); err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.DomainDefineXML(`<domain type='qemu'><name>others</name><memory>65536</memory><os><type>hvm</type></os>
+  <metadata><app:thing xmlns:app="urn:others">prod-worker</app:thing></metadata></domain>`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.DomainGetXMLDesc(d, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() error {
+		if _, err := s.StorageVolLookupByName(p, "others.qcow2"); err != nil {
+			return err
+		}
+		after, err := s.DomainGetXMLDesc(d, 0)
+		if err == nil && after != before {
+			err = fmt.Errorf("the domain was %s and is %s", before, after)
+		}
+		return err
+	}
+}
+
+// use makes an overlay over a version's volume, as a clone has it.
+func use(t *testing.T, c Config, s *libvirt.Libvirt, o upload.Object) error {
+	t.Helper()
+	ses, done, err := made(t, c).open(t.Context())
+	if err != nil {
+		return err
+	}
+	defer done()
+	k, err := ses.find(o.ID, kindVersion)
+	if err != nil {
+		return err
+	}
+	base, err := s.StorageVolLookupByName(ses.pool, k.Volume)
+	if err != nil {
+		return err
+	}
+	path, err := s.StorageVolGetPath(base)
+	if err != nil {
+		return err
+	}
+	v := libvirtxml.StorageVolume{
+		Name: "clone.qcow2", Capacity: &libvirtxml.StorageVolumeSize{Unit: "bytes", Value: 16 << 20},
+		Target:       &libvirtxml.StorageVolumeTarget{Format: &libvirtxml.StorageVolumeTargetFormat{Type: "qcow2"}},
+		BackingStore: &libvirtxml.StorageVolumeBackingStore{Path: path, Format: &libvirtxml.StorageVolumeTargetFormat{Type: "qcow2"}},
+	}
+	text, err := v.Marshal()
+	if err != nil {
+		return err
+	}
+	_, err = s.StorageVolCreateXML(ses.pool, text, 0)
+	return err
+}
+
+// wire lets libvirt's calls fail. A call is a packet of type 0 in its protocol; the
+// packets of streams are not counted.
+type wire struct {
+	net.Conn
+	f   *uploadtest.Faults
+	ctx context.Context
+	// packet is what has been written of one.
+	packet []byte
+	// verdict is held while it is decided whether an answer may arrive.
+	verdict sync.Mutex
+	got     chan struct{}
+	dead    bool
+}
+
+const (
+	headerSize = 28
+	typeAt     = 16
+)
+
+// Write collects whole packets.
+func (w *wire) Write(p []byte) (int, error) {
+	w.packet = append(w.packet, p...)
+	for len(w.packet) >= headerSize {
+		size := int(binary.BigEndian.Uint32(w.packet))
+		if len(w.packet) < size {
+			break
+		}
+		one := w.packet[:size]
+		if err := w.send(one, binary.BigEndian.Uint32(one[typeAt:]) == 0); err != nil {
+			return 0, err
+		}
+		w.packet = slices.Clone(w.packet[size:])
+	}
+	return len(p), nil
+}
+
+func (w *wire) send(packet []byte, call bool) error {
+	if !call {
+		_, err := w.Conn.Write(packet)
+		return err
+	}
+	w.verdict.Lock()
+	defer w.verdict.Unlock()
+	sent := false
+	err := w.f.Call(w.ctx, func() error {
+		sent = true
+		_, err := w.Conn.Write(packet)
+		return err
+	})
+	if err != nil {
+		if sent {
+			// The daemon does it, and its answer is lost.
+			select {
+			case <-w.got:
+			case <-time.After(time.Minute):
+			}
+		}
+		w.dead = true
+		w.Conn.Close()
+	}
+	return err
+}
+
+// Read delivers an answer unless it is to be lost.
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	select {
+	case w.got <- struct{}{}:
+	default:
+	}
+	w.verdict.Lock()
+	defer w.verdict.Unlock()
+	if w.dead {
+		return 0, io.EOF
+	}
+	// What arrived before the next call is no answer to it.
+	select {
+	case <-w.got:
+	default:
+	}
+	return n, err
+}
+
+// A raw image has holes, which are not sent, and is the same when it is read back.
+func TestHolesDoNotTravel(t *testing.T) {
+	c := daemon(t)
+	to := made(t, c)
+	img := uploadtest.Image(t, store.Raw, "prod-worker", 7)
+	const size = 1 << 30
+	if err := img.File.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	h := sum(t, img.File, size)
+	img.Size, img.RawSize, img.SHA256 = size, size, h
+	var last upload.Event
+	state, err := upload.OpenJournal(t.TempDir(), upload.Key{Target: "lv", Image: img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	o, err := to.Upload(t.Context(), img, state, func(e upload.Event) { last = e })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last.Total > 4<<20 || last.Done != last.Total {
+		t.Errorf("%d of %d bytes were sent; the file has 3 MiB and a hole", last.Done, last.Total)
+	}
+	checks, err := to.Verify(t.Context(), o, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range checks {
+		if check.Result != upload.Good {
+			t.Errorf("%s: %s: %s", check.Name, check.Result, check.Detail)
+		}
+	}
+}
+
+// The firmware that libvirt chooses for a UEFI template has no Secure Boot.
+func TestUEFIIsWithoutSecureBoot(t *testing.T) {
+	c := daemon(t)
+	c.Firmware = UEFI
+	to := made(t, c)
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 1)
+	state, err := upload.OpenJournal(t.TempDir(), upload.Key{Target: "lv", Image: img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	o, err := to.Upload(t.Context(), img, state, func(upload.Event) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.admin(t)
+	d, err := s.DomainLookupByName(o.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Which firmware it is shows when QEMU runs.
+	if _, err := s.DomainCreateWithFlags(d, uint32(libvirt.DomainStartPaused)); err != nil {
+		t.Fatal(err)
+	}
+	text, err := s.DomainGetXMLDesc(d, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DomainDestroy(d); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(text, "OVMF_CODE") || strings.Contains(text, "secboot") || strings.Contains(text, ".ms.fd") {
+		t.Errorf("the machine runs as %s", text)
+	}
+	if !strings.Contains(text, "opt/org.imagectl/node") {
+		t.Errorf("the machine runs without the node's configuration: %s", text)
+	}
+}
+
+func TestASocketThatIsClosedToUs(t *testing.T) {
+	dial, driver, err := Address("qemu:///session", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := made(t, Config{Dial: dial, Driver: driver, Pool: pool, Random: rand.Reader, Now: time.Now})
+	if _, err := to.List(t.Context(), ""); !errors.Is(err, upload.ErrServer) {
+		t.Errorf("List = %v, want a failure of the server", err)
+	}
+}
