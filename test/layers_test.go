@@ -103,9 +103,11 @@ var layers = map[string][]string{
 	"bootstrap/audit":          {},
 	"bootstrap/store":          {"bootstrap/machine"},
 	"bootstrap/backup":         {"bootstrap/store"},
-	"bootstrap/enrol":          {"bootstrap/machine", "bootstrap/pki"},
+	"bootstrap/tpm":            {},
+	"bootstrap/tpm/tpmtest":    {"bootstrap/host", "bootstrap/tpm"},
+	"bootstrap/enrol":          {"bootstrap/machine", "bootstrap/pki", "bootstrap/tpm"},
 	"bootstrap/coordinator":    {"bootstrap/machine"},
-	"bootstrap/serverapi":      {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store"},
+	"bootstrap/serverapi":      {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm"},
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
@@ -118,12 +120,12 @@ var layers = map[string][]string{
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
 }
 
 // only says who may use what reaches outside the process or exits it.
 var only = map[string][]string{
-	"os/exec":                {"bootstrap/host", "images/fstree/fstreetest"},
+	"os/exec":                {"bootstrap/host", "bootstrap/tpm/tpmtest", "images/fstree/fstreetest"},
 	"github.com/spf13/cobra": {"cmd/imagectl/cli"},
 }
 

@@ -65,6 +65,8 @@ type Record struct {
 	// Tokens: cluster.yaml takes tokens. Token is the newest one; nil for none.
 	Tokens bool
 	Token  *Token
+	// TPM is set where machines prove themselves by it.
+	TPM *TPMRecord
 }
 
 // Waiting is a key that waits, with the code to compare.
@@ -82,6 +84,8 @@ type Decision struct {
 	Remember bool
 	// Burn says that the token let this key in and must be marked as used with it.
 	Burn bool
+	// Bind says that its TPM let this key in, which is the machine's TPM from now on.
+	Bind bool
 	// Conflict says that a new key claims a machine which has an approved one.
 	Conflict bool
 }
@@ -133,6 +137,9 @@ func Approve(r Record, approvedCode, code string, replaceKey bool) (int, *Refusa
 		}
 		if r.Approved != "" && !replaceKey {
 			return -1, &Refusal{CodeNeedsReplace, fmt.Sprintf("%s has an approved key already; if this machine was reinstalled or lost power while installing, say --replace-key", r.Name)}
+		}
+		if r.TPM != nil && r.TPM.Waiting[w.Fingerprint] == "" {
+			return -1, &Refusal{CodeTPMUnproven, fmt.Sprintf("this key of %s was proven by no TPM, and cluster.yaml says identity.policy: tpm; wait until it asks again", r.Name)}
 		}
 		return i, nil
 	}
