@@ -131,6 +131,12 @@ netboot-test: build release ## beside Kea and dnsmasq; UEFI loads iPXE by HTTPS,
 	go test -c -tags e2e -o bin/netboot.test ./test/netboot
 	cd test/netboot && $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
+.PHONY: tpm-test
+tpm-test: build release ## empty machines with a TPM are enrolled without a person; another TPM is refused
+	$(call say,machines with TPMs (about 6 minutes without KVM))
+	go test -c -tags e2e -o bin/tpm.test ./test/tpm
+	cd test/tpm && $(ISOLATED) $(CURDIR)/bin/tpm.test -test.timeout 60m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
+
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
 	$(call say,the scenario in virtual machines (16 to 25 minutes without KVM))

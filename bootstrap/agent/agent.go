@@ -94,7 +94,8 @@ func (a *Agent) run(ctx context.Context) error {
 // open loads what is on disk.
 func (a *Agent) open() error {
 	var err error
-	if a.id, err = loadIdentity(a.Host, a.Rand); err != nil {
+	if a.id, err = loadIdentity(a.Host, a.Rand, a.Config.TPM); err != nil {
+		a.Host.Print("imagectl: " + err.Error())
 		return err
 	}
 	a.servers, err = newServers(a.Config, a.id, a.Now)

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
@@ -32,10 +33,19 @@ const (
 const backdate = 48 * time.Hour
 
 // identity is the agent's key, made on this node, and its current certificate.
-// It is safe for concurrent use.
+// It is safe for concurrent use, but for its key while the machine is not enrolled.
 type identity struct {
 	host *host.Host
-	key  *ecdsa.PrivateKey
+	// key is a *tpm.Key or an *ecdsa.PrivateKey, file what is on disk of it.
+	key  crypto.Signer
+	file []byte
+	// trouble is why the TPM gave no key. Then key is one for this run, which no server
+	// takes that wants the TPM's; file is empty.
+	trouble error
+	// claim is which TPM this is; nil until it was asked. said is the last trouble that
+	// the console has shown. Only ask uses them.
+	claim *api.TpmClaim
+	said  string
 	// revoked is what the CA that signs us and the server has revoked; nil for not
 	// known.
 	revoked atomic.Pointer[pki.RevocationList]
@@ -47,8 +57,9 @@ type identity struct {
 }
 
 // loadIdentity reads the key and the certificate, and makes the key if there is
-// none. A certificate that does not belong to the key is as good as none.
-func loadIdentity(h *host.Host, rand io.Reader) (*identity, error) {
+// none, in the TPM if byTPM. A certificate that does not belong to the key is as good
+// as none.
+func loadIdentity(h *host.Host, rand io.Reader, byTPM bool) (*identity, error) {
 	if err := h.MkdirAll(StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the agent's directory: %w", err)
 	}
@@ -56,18 +67,22 @@ func loadIdentity(h *host.Host, rand io.Reader) (*identity, error) {
 	b, err := h.ReadFile(KeyPath)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		var text []byte
-		if id.key, text, err = newKey(rand); err != nil {
+		if byTPM {
+			return id, id.makeInTPM(rand)
+		}
+		if id.key, id.file, err = newKey(rand); err != nil {
 			return nil, err
 		}
-		if err := h.WriteFile(KeyPath, text, 0o600); err != nil {
-			return nil, err
-		}
-		return id, nil
+		return id, h.WriteFile(KeyPath, id.file, 0o600)
 	case err != nil:
 		return nil, fmt.Errorf("reading the agent's key: %w", err)
 	}
-	if id.key, err = parseKey(b); err != nil {
+	id.file = b
+	if isTPMKey(b) {
+		if id.key, err = deviceOf(h).OpenKey(b); err != nil {
+			return nil, fmt.Errorf("reading the agent's key %s: %w", KeyPath, err)
+		}
+	} else if id.key, err = parseKey(b); err != nil {
 		return nil, fmt.Errorf("reading the agent's key %s: %w; without it the machine has to be enrolled again: remove the file and approve the new code", KeyPath, err)
 	}
 	b, err = h.ReadFile(CertPath)
@@ -192,14 +207,10 @@ func (i *identity) current() (*tls.Certificate, *x509.Certificate) {
 }
 
 // files are the identity as it is left in an installed system.
-func (i *identity) files() (key, cert []byte, err error) {
-	der, err := x509.MarshalPKCS8PrivateKey(i.key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("encoding the agent's key: %w", err)
-	}
+func (i *identity) files() (key, cert []byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), bytes.Clone(i.pem), nil
+	return bytes.Clone(i.file), bytes.Clone(i.pem)
 }
 
 // renewAt is when a certificate is due: a third of its life after its issue.

@@ -112,10 +112,7 @@ func (a *Agent) install(ctx context.Context) error {
 // installOnto carries an order out, several times if need be. What it returns is
 // the end of this arming.
 func (a *Agent) installOnto(ctx context.Context, order *api.Install, now *installation, changed chan<- struct{}) (install.Done, error) {
-	key, cert, err := a.id.files()
-	if err != nil {
-		return install.Done{}, err
-	}
+	key, cert := a.id.files()
 	files := []*api.File{
 		{Path: KeyPath, Mode: 0o600, Content: key},
 		{Path: CertPath, Mode: 0o644, Content: cert},

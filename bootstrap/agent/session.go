@@ -188,31 +188,25 @@ func (a *Agent) renew(ctx context.Context) error {
 
 // enrol asks until an operator has decided. It shows the code meanwhile.
 func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
-	csr, err := request(a.Rand, a.id.key)
-	if err != nil {
-		return err
-	}
 	var back backoff
 	var shown time.Time
 	var last string
 	for ctx.Err() == nil {
-		resp, err := a.servers.current().enrol.Enrol(ctx, connect.NewRequest(&api.EnrolRequest{
-			CsrDer: csr, Facts: a.wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version, Token: a.Config.Token,
-		}))
+		resp, err := a.ask(ctx, mode)
 		if ctx.Err() != nil {
 			return nil
 		}
 		status := fmt.Sprintf("no server answers: %v", err)
 		if err == nil {
-			a.setClock(resp.Msg.GetServerTime())
-			status = resp.Msg.GetReason()
-			if resp.Msg.GetStatus() == api.EnrolResponse_STATUS_APPROVED {
-				if err := a.id.store([]byte(resp.Msg.GetCertificatePem())); err != nil {
+			a.setClock(resp.GetServerTime())
+			status = resp.GetReason()
+			if resp.GetStatus() == api.EnrolResponse_STATUS_APPROVED {
+				if err := a.id.store([]byte(resp.GetCertificatePem())); err != nil {
 					return err
 				}
 				a.servers.reconnect()
-				a.Log.Info("enrolled", "machine", resp.Msg.GetMachine())
-				a.Host.Print("imagectl: enrolled as " + resp.Msg.GetMachine())
+				a.Log.Info("enrolled", "machine", resp.GetMachine())
+				a.Host.Print("imagectl: enrolled as " + resp.GetMachine())
 				return nil
 			}
 		}
@@ -231,7 +225,7 @@ func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
 		back.reset()
 		// Bounded both ways: a server's mistake must neither flood it nor put the
 		// machine to sleep.
-		wait := time.Duration(resp.Msg.GetRetryAfterMs()) * time.Millisecond
+		wait := time.Duration(resp.GetRetryAfterMs()) * time.Millisecond
 		_ = pause(ctx, min(max(wait, 500*time.Millisecond), announceEvery))
 	}
 	return nil

@@ -78,6 +78,60 @@ func (Mode) EnumDescriptor() ([]byte, []int) {
 	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{0}
 }
 
+type TpmTrouble int32
+
+const (
+	TpmTrouble_TPM_TROUBLE_UNSPECIFIED TpmTrouble = 0
+	// The machine shows no TPM 2.0.
+	TpmTrouble_TPM_TROUBLE_ABSENT TpmTrouble = 1
+	// Another program holds it.
+	TpmTrouble_TPM_TROUBLE_BUSY   TpmTrouble = 2
+	TpmTrouble_TPM_TROUBLE_FAILED TpmTrouble = 3
+)
+
+// Enum value maps for TpmTrouble.
+var (
+	TpmTrouble_name = map[int32]string{
+		0: "TPM_TROUBLE_UNSPECIFIED",
+		1: "TPM_TROUBLE_ABSENT",
+		2: "TPM_TROUBLE_BUSY",
+		3: "TPM_TROUBLE_FAILED",
+	}
+	TpmTrouble_value = map[string]int32{
+		"TPM_TROUBLE_UNSPECIFIED": 0,
+		"TPM_TROUBLE_ABSENT":      1,
+		"TPM_TROUBLE_BUSY":        2,
+		"TPM_TROUBLE_FAILED":      3,
+	}
+)
+
+func (x TpmTrouble) Enum() *TpmTrouble {
+	p := new(TpmTrouble)
+	*p = x
+	return p
+}
+
+func (x TpmTrouble) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TpmTrouble) Descriptor() protoreflect.EnumDescriptor {
+	return file_imagectl_v1_enrol_proto_enumTypes[1].Descriptor()
+}
+
+func (TpmTrouble) Type() protoreflect.EnumType {
+	return &file_imagectl_v1_enrol_proto_enumTypes[1]
+}
+
+func (x TpmTrouble) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TpmTrouble.Descriptor instead.
+func (TpmTrouble) EnumDescriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{1}
+}
+
 type EnrolResponse_Status int32
 
 const (
@@ -115,11 +169,11 @@ func (x EnrolResponse_Status) String() string {
 }
 
 func (EnrolResponse_Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_enrol_proto_enumTypes[1].Descriptor()
+	return file_imagectl_v1_enrol_proto_enumTypes[2].Descriptor()
 }
 
 func (EnrolResponse_Status) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_enrol_proto_enumTypes[1]
+	return &file_imagectl_v1_enrol_proto_enumTypes[2]
 }
 
 func (x EnrolResponse_Status) Number() protoreflect.EnumNumber {
@@ -128,7 +182,7 @@ func (x EnrolResponse_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EnrolResponse_Status.Descriptor instead.
 func (EnrolResponse_Status) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5, 0}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // Facts is what a machine says about itself. Nothing is granted on facts alone:
@@ -520,7 +574,13 @@ type EnrolRequest struct {
 	Mode         Mode   `protobuf:"varint,3,opt,name=mode,proto3,enum=imagectl.v1.Mode" json:"mode,omitempty"`
 	AgentVersion string `protobuf:"bytes,4,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	// Single-use secret that the machine was given out of band; often empty.
-	Token         string `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
+	Token string `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
+	// Where machines prove themselves by their TPM: which one this says it has, and the
+	// answer to the last response's challenge, if there was one.
+	Tpm      *TpmClaim `protobuf:"bytes,6,opt,name=tpm,proto3" json:"tpm,omitempty"`
+	TpmProof *TpmProof `protobuf:"bytes,7,opt,name=tpm_proof,json=tpmProof,proto3" json:"tpm_proof,omitempty"`
+	// Why there is no claim; unset with one, and where nobody asked for one.
+	TpmTrouble    TpmTrouble `protobuf:"varint,8,opt,name=tpm_trouble,json=tpmTrouble,proto3,enum=imagectl.v1.TpmTrouble" json:"tpm_trouble,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -590,6 +650,246 @@ func (x *EnrolRequest) GetToken() string {
 	return ""
 }
 
+func (x *EnrolRequest) GetTpm() *TpmClaim {
+	if x != nil {
+		return x.Tpm
+	}
+	return nil
+}
+
+func (x *EnrolRequest) GetTpmProof() *TpmProof {
+	if x != nil {
+		return x.TpmProof
+	}
+	return nil
+}
+
+func (x *EnrolRequest) GetTpmTrouble() TpmTrouble {
+	if x != nil {
+		return x.TpmTrouble
+	}
+	return TpmTrouble_TPM_TROUBLE_UNSPECIFIED
+}
+
+// Structures of the TPM 2.0 Library, Part 2, as a TPM writes them; see bootstrap/tpm.
+type TpmClaim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// TPMT_PUBLIC of the endorsement key and of the attestation key.
+	EkPublic      []byte `protobuf:"bytes,1,opt,name=ek_public,json=ekPublic,proto3" json:"ek_public,omitempty"`
+	AkPublic      []byte `protobuf:"bytes,2,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TpmClaim) Reset() {
+	*x = TpmClaim{}
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TpmClaim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TpmClaim) ProtoMessage() {}
+
+func (x *TpmClaim) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TpmClaim.ProtoReflect.Descriptor instead.
+func (*TpmClaim) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TpmClaim) GetEkPublic() []byte {
+	if x != nil {
+		return x.EkPublic
+	}
+	return nil
+}
+
+func (x *TpmClaim) GetAkPublic() []byte {
+	if x != nil {
+		return x.AkPublic
+	}
+	return nil
+}
+
+type TpmChallenge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nonce []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// TPMS_ID_OBJECT and encrypted secret for TPM2_ActivateCredential.
+	Credential    []byte `protobuf:"bytes,2,opt,name=credential,proto3" json:"credential,omitempty"`
+	Secret        []byte `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TpmChallenge) Reset() {
+	*x = TpmChallenge{}
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TpmChallenge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TpmChallenge) ProtoMessage() {}
+
+func (x *TpmChallenge) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TpmChallenge.ProtoReflect.Descriptor instead.
+func (*TpmChallenge) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TpmChallenge) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *TpmChallenge) GetCredential() []byte {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *TpmChallenge) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+type TpmProof struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nonce []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// What was in the credential.
+	Activated []byte `protobuf:"bytes,2,opt,name=activated,proto3" json:"activated,omitempty"`
+	// TPMT_PUBLIC of the key that csr_der is for.
+	KeyPublic []byte `protobuf:"bytes,3,opt,name=key_public,json=keyPublic,proto3" json:"key_public,omitempty"`
+	// TPMS_ATTEST about that key and about the PCRs, each with its TPMT_SIGNATURE.
+	Certified        []byte `protobuf:"bytes,4,opt,name=certified,proto3" json:"certified,omitempty"`
+	CertifySignature []byte `protobuf:"bytes,5,opt,name=certify_signature,json=certifySignature,proto3" json:"certify_signature,omitempty"`
+	Quoted           []byte `protobuf:"bytes,6,opt,name=quoted,proto3" json:"quoted,omitempty"`
+	QuoteSignature   []byte `protobuf:"bytes,7,opt,name=quote_signature,json=quoteSignature,proto3" json:"quote_signature,omitempty"`
+	// SHA-256 values of bootstrap/tpm.PCRIndexes.
+	Pcrs          [][]byte `protobuf:"bytes,8,rep,name=pcrs,proto3" json:"pcrs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TpmProof) Reset() {
+	*x = TpmProof{}
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TpmProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TpmProof) ProtoMessage() {}
+
+func (x *TpmProof) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TpmProof.ProtoReflect.Descriptor instead.
+func (*TpmProof) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TpmProof) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *TpmProof) GetActivated() []byte {
+	if x != nil {
+		return x.Activated
+	}
+	return nil
+}
+
+func (x *TpmProof) GetKeyPublic() []byte {
+	if x != nil {
+		return x.KeyPublic
+	}
+	return nil
+}
+
+func (x *TpmProof) GetCertified() []byte {
+	if x != nil {
+		return x.Certified
+	}
+	return nil
+}
+
+func (x *TpmProof) GetCertifySignature() []byte {
+	if x != nil {
+		return x.CertifySignature
+	}
+	return nil
+}
+
+func (x *TpmProof) GetQuoted() []byte {
+	if x != nil {
+		return x.Quoted
+	}
+	return nil
+}
+
+func (x *TpmProof) GetQuoteSignature() []byte {
+	if x != nil {
+		return x.QuoteSignature
+	}
+	return nil
+}
+
+func (x *TpmProof) GetPcrs() [][]byte {
+	if x != nil {
+		return x.Pcrs
+	}
+	return nil
+}
+
 type EnrolResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Status EnrolResponse_Status   `protobuf:"varint,1,opt,name=status,proto3,enum=imagectl.v1.EnrolResponse_Status" json:"status,omitempty"`
@@ -601,16 +901,18 @@ type EnrolResponse struct {
 	// PEM, leaf first; set when approved.
 	CertificatePem string `protobuf:"bytes,4,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
 	// The machine's name in cluster.yaml; set when approved.
-	Machine       string                 `protobuf:"bytes,5,opt,name=machine,proto3" json:"machine,omitempty"`
-	RetryAfterMs  uint32                 `protobuf:"varint,6,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
-	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	Machine      string                 `protobuf:"bytes,5,opt,name=machine,proto3" json:"machine,omitempty"`
+	RetryAfterMs uint32                 `protobuf:"varint,6,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	ServerTime   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	// Set when the machine has to prove itself by its TPM: answer at once.
+	TpmChallenge  *TpmChallenge `protobuf:"bytes,8,opt,name=tpm_challenge,json=tpmChallenge,proto3" json:"tpm_challenge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +924,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +937,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EnrolResponse) GetStatus() EnrolResponse_Status {
@@ -687,6 +989,13 @@ func (x *EnrolResponse) GetServerTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *EnrolResponse) GetTpmChallenge() *TpmChallenge {
+	if x != nil {
+		return x.TpmChallenge
+	}
+	return nil
+}
+
 var File_imagectl_v1_enrol_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_enrol_proto_rawDesc = "" +
@@ -730,13 +1039,36 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\n" +
 	"rotational\x18\x06 \x01(\bR\n" +
 	"rotational\x12\x1c\n" +
-	"\tremovable\x18\a \x01(\bR\tremovable\"\xb3\x01\n" +
+	"\tremovable\x18\a \x01(\bR\tremovable\"\xca\x02\n" +
 	"\fEnrolRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\x12(\n" +
 	"\x05facts\x18\x02 \x01(\v2\x12.imagectl.v1.FactsR\x05facts\x12%\n" +
 	"\x04mode\x18\x03 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
 	"\ragent_version\x18\x04 \x01(\tR\fagentVersion\x12\x14\n" +
-	"\x05token\x18\x05 \x01(\tR\x05token\"\x89\x03\n" +
+	"\x05token\x18\x05 \x01(\tR\x05token\x12'\n" +
+	"\x03tpm\x18\x06 \x01(\v2\x15.imagectl.v1.TpmClaimR\x03tpm\x122\n" +
+	"\ttpm_proof\x18\a \x01(\v2\x15.imagectl.v1.TpmProofR\btpmProof\x128\n" +
+	"\vtpm_trouble\x18\b \x01(\x0e2\x17.imagectl.v1.TpmTroubleR\n" +
+	"tpmTrouble\"D\n" +
+	"\bTpmClaim\x12\x1b\n" +
+	"\tek_public\x18\x01 \x01(\fR\bekPublic\x12\x1b\n" +
+	"\tak_public\x18\x02 \x01(\fR\bakPublic\"\\\n" +
+	"\fTpmChallenge\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x02 \x01(\fR\n" +
+	"credential\x12\x16\n" +
+	"\x06secret\x18\x03 \x01(\fR\x06secret\"\xfd\x01\n" +
+	"\bTpmProof\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x1c\n" +
+	"\tactivated\x18\x02 \x01(\fR\tactivated\x12\x1d\n" +
+	"\n" +
+	"key_public\x18\x03 \x01(\fR\tkeyPublic\x12\x1c\n" +
+	"\tcertified\x18\x04 \x01(\fR\tcertified\x12+\n" +
+	"\x11certify_signature\x18\x05 \x01(\fR\x10certifySignature\x12\x16\n" +
+	"\x06quoted\x18\x06 \x01(\fR\x06quoted\x12'\n" +
+	"\x0fquote_signature\x18\a \x01(\fR\x0equoteSignature\x12\x12\n" +
+	"\x04pcrs\x18\b \x03(\fR\x04pcrs\"\xc9\x03\n" +
 	"\rEnrolResponse\x129\n" +
 	"\x06status\x18\x01 \x01(\x0e2!.imagectl.v1.EnrolResponse.StatusR\x06status\x12\x1f\n" +
 	"\vreason_code\x18\x02 \x01(\tR\n" +
@@ -746,7 +1078,8 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\amachine\x18\x05 \x01(\tR\amachine\x12$\n" +
 	"\x0eretry_after_ms\x18\x06 \x01(\rR\fretryAfterMs\x12;\n" +
 	"\vserver_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTime\"^\n" +
+	"serverTime\x12>\n" +
+	"\rtpm_challenge\x18\b \x01(\v2\x19.imagectl.v1.TpmChallengeR\ftpmChallenge\"^\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATUS_PENDING\x10\x01\x12\x13\n" +
@@ -755,7 +1088,13 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eMODE_INSTALLER\x10\x01\x12\r\n" +
-	"\tMODE_NODE\x10\x022N\n" +
+	"\tMODE_NODE\x10\x02*o\n" +
+	"\n" +
+	"TpmTrouble\x12\x1b\n" +
+	"\x17TPM_TROUBLE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12TPM_TROUBLE_ABSENT\x10\x01\x12\x14\n" +
+	"\x10TPM_TROUBLE_BUSY\x10\x02\x12\x16\n" +
+	"\x12TPM_TROUBLE_FAILED\x10\x032N\n" +
 	"\fEnrolService\x12>\n" +
 	"\x05Enrol\x12\x19.imagectl.v1.EnrolRequest\x1a\x1a.imagectl.v1.EnrolResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
@@ -771,34 +1110,42 @@ func file_imagectl_v1_enrol_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_enrol_proto_rawDescData
 }
 
-var file_imagectl_v1_enrol_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_imagectl_v1_enrol_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_imagectl_v1_enrol_proto_goTypes = []any{
 	(Mode)(0),                     // 0: imagectl.v1.Mode
-	(EnrolResponse_Status)(0),     // 1: imagectl.v1.EnrolResponse.Status
-	(*Facts)(nil),                 // 2: imagectl.v1.Facts
-	(*NetworkInterface)(nil),      // 3: imagectl.v1.NetworkInterface
-	(*Neighbour)(nil),             // 4: imagectl.v1.Neighbour
-	(*Disk)(nil),                  // 5: imagectl.v1.Disk
-	(*EnrolRequest)(nil),          // 6: imagectl.v1.EnrolRequest
-	(*EnrolResponse)(nil),         // 7: imagectl.v1.EnrolResponse
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(TpmTrouble)(0),               // 1: imagectl.v1.TpmTrouble
+	(EnrolResponse_Status)(0),     // 2: imagectl.v1.EnrolResponse.Status
+	(*Facts)(nil),                 // 3: imagectl.v1.Facts
+	(*NetworkInterface)(nil),      // 4: imagectl.v1.NetworkInterface
+	(*Neighbour)(nil),             // 5: imagectl.v1.Neighbour
+	(*Disk)(nil),                  // 6: imagectl.v1.Disk
+	(*EnrolRequest)(nil),          // 7: imagectl.v1.EnrolRequest
+	(*TpmClaim)(nil),              // 8: imagectl.v1.TpmClaim
+	(*TpmChallenge)(nil),          // 9: imagectl.v1.TpmChallenge
+	(*TpmProof)(nil),              // 10: imagectl.v1.TpmProof
+	(*EnrolResponse)(nil),         // 11: imagectl.v1.EnrolResponse
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_imagectl_v1_enrol_proto_depIdxs = []int32{
-	3, // 0: imagectl.v1.Facts.interfaces:type_name -> imagectl.v1.NetworkInterface
-	5, // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
-	4, // 2: imagectl.v1.NetworkInterface.neighbour:type_name -> imagectl.v1.Neighbour
-	2, // 3: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
-	0, // 4: imagectl.v1.EnrolRequest.mode:type_name -> imagectl.v1.Mode
-	1, // 5: imagectl.v1.EnrolResponse.status:type_name -> imagectl.v1.EnrolResponse.Status
-	8, // 6: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
-	6, // 7: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
-	7, // 8: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	4,  // 0: imagectl.v1.Facts.interfaces:type_name -> imagectl.v1.NetworkInterface
+	6,  // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
+	5,  // 2: imagectl.v1.NetworkInterface.neighbour:type_name -> imagectl.v1.Neighbour
+	3,  // 3: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
+	0,  // 4: imagectl.v1.EnrolRequest.mode:type_name -> imagectl.v1.Mode
+	8,  // 5: imagectl.v1.EnrolRequest.tpm:type_name -> imagectl.v1.TpmClaim
+	10, // 6: imagectl.v1.EnrolRequest.tpm_proof:type_name -> imagectl.v1.TpmProof
+	1,  // 7: imagectl.v1.EnrolRequest.tpm_trouble:type_name -> imagectl.v1.TpmTrouble
+	2,  // 8: imagectl.v1.EnrolResponse.status:type_name -> imagectl.v1.EnrolResponse.Status
+	12, // 9: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
+	9,  // 10: imagectl.v1.EnrolResponse.tpm_challenge:type_name -> imagectl.v1.TpmChallenge
+	7,  // 11: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
+	11, // 12: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_enrol_proto_init() }
@@ -811,8 +1158,8 @@ func file_imagectl_v1_enrol_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_enrol_proto_rawDesc), len(file_imagectl_v1_enrol_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   6,
+			NumEnums:      3,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -82,7 +82,7 @@ func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
 func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type MachineView struct {
@@ -113,8 +113,10 @@ type MachineView struct {
 	CertificateSerial   string                 `protobuf:"bytes,17,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
 	CertificateNotAfter *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=certificate_not_after,json=certificateNotAfter,proto3" json:"certificate_not_after,omitempty"`
 	Known               bool                   `protobuf:"varint,19,opt,name=known,proto3" json:"known,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// The TPM that it was enrolled by, or that asks for it; unset for none.
+	Tpm           *TpmView `protobuf:"bytes,20,opt,name=tpm,proto3" json:"tpm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MachineView) Reset() {
@@ -280,6 +282,172 @@ func (x *MachineView) GetKnown() bool {
 	return false
 }
 
+func (x *MachineView) GetTpm() *TpmView {
+	if x != nil {
+		return x.Tpm
+	}
+	return nil
+}
+
+type TpmView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the DER SubjectPublicKeyInfo of its endorsement key and of its
+	// attestation key, hexadecimal.
+	Ek string `protobuf:"bytes,1,opt,name=ek,proto3" json:"ek,omitempty"`
+	Ak string `protobuf:"bytes,2,opt,name=ak,proto3" json:"ak,omitempty"`
+	// When it last proved itself.
+	ProvenAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=proven_at,json=provenAt,proto3" json:"proven_at,omitempty"`
+	// False while an operator has to compare the code.
+	Accepted bool `protobuf:"varint,4,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Starts that the TPM counted, and its maker's firmware version.
+	Resets        uint32 `protobuf:"varint,5,opt,name=resets,proto3" json:"resets,omitempty"`
+	Firmware      uint64 `protobuf:"varint,6,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Pcrs          []*Pcr `protobuf:"bytes,7,rep,name=pcrs,proto3" json:"pcrs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TpmView) Reset() {
+	*x = TpmView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TpmView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TpmView) ProtoMessage() {}
+
+func (x *TpmView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TpmView.ProtoReflect.Descriptor instead.
+func (*TpmView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TpmView) GetEk() string {
+	if x != nil {
+		return x.Ek
+	}
+	return ""
+}
+
+func (x *TpmView) GetAk() string {
+	if x != nil {
+		return x.Ak
+	}
+	return ""
+}
+
+func (x *TpmView) GetProvenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ProvenAt
+	}
+	return nil
+}
+
+func (x *TpmView) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *TpmView) GetResets() uint32 {
+	if x != nil {
+		return x.Resets
+	}
+	return 0
+}
+
+func (x *TpmView) GetFirmware() uint64 {
+	if x != nil {
+		return x.Firmware
+	}
+	return 0
+}
+
+func (x *TpmView) GetPcrs() []*Pcr {
+	if x != nil {
+		return x.Pcrs
+	}
+	return nil
+}
+
+type Pcr struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Index uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Hexadecimal, of the SHA-256 bank.
+	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// It differs from what the machine's proof before this one said.
+	Changed       bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pcr) Reset() {
+	*x = Pcr{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pcr) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pcr) ProtoMessage() {}
+
+func (x *Pcr) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pcr.ProtoReflect.Descriptor instead.
+func (*Pcr) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Pcr) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Pcr) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Pcr) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 // Selection of machines: names, or all. Exactly one must be given.
 type Selection struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -291,7 +459,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -303,7 +471,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -316,7 +484,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Selection) GetNames() []string {
@@ -341,7 +509,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -353,7 +521,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -366,7 +534,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
 }
 
 type ListMachinesResponse struct {
@@ -378,7 +546,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +558,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +571,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -427,7 +595,7 @@ type ApproveMachineRequest struct {
 
 func (x *ApproveMachineRequest) Reset() {
 	*x = ApproveMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +607,7 @@ func (x *ApproveMachineRequest) String() string {
 func (*ApproveMachineRequest) ProtoMessage() {}
 
 func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +620,7 @@ func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineRequest.ProtoReflect.Descriptor instead.
 func (*ApproveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ApproveMachineRequest) GetSelection() *Selection {
@@ -485,7 +653,7 @@ type ApproveMachineResponse struct {
 
 func (x *ApproveMachineResponse) Reset() {
 	*x = ApproveMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +665,7 @@ func (x *ApproveMachineResponse) String() string {
 func (*ApproveMachineResponse) ProtoMessage() {}
 
 func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +678,7 @@ func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineResponse.ProtoReflect.Descriptor instead.
 func (*ApproveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ApproveMachineResponse) GetOutcomes() []*Outcome {
@@ -530,7 +698,7 @@ type RejectMachineRequest struct {
 
 func (x *RejectMachineRequest) Reset() {
 	*x = RejectMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +710,7 @@ func (x *RejectMachineRequest) String() string {
 func (*RejectMachineRequest) ProtoMessage() {}
 
 func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +723,7 @@ func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineRequest.ProtoReflect.Descriptor instead.
 func (*RejectMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RejectMachineRequest) GetSelection() *Selection {
@@ -581,7 +749,7 @@ type RejectMachineResponse struct {
 
 func (x *RejectMachineResponse) Reset() {
 	*x = RejectMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +761,7 @@ func (x *RejectMachineResponse) String() string {
 func (*RejectMachineResponse) ProtoMessage() {}
 
 func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +774,7 @@ func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineResponse.ProtoReflect.Descriptor instead.
 func (*RejectMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RejectMachineResponse) GetOutcomes() []*Outcome {
@@ -632,7 +800,7 @@ type ArmMachineRequest struct {
 
 func (x *ArmMachineRequest) Reset() {
 	*x = ArmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +812,7 @@ func (x *ArmMachineRequest) String() string {
 func (*ArmMachineRequest) ProtoMessage() {}
 
 func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +825,7 @@ func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineRequest.ProtoReflect.Descriptor instead.
 func (*ArmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ArmMachineRequest) GetSelection() *Selection {
@@ -697,7 +865,7 @@ type ArmMachineResponse struct {
 
 func (x *ArmMachineResponse) Reset() {
 	*x = ArmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +877,7 @@ func (x *ArmMachineResponse) String() string {
 func (*ArmMachineResponse) ProtoMessage() {}
 
 func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +890,7 @@ func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineResponse.ProtoReflect.Descriptor instead.
 func (*ArmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ArmMachineResponse) GetOutcomes() []*Outcome {
@@ -741,7 +909,7 @@ type DisarmMachineRequest struct {
 
 func (x *DisarmMachineRequest) Reset() {
 	*x = DisarmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +921,7 @@ func (x *DisarmMachineRequest) String() string {
 func (*DisarmMachineRequest) ProtoMessage() {}
 
 func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +934,7 @@ func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineRequest.ProtoReflect.Descriptor instead.
 func (*DisarmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DisarmMachineRequest) GetSelection() *Selection {
@@ -785,7 +953,7 @@ type DisarmMachineResponse struct {
 
 func (x *DisarmMachineResponse) Reset() {
 	*x = DisarmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +965,7 @@ func (x *DisarmMachineResponse) String() string {
 func (*DisarmMachineResponse) ProtoMessage() {}
 
 func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +978,7 @@ func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineResponse.ProtoReflect.Descriptor instead.
 func (*DisarmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
@@ -832,7 +1000,7 @@ type PowerMachineRequest struct {
 
 func (x *PowerMachineRequest) Reset() {
 	*x = PowerMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1012,7 @@ func (x *PowerMachineRequest) String() string {
 func (*PowerMachineRequest) ProtoMessage() {}
 
 func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1025,7 @@ func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
 func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PowerMachineRequest) GetSelection() *Selection {
@@ -890,7 +1058,7 @@ type PowerMachineResponse struct {
 
 func (x *PowerMachineResponse) Reset() {
 	*x = PowerMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +1070,7 @@ func (x *PowerMachineResponse) String() string {
 func (*PowerMachineResponse) ProtoMessage() {}
 
 func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1083,7 @@ func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
 func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
@@ -939,7 +1107,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1119,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1132,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -1012,7 +1180,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1192,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1205,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -1064,7 +1232,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1244,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1257,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -1152,7 +1320,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1332,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1345,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -1209,7 +1377,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1389,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1402,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 type StatusResponse struct {
@@ -1256,7 +1424,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1436,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1449,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -1368,7 +1536,7 @@ type BackupView struct {
 
 func (x *BackupView) Reset() {
 	*x = BackupView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1548,7 @@ func (x *BackupView) String() string {
 func (*BackupView) ProtoMessage() {}
 
 func (x *BackupView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1561,7 @@ func (x *BackupView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
 func (*BackupView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BackupView) GetDirectory() string {
@@ -1456,7 +1624,7 @@ type EtcdView struct {
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1636,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1649,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -1508,7 +1676,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1688,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1701,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -1556,7 +1724,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1736,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1749,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -1622,7 +1790,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1802,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1815,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -1673,7 +1841,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1853,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1866,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -1721,7 +1889,7 @@ type ReplaceMachineRequest struct {
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1901,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1914,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -1779,7 +1947,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1959,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1972,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -1839,7 +2007,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2019,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2032,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -1952,7 +2120,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2132,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2145,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 type ListCertificatesResponse struct {
@@ -1989,7 +2157,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2169,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2182,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -2034,7 +2202,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2214,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2227,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -2086,7 +2254,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2266,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2279,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -2134,7 +2302,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2314,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2327,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -2194,7 +2362,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2374,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2387,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -2246,7 +2414,7 @@ type BackupServerRequest struct {
 
 func (x *BackupServerRequest) Reset() {
 	*x = BackupServerRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2426,7 @@ func (x *BackupServerRequest) String() string {
 func (*BackupServerRequest) ProtoMessage() {}
 
 func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2439,7 @@ func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
 func (*BackupServerRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *BackupServerRequest) GetSend() bool {
@@ -2294,7 +2462,7 @@ type BackupServerResponse struct {
 
 func (x *BackupServerResponse) Reset() {
 	*x = BackupServerResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2474,7 @@ func (x *BackupServerResponse) String() string {
 func (*BackupServerResponse) ProtoMessage() {}
 
 func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2487,7 @@ func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
 func (*BackupServerResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BackupServerResponse) GetName() string {
@@ -2358,7 +2526,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2538,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2551,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 type ReadAuditResponse struct {
@@ -2396,7 +2564,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +2576,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +2589,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -2439,7 +2607,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2619,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2632,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 type WatchMachinesResponse struct {
@@ -2476,7 +2644,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2656,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2669,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -2527,7 +2695,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2707,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2720,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -2594,7 +2762,7 @@ var File_imagectl_v1_operator_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\xcf\x05\n" +
+	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\xf7\x05\n" +
 	"\vMachineView\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -2616,7 +2784,20 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x13install_bytes_total\x18\x10 \x01(\x04R\x11installBytesTotal\x12-\n" +
 	"\x12certificate_serial\x18\x11 \x01(\tR\x11certificateSerial\x12N\n" +
 	"\x15certificate_not_after\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x13certificateNotAfter\x12\x14\n" +
-	"\x05known\x18\x13 \x01(\bR\x05known\"3\n" +
+	"\x05known\x18\x13 \x01(\bR\x05known\x12&\n" +
+	"\x03tpm\x18\x14 \x01(\v2\x14.imagectl.v1.TpmViewR\x03tpm\"\xd8\x01\n" +
+	"\aTpmView\x12\x0e\n" +
+	"\x02ek\x18\x01 \x01(\tR\x02ek\x12\x0e\n" +
+	"\x02ak\x18\x02 \x01(\tR\x02ak\x127\n" +
+	"\tproven_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bprovenAt\x12\x1a\n" +
+	"\baccepted\x18\x04 \x01(\bR\baccepted\x12\x16\n" +
+	"\x06resets\x18\x05 \x01(\rR\x06resets\x12\x1a\n" +
+	"\bfirmware\x18\x06 \x01(\x04R\bfirmware\x12$\n" +
+	"\x04pcrs\x18\a \x03(\v2\x10.imagectl.v1.PcrR\x04pcrs\"M\n" +
+	"\x03Pcr\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\"3\n" +
 	"\tSelection\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"\x15\n" +
@@ -2817,134 +2998,139 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(PowerMachineRequest_Action)(0),    // 0: imagectl.v1.PowerMachineRequest.Action
 	(*MachineView)(nil),                // 1: imagectl.v1.MachineView
-	(*Selection)(nil),                  // 2: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),        // 3: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),       // 4: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),      // 5: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),     // 6: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),       // 7: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),      // 8: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),          // 9: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),         // 10: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),       // 11: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),      // 12: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),        // 13: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),       // 14: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                    // 15: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                 // 16: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                // 17: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                  // 18: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),              // 19: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),             // 20: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                 // 21: imagectl.v1.BackupView
-	(*EtcdView)(nil),                   // 22: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),     // 23: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),    // 24: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),       // 25: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),      // 26: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),      // 27: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),     // 28: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),            // 29: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),    // 30: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),   // 31: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),  // 32: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil), // 33: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),          // 34: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),         // 35: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),        // 36: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),       // 37: imagectl.v1.BackupServerResponse
-	(*ReadAuditRequest)(nil),           // 38: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 39: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),       // 40: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),      // 41: imagectl.v1.WatchMachinesResponse
-	nil,                                // 42: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),            // 43: imagectl.v1.EtcdView.Member
-	(*Facts)(nil),                      // 44: imagectl.v1.Facts
-	(*StepStatus)(nil),                 // 45: imagectl.v1.StepStatus
-	(*timestamppb.Timestamp)(nil),      // 46: google.protobuf.Timestamp
+	(*TpmView)(nil),                    // 2: imagectl.v1.TpmView
+	(*Pcr)(nil),                        // 3: imagectl.v1.Pcr
+	(*Selection)(nil),                  // 4: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),        // 5: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),       // 6: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),      // 7: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),     // 8: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),       // 9: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),      // 10: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),          // 11: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),         // 12: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),       // 13: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),      // 14: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),        // 15: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),       // 16: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                    // 17: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                 // 18: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                // 19: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                  // 20: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),              // 21: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),             // 22: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                 // 23: imagectl.v1.BackupView
+	(*EtcdView)(nil),                   // 24: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),     // 25: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),    // 26: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),       // 27: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),      // 28: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),      // 29: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),     // 30: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),            // 31: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),    // 32: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),   // 33: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),  // 34: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil), // 35: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),          // 36: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),         // 37: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),        // 38: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),       // 39: imagectl.v1.BackupServerResponse
+	(*ReadAuditRequest)(nil),           // 40: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 41: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),       // 42: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),      // 43: imagectl.v1.WatchMachinesResponse
+	nil,                                // 44: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),            // 45: imagectl.v1.EtcdView.Member
+	(*Facts)(nil),                      // 46: imagectl.v1.Facts
+	(*StepStatus)(nil),                 // 47: imagectl.v1.StepStatus
+	(*timestamppb.Timestamp)(nil),      // 48: google.protobuf.Timestamp
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	44, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	45, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	46, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	46, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	46, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	1,  // 5: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	2,  // 6: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	42, // 7: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	15, // 8: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	2,  // 9: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	15, // 10: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	2,  // 11: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	15, // 12: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	2,  // 13: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	15, // 14: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	2,  // 15: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	0,  // 16: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	15, // 17: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	18, // 18: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	46, // 19: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	1,  // 20: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	46, // 21: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	22, // 22: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	21, // 23: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	46, // 24: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	46, // 25: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	46, // 26: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	43, // 27: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	2,  // 28: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	15, // 29: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	15, // 30: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	46, // 31: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	46, // 32: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	46, // 33: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	29, // 34: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	15, // 35: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	46, // 36: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	1,  // 37: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	3,  // 38: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	5,  // 39: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	7,  // 40: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	9,  // 41: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	11, // 42: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	13, // 43: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	16, // 44: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	19, // 45: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	23, // 46: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	25, // 47: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	27, // 48: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	30, // 49: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	32, // 50: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	34, // 51: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	36, // 52: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	38, // 53: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	40, // 54: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	4,  // 55: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	6,  // 56: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	8,  // 57: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	10, // 58: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	12, // 59: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	14, // 60: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	17, // 61: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	20, // 62: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	24, // 63: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	26, // 64: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	28, // 65: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	31, // 66: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	33, // 67: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	35, // 68: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	37, // 69: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	39, // 70: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	41, // 71: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	55, // [55:72] is the sub-list for method output_type
-	38, // [38:55] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	46, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	47, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	48, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	48, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	48, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	2,  // 5: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	48, // 6: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	3,  // 7: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	1,  // 8: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	4,  // 9: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	44, // 10: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	17, // 11: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	4,  // 12: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	17, // 13: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	4,  // 14: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	17, // 15: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	4,  // 16: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	17, // 17: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	4,  // 18: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	0,  // 19: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	17, // 20: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	20, // 21: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	48, // 22: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	1,  // 23: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	48, // 24: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	24, // 25: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	23, // 26: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	48, // 27: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	48, // 28: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	48, // 29: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	45, // 30: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	4,  // 31: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	17, // 32: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	17, // 33: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	48, // 34: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	48, // 35: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	48, // 36: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	31, // 37: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	17, // 38: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	48, // 39: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	1,  // 40: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	5,  // 41: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	7,  // 42: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	9,  // 43: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	11, // 44: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	13, // 45: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	15, // 46: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	18, // 47: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	21, // 48: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	25, // 49: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	27, // 50: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	29, // 51: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	32, // 52: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	34, // 53: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	36, // 54: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	38, // 55: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	40, // 56: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	42, // 57: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	6,  // 58: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	8,  // 59: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	10, // 60: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	12, // 61: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	14, // 62: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	16, // 63: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	19, // 64: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	22, // 65: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	26, // 66: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	28, // 67: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	30, // 68: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	33, // 69: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	35, // 70: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	37, // 71: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	39, // 72: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	41, // 73: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	43, // 74: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	58, // [58:75] is the sub-list for method output_type
+	41, // [41:58] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -2960,7 +3146,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

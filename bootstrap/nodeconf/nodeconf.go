@@ -41,6 +41,8 @@ type Config struct {
 	// Machine is a hint for logs before enrolment; it may be empty. Nothing is
 	// granted on it.
 	Machine string `json:"machine,omitempty"`
+	// TPM says that the machine makes its key in its TPM and proves itself by it.
+	TPM bool `json:"tpm,omitempty"`
 	// Token is a single-use secret that was given to this one machine, out of band;
 	// often empty. With it the file is a secret until the machine is enrolled.
 	Token string `json:"token,omitempty"`

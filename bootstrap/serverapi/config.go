@@ -26,6 +26,8 @@ type Config struct {
 	IgnoreUnknown bool
 	// Tokens lets machines enrol themselves with a token (identity.policy).
 	Tokens bool
+	// TPM makes machines prove themselves by their TPM (identity.policy).
+	TPM bool
 	// NodeServers are the https URLs that installed nodes call.
 	NodeServers []string
 	// ServerNames and ServerAddresses are what clients reach this server by.
@@ -59,6 +61,9 @@ type Machine struct {
 	// MACs and UUID are lower case.
 	MACs         []string
 	UUID, Serial string
+	// EK is the digest of its TPM's endorsement key (tpm.Attested); empty for one that
+	// an operator accepts with the code.
+	EK string
 	// Address may be the zero value; then a node is known by the address that it
 	// calls from.
 	Address netip.Addr

@@ -25,7 +25,7 @@ const (
 func (s *Server) install(m Machine, armingID string) (*api.Install, error) {
 	conf, err := nodeconf.Config{
 		Cluster: s.cfg.Cluster, Mode: nodeconf.Node, Servers: s.cfg.NodeServers,
-		CA: string(s.CAPEM()), Machine: m.Name,
+		CA: string(s.CAPEM()), Machine: m.Name, TPM: s.cfg.TPM,
 	}.Encode()
 	if err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
+	"github.com/imagectl/imagectl/bootstrap/tpm"
 )
 
 // retryEnrol is when a machine that waits shall ask again.
@@ -38,7 +39,7 @@ type enrolment struct{ *Server }
 // Enrol implements apiconnect.EnrolServiceHandler.
 func (s enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
 	resp, err := s.decideEnrol(ctx, req)
-	if err == nil && s.cfg.Asked != nil {
+	if err == nil && s.cfg.Asked != nil && resp.Msg.GetTpmChallenge() == nil {
 		hw := hardware(req.Msg.GetFacts())
 		a := Asked{At: s.cfg.Now(), MACs: hw.MACs, Approved: resp.Msg.GetStatus() == api.EnrolResponse_STATUS_APPROVED,
 			Code: resp.Msg.GetReasonCode(), Reason: resp.Msg.GetReason()}
@@ -77,11 +78,18 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 		}
 	}
 
+	a := asking{key: key, token: req.Msg.GetToken()}
+	if s.cfg.TPM {
+		a.attested, a.refusal = s.attest(name, key, req.Msg)
+	}
 	// Most calls ask again and change nothing: they are answered from memory.
 	var approved bool
 	if r, ok := s.cfg.Store.Machine(name); ok {
-		d := enrol.DecideToken(s.recordOf(r), key.Fingerprint(), req.Msg.GetToken(), s.cfg.Now())
-		if d.Status == enrol.Approved && !d.Burn && s.holdsFresh(r.Key) {
+		d := s.decideEnrolment(r, a, "", s.cfg.Now())
+		if d.Code == enrol.CodeTPMChallenge {
+			return s.challenge(d, key, req.Msg)
+		}
+		if d.Status == enrol.Approved && !d.Burn && !d.Bind && s.holdsFresh(r.Key) {
 			return s.approved(d, r), nil
 		}
 		if d.Status != enrol.Approved && !d.Remember {
@@ -97,13 +105,16 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 	if !approved && !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
 		return nil, connect.NewError(connect.CodeResourceExhausted, errors.New("too many new machines at once; ask again in a few seconds"))
 	}
-	d, r, err := s.enrol(ctx, from, name, key, req.Msg)
+	d, r, err := s.enrol(ctx, from, name, a, req.Msg.GetFacts())
 	if err != nil {
 		s.cfg.Log.Error("enrolling", "machine", name, "error", err.Error())
 		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the server could not store the request; ask again"))
 	}
 	if d.Status == enrol.Approved {
 		return s.approved(d, r), nil
+	}
+	if d.Code == enrol.CodeTPMChallenge { // the machine was listed this moment
+		return s.challenge(d, key, req.Msg)
 	}
 	return s.answer(d), nil
 }
@@ -123,17 +134,40 @@ func waits(r store.Machine, fingerprint string) bool {
 	return slices.ContainsFunc(r.Pending, func(k store.Key) bool { return k.Fingerprint == fingerprint })
 }
 
+// asking is what a request to be enrolled brings.
+type asking struct {
+	key   pki.PublicKey
+	token string
+	// Where machines prove themselves by their TPM, at most one is set.
+	attested *tpm.Attested
+	refusal  *enrol.Refusal
+}
+
+// decideEnrolment decides by the cluster's policy. elsewhere is the machine on record
+// that has the TPM which asks.
+func (s *Server) decideEnrolment(m store.Machine, a asking, elsewhere string, now time.Time) enrol.Decision {
+	r := s.recordOf(m)
+	if r.TPM == nil {
+		return enrol.DecideToken(r, a.key.Fingerprint(), a.token, now)
+	}
+	if a.attested != nil {
+		r.TPM.Elsewhere = s.otherOwner(m.Name, a.attested.EK, elsewhere)
+	}
+	return enrol.DecideTPM(r, a.key.Fingerprint(), a.attested, a.refusal)
+}
+
 // holdsFresh tells whether a key has a certificate that is not due yet.
 func (s *Server) holdsFresh(k *store.Key) bool {
 	return k != nil && k.Certificate != "" &&
 		k.NotAfter.Sub(s.cfg.Now()) > s.lifetimes.Agent-pki.RenewAfter(s.lifetimes.Agent)
 }
 
-func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.PublicKey, req *api.EnrolRequest) (enrol.Decision, store.Machine, error) {
+func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking, facts *api.Facts) (enrol.Decision, store.Machine, error) {
+	key := a.key
 	var d enrol.Decision
 	var m store.Machine
 	var issued pki.Issued
-	if r, ok := s.cfg.Store.Machine(name); ok && enrol.DecideToken(s.recordOf(r), key.Fingerprint(), req.GetToken(), s.cfg.Now()).Status == enrol.Approved {
+	if r, ok := s.cfg.Store.Machine(name); ok && s.decideEnrolment(r, a, "", s.cfg.Now()).Status == enrol.Approved {
 		// Signed before the transaction, which may run twice, and worthless unless
 		// it commits: only what is recorded leaves.
 		var err error
@@ -156,12 +190,20 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.
 				return err
 			}
 		}
-		d = enrol.DecideToken(s.recordOf(m), key.Fingerprint(), req.GetToken(), c.now)
-		if b, err := protojson.Marshal(req.GetFacts()); err == nil && (m.Key == nil || d.Status == enrol.Approved) {
+		elsewhere := ""
+		if a.attested != nil {
+			if elsewhere, err = c.ownerOf(a.attested.EK); err != nil {
+				return err
+			}
+		}
+		d = s.decideEnrolment(m, a, elsewhere, c.now)
+		asks := s.keyOf(key, c.now, from.source)
+		asks.TPM = proofOf(a.attested)
+		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) {
 			m.Facts = b // a stranger's do not replace the machine's own
 		}
 		if d.Remember {
-			remember(&m, s.keyOf(key, c.now, from.source))
+			remember(&m, asks)
 			c.logAsking(m, key, d)
 		}
 		if d.Conflict {
@@ -170,7 +212,12 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, key pki.
 			}
 		}
 		if d.Burn {
-			if err := s.burn(c, &m, s.keyOf(key, c.now, from.source)); err != nil {
+			if err := s.burn(c, &m, asks); err != nil {
+				return err
+			}
+		}
+		if d.Bind {
+			if err := s.admit(c, &m, asks); err != nil {
 				return err
 			}
 		}
@@ -245,6 +292,7 @@ func (s *Server) keyOf(key pki.PublicKey, now time.Time, source string) store.Ke
 // remember puts a key among the pending ones; the oldest gives way.
 func remember(m *store.Machine, k store.Key) {
 	m.Asked++
+	m.Pending = slices.DeleteFunc(m.Pending, func(p store.Key) bool { return p.Fingerprint == k.Fingerprint })
 	m.Pending = append(m.Pending, k)
 	if n := len(m.Pending) - enrol.MaxPending; n > 0 {
 		m.Pending = slices.Delete(m.Pending, 0, n)
@@ -267,6 +315,9 @@ func (s *Server) recordOf(m store.Machine) enrol.Record {
 	}
 	for _, k := range m.Pending {
 		r.Pending = append(r.Pending, enrol.Waiting{Fingerprint: k.Fingerprint, Code: k.Code})
+	}
+	if s.cfg.TPM {
+		r.TPM = s.tpmOf(m)
 	}
 	return r
 }

@@ -138,7 +138,9 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 				return err
 			}
 		}
-		c.approve(m, i, by)
+		if err := c.approve(m, i, by); err != nil {
+			return err
+		}
 		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
 	})
 	return connect.NewResponse(&api.ApproveMachineResponse{Outcomes: outcomes}), nil

@@ -82,6 +82,9 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 			return err
 		}
 		m.Arming, m.Token, m.Pending, m.Asked = nil, nil, nil, 0
+		if err := c.unbind(m); err != nil {
+			return err
+		}
 		return c.move(m, "machine-retired", req.Msg.GetReason(), machine.Retire)
 	})
 	if len(leaving) > 0 {
@@ -177,9 +180,12 @@ func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.
 		if err := c.move(m, "machine-replaced", req.Msg.GetReason(), machine.Replace); err != nil {
 			return err
 		}
+		if err := c.unbind(m); err != nil {
+			return err
+		}
 		*m = store.Machine{Name: m.Name, State: m.State, Since: m.Since, Reason: m.Reason, Known: m.Known, FirstSeen: m.FirstSeen, Pending: m.Pending, Asked: m.Asked, Rejected: m.Rejected}
 		if next >= 0 {
-			c.approve(m, next, by)
+			return c.approve(m, next, by)
 		}
 		return nil
 	})
@@ -189,8 +195,9 @@ func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.
 	return connect.NewResponse(&api.ReplaceMachineResponse{Outcome: outcomes[0]}), nil
 }
 
-// approve takes the key at a place among the pending ones.
-func (c *change) approve(m *store.Machine, i int, by string) {
+// approve takes the key at a place among the pending ones, and the TPM that it was
+// proven by.
+func (c *change) approve(m *store.Machine, i int, by string) error {
 	action, detail := "key-approved", ""
 	if m.Key != nil {
 		action, detail = "key-replaced", ", replaces key "+m.Key.Fingerprint
@@ -199,6 +206,7 @@ func (c *change) approve(m *store.Machine, i int, by string) {
 	key.ApprovedAt, key.ApprovedBy = c.now, by
 	m.Key, m.Pending, m.Asked = &key, nil, 0
 	c.log(audit.Entry{Action: action, Machine: m.Name, Detail: fmt.Sprintf("key %s, code %s%s", key.Fingerprint, key.Code, detail)})
+	return c.bind(m, key.TPM)
 }
 
 // reject remembers keys that are never taken again for a machine.

@@ -21,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
+	"github.com/imagectl/imagectl/bootstrap/tpm"
 )
 
 // Bounds on what callers without a certificate can make this server keep.
@@ -38,6 +39,7 @@ type Server struct {
 	cfg       Config
 	lifetimes pki.Lifetimes
 	authority authority
+	tpm       *tpm.Verifier
 	start     time.Time
 
 	byName map[string]int // index in cfg.Machines
@@ -85,13 +87,17 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := s.settleRestored(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
+	var err error
+	if s.tpm, err = tpm.NewVerifier(s.authority.imagectl.Certificate(), cfg.Rand); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
 	if err := s.loadRevocations(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
 	if err := s.list(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
-	err := cfg.Store.Change(ctx, func(tx *store.Tx) error {
+	err = cfg.Store.Change(ctx, func(tx *store.Tx) error {
 		_, err := tx.Value(valueChoices, &s.choices)
 		return err
 	})

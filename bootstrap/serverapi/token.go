@@ -79,6 +79,8 @@ func (s *Server) burn(c *change, m *store.Machine, key store.Key) error {
 	m.Token.UsedBy, m.Token.UsedAt = key.Fingerprint, c.now
 	c.log(audit.Entry{Action: "token-used", Machine: m.Name, Detail: "by key " + key.Fingerprint})
 	m.Pending = append(m.Pending, key)
-	c.approve(m, len(m.Pending)-1, m.Token.By+" by token")
+	if err := c.approve(m, len(m.Pending)-1, m.Token.By+" by token"); err != nil {
+		return err
+	}
 	return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
 }

@@ -68,6 +68,7 @@ func (s *Server) viewOf(r store.Machine, nodes []coordinator.Node, choices coord
 		v.PendingCode = r.Pending[n-1].Code
 		v.KeyConflict = r.Key != nil
 	}
+	v.Tpm = tpmView(r)
 	if r.Key != nil && r.Key.Serial != "" {
 		v.CertificateSerial, v.CertificateNotAfter = r.Key.Serial, timestamppb.New(r.Key.NotAfter)
 	}

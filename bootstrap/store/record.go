@@ -32,6 +32,9 @@ type Machine struct {
 	// Rejected are fingerprints of keys that an operator turned down, oldest first.
 	Rejected []string `json:"rejected,omitempty"`
 
+	// TPM is what the approved key was proven by; nil for none.
+	TPM *TPM `json:"tpm,omitempty"`
+
 	// Token is the newest one that was made for it; nil for none.
 	Token *Token `json:"token,omitempty"`
 
@@ -59,6 +62,8 @@ type Key struct {
 	FirstSeen time.Time `json:"firstSeen"`
 	// Source is the address it was first seen from.
 	Source string `json:"source,omitempty"`
+	// TPM is what it was proven by; nil for none.
+	TPM *TPM `json:"tpm,omitempty"`
 
 	// ApprovedAt and ApprovedBy are set for an approved key.
 	ApprovedAt time.Time `json:"approvedAt,omitzero"`
@@ -68,6 +73,21 @@ type Key struct {
 	Certificate string    `json:"certificate,omitempty"`
 	Serial      string    `json:"serial,omitempty"`
 	NotAfter    time.Time `json:"notAfter,omitzero"`
+}
+
+// TPM is a machine's proof by its TPM (tpm.Attested). It is never changed.
+type TPM struct {
+	// EK and AK are digests of its endorsement and its attestation key.
+	EK string `json:"ek"`
+	AK string `json:"ak"`
+	// At is when the challenge was made that it answered.
+	At       time.Time `json:"at"`
+	Resets   uint32    `json:"resets"`
+	Clock    uint64    `json:"clock"`
+	Firmware uint64    `json:"firmware"`
+	// PCRs are the values of tpm.PCRIndexes; Before those of the proof before, if any.
+	PCRs   [][]byte `json:"pcrs"`
+	Before [][]byte `json:"before,omitempty"`
 }
 
 // Token is a single-use secret with which the machine enrols itself. Only its digest

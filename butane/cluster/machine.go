@@ -27,6 +27,7 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 			Zone:          c.label(r.Zone),
 			UUID:          strings.ToLower(r.Match.UUID.V),
 			Serial:        r.Match.Serial.V,
+			EK:            strings.ToLower(r.TPM.EK.V),
 			Address:       r.Address.V,
 			Disk:          c.disk(r.Disk),
 			Labels:        c.labels(r.Labels),
@@ -71,6 +72,25 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 	}
 	c.distinct(selectors)
 	return out
+}
+
+// tpms checks which TPM each machine has to have.
+func (c *checker) tpms(raw rawFile, s Spec) {
+	seen := map[string]place{}
+	for i, r := range raw.Machines {
+		ek := r.TPM.EK
+		if !ek.Set {
+			continue
+		}
+		if !sha256Text.MatchString(s.Machines[i].EK) {
+			c.add(ek.Pos, ek.Path, "imagectl machines show prints it when the machine has asked", "%q is not the SHA-256 of an endorsement key: want 64 hexadecimal digits", ek.V)
+			continue
+		}
+		if s.Identity != "tpm" {
+			c.add(ek.Pos, ek.Path, "identity: {policy: tpm}", "nobody asks for this TPM: identity.policy is %s", s.Identity)
+		}
+		c.unique(seen, "tpm.ek", s.Machines[i].EK, ek.place)
+	}
 }
 
 func (c *checker) disk(raw rawDisk) Disk {

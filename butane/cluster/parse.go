@@ -57,7 +57,7 @@ func (c *checker) file(raw rawFile) Spec {
 	}
 	s := Spec{
 		Name:       c.label(raw.Cluster),
-		Identity:   c.choice(raw.Identity.Policy, "approve", []string{"approve", "token"}, []string{"tpm"}),
+		Identity:   c.choice(raw.Identity.Policy, "approve", []string{"approve", "token", "tpm"}, nil),
 		Flatcar:    c.flatcar(raw.Flatcar),
 		Kubernetes: c.kubernetes(raw.Kubernetes, raw.Flatcar.Arch.or("amd64")),
 		Etcd:       c.component(raw.Etcd, raw.Flatcar.Arch.or("amd64"), etcdDefault, `3\.(5|6|7)\.\d+`, "v3.6.5"),
@@ -71,6 +71,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Uploads:    c.uploads(raw.Upload),
 	}
 	s.Backup = c.backup(raw.Backup)
+	c.tpms(raw, s)
 	c.firewalls(raw, s.Machines)
 	c.networks(raw, s)
 	c.references(raw, s)

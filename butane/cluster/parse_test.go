@@ -232,7 +232,13 @@ func TestFindings(t *testing.T) {
 			`error: backup.every: 5s is not between one minute and a week`,
 			`error: backup.keep: 1 backups are not between 2 and 10000`,
 		}},
-		{"other policies", []string{"roles:", "identity: {policy: tpm}\nroles:"}, []string{`error: identity.policy: tpm is not supported yet`}},
+		{"other policies", []string{"roles:", "identity: {policy: ekg}\nroles:"}, []string{`error: identity.policy: "ekg" is not one of approve, token, tpm`}},
+		{"a TPM that is none", []string{
+			"roles:", "identity: {policy: tpm}\nroles:", "    address: 10.0.0.21\n", "    address: 10.0.0.21\n    tpm: {ek: abc}\n",
+		}, []string{`error: machines[1].tpm.ek: "abc" is not the SHA-256 of an endorsement key: want 64 hexadecimal digits`}},
+		{"a TPM that nobody asks for", []string{
+			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    tpm: {ek: " + strings.Repeat("ab", 32) + "}\n",
+		}, []string{`error: machines[1].tpm.ek: nobody asks for this TPM: identity.policy is approve`}},
 		{"a firewall that opens nothing, or what is no port", []string{
 			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    network: {firewall: {allow: [{from: [], ports: [1]}, {from: [10.0.0.1/24], ports: [70000]}, {ports: [9100]}, {from: [10.9.0.0/24], ports: [53], protocol: upd}]}}\n",
 		}, []string{

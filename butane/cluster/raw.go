@@ -168,6 +168,7 @@ type rawMachine struct {
 	Address       rawAddr         `key:"address"`
 	Disk          rawDisk         `key:"disk,required"`
 	Labels        dict[rawString] `key:"labels"`
+	TPM           rawTPM          `key:"tpm"`
 	BMC           rawBMC          `key:"bmc"`
 	Firmware      rawFirmware     `key:"firmware"`
 	Network       rawNetwork      `key:"network"`
@@ -190,6 +191,11 @@ type rawSelector struct {
 	Network   []rawString `key:"network"`
 	CircuitID []rawString `key:"circuitID"`
 	RemoteID  []rawString `key:"remoteID"`
+}
+
+type rawTPM struct {
+	place
+	EK rawString `key:"ek,required"`
 }
 
 type rawDisk struct {

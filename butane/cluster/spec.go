@@ -25,7 +25,7 @@ import (
 type Spec struct {
 	// Name is the cluster's name, an RFC 1123 label.
 	Name string
-	// Identity is approve or token.
+	// Identity is approve, token or tpm.
 	Identity   string
 	Flatcar    Flatcar
 	Kubernetes Kubernetes
@@ -213,7 +213,9 @@ type Machine struct {
 	// UUID is in lower case.
 	UUID, Serial string
 	// Selector recognises it instead; empty when one of the others does.
-	Selector  map[selector.Field][]string
+	Selector map[selector.Field][]string
+	// EK is SHA-256 of its TPM's endorsement key, hexadecimal; empty for none.
+	EK        string
 	Address   netip.Addr
 	Disk      Disk
 	Labels    map[string]string

@@ -31,6 +31,7 @@ var (
 	// flatcarVersion is MAJOR.CHANNEL.PATCH; the middle number is the channel.
 	flatcarVersion    = regexp.MustCompile(`^[0-9]{4,6}\.([0-3])\.[0-9]{1,4}(?:\+[A-Za-z0-9.-]+)?$`)
 	kubernetesVersion = regexp.MustCompile(`^v1\.([0-9]{1,3})\.[0-9]{1,3}$`)
+	sha256Text        = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	fingerprint       = regexp.MustCompile(`^([0-9A-F]{40}|[0-9A-F]{64})$`)
 	// interfaceName follows dev_valid_name in net/core/dev.c, and is stricter.
 	interfaceName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,15}$`)

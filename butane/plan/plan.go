@@ -83,10 +83,12 @@ type Server struct {
 // Identity says how a machine may prove who it is.
 type Identity string
 
-// The policies. With tokens, a code that an operator compares is good as well.
+// The policies. With tokens, a code that an operator compares is good as well; with
+// TPMs too, for a machine whose TPM is not listed.
 const (
 	ByApproval Identity = "approve"
 	ByToken    Identity = "token"
+	ByTPM      Identity = "tpm"
 )
 
 // DHCPMode says how the boot server takes part in DHCP.
@@ -225,6 +227,9 @@ type Machine struct {
 	Serial string
 	// Selector is patterns by field.
 	Selector map[selector.Field][]string
+	// EK is SHA-256 of its TPM's endorsement key (DER SubjectPublicKeyInfo), hexadecimal;
+	// empty for one that an operator accepts.
+	EK string
 	// Address is its reserved address; always set under DHCPAuthoritative.
 	Address netip.Addr
 	Disk    DiskRule

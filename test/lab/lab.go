@@ -36,6 +36,9 @@ type Machine struct {
 	MAC      string
 	CPUs     int
 	MiB      int
+	// EK is the TPM that cluster.yaml says it has; empty for none. TPM is the control
+	// socket of the one that it has.
+	EK, TPM string
 	// Idle machines stand in cluster.yaml but are never armed: Form leaves them
 	// alone.
 	Idle bool
@@ -74,6 +77,8 @@ type Lab struct {
 	Deaths bool
 	// Butane is a file that every role has besides; none when empty.
 	Butane string
+	// Identity is cluster.yaml's identity.policy; empty for its default.
+	Identity string
 	// Boot are more lines of cluster.yaml's boot, indented by two.
 	Boot string
 	// Log receives one line per step; it may be nil.
@@ -176,7 +181,7 @@ func (l *Lab) Config(m Machine) vm.Config {
 	last := m.Address[strings.LastIndexByte(m.Address, '.')+1:]
 	return vm.Config{Name: m.Name, Firmware: m.Firmware, Accel: l.Accel, CPUs: m.CPUs, MemoryMiB: m.MiB,
 		Disk: l.Disk(m), DiskSerial: "disk-" + m.Name, MAC: m.MAC, Tap: "tap-" + m.Name,
-		UUID: "77000000-0000-4000-8000-0000000000" + last, Serial: "SN-" + m.Name, Dir: l.Work}
+		UUID: "77000000-0000-4000-8000-0000000000" + last, Serial: "SN-" + m.Name, TPM: m.TPM, Dir: l.Work}
 }
 
 // Start starts a machine; Close stops it.

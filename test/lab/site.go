@@ -128,6 +128,12 @@ machines:
     address: %s
     disk: {serial: disk-%s, minSize: 16GiB}
 `, m.Name, m.Role, m.MAC, m.Address, m.Name)
+		if m.EK != "" {
+			fmt.Fprintf(&b, "    tpm: {ek: %s}\n", m.EK)
+		}
+	}
+	if l.Identity != "" {
+		fmt.Fprintf(&b, "identity: {policy: %s}\n", l.Identity)
 	}
 	return b.String(), nil
 }

@@ -63,6 +63,8 @@ type Config struct {
 	// FirmwareData is a file that QEMU shows as the fw_cfg entry FirmwareKey; none when
 	// empty.
 	FirmwareKey, FirmwareData string
+	// TPM is the control socket of a software TPM 2.0; none when empty.
+	TPM string
 	// Medium is an image that is in a CD drive; none when empty. MediumBoots has the
 	// firmware start from it when the disk starts nothing, before it tries the network.
 	Medium      string
@@ -211,6 +213,9 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 	}
 	if cfg.FirmwareData != "" {
 		args = append(args, "-fw_cfg", "name="+cfg.FirmwareKey+",file="+cfg.FirmwareData)
+	}
+	if cfg.TPM != "" {
+		args = append(args, "-chardev", "socket,id=tpm,path="+cfg.TPM, "-tpmdev", "emulator,id=tpmdev,chardev=tpm", "-device", "tpm-tis,tpmdev=tpmdev")
 	}
 	if cfg.Medium != "" {
 		args = append(args, "-device", "virtio-scsi-pci,id=scsi",

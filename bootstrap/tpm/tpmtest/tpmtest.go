@@ -106,6 +106,11 @@ func (v *TPM) On() {
 	}
 	defer f.Close()
 	v.start([]*os.File{f}, "--server", "type=unixio,fd=3", "--flags", "not-need-init,startup-clear")
+	// It has counted this start when it answers.
+	v.Do(func(t transport.TPM) error {
+		_, err := tpm2.GetRandom{BytesRequested: 8}.Execute(t)
+		return err
+	})
 }
 
 // ForGuest hands the TPM over to a virtual machine, which switches it on and off. It

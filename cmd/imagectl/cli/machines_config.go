@@ -16,6 +16,7 @@ type configFlags struct {
 	token, out string
 	lifetime   time.Duration
 	replaceKey bool
+	tpm        bool
 }
 
 func newMachinesConfig(g *globals) *cobra.Command {
@@ -48,7 +49,7 @@ func newMachinesConfig(g *globals) *cobra.Command {
 				return err
 			}
 			// What the context pins is what the machines shall pin.
-			conf := nodeconf.Config{Cluster: r.Cluster, Mode: nodeconf.Node, Servers: []string{r.Server}, CA: r.CA}
+			conf := nodeconf.Config{Cluster: r.Cluster, Mode: nodeconf.Node, Servers: []string{r.Server}, CA: r.CA, TPM: f.tpm}
 			if f.token != "" {
 				resp, err := r.operator().IssueToken(cmd.Context(), connect.NewRequest(&api.IssueTokenRequest{Machine: f.token, Minutes: uint32(minutes), ReplaceKey: f.replaceKey}))
 				if err != nil {
@@ -71,6 +72,7 @@ func newMachinesConfig(g *globals) *cobra.Command {
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&f.tpm, "tpm", false, "the machine proves itself by its TPM (identity.policy: tpm)")
 	cmd.Flags().StringVar(&f.token, "token", "", "for this `machine` only, with a secret by which it enrols itself")
 	cmd.Flags().DurationVar(&f.lifetime, "lifetime", 0, "how long the token is good for, up to 60m (default 15m)")
 	cmd.Flags().BoolVar(&f.replaceKey, "replace-key", false, "the token may replace an approved key")

@@ -92,6 +92,7 @@ func printMachine(w io.Writer, now time.Time, m *api.MachineView) error {
 		{"processors", strconv.Itoa(int(f.GetCpus()))},
 		{"memory", capacity(f.GetMemoryBytes())},
 	}
+	lines = append(lines, tpmLines(m.GetTpm())...)
 	for _, l := range lines {
 		if empty := l[1] == "" || l[1] == "0" || l[1] == ", kernel"; !empty {
 			fmt.Fprintf(w, "  %-11s %s\n", l[0], l[1])
@@ -119,7 +120,33 @@ func printMachine(w io.Writer, now time.Time, m *api.MachineView) error {
 		}
 		rows = append(rows, []string{i.GetName(), i.GetMac(), link, strings.Join(i.GetAddresses(), " "), neighbour(i.GetNeighbour())})
 	}
-	return section(w, []string{"CARD", "MAC", "LINK", "ADDRESSES", "PLUGGED INTO"}, rows)
+	if err := section(w, []string{"CARD", "MAC", "LINK", "ADDRESSES", "PLUGGED INTO"}, rows); err != nil {
+		return err
+	}
+	rows = nil
+	for _, p := range m.GetTpm().GetPcrs() {
+		note := ""
+		if p.GetChanged() {
+			note = "differs from the proof before"
+		}
+		rows = append(rows, []string{strconv.Itoa(int(p.GetIndex())), p.GetSha256(), note})
+	}
+	return section(w, []string{"PCR", "SHA-256", ""}, rows)
+}
+
+// tpmLines say which TPM a machine has proven itself by; none for none.
+func tpmLines(t *api.TpmView) [][]string {
+	if t == nil {
+		return nil
+	}
+	standing := "accepted"
+	if !t.GetAccepted() {
+		standing = "waits for an operator"
+	}
+	return [][]string{
+		{"tpm.ek", t.GetEk()},
+		{"tpm", fmt.Sprintf("%s, proven at %s, %d starts, firmware %x", standing, t.GetProvenAt().AsTime().Local().Format(time.DateTime), t.GetResets(), t.GetFirmware())},
+	}
 }
 
 // neighbour is a switch and its port in a few words; empty for none heard.

@@ -194,7 +194,7 @@ func (s *site) servers() []string {
 // catalogConfig says what machines boot. ca is PEM. Every installer gets the same
 // config: who a machine is comes out when it enrols.
 func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, error) {
-	conf, err := nodeconf.Config{Cluster: s.plan.Cluster, Mode: nodeconf.Installer, Servers: s.servers(), CA: ca}.Encode()
+	conf, err := nodeconf.Config{Cluster: s.plan.Cluster, Mode: nodeconf.Installer, Servers: s.servers(), CA: ca, TPM: s.plan.Identity == plan.ByTPM}.Encode()
 	if err != nil {
 		return catalog.Config{}, err
 	}
@@ -214,7 +214,7 @@ func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, 
 func (s *site) serverConfig() serverapi.Config {
 	p := s.plan
 	c := serverapi.Config{
-		Cluster: p.Cluster, IgnoreUnknown: p.Boot.Unknown == plan.Ignore, Tokens: p.Identity == plan.ByToken, NodeServers: s.servers(),
+		Cluster: p.Cluster, IgnoreUnknown: p.Boot.Unknown == plan.Ignore, Tokens: p.Identity == plan.ByToken, TPM: p.Identity == plan.ByTPM, NodeServers: s.servers(),
 		ServerAddresses: []netip.Addr{p.Server.Address},
 		Kubernetes: serverapi.Kubernetes{
 			Version: p.Kubernetes.Version, PodCIDR: p.Kubernetes.PodCIDR.String(), ServiceCIDR: p.Kubernetes.ServiceCIDR.String(),
@@ -240,7 +240,7 @@ func (s *site) serverConfig() serverapi.Config {
 		}
 		maps.Copy(labels, m.Labels)
 		sm := serverapi.Machine{
-			Name: m.Name, Role: m.Role, Zone: m.Zone, ControlPlane: r.ControlPlane, UUID: m.UUID, Serial: m.Serial,
+			Name: m.Name, Role: m.Role, Zone: m.Zone, ControlPlane: r.ControlPlane, UUID: m.UUID, Serial: m.Serial, EK: m.EK,
 			Address: m.Address, Labels: labels, Taints: r.Taints, Image: s.images[m.Role],
 			Disk: &api.DiskRule{Path: m.Disk.Path, Serial: m.Disk.Serial, Model: m.Disk.Model, Wwn: m.Disk.WWN,
 				MinSizeBytes: uint64(m.Disk.MinBytes), MaxSizeBytes: uint64(m.Disk.MaxBytes)},
