@@ -19,6 +19,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/tpm"
 )
 
 // Where the agent keeps what makes it this machine; the directory is 0700.
@@ -35,7 +36,8 @@ const backdate = 48 * time.Hour
 // identity is the agent's key, made on this node, and its current certificate.
 // It is safe for concurrent use, but for its key while the machine is not enrolled.
 type identity struct {
-	host *host.Host
+	host   *host.Host
+	device *tpm.Device
 	// key is a *tpm.Key or an *ecdsa.PrivateKey, file what is on disk of it.
 	key  crypto.Signer
 	file []byte
@@ -63,7 +65,7 @@ func loadIdentity(h *host.Host, rand io.Reader, byTPM bool) (*identity, error) {
 	if err := h.MkdirAll(StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the agent's directory: %w", err)
 	}
-	id := &identity{host: h}
+	id := &identity{host: h, device: &tpm.Device{Open: h.TPM}}
 	b, err := h.ReadFile(KeyPath)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -79,7 +81,7 @@ func loadIdentity(h *host.Host, rand io.Reader, byTPM bool) (*identity, error) {
 	}
 	id.file = b
 	if isTPMKey(b) {
-		if id.key, err = deviceOf(h).OpenKey(b); err != nil {
+		if id.key, err = id.device.OpenKey(b); err != nil {
 			return nil, fmt.Errorf("reading the agent's key %s: %w", KeyPath, err)
 		}
 	} else if id.key, err = parseKey(b); err != nil {

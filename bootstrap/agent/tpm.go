@@ -10,12 +10,8 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
-	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/tpm"
 )
-
-// deviceOf is the machine's TPM.
-func deviceOf(h *host.Host) *tpm.Device { return &tpm.Device{Open: h.TPM} }
 
 // isTPMKey tells what a key's file is.
 func isTPMKey(file []byte) bool {
@@ -26,7 +22,7 @@ func isTPMKey(file []byte) bool {
 // makeInTPM makes the key in the TPM. Where that fails it makes one for this run, with
 // which the machine can at least tell the server why.
 func (i *identity) makeInTPM(rand io.Reader) error {
-	key, err := deviceOf(i.host).NewKey()
+	key, err := i.device.NewKey()
 	if err != nil {
 		i.trouble = err
 		if i.key == nil {
@@ -89,7 +85,7 @@ func (a *Agent) ask(ctx context.Context, mode api.Mode) (*api.EnrolResponse, err
 // claimed is which TPM this is. It is asked once: a slow TPM takes seconds for it.
 func (i *identity) claimed() (*api.TpmClaim, error) {
 	if i.claim == nil {
-		c, err := deviceOf(i.host).Claim()
+		c, err := i.device.Claim()
 		if err != nil {
 			return nil, err
 		}
@@ -128,7 +124,7 @@ func (a *Agent) prove(key *tpm.Key, ch *api.TpmChallenge) (*api.TpmProof, error)
 	if err != nil {
 		return nil, fmt.Errorf("proving by the TPM who we are: %w", err)
 	}
-	p, err := deviceOf(a.Host).Prove(tpm.Challenge{Nonce: ch.GetNonce(), Credential: ch.GetCredential(), Secret: ch.GetSecret()}, roots[0].RawSubjectPublicKeyInfo, key)
+	p, err := a.id.device.Prove(tpm.Challenge{Nonce: ch.GetNonce(), Credential: ch.GetCredential(), Secret: ch.GetSecret()}, roots[0].RawSubjectPublicKeyInfo, key)
 	if err != nil {
 		return nil, err
 	}

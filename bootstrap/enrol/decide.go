@@ -138,8 +138,8 @@ func Approve(r Record, approvedCode, code string, replaceKey bool) (int, *Refusa
 		if r.Approved != "" && !replaceKey {
 			return -1, &Refusal{CodeNeedsReplace, fmt.Sprintf("%s has an approved key already; if this machine was reinstalled or lost power while installing, say --replace-key", r.Name)}
 		}
-		if r.TPM != nil && r.TPM.Waiting[w.Fingerprint] == "" {
-			return -1, &Refusal{CodeTPMUnproven, fmt.Sprintf("this key of %s was proven by no TPM, and cluster.yaml says identity.policy: tpm; wait until it asks again", r.Name)}
+		if refusal := r.refuseWaiting(w.Fingerprint); refusal != nil {
+			return -1, refusal
 		}
 		return i, nil
 	}

@@ -122,6 +122,20 @@ func (r Record) letsIn(ek string) bool {
 	return r.knows(ek) && (first || r.State == machine.Armed || r.State == machine.Installing)
 }
 
+// refuseWaiting says why an operator cannot accept a key that waits, or nil.
+func (r Record) refuseWaiting(fingerprint string) *Refusal {
+	if r.TPM == nil {
+		return nil
+	}
+	switch ek := r.TPM.Waiting[fingerprint]; {
+	case ek == "":
+		return &Refusal{CodeTPMUnproven, fmt.Sprintf("this key of %s was proven by no TPM, and cluster.yaml says identity.policy: tpm; wait until it asks again", r.Name)}
+	case r.TPM.Listed != "" && r.TPM.Listed != ek:
+		return &Refusal{CodeTPMUnlisted, fmt.Sprintf("this key is in the TPM %s, and cluster.yaml says that %s has %s", ek, r.Name, r.TPM.Listed)}
+	}
+	return nil
+}
+
 // refuseTPM says why a TPM that is genuine is not this machine's, or nil.
 func (r Record) refuseTPM(a *tpm.Attested) *Refusal {
 	replaced := fmt.Sprintf("if its mainboard was replaced: imagectl machines replace %s", r.Name)

@@ -129,6 +129,12 @@ func TestAnOperatorAcceptsOnlyWhatATPMHasProven(t *testing.T) {
 		t.Errorf("got %d, %v", i, refusal)
 	}
 	r.TPM.Waiting = map[string]string{"k": "ek"}
+	r.TPM.Listed = "another"
+	if i, refusal := Approve(r, "", "AAAA-AAAA-AAAA", false); i != -1 || refusal == nil || refusal.Code != CodeTPMUnlisted ||
+		refusal.Reason != "this key is in the TPM ek, and cluster.yaml says that w1 has another" {
+		t.Errorf("got %d, %v", i, refusal)
+	}
+	r.TPM.Listed = ""
 	if i, refusal := Approve(r, "", "AAAA-AAAA-AAAA", false); i != 0 || refusal != nil {
 		t.Errorf("got %d, %v", i, refusal)
 	}
