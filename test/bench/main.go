@@ -274,6 +274,8 @@ func measure(ctx context.Context, argv []string) (measured, error) {
 		return measured{}, err
 	}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	// What the run before has written is still on its way to the disk.
+	syscall.Sync()
 	start := time.Now()
 	said, err := cmd.CombinedOutput()
 	took := time.Since(start)
