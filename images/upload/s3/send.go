@@ -37,12 +37,12 @@ func (t *Target) Preflight(ctx context.Context, img upload.Image) (upload.Plan, 
 	if err := checkNames(img); err != nil {
 		return upload.Plan{}, err
 	}
-	exists, err := t.core.BucketExists(ctx, t.bucket)
+	key := path.Join(t.version(img.Name, img.Version), path.Base(img.File.Name()))
+	// First, for it is answered with a code: versitygw says 404 to a HEAD of the bucket
+	// by a key that it does not know.
+	begun, err := t.begun(ctx, key)
 	if err != nil {
-		return upload.Plan{}, failed(ctx, "looking for the bucket "+t.bucket, err)
-	}
-	if !exists {
-		return upload.Plan{}, fmt.Errorf("looking for the bucket %s: %w; make it first", t.bucket, upload.ErrNotFound)
+		return upload.Plan{}, err
 	}
 	_, o, err := t.look(ctx, img)
 	if err != nil {
@@ -51,13 +51,8 @@ func (t *Target) Preflight(ctx context.Context, img upload.Image) (upload.Plan, 
 	if o != nil {
 		return upload.Plan{Found: o}, nil
 	}
-	dir := t.version(img.Name, img.Version)
-	key := path.Join(dir, path.Base(img.File.Name()))
+	dir := path.Dir(key)
 	plan := upload.Plan{Bytes: img.Size}
-	begun, err := t.begun(ctx, key)
-	if err != nil {
-		return upload.Plan{}, err
-	}
 	verb := "send"
 	if begun != "" {
 		verb = "go on sending"
