@@ -124,12 +124,13 @@ formats: build release ## every format boots in a virtual machine until it is en
 	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
 .PHONY: netboot-test
-netboot-test: build release ## beside Kea and dnsmasq; UEFI loads iPXE by HTTPS, and with Secure Boot the signed installer by HTTP
+netboot-test: build release ## beside Kea and dnsmasq; UEFI boots by IPv6, loads iPXE by HTTPS, and with Secure Boot the signed installer by HTTP
 	$(call say,other DHCP servers and HTTPS and Secure Boot from the network in virtual machines (about 6 minutes without KVM))
 	go test -c -tags root,netboot -o bin/netboot-https.test ./pxe/server
-	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^Test(UEFIBootsByHTTPS|ProxyBesideKea|BootServerOnTheOtherServersHost)$$'
+	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^Test(UEFIBootsByHTTPS|UEFIBootsByIPv6|ProxyBesideKea|HTTPBootBesideDnsmasq|BootServerOnTheOtherServersHost)$$'
 	go test -c -tags e2e -o bin/netboot.test ./test/netboot
-	cd test/netboot && $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
+	@cd test/netboot && for t in SecureBootFromTheNetwork KernelStartsByIPv6; do \
+	    $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -test.run "^Test$$t\$$" -bin $(CURDIR)/bin -release $(RELEASE) || exit 1; done
 
 .PHONY: tpm-test
 tpm-test: build release ## empty machines with a TPM are enrolled without a person; another TPM is refused

@@ -40,6 +40,17 @@ func TestProxyBesideKea(t *testing.T) {
 	t.Run("UEFI", func(t *testing.T) { r.proxied(t, vm.OVMF, 34, "answered on port 4011, boot program snponly.efi") })
 }
 
+// UEFI HTTP boot joins our URL with the other server's address.
+func TestHTTPBootBesideDnsmasq(t *testing.T) {
+	r := startRack(t, nil, nil, asProxy)
+	other := newHost(t, "other")
+	other.plug("eth0", bridge, otherAddr+"/24")
+	startDnsmasq(t, other)
+	const n = 36
+	g, _ := guest(t, vm.OVMF, n, byHTTP)
+	bootsByHTTP(t, r, g, n)
+}
+
 // On the other server's own host there is only port 4011 for us.
 func TestBootServerOnTheOtherServersHost(t *testing.T) {
 	r := startRack(t, nil, nil, asProxy, func(l *listen.Config, _ *server.Config) { l.DHCP = false })

@@ -1,0 +1,163 @@
+//go:build e2e
+
+package netboot
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/test/lab"
+	"github.com/imagectl/imagectl/test/vm"
+)
+
+// address6 is the server's.
+const address6 = "fd77::1"
+
+// boot6YAML is what docs/netboot.md has in cluster.yaml.
+const boot6YAML = `  dhcp6:
+    address: fd77::1
+    subnets:
+      - cidr: fd77::/64
+        range: {first: fd77::1000, last: fd77::1fff}
+`
+
+// Where nobody gives out IPv4 addresses, UEFI boots the installer's kernel by IPv6, by
+// PXE and by HTTP. (The installer goes on by IPv4, which this rack does not have.)
+func TestKernelStartsByIPv6(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 40*time.Minute, fmt.Errorf("the scenario's 40 minutes are over"))
+	defer cancel()
+	for name, value := range map[string]string{"-bin": *bin, "-release": *release} {
+		if value == "" {
+			t.Fatalf("%s is not set; run this through make netboot-test", name)
+		}
+	}
+	began, upstream := time.Now(), t.TempDir()
+	if err := lab.StandIns(upstream); err != nil {
+		t.Fatal(err)
+	}
+	machine := func(name, last string) lab.Machine {
+		return lab.Machine{Name: name, Role: "worker", Firmware: vm.OVMF, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last}
+	}
+	byPXE, byHTTP := machine("pxe", "51"), machine("http", "52")
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Boot: boot6YAML,
+		Machines: []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}, byPXE, byHTTP},
+		Log: func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(rack.Close)
+	withoutIPv4(t, filepath.Join(rack.Site, "cluster.yaml"))
+	if out, err := exec.CommandContext(ctx, "ip", "-6", "address", "add", address6+"/64", "dev", "br0", "nodad").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	advertise(t)
+	for _, args := range [][]string{{"validate"}, {"lock"}, {"build", "--format", "pxe"}} {
+		if _, err := rack.Imagectl(ctx, args...); err != nil {
+			t.Fatal(err)
+		}
+		rack.Log("imagectl %s", strings.Join(args, " "))
+	}
+	if err := rack.Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rack.Imagectl(ctx, "machines", "arm", byPXE.Name, byHTTP.Name); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		machine lab.Machine
+		how     string
+	}{{byPXE, "nbp: fetches snponly.efi by TFTP"}, {byHTTP, "nbp: fetches snponly.efi by UEFI HTTP boot"}} {
+		m := c.machine
+		if err := os.WriteFile(rack.Disk(m), make([]byte, 1<<20), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		config := rack.Config(m)
+		config.IPv6, config.HTTPBoot = true, m.Name == byHTTP.Name
+		kernel := regexp.MustCompile(`(Command line: .*ignition\.config\.url=http://\[` + address6 + `\]:8080/ignition)|BdsDxe: No bootable option`)
+		const tries = 3 // UEFI waits 5 s for an answer by HTTP, and this host may stand still for longer
+		for try := 1; ; try++ {
+			if err := rack.Start(config); err != nil {
+				t.Fatal(err)
+			}
+			rack.Log("%s: power on", m.Name)
+			got, err := rack.Guests[m.Name].Console.Wait(ctx, 0, kernel)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got[1] != "" {
+				break
+			}
+			rack.Guests[m.Name].Stop()
+			if rack.Log("%s: its firmware found nothing to boot, try %d of %d", m.Name, try, tries); try == tries {
+				t.FailNow()
+			}
+		}
+		rack.Log("%s: the kernel started", m.Name)
+		rack.Guests[m.Name].Stop()
+		why, err := rack.Imagectl(ctx, "why", m.MAC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"by IPv6: gave fd77::1", strings.TrimPrefix(c.how, "nbp: "), "fetches flatcar_production_pxe.vmlinuz"} {
+			if !strings.Contains(why, want) {
+				t.Errorf("imagectl why does not say %q:\n%s", want, why)
+			}
+		}
+	}
+	log, err := os.ReadFile(filepath.Join(rack.Work, "serve.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(log), "IPv6 boot will not work here") {
+		t.Errorf("the server did not hear the router:\n%s", log)
+	}
+}
+
+// withoutIPv4 leaves IPv4 addresses to a DHCP server that is not there.
+func withoutIPv4(t *testing.T, path string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	off := strings.Replace(string(text), "  dhcp: authoritative\n", "  dhcp: off\n", 1)
+	if off == string(text) {
+		t.Fatal("the rack's cluster.yaml has another boot.dhcp")
+	}
+	if err := os.WriteFile(path, []byte(off), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// advertise is the site's router.
+func advertise(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "radvd.conf")
+	if err := os.WriteFile(config, []byte("interface br0 {\n  AdvSendAdvert on; AdvManagedFlag on; AdvOtherConfigFlag on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4;\n  prefix fd77::/64 { AdvOnLink on; AdvAutonomous off; };\n};\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	radvd := exec.Command("radvd", "--nodaemon", "--logmethod=stderr", "--config="+config, "--pidfile="+filepath.Join(dir, "pid"))
+	radvd.Stderr = os.Stderr
+	radvd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := radvd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = radvd.Process.Kill()
+		_ = radvd.Wait()
+	})
+}
