@@ -80,6 +80,9 @@ func (s *uploadSite) build(seed uint64) upload.Image {
 	}
 	s.write("out/lab-worker.qcow2", string(b))
 	err := store.WriteManifest(s.path("out"), store.Manifest{Version: 1, Cluster: "lab", Flatcar: "4593.2.1", Kubernetes: "v1.36.3", Artefacts: []store.Artefact{{
+		// For the installer only: no platform takes it.
+		Name: "lab-control-plane.raw.zst", Role: "control-plane", Format: store.RawZstd, Size: 1, SHA256: strings.Repeat("a", 64), RawSize: img.RawSize, RawSHA256: strings.Repeat("b", 64),
+	}, {
 		Name: "lab-worker.qcow2", Role: "worker", Format: store.QCOW2, Size: img.Size, SHA256: img.SHA256, RawSize: img.RawSize, RawSHA256: img.Digest,
 	}}})
 	if err != nil {

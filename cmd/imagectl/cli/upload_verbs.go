@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 )
 
@@ -281,24 +282,25 @@ func newUploadVerify(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				images, err := g.images(ctx, t.Formats(), out, "", nil)
+				m, err := store.ReadManifest(out)
+				if err != nil {
+					return usageError{err}
+				}
+				// Other roles may have been built for something else than this platform.
+				role, ours := strings.CutPrefix(object.Name, m.Cluster+"-")
+				if !ours {
+					return usageError{fmt.Errorf("%s has no image of %s to compare %s with: it is of cluster %s", out, object.Name, object.ID, m.Cluster)}
+				}
+				images, err := g.images(ctx, t.Formats(), out, "", []string{role})
 				if err != nil {
 					return err
 				}
-				for _, i := range images {
-					defer i.File.Close()
+				defer images[0].File.Close()
+				checks, err := t.Verify(ctx, object, images[0])
+				if err != nil {
+					return fmt.Errorf("verifying %s: %w", object.ID, err)
 				}
-				for _, i := range images {
-					if i.Name != object.Name {
-						continue
-					}
-					checks, err := t.Verify(ctx, object, i)
-					if err != nil {
-						return fmt.Errorf("verifying %s: %w", object.ID, err)
-					}
-					return printUploadChecks(g, o, d.Name, object, checks)
-				}
-				return usageError{fmt.Errorf("%s has no image of %s to compare %s with", out, object.Name, object.ID)}
+				return printUploadChecks(g, o, d.Name, object, checks)
 			})
 		},
 	}
