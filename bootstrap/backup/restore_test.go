@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -195,6 +196,7 @@ func TestABackupIsKilled(t *testing.T) {
 	server(t, state).Close()
 	for i := range 6 {
 		cmd := exec.Command(os.Args[0])
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		cmd.Env = append(os.Environ(), "LIFE=save", "LIFE_FROM="+dir, "LIFE_STATE="+state, "LIFE_KEY="+id.String())
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -233,6 +235,7 @@ func TestRestoreIsKilled(t *testing.T) {
 	run := func(state string, kill time.Duration) time.Duration {
 		t.Helper()
 		cmd := exec.Command(os.Args[0])
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		cmd.Env = append(os.Environ(), "LIFE=restore", "LIFE_FROM="+dir, "LIFE_STATE="+state, "LIFE_KEY="+id.String())
 		var out strings.Builder
 		cmd.Stderr = &out

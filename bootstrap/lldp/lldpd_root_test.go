@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -35,6 +36,7 @@ func TestLldpdIsHeard(t *testing.T) {
 	}
 	socket := filepath.Join(dir, "socket")
 	daemon := exec.CommandContext(t.Context(), "lldpd", "-d", "-u", socket, "-I", "lldp-there", "-C", "lldp-there", "-S", "a test", "-O", "/dev/null")
+	daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
-	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -21,27 +19,13 @@ const dataDir = "etcd"
 // to write rather than to fill the disk.
 const quotaBytes = 512 << 20
 
-// lockDir makes sure that one process uses the directory. etcd itself would wait
-// for the other one without a word.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.New("another imagectl serve is using it")
-		}
-		return nil, err
-	}
-	return f, nil
-}
-
 // startEtcd runs etcd in this process, without a socket: a unix socket for peers
 // would become an abstract one, which every user of the machine may call (etcd
 // 3.7.3 takes its path from the URL's host part).
 func startEtcd(ctx context.Context, dir string, c Config) (*embed.Etcd, error) {
+	if err := awaitEtcd(ctx, filepath.Join(dir, dataDir)); err != nil {
+		return nil, err
+	}
 	cfg := embed.NewConfig()
 	cfg.Name = "imagectl"
 	cfg.Dir = filepath.Join(dir, dataDir)

@@ -80,11 +80,11 @@ func create(ctx context.Context, c Config, identity []byte, records iter.Seq2[Re
 	if err := checkCluster(c.Cluster); err != nil {
 		return err
 	}
-	lock, err := lockDir(c.Dir)
+	lock, err := lockDir(ctx, c.Dir)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer unlock(lock)
 	for _, name := range []string{identityFile, dataDir} {
 		if _, err := os.Lstat(filepath.Join(c.Dir, name)); !errors.Is(err, os.ErrNotExist) {
 			return errors.Join(fmt.Errorf("%s is there already", name), err)
@@ -164,10 +164,11 @@ func (s *Store) Opens(r Record) error {
 
 // Unused says whether no process has dir open as a state directory.
 func Unused(dir string) bool {
-	lock, err := lockDir(dir)
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
 	if err != nil {
-		return false
+		return errors.Is(err, os.ErrNotExist)
 	}
-	lock.Close()
-	return true
+	free, _ := tryFlock(f)
+	_ = unlock(f)
+	return free
 }

@@ -80,7 +80,7 @@ func open(ctx context.Context, c Config) (_ *Store, err error) {
 		done:    make(chan struct{}),
 		changed: make(chan struct{}),
 	}
-	if s.lock, err = lockDir(dir); err != nil {
+	if s.lock, err = lockDir(ctx, dir); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -133,7 +133,7 @@ func (s *Store) release() {
 	if s.etcd != nil {
 		s.etcd.Close()
 	}
-	s.lock.Close()
+	_ = unlock(s.lock) // there is nothing more to lose
 }
 
 // Done is closed when the store can no longer be trusted to follow changes; Err

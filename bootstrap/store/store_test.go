@@ -79,7 +79,7 @@ func TestRecordsSurviveARestart(t *testing.T) {
 		t.Errorf("the snapshot lags behind Change: %v, %v", got, ok)
 	}
 	if _, err := Open(t.Context(), Config{Dir: dir, Cluster: "demo", Log: io.Discard}); err == nil ||
-		err.Error() != "opening state directory "+dir+": another imagectl serve is using it" {
+		err.Error() != fmt.Sprintf("opening state directory %s: another imagectl serve is using it (process %d)", dir, os.Getpid()) {
 		t.Errorf("a second server opens the same directory: %v", err)
 	}
 	s.Close()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -127,6 +128,7 @@ func (v *TPM) start(files []*os.File, args ...string) {
 	v.output.Reset()
 	v.run = exec.Command("swtpm", append([]string{"socket", "--tpm2", "--tpmstate", "dir=" + v.state}, args...)...)
 	v.run.ExtraFiles, v.run.Stdout, v.run.Stderr = files, &v.output, &v.output
+	v.run.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // nothing outlives a test that is killed
 	if err := v.run.Start(); err != nil {
 		v.t.Fatalf("starting a software TPM: %v; apt-get install swtpm", err)
 	}
