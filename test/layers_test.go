@@ -85,14 +85,18 @@ var layers = map[string][]string{
 	"pxe/quirk":    {},
 	"pxe/tftp":     {"pxe/boot", "pxe/quirk"},
 	"pxe/selector": {},
-	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/quirk", "pxe/selector"},
-	"pxe/dhcp6":    {"pxe/boot", "pxe/dhcp"},
+	"pxe/journal":  {},
+	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/journal", "pxe/quirk", "pxe/selector"},
+	"pxe/dhcp6":    {"pxe/boot", "pxe/dhcp", "pxe/journal"},
 	"pxe/httpboot": {"pxe/boot"},
 	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/quirk", "pxe/tftp"},
 	"pxe/catalog":  {"pxe/boot", "pxe/selector", "butane/plan", "bootstrap/machine", "images/lock"},
 	"pxe/funnel":   {"pxe/boot"},
 	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/funnel"},
 	"pxe/server":   {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/httpboot", "pxe/listen", "pxe/quirk", "pxe/tftp"},
+
+	// Only tests of journals use it.
+	"pxe/journal/journaltest": {"pxe/journal"},
 
 	"bootstrap/dashboard":      {},
 	"bootstrap/api":            {},

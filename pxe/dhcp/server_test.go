@@ -3,14 +3,11 @@ package dhcp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -268,104 +265,6 @@ func FuzzHandle(f *testing.F) {
 			t.Errorf("one client has %d leases", s.table.Len())
 		}
 	})
-}
-
-func TestJournalSurvives(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "leases")
-	j, err := OpenJournal(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := Lease{MAC: node1, Addr: netip.MustParseAddr("10.0.0.11"), Machine: "node1", Until: noon.Add(time.Hour)}
-	b := Lease{MAC: laptop, Addr: netip.MustParseAddr("10.0.0.100"), Until: noon.Add(2 * time.Hour)}
-	moved := b
-	moved.Addr, moved.Until = netip.MustParseAddr("10.0.0.102"), noon
-	for _, l := range [][]Lease{{a, b}, {moved}} {
-		if err := j.Append(l); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
-	reopen := func(t *testing.T) []Lease {
-		t.Helper()
-		j, err := OpenJournal(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer j.Close()
-		got, err := j.Load()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return got
-	}
-	check := func(t *testing.T) {
-		t.Helper()
-		if got, want := fmt.Sprint(reopen(t)), fmt.Sprint([]Lease{a, moved}); got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	}
-	t.Run("a restart", check)
-	t.Run("a torn last line", func(t *testing.T) {
-		f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprint(f, `{"mac":"02:00:00:00:00:09","addr":"10.0.0.1`)
-		f.Close()
-		check(t)
-	})
-	t.Run("but not damage in the middle", func(t *testing.T) {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, append([]byte("garbage\n"), content...), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := OpenJournal(path); err == nil || !strings.Contains(err.Error(), "leases:1:") {
-			t.Errorf("got %v, want an error at line 1", err)
-		}
-	})
-}
-
-func TestJournalIsRewrittenBeforeItGrowsWithoutEnd(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "leases")
-	j, err := OpenJournal(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer j.Close()
-	l := Lease{MAC: node1, Addr: netip.MustParseAddr("10.0.0.11"), Until: noon}
-	batch := make([]Lease, 500)
-	for i := range batch {
-		batch[i] = l
-	}
-	for range 20 {
-		if err := j.Append(batch); err != nil {
-			t.Fatal(err)
-		}
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info.Size() > 6000*100 {
-		t.Errorf("10,000 renewals of one lease take %d bytes", info.Size())
-	}
-	if err := j.Append([]Lease{{MAC: laptop, Addr: netip.MustParseAddr("10.0.0.100"), Until: noon}}); err != nil {
-		t.Fatal(err)
-	}
-	again, err := OpenJournal(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Close()
-	if got, _ := again.Load(); len(got) != 2 {
-		t.Errorf("got %v", got)
-	}
 }
 
 // BenchmarkExchange is DISCOVER and REQUEST of 1,000 machines without the disk.
