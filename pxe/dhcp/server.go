@@ -16,6 +16,7 @@ import (
 
 	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/journal"
 	"github.com/imagectl/imagectl/pxe/quirk"
 )
 
@@ -25,8 +26,6 @@ const (
 	// maxPending bounds the answers that wait for the disk. The rest is dropped:
 	// clients repeat their request, and UEFI has 60 s of patience.
 	maxPending = 4096
-	// maxBatch is how many leases share one sync.
-	maxBatch = 512
 )
 
 // Source is what the server asks about machines and the network.
@@ -317,40 +316,26 @@ func (s *Server) refuse(p pending, code, reason string) {
 	}
 }
 
-// commit makes leases durable in groups and then answers. When the store fails
-// nobody is answered: the client asks again.
+// commit makes leases durable in groups and then answers. When the store fails nobody
+// is answered: the client asks again.
 func (s *Server) commit(queue <-chan pending) {
-	for first := range queue {
-		batch := []pending{first}
-		leases := first.leases
-	fill:
-		for len(batch) < maxBatch {
-			select {
-			case p, ok := <-queue:
-				if !ok {
-					break fill
-				}
-				batch = append(batch, p)
-				leases = append(leases, p.leases...)
-			default:
-				break fill
-			}
-		}
-		err := s.Store.Append(leases)
+	leases := func(p pending) []Lease { return p.leases }
+	keep := func(all []Lease) error { return s.Store.Append(all) } // there may be no Store, and then nothing waits
+	journal.Commit(queue, leases, keep, func(batch []pending, err error) {
 		s.Meter.Waiting(-len(batch))
 		if err != nil {
 			s.Log.Error("leases not kept, requests stay unanswered", "code", "store-failed", "error", err, "requests", len(batch))
 			for _, p := range batch {
 				s.refuse(p, "store-failed", "no answer: the server cannot write its leases, see its log")
 			}
-			continue
+			return
 		}
 		for _, p := range batch {
 			if p.reply != nil {
 				s.send(p)
 			}
 		}
-	}
+	})
 }
 
 func (s *Server) send(p pending) {

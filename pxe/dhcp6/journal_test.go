@@ -59,7 +59,8 @@ func TestLeasesSurvive(t *testing.T) {
 	}
 	a, b := lease("a", 1, "fd00::1", Bound), lease("a", 2, "fd00::2", Bound)
 	moved, declined := lease("a", 2, "fd00::3", Bound), lease("b", 1, "fd00::4", Declined)
-	for _, l := range []Lease{a, b, moved, declined} {
+	before := lease("a", 1, "fd00::9", Declined) // by who has fd00::1 now
+	for _, l := range []Lease{before, a, b, moved, declined} {
 		if err := j.Append([]Lease{l}); err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +69,7 @@ func TestLeasesSurvive(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if diff := cmp.Diff(reopen(t, path), []Lease{a, moved, declined}, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		if diff := cmp.Diff(reopen(t, path), []Lease{a, moved, declined, before}, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Errorf("got (-), want (+):\n%s", diff)
 		}
 	}

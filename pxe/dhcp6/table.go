@@ -126,9 +126,11 @@ func (t *Table) Free(first, last netip.Addr, seed uint64, skip func(netip.Addr) 
 	return ended.Addr, ended.Addr.IsValid()
 }
 
-// put records a lease in place of whatever its key and its address had before.
+// put records a lease in place of whatever its key and its address had before. What is
+// declined takes nothing from its key but that address itself: leases are read back in
+// the order of their addresses.
 func (t *Table) put(l Lease) {
-	if old, ok := t.byKey[l.Key]; ok && (old.Addr != l.Addr || l.State == Declined) {
+	if old, ok := t.byKey[l.Key]; ok && (old.Addr == l.Addr) == (l.State == Declined) {
 		t.drop(old)
 	}
 	if old, ok := t.byAddr[l.Addr]; ok && old.Key != l.Key {

@@ -185,3 +185,34 @@ func TestTheFileStaysSmall(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+func TestWhoWaitsIsKeptTogether(t *testing.T) {
+	t.Parallel()
+	full := errors.New("no space left on device")
+	queue := make(chan []entry, 1300)
+	for i := range cap(queue) {
+		queue <- []entry{{i, 1}, {i, 2}}
+	}
+	close(queue)
+	var kept []entry
+	var answered, refused, batches int
+	journal.Commit(queue, func(w []entry) []entry { return w }, func(all []entry) error {
+		if batches++; batches == 2 {
+			return full
+		}
+		kept = append(kept, all...)
+		return nil
+	}, func(batch [][]entry, err error) {
+		if errors.Is(err, full) {
+			refused += len(batch)
+			return
+		}
+		answered += len(batch)
+		if len(kept) != 2*answered || kept[len(kept)-1] != batch[len(batch)-1][1] {
+			t.Errorf("%d are answered when %d entries are kept", answered, len(kept))
+		}
+	})
+	if batches != 3 || answered != 1300-512 || refused != 512 {
+		t.Errorf("%d batches: %d are answered, %d refused", batches, answered, refused)
+	}
+}
