@@ -35,8 +35,20 @@ var ErrRunning = errors.New("the same upload runs already")
 // FileJournal is a Journal in a file: a line of JSON for each change, on the disk
 // before anything is made that it speaks of. One process has it open at a time.
 type FileJournal struct {
-	f    *os.File
+	f file
+	// size is the length of the lines that are known to be whole; torn says that there
+	// may be more in the file.
+	size int64
+	torn bool
 	left []Leftover
+}
+
+// file is an open journal; only a test has another one than the system's.
+type file interface {
+	io.ReadWriteCloser
+	Name() string
+	Sync() error
+	Truncate(size int64) error
 }
 
 // line is one change.
@@ -121,10 +133,9 @@ func (j *FileJournal) read() error {
 		return err
 	}
 	whole := bytes.LastIndexByte(b, '\n') + 1
-	if whole < len(b) {
-		if err := j.f.Truncate(int64(whole)); err != nil {
-			return err
-		}
+	j.size, j.torn = int64(whole), whole < len(b)
+	if err := j.cut(); err != nil {
+		return err
 	}
 	s := bufio.NewScanner(bytes.NewReader(b[:whole]))
 	s.Buffer(nil, 1<<20)
@@ -136,6 +147,16 @@ func (j *FileJournal) read() error {
 		j.apply(l)
 	}
 	return s.Err()
+}
+
+// cut removes what a write that broke off has left: a line behind it would be none.
+func (j *FileJournal) cut() error {
+	if !j.torn {
+		return nil
+	}
+	err := j.f.Truncate(j.size)
+	j.torn = err != nil
+	return err
 }
 
 func (j *FileJournal) apply(l line) {
@@ -159,12 +180,18 @@ func (j *FileJournal) add(l line) error {
 	if err != nil {
 		return fmt.Errorf("writing upload journal: %w", err)
 	}
-	if _, err := j.f.Write(append(b, '\n')); err != nil {
+	if err := j.cut(); err != nil {
 		return fmt.Errorf("writing upload journal: %w", err)
 	}
-	if err := j.f.Sync(); err != nil {
+	n, err := j.f.Write(append(b, '\n'))
+	if err == nil {
+		err = j.f.Sync()
+	}
+	if err != nil {
+		j.torn = true
 		return fmt.Errorf("writing upload journal: %w", err)
 	}
+	j.size += int64(n)
 	j.apply(l)
 	return nil
 }

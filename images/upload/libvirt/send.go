@@ -71,6 +71,9 @@ func (s *session) look(img upload.Image) (k *known, whole bool, err error) {
 	if k, err = s.find(name, kindVersion); err != nil || k == nil {
 		return nil, false, err
 	}
+	if k.Pool != s.pool.Name {
+		return nil, false, fmt.Errorf("looking for the domain %s: %w: its volume is in the pool %s, and the pool %s is wanted: a family lives in one pool of a host; give the other that name again, or delete the version", name, upload.ErrTaken, k.Pool, s.pool.Name)
+	}
 	if k.Digest != img.Digest {
 		return nil, false, fmt.Errorf("looking for the domain %s: %w: it is there with the digest %s, and this disk has %s; a version never changes", name, upload.ErrTaken, k.Digest, img.Digest)
 	}

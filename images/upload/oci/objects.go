@@ -111,11 +111,24 @@ func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	case found && (!was.ours() || was.label(upload.LabelName) != o.Name):
 		return fmt.Errorf("promoting %s: %w: the tag %s was not put there by imagectl", at.Name(), upload.ErrTaken, stable.Name())
 	case found && !sameVersion(was, m):
-		if err := remote.Put(t.repo.Tag(previousTag(o.Name)), was, t.with(ctx)...); err != nil {
-			return failed(ctx, "moving the tag "+previousTag(o.Name), err)
+		if err := t.setPrevious(ctx, o, was); err != nil {
+			return err
 		}
 	}
 	return failed(ctx, "moving the tag "+stable.Name(), remote.Put(stable, m, t.with(ctx)...))
+}
+
+// setPrevious moves the tag NAME_previous, if it is ours.
+func (t *Target) setPrevious(ctx context.Context, o upload.Object, to manifest) error {
+	tag := t.repo.Tag(previousTag(o.Name))
+	there, found, err := t.get(ctx, tag)
+	if err != nil {
+		return err
+	}
+	if found && (!there.ours() || there.label(upload.LabelName) != o.Name) {
+		return fmt.Errorf("promoting %s: %w: the tag %s was not put there by imagectl", o.ID, upload.ErrTaken, tag.Name())
+	}
+	return failed(ctx, "moving the tag "+tag.TagStr(), remote.Put(tag, to, t.with(ctx)...))
 }
 
 // Delete removes a version and what refers to it. The registry frees the space when

@@ -468,6 +468,31 @@ func TestWhatOthersPutThereStays(t *testing.T) {
 			t.Errorf("%s is %s, %v, %v", tag, m.raw, found, err)
 		}
 	}
+	previousIsNotOurs(t, to, foreign)
+}
+
+// previousIsNotOurs has a family whose tag for what was before is somebody else's.
+func previousIsNotOurs(t *testing.T, to *Target, foreign manifest) {
+	t.Helper()
+	of := func(version string, seed byte) upload.Object {
+		img := image(t, version, seed, store.QCOW2)
+		img.Name = "lab-worker"
+		return send(t, to, img)
+	}
+	one, two := of("1-aa", 3), of("2-bb", 4)
+	if err := to.Promote(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	tag := to.repo.Tag("lab-worker_previous")
+	if err := remote.Put(tag, foreign, to.with(t.Context())...); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.Promote(t.Context(), two); !errors.Is(err, upload.ErrTaken) {
+		t.Errorf("Promote = %v, want that the name of the previous one is taken", err)
+	}
+	if m, found, err := to.get(t.Context(), tag); err != nil || !found || !bytes.Equal(m.raw, foreign.raw) {
+		t.Errorf("%s is %s, %v, %v", tag, m.raw, found, err)
+	}
 }
 
 func TestVerifyFindsWhatIsMissing(t *testing.T) {

@@ -310,6 +310,30 @@ func TestAVersionNeverChanges(t *testing.T) {
 	}
 }
 
+// Somebody ends our upload and puts something of his own under its name: that is his.
+func TestWhatOthersPutUnderTheNameStays(t *testing.T) {
+	f := newFake()
+	to := target(t, f, serve(t, f).URL)
+	const key = "images/demo-worker/1-aa/demo-worker.qcow2"
+	f.refuse = func(w http.ResponseWriter, r *http.Request) bool {
+		last := r.Method == http.MethodPost && r.URL.Query().Has("uploadId")
+		if last {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			clear(f.uploads)
+			f.objects[key] = f.keep([]byte("theirs"), http.Header{})
+			complain(w, http.StatusNotFound, "NoSuchUpload")
+		}
+		return last
+	}
+	if _, err := to.Upload(t.Context(), image(t, "1-aa", 1), &notes{}, quiet); !errors.Is(err, upload.ErrTaken) {
+		t.Errorf("Upload = %v, want that the name is taken", err)
+	}
+	if got := string(f.objects[key].body); got != "theirs" {
+		t.Errorf("there is %q now", got)
+	}
+}
+
 func TestPromoteBackAndForth(t *testing.T) {
 	for name, plain := range map[string]bool{"store with conditions": false, "store without": true} {
 		t.Run(name, func(t *testing.T) {

@@ -226,7 +226,7 @@ func (t *Target) sendImage(ctx context.Context, img upload.Image, key string, j 
 	// Also when the upload is gone: another one of the same image may have finished
 	// it, or a lost answer said so.
 	there, err := t.isThere(ctx, img, key)
-	if errors.Is(err, upload.ErrTaken) {
+	if errors.Is(err, upload.ErrTaken) && told == nil {
 		// Parts were found whose beginning was of another file. What is there is not
 		// finished and has no record.
 		return errors.Join(err, failed(ctx, "removing "+key, t.core.RemoveObject(ctx, t.bucket, key, minio.RemoveObjectOptions{})))

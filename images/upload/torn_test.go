@@ -1,0 +1,70 @@
+package upload
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/imagectl/imagectl/images/store"
+)
+
+// fullDisk takes a part of what is written, and keeps it while broken.
+type fullDisk struct {
+	file
+	room   int
+	broken bool
+}
+
+var errFull = errors.New("no space left on device")
+
+func (d *fullDisk) Write(b []byte) (int, error) {
+	if len(b) <= d.room {
+		return d.file.Write(b)
+	}
+	n, err := d.file.Write(b[:d.room])
+	return n, errors.Join(err, errFull)
+}
+
+func (d *fullDisk) Truncate(size int64) error {
+	if d.broken {
+		return errFull
+	}
+	return d.file.Truncate(size)
+}
+
+// What a disk that was full took of a line is not in the way of the next one.
+func TestJournalGoesOnAfterAFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	key := Key{Target: "one-1", Image: Image{Name: "prod-worker", Digest: strings.Repeat("a", 64), Format: store.QCOW2}}
+	j, err := OpenJournal(dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := &fullDisk{file: j.f, room: 1 << 20}
+	j.f = disk
+	write := func(name string, want error) {
+		t.Helper()
+		if err := j.Write(Leftover{Kind: "image", Name: name}); !errors.Is(err, want) {
+			t.Errorf("writing %s: %v, want %v", name, err, want)
+		}
+	}
+	write("a", nil)
+	disk.room = 20
+	write("b", errFull)
+	disk.broken = true
+	disk.room = 1 << 20
+	write("c", errFull) // not behind half a line
+	disk.broken = false
+	write("d", nil)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if j, err = OpenJournal(dir, key); err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if left := j.Left(); len(left) != 2 || left[0].Name != "a" || left[1].Name != "d" {
+		t.Errorf("left is %+v", left)
+	}
+}
