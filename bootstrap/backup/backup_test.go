@@ -1,7 +1,9 @@
 package backup
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +50,7 @@ func seq(all ...store.Record) iter.Seq2[store.Record, error] {
 func content() Content {
 	return Content{
 		Header:   Header{Cluster: "demo", At: noon, Program: "v1", Servers: []string{"https://10.0.0.1:8443"}},
-		Identity: []byte("AGE-SECRET-KEY-THAT-NOBODY-MAY-SEE\n"), Leases: []byte("{}\n"),
+		Identity: []byte("AGE-SECRET-KEY-THAT-NOBODY-MAY-SEE\n"), Leases: []byte("{}\n"), Leases6: []byte("{6}\n"),
 	}
 }
 
@@ -107,8 +109,38 @@ func TestOtherToolsReadABackup(t *testing.T) {
 	cmd := exec.Command("sh", "-c", "age -d -i key file | tar tz && age -d -i key file | tar xzO leases")
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
-	if want := "backup.json\nidentity.age\nleases\nrecords-000001.jsonl\ncomplete.json\n{}\n"; err != nil || string(out) != want {
+	if want := "backup.json\nidentity.age\nleases\nleases6\nrecords-000001.jsonl\ncomplete.json\n{}\n"; err != nil || string(out) != want {
 		t.Errorf("got %v\n%s\nwant\n%s", err, out, want)
+	}
+}
+
+// The first format has no leases of DHCPv6; those that come are not known.
+func TestFormatsOfOtherPrograms(t *testing.T) {
+	t.Parallel()
+	id := key(t)
+	of := func(format int) []byte {
+		c := content()
+		c.Format, c.Leases6 = format, nil
+		var b bytes.Buffer
+		sealed, err := age.Encrypt(&b, id.Recipient())
+		if err != nil {
+			t.Fatal(err)
+		}
+		packed := gzip.NewWriter(sealed)
+		a := archive{Writer: tar.NewWriter(packed), at: noon}
+		err = a.all(c, seq(store.Record{Key: "values/a", Value: []byte("1")}))
+		if err := errors.Join(err, a.Writer.Close(), packed.Close(), sealed.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	if c, n, err := Verify(bytes.NewReader(of(1)), id); err != nil || n != 1 || string(c.Leases) != "{}\n" || c.Leases6 != nil {
+		t.Errorf("the first format: %+v, %d records, %v", c, n, err)
+	}
+	for _, format := range []int{0, version + 1} {
+		if _, _, err := Verify(bytes.NewReader(of(format)), id); err == nil || err.Error() != fmt.Sprintf("reading the backup: its format is %d, this program reads 1 to 2; use imagectl v1", format) {
+			t.Errorf("format %d: %v", format, err)
+		}
 	}
 }
 
@@ -261,6 +293,28 @@ func TestTheNewestBackupsStayAndNothingElseIsTouched(t *testing.T) {
 	}
 	if got := again.State().Good.Name; got != Name("demo", noon.Add(3*time.Minute)) {
 		t.Errorf("found %s", got)
+	}
+}
+
+// A clock that was once ahead leaves names that are newer than all that come.
+func TestABackupIsNotRemovedForOnesOfTheFuture(t *testing.T) {
+	t.Parallel()
+	s := server(t, t.TempDir())
+	defer s.Close()
+	dir := t.TempDir()
+	for i := range 4 {
+		if err := os.WriteFile(filepath.Join(dir, Name("demo", noon.AddDate(10, 0, i))), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := newKeeper(t, s, dir)
+	f, err := k.Save(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{f.Name, Name("demo", noon.AddDate(10, 0, 2)), Name("demo", noon.AddDate(10, 0, 3))}
+	if diff := cmp.Diff(want, names(t, dir)); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
 	}
 }
 

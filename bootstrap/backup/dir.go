@@ -141,15 +141,16 @@ func clean(dir, name string) error {
 }
 
 // Prune removes all but the newest keep backups of a cluster and returns the names of
-// the others.
-func Prune(dir, cluster string, keep int) ([]string, error) {
+// the others. The one that was just saved counts as the newest, whatever its name says:
+// a clock that was once ahead must not cost what comes after.
+func Prune(dir string, saved File, keep int) ([]string, error) {
 	all, err := List(dir)
 	if err != nil {
 		return nil, err
 	}
-	all = of(cluster, all)
+	all = slices.DeleteFunc(of(saved.Cluster, all), func(f File) bool { return f.Name == saved.Name })
 	var gone []string
-	for _, f := range all[min(keep, len(all)):] {
+	for _, f := range all[min(max(keep-1, 0), len(all)):] {
 		if err := os.Remove(filepath.Join(dir, f.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return gone, fmt.Errorf("removing an old backup: %w", err)
 		}

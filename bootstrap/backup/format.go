@@ -24,13 +24,16 @@ const (
 	memberHeader   = "backup.json"
 	memberIdentity = "identity.age"
 	memberLeases   = "leases"
+	memberLeases6  = "leases6"
 	memberRecords  = "records-%06d.jsonl" // a line of JSON for each
 	memberEnd      = "complete.json"
 )
 
 const (
-	// version is that of the format.
-	version = 1
+	// version is that of the format, oldest the oldest that is read: it has no leases of
+	// DHCPv6.
+	version = 2
+	oldest  = 1
 	// chunk is about how long a member with records gets.
 	chunk = 1 << 20
 	// maxSmall bounds what is read at once of the other members; a lease table of a
@@ -54,8 +57,8 @@ type Content struct {
 	Header
 	// Identity is the identity file of the state directory: a secret.
 	Identity []byte
-	// Leases is the file of DHCP leases; nil when there is none.
-	Leases []byte
+	// Leases is the file of DHCP leases, Leases6 that of DHCPv6; nil when there is none.
+	Leases, Leases6 []byte
 }
 
 // end is the last member: what came before it.
@@ -101,6 +104,11 @@ func (a archive) all(c Content, records iter.Seq2[store.Record, error]) error {
 	}
 	if c.Leases != nil {
 		if err := a.member(memberLeases, c.Leases); err != nil {
+			return err
+		}
+	}
+	if c.Leases6 != nil {
+		if err := a.member(memberLeases6, c.Leases6); err != nil {
 			return err
 		}
 	}
@@ -199,8 +207,8 @@ func (b *Backup) open() error {
 	if err := json.Unmarshal(text, &b.Header); err != nil {
 		return damaged(err)
 	}
-	if b.Format != version {
-		return fmt.Errorf("reading the backup: its format is %d, this program reads %d; use imagectl %s", b.Format, version, b.Program)
+	if b.Format < oldest || b.Format > version {
+		return fmt.Errorf("reading the backup: its format is %d, this program reads %d to %d; use imagectl %s", b.Format, oldest, version, b.Program)
 	}
 	b.Identity, err = b.small(memberIdentity)
 	return err
@@ -230,7 +238,7 @@ func (b *Backup) content(h *tar.Header) ([]byte, error) {
 }
 
 // Records reads the rest. Its last element is an error unless the backup is whole.
-// Leases is set before the first record comes. It can be read once.
+// Leases and Leases6 are set before the first record comes. It can be read once.
 func (b *Backup) Records() iter.Seq2[store.Record, error] {
 	return func(yield func(store.Record, error) bool) {
 		fail := func(err error) { yield(store.Record{}, err) }
@@ -248,6 +256,8 @@ func (b *Backup) Records() iter.Seq2[store.Record, error] {
 			switch {
 			case h.Name == memberLeases && n == 1 && b.Leases == nil:
 				b.Leases = content
+			case h.Name == memberLeases6 && n == 1 && b.Leases6 == nil:
+				b.Leases6 = content
 			case h.Name == fmt.Sprintf(memberRecords, n):
 				n++
 				b.sum.Write(content)

@@ -22,8 +22,8 @@ import (
 type Config struct {
 	Header
 	Store *store.Store
-	// Leases is the path of the DHCP leases, where there are some.
-	Leases string
+	// Leases and Leases6 are the paths of the DHCP leases, where there are some.
+	Leases, Leases6 string
 	// Recipients can open the backups.
 	Recipients []age.Recipient
 	// Dir is where they go; empty for nowhere, then they are only streamed.
@@ -179,7 +179,7 @@ func (k *Keeper) Save(ctx context.Context) (File, error) {
 		return File{}, err
 	}
 	k.note(f, nil)
-	gone, err := Prune(k.cfg.Dir, k.cfg.Cluster, k.cfg.Keep)
+	gone, err := Prune(k.cfg.Dir, f, k.cfg.Keep)
 	if err != nil {
 		k.cfg.Log.Error("old backups stay", "error", err.Error())
 	}
@@ -200,8 +200,11 @@ func (k *Keeper) write(ctx context.Context, w io.Writer, at time.Time) error {
 	if c.Identity, err = k.cfg.Store.IdentityFile(); err != nil {
 		return err
 	}
-	if k.cfg.Leases != "" {
-		if c.Leases, err = os.ReadFile(k.cfg.Leases); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for path, into := range map[string]*[]byte{k.cfg.Leases: &c.Leases, k.cfg.Leases6: &c.Leases6} {
+		if path == "" {
+			continue
+		}
+		if *into, err = os.ReadFile(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("reading leases: %w", err)
 		}
 	}

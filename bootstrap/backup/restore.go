@@ -17,8 +17,11 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
-// LeasesFile is the name of the DHCP leases in a state directory.
-const LeasesFile = "leases"
+// The names of DHCP leases in a state directory.
+const (
+	LeasesFile  = "leases"
+	Leases6File = "leases6"
+)
 
 // MarkKey is the record that a restore adds: a Mark. Whoever opens the state next
 // brings it in line with what may have happened since the backup.
@@ -142,8 +145,11 @@ func restore(ctx context.Context, path string, c RestoreConfig) (Restored, error
 	if err := store.Create(ctx, to, content.Identity, marked(b.Records(), mark, &kept)); err != nil {
 		return Restored{}, err
 	}
-	if content.Leases != nil {
-		if err := writeFile(filepath.Join(next, LeasesFile), content.Leases); err != nil {
+	for name, leases := range map[string][]byte{LeasesFile: content.Leases, Leases6File: content.Leases6} {
+		if leases == nil {
+			continue
+		}
+		if err := writeFile(filepath.Join(next, name), leases); err != nil {
 			return Restored{}, err
 		}
 	}

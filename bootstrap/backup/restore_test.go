@@ -79,9 +79,11 @@ func saved(t *testing.T, leases string) (dir string, id *age.X25519Identity) {
 	defer s.Close()
 	k := newKeeper(t, s, t.TempDir())
 	if leases != "" {
-		k.cfg.Leases = filepath.Join(state, LeasesFile)
-		if err := os.WriteFile(k.cfg.Leases, []byte(leases), 0o600); err != nil {
-			t.Fatal(err)
+		k.cfg.Leases, k.cfg.Leases6 = filepath.Join(state, LeasesFile), filepath.Join(state, Leases6File)
+		for path, text := range map[string]string{k.cfg.Leases: leases, k.cfg.Leases6: "6 " + leases} {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	if _, err := k.Save(t.Context()); err != nil {
@@ -127,10 +129,12 @@ func TestRestoreMakesAStateOutOfTheNewestBackup(t *testing.T) {
 	if !whole(t, state) {
 		t.Error("there is no state")
 	}
-	if leases, err := os.ReadFile(filepath.Join(state, LeasesFile)); err != nil || string(leases) != "{}\n" {
-		t.Errorf("the leases: %q, %v", leases, err)
+	for name, want := range map[string]string{LeasesFile: "{}\n", Leases6File: "6 {}\n"} {
+		if leases, err := os.ReadFile(filepath.Join(state, name)); err != nil || string(leases) != want {
+			t.Errorf("the leases in %s: %q, %v", name, leases, err)
+		}
 	}
-	for name, mode := range map[string]os.FileMode{"": 0o700, "identity.age": 0o600, "leases": 0o600} {
+	for name, mode := range map[string]os.FileMode{"": 0o700, "identity.age": 0o600, "leases": 0o600, "leases6": 0o600} {
 		if info, err := os.Stat(filepath.Join(state, name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}

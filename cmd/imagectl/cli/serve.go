@@ -150,7 +150,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
 	keeper, err := newKeeper(backup.Config{
 		Header: backup.Header{Cluster: p.Cluster, Program: config.Version, Servers: config.NodeServers},
-		Store:  st, Leases: filepath.Join(f.state, backup.LeasesFile),
+		Store:  st, Leases: filepath.Join(f.state, backup.LeasesFile), Leases6: filepath.Join(f.state, backup.Leases6File),
 		Dir: p.Backup.Target, Every: p.Backup.Every, Keep: p.Backup.Keep, Now: time.Now, Log: log,
 	}, p.Backup.Recipients)
 	if err != nil {
@@ -261,7 +261,7 @@ func openLeases6(p plan.Plan, state string) (dhcp6.Store, func(), error) {
 	if p.Boot.DHCP6.Mode != plan.DHCP6Stateful {
 		return nil, func() {}, nil
 	}
-	j, err := dhcp6.OpenJournal(filepath.Join(state, "leases6"))
+	j, err := dhcp6.OpenJournal(filepath.Join(state, backup.Leases6File))
 	if err != nil {
 		return nil, nil, err
 	}

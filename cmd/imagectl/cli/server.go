@@ -94,8 +94,14 @@ func receiveBackup(dir string, stream *connect.ServerStreamForClient[api.BackupS
 	if name == "" || name != filepath.Base(name) {
 		return "", 0, errors.New("receiving a backup: the server did not send it to its end")
 	}
+	if err := f.Sync(); err != nil {
+		return "", 0, err
+	}
 	path = filepath.Join(dir, name)
-	return path, size, errors.Join(f.Sync(), os.Rename(f.Name(), path))
+	if err := os.Rename(f.Name(), path); err != nil {
+		return "", 0, err
+	}
+	return path, size, syncDir(dir)
 }
 
 func newServerRestore(g *globals) *cobra.Command {
