@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"testing"
 
+	"connectrpc.com/connect"
+
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
 // voter reports as a member with a vote does, with the list that it has.
@@ -64,6 +67,27 @@ func TestOneOfTwoVotersLeavesBeforeItIsRetired(t *testing.T) {
 		t.Errorf("cp1 is told %v", e)
 	}
 	retire("cp1", "would-lose-etcd")
+}
+
+// Members leave one at a time, and who is to wait is told for whom.
+func TestTwoVotersAreRetiredAtOnce(t *testing.T) {
+	t.Parallel()
+	r, _, _ := controlPlanes(t, "cp1", "cp2")
+	resp, err := r.operator(pki.RoleOperator).RetireMachine(t.Context(), connect.NewRequest(&api.RetireMachineRequest{Selection: &api.Selection{Names: []string{"cp1", "cp2"}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{
+		"its etcd member is removed first, while it is well: 2 voters become 1; retire it again when imagectl etcd members does not list it any more",
+		"its etcd member is removed first, and that of cp1 before it; retire it again when imagectl etcd members does not list cp1 any more",
+	} {
+		if o := resp.Msg.GetOutcomes()[i]; o.GetReasonCode() != "leaves-etcd" || o.GetMessage() != want {
+			t.Errorf("%s: %s, %s; want %s", o.GetMachine(), o.GetReasonCode(), o.GetMessage(), want)
+		}
+	}
+	if r.choices.EtcdLeaving != "cp1" {
+		t.Errorf("%q leaves", r.choices.EtcdLeaving)
+	}
 }
 
 // A machine that is retired and taken out of cluster.yaml is removed from etcd all the

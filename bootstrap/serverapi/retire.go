@@ -66,16 +66,22 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		return nil, s.storing("", err)
 	}
 	why := reasoned("the machine was retired", req.Msg.GetReason())
-	var leaving []string
+	leaving := "" // one at a time
 	outcomes := s.each(ctx, names, "", func(c *change, m *store.Machine) error {
 		if m.State == machine.Retired {
 			return nil // a lost reply
+		}
+		if leaving == m.Name {
+			leaving = "" // this runs again
 		}
 		if err := loses(c, nodes, choices, m.Name, "retiring"); err != nil {
 			if !coordinator.MayLeave(nodes, choices, m.Name) {
 				return err
 			}
-			leaving = append(leaving, m.Name)
+			if leaving != "" {
+				return &refusedError{codeLeavesEtcd, fmt.Sprintf("its etcd member is removed first, and that of %s before it; retire it again when imagectl etcd members does not list %s any more", leaving, leaving)}
+			}
+			leaving = m.Name
 			return &refusedError{codeLeavesEtcd, fmt.Sprintf("its etcd member is removed first, while it is well: %d voters become %d; retire it again when imagectl etcd members does not list it any more", len(choices.EtcdVoters), len(choices.EtcdVoters)-1)}
 		}
 		if _, err := s.revoke(c, holderOf(pki.KindNode, m.Name), why, every); err != nil {
@@ -87,9 +93,9 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		}
 		return c.move(m, "machine-retired", req.Msg.GetReason(), machine.Retire)
 	})
-	if len(leaving) > 0 {
-		if err := s.leave(ctx, leaving[0]); err != nil {
-			return nil, s.storing(leaving[0], err)
+	if leaving != "" {
+		if err := s.leave(ctx, leaving); err != nil {
+			return nil, s.storing(leaving, err)
 		}
 	}
 	for _, o := range outcomes {

@@ -47,8 +47,11 @@ func (s *Server) attest(name string, key pki.PublicKey, req *api.EnrolRequest) (
 		Quoted: p.GetQuoted(), QuoteSignature: p.GetQuoteSignature(), PCRs: p.GetPcrs(),
 	}, key.SPKI(), s.cfg.Now())
 	var refusal *tpm.Refusal
-	if errors.As(err, &refusal) {
+	switch {
+	case errors.As(err, &refusal):
 		return nil, &enrol.Refusal{Code: refusal.Code, Reason: refusal.Reason}
+	case err != nil: // nothing that is not understood is a proof
+		return nil, &enrol.Refusal{Code: tpm.CodeMalformed, Reason: err.Error()}
 	}
 	return &got, nil
 }
