@@ -88,6 +88,10 @@ func newAuditVerify(g *globals) *cobra.Command {
 		Example: "  imagectl audit verify\n  imagectl audit verify --head head.json\n  imagectl audit verify --log audit.jsonl --head head.json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			before, err := remembered(head)
+			if err != nil {
+				return err
+			}
 			var lines iter.Seq2[[]byte, error]
 			if log != "" {
 				f, err := os.Open(log)
@@ -103,7 +107,7 @@ func newAuditVerify(g *globals) *cobra.Command {
 				}
 				lines = r.auditLines(cmd.Context())
 			}
-			return g.verifyAudit(lines, head)
+			return g.verifyAudit(lines, head, before)
 		},
 	}
 	cmd.Flags().StringVar(&head, "head", "", "`file` that remembers the last entry from one time to the next")
@@ -111,21 +115,34 @@ func newAuditVerify(g *globals) *cobra.Command {
 	return cmd
 }
 
-// verifyAudit checks a chain and that it holds the entry that was remembered.
-func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string) error {
-	var before, tip audit.Tip
-	if head != "" {
-		b, err := os.ReadFile(head)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
-			return err
-		default:
-			if err := json.Unmarshal(b, &before); err != nil {
-				return fmt.Errorf("reading %s: %w", head, err)
-			}
-		}
+// remembered reads the entry that a file remembers; the zero value where there is no
+// file yet. It comes before anything is asked of the server.
+func remembered(head string) (audit.Tip, error) {
+	var before audit.Tip
+	if head == "" {
+		return before, nil
 	}
+	b, err := os.ReadFile(head)
+	if errors.Is(err, fs.ErrNotExist) {
+		// It will be written, so there has to be a place for it.
+		_, err := os.Stat(filepath.Dir(head))
+		return before, err
+	}
+	if err != nil {
+		return before, err
+	}
+	if err := json.Unmarshal(b, &before); err != nil {
+		return before, fmt.Errorf("reading %s: %w", head, err)
+	}
+	if before.Seq == 0 || before.Hash == "" {
+		return before, fmt.Errorf("reading %s: it remembers no entry; bring a copy of it, or remove it to begin anew", head)
+	}
+	return before, nil
+}
+
+// verifyAudit checks a chain and that it holds the entry that was remembered.
+func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, before audit.Tip) error {
+	var tip audit.Tip
 	for e, err := range entries(lines) {
 		if err != nil {
 			return err
@@ -141,7 +158,9 @@ func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string) error
 	if head == "" {
 		return nil
 	}
-	if before.Seq > 0 {
+	if before.Seq == 0 {
+		fmt.Fprintf(g.stdio.Out, "%s is new: nothing was compared with it, and it remembers entry %d from now on\n", head, tip.Seq)
+	} else {
 		fmt.Fprintf(g.stdio.Out, "entry %d is the one that %s remembers\n", before.Seq, head)
 	}
 	b, err := json.Marshal(tip)
