@@ -6,7 +6,6 @@
 package templates
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"flag"
@@ -14,17 +13,15 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"libvirt.org/go/libvirtxml"
 
+	"github.com/imagectl/imagectl/test/daemon"
 	"github.com/imagectl/imagectl/test/lab"
 	"github.com/imagectl/imagectl/test/vm"
 )
@@ -69,8 +66,8 @@ func TestClonesOfATemplateEnrolAsThemselves(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(rack.Site, "node.json"), nodeJSON)
-	host := startHost(t, ctx)
-	host.virsh("pool-create-as", "templates", "dir", "--target", filepath.Join(host.dir, "pool"))
+	host := startHost(t)
+	host.virsh("pool-create-as", "templates", "dir", "--target", host.Pool())
 	appendTo(t, filepath.Join(rack.Site, "cluster.yaml"), fmt.Sprintf(`upload:
   - name: lv
     type: libvirt
@@ -157,22 +154,19 @@ func newRack(t *testing.T, ctx context.Context) (*lab.Lab, []lab.Machine) {
 			t.Fatalf("%s is not set; run this through make templates", name)
 		}
 	}
-	// A cluster has a control plane; this one is never switched on.
-	machines := []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}}
+	machines := []lab.Machine{lab.Absent()}
 	for i, name := range []string{"c1", "c2"} {
 		machines = append(machines, lab.Machine{
 			Name: name, Role: "worker", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 1536,
 			Address: fmt.Sprintf("10.77.0.%d", 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
 		})
 	}
-	start, upstream := time.Now(), t.TempDir()
+	upstream := t.TempDir()
 	if err := lab.StandIns(upstream); err != nil {
 		t.Fatal(err)
 	}
 	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Cache: *cache, Butane: report, Machines: machines, Accel: "tcg",
-		Log: func(format string, args ...any) {
-			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
-		}})
+		Log: lab.Stamped(os.Stderr)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,70 +176,18 @@ func newRack(t *testing.T, ctx context.Context) (*lab.Lab, []lab.Machine) {
 
 // host is a libvirtd of a user of no rights.
 type host struct {
-	t           *testing.T
-	dir, socket string
+	t *testing.T
+	daemon.Libvirtd
 }
 
-func startHost(t *testing.T, ctx context.Context) *host {
+func startHost(t *testing.T) *host {
 	t.Helper()
-	// Not t.TempDir: its parents are the test's own.
-	dir, err := os.MkdirTemp("", "imagectl-libvirt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	nobody, err := user.Lookup("nobody")
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, _ := strconv.Atoi(nobody.Uid)
-	gid, _ := strconv.Atoi(nobody.Gid)
-	for _, sub := range []string{"", "run", "config", "cache", "pool"} {
-		path := filepath.Join(dir, sub)
-		if err := os.MkdirAll(path, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(path, uid, gid); err != nil {
-			t.Fatal(err)
-		}
-	}
-	h := &host{t, dir, filepath.Join(dir, "run", "libvirt", "libvirt-sock")}
-	cmd := exec.Command("/usr/sbin/libvirtd")
-	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir + "/run", "XDG_CONFIG_HOME=" + dir + "/config", "XDG_CACHE_HOME=" + dir + "/cache"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting libvirtd (apt-get install libvirt-daemon): %v", err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
-	})
-	if err := lab.Until(ctx, func() (bool, string, error) {
-		conn, err := net.Dial("unix", h.socket)
-		if err == nil {
-			return true, "", conn.Close()
-		}
-		select {
-		case end := <-ended:
-			ended <- end
-			return false, "", fmt.Errorf("libvirtd ended: %v: %s", end, said.String())
-		default:
-			return false, "waiting for libvirtd", nil
-		}
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return h
+	return &host{t, daemon.StartLibvirtd(t)}
 }
 
 func (h *host) virsh(args ...string) string {
 	h.t.Helper()
-	cmd := exec.Command("virsh", append([]string{"--connect", "qemu:///session?socket=" + h.socket}, args...)...)
+	cmd := exec.Command("virsh", append([]string{"--connect", "qemu:///session?socket=" + h.Socket()}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		h.t.Fatalf("virsh %s: %v: %s", strings.Join(args, " "), err, out)
@@ -268,7 +210,7 @@ func (h *host) clone(rack *lab.Lab, m lab.Machine) {
 	disk.Source.Volume.Volume, disk.ReadOnly = m.Name+".qcow2", nil
 	d.Devices.Interfaces[0].MAC = &libvirtxml.DomainInterfaceMAC{Address: m.MAC}
 	// The console comes to the test.
-	path := filepath.Join(h.dir, m.Name+".console")
+	path := filepath.Join(h.Dir, m.Name+".console")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		h.t.Fatal(err)
@@ -282,7 +224,7 @@ func (h *host) clone(rack *lab.Lab, m lab.Machine) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	file := filepath.Join(h.dir, m.Name+".xml")
+	file := filepath.Join(h.Dir, m.Name+".xml")
 	write(h.t, file, text)
 	h.virsh("define", file)
 	h.virsh("start", m.Name)

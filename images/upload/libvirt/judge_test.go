@@ -3,7 +3,6 @@
 package libvirt
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -11,15 +10,9 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"os/exec"
-	"os/user"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -29,78 +22,22 @@ import (
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
+	"github.com/imagectl/imagectl/test/daemon"
 )
 
 const pool = "templates"
 
-// daemon runs Debian's libvirtd as a user of no rights, with a pool, until the test
-// ends. It returns how to reach it.
-func daemon(t *testing.T) Config {
+// started is how to reach a libvirtd with a pool, which runs until the test ends.
+func started(t *testing.T) Config {
 	t.Helper()
-	// Not t.TempDir: its parents are the test's own.
-	dir, err := os.MkdirTemp("", "imagectl-libvirt")
+	host := daemon.StartLibvirtd(t)
+	dial, driver, err := Address("qemu:///session", host.Run())
 	if err != nil {
 		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	cmd := exec.Command("/usr/sbin/libvirtd")
-	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir + "/run", "XDG_CONFIG_HOME=" + dir + "/config", "XDG_CACHE_HOME=" + dir + "/cache"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	for _, sub := range []string{"run", "config", "cache", "pool"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if os.Getuid() == 0 {
-		// Root's would be the machine's.
-		nobody, err := user.Lookup("nobody")
-		if err != nil {
-			t.Fatal(err)
-		}
-		uid, _ := strconv.Atoi(nobody.Uid)
-		gid, _ := strconv.Atoi(nobody.Gid)
-		for _, path := range []string{dir, dir + "/run", dir + "/config", dir + "/cache", dir + "/pool"} {
-			if err := os.Chown(path, uid, gid); err != nil {
-				t.Fatal(err)
-			}
-		}
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	}
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting libvirtd (apt-get install libvirt-daemon): %v", err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
-	})
-	dial, driver, err := Address("qemu:///session", dir+"/run")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(2 * time.Minute); ; {
-		conn, err := dial(t.Context())
-		if err == nil {
-			conn.Close()
-			break
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("libvirtd ended: %v: %s", err, said.String())
-		case <-time.After(20 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("libvirtd does not answer after two minutes: %v: %s", err, said.String())
-		}
 	}
 	c := Config{Dial: dial, Driver: driver, Pool: pool, Emulate: true, Node: `{"cluster": "demo"}`, Random: rand.Reader, Now: time.Now}
 	s := c.admin(t)
-	text := fmt.Sprintf(`<pool type='dir'><name>%s</name><target><path>%s/pool</path></target></pool>`, pool, dir)
+	text := fmt.Sprintf(`<pool type='dir'><name>%s</name><target><path>%s</path></target></pool>`, pool, host.Pool())
 	if _, err := s.StoragePoolCreateXML(text, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +106,7 @@ func made(t *testing.T, c Config) *Target {
 }
 
 func TestConformanceOfARealDaemon(t *testing.T) {
-	c := daemon(t)
+	c := started(t)
 	s := c.admin(t)
 	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
 		empty(t, s)
@@ -366,7 +303,7 @@ func (w *wire) Read(p []byte) (int, error) {
 
 // A raw image has holes, which are not sent, and is the same when it is read back.
 func TestHolesDoNotTravel(t *testing.T) {
-	c := daemon(t)
+	c := started(t)
 	to := made(t, c)
 	img := uploadtest.Image(t, store.Raw, "prod-worker", 7)
 	const size = 1 << 30
@@ -399,9 +336,39 @@ func TestHolesDoNotTravel(t *testing.T) {
 	}
 }
 
+// A family lives in one pool: another target of the same host does not take its
+// version apart.
+func TestAVersionInAnotherPoolStays(t *testing.T) {
+	c := started(t)
+	s := c.admin(t)
+	dir := t.TempDir()
+	const text = `<pool type='dir'><name>other</name><target><path>%s</path></target></pool>`
+	if _, err := s.StoragePoolCreateXML(fmt.Sprintf(text, dir), 0); err != nil {
+		t.Fatal(err)
+	}
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 1)
+	state, err := upload.OpenJournal(t.TempDir(), upload.Key{Target: "lv", Image: img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	here := made(t, c)
+	o, err := here.Upload(t.Context(), img, state, func(upload.Event) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Pool = "other"
+	if _, err := made(t, c).Upload(t.Context(), img, state, func(upload.Event) {}); !errors.Is(err, upload.ErrTaken) || !strings.Contains(err.Error(), "its volume is in the pool templates, and the pool other is wanted") {
+		t.Errorf("Upload = %v, want that the name is taken", err)
+	}
+	if all, err := here.List(t.Context(), ""); err != nil || len(all) != 1 || all[0].ID != o.ID {
+		t.Errorf("List = %+v, %v, want %s", all, err, o.ID)
+	}
+}
+
 // The firmware that libvirt chooses for a UEFI template has no Secure Boot.
 func TestUEFIIsWithoutSecureBoot(t *testing.T) {
-	c := daemon(t)
+	c := started(t)
 	c.Firmware = UEFI
 	to := made(t, c)
 	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 1)

@@ -6,12 +6,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +18,7 @@ import (
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
+	"github.com/imagectl/imagectl/test/daemon"
 )
 
 // dockerRegistry runs Debian's docker-registry, of the kind before referrers, until
@@ -27,12 +26,7 @@ import (
 func dockerRegistry(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close() // the program wants to open it itself
+	address := daemon.Address(t)
 	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
 	if err != nil {
 		t.Fatal(err)
@@ -48,33 +42,14 @@ auth:
   htpasswd: {realm: registry, path: %[1]s/htpasswd}
 `, dir, address))
 	cmd := exec.Command("docker-registry", "serve", filepath.Join(dir, "config.yml"))
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting docker-registry (apt-get install docker-registry): %v", err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
+	daemon.Start(t, cmd, "apt-get install docker-registry", func() error {
+		resp, err := http.Get("http://" + address + "/v2/")
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
 	})
-	for deadline := time.Now().Add(2 * time.Minute); ; {
-		if resp, err := http.Get("http://" + address + "/v2/"); err == nil {
-			resp.Body.Close()
-			return address
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("docker-registry ended: %v: %s", err, said.String())
-		case <-time.After(20 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("docker-registry does not answer after two minutes")
-		}
-	}
+	return address
 }
 
 func TestConformanceOfARealRegistry(t *testing.T) {

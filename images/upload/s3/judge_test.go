@@ -9,13 +9,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +22,7 @@ import (
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
+	"github.com/imagectl/imagectl/test/daemon"
 )
 
 var versitygw = flag.String("versitygw", "", "the program versitygw, a store of another hand")
@@ -34,40 +33,15 @@ func gateway(t *testing.T) Config {
 	if *versitygw == "" {
 		t.Fatal("-versitygw is not set; run this through make upload-test")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close() // the program wants to open it itself
+	address := daemon.Address(t)
 	cmd := exec.Command(*versitygw, "--quiet", "--port", address, "--access", accessKey, "--secret", "secret-of-the-operator", "posix", t.TempDir())
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
+	daemon.Start(t, cmd, "make upload-test installs it", func() error {
+		resp, err := http.Get("http://" + address + "/")
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
 	})
-	for deadline := time.Now().Add(2 * time.Minute); ; {
-		if resp, err := http.Get("http://" + address + "/"); err == nil {
-			resp.Body.Close()
-			break
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("versitygw ended: %v: %s", err, said.String())
-		case <-time.After(20 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("versitygw does not answer after two minutes")
-		}
-	}
 	return Config{Endpoint: "http://" + address, AccessKey: accessKey, SecretKey: "secret-of-the-operator", Region: "us-east-1", Now: time.Now}
 }
 

@@ -1,0 +1,70 @@
+package daemon
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+)
+
+// Libvirtd runs Debian's libvirtd as a user of no rights, even where the test is root's:
+// root's would be the machine's own.
+type Libvirtd struct {
+	// Dir is a directory of its user's.
+	Dir string
+}
+
+// Run is its XDG_RUNTIME_DIR.
+func (l Libvirtd) Run() string { return filepath.Join(l.Dir, "run") }
+
+// Pool is an empty directory of its user's.
+func (l Libvirtd) Pool() string { return filepath.Join(l.Dir, "pool") }
+
+// Socket is where it listens.
+func (l Libvirtd) Socket() string { return filepath.Join(l.Run(), "libvirt", "libvirt-sock") }
+
+// StartLibvirtd starts one with directories of its own.
+func StartLibvirtd(t testing.TB) Libvirtd {
+	t.Helper()
+	// Not t.TempDir: its parents are the test's own.
+	dir, err := os.MkdirTemp("", "imagectl-libvirt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cmd := exec.Command("/usr/sbin/libvirtd")
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir + "/run", "XDG_CONFIG_HOME=" + dir + "/config", "XDG_CACHE_HOME=" + dir + "/cache"}
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		nobody, err := user.Lookup("nobody")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ = strconv.Atoi(nobody.Uid)
+		gid, _ = strconv.Atoi(nobody.Gid)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	}
+	for _, sub := range []string{"", "run", "config", "cache", "pool"} {
+		path := filepath.Join(dir, sub)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(path, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := Libvirtd{dir}
+	Start(t, cmd, "apt-get install libvirt-daemon", func() error {
+		conn, err := net.Dial("unix", l.Socket())
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+	return l
+}
