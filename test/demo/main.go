@@ -44,9 +44,7 @@ func run(ctx context.Context) error {
 	defer cancel()
 
 	start := time.Now()
-	l.Log = func(format string, args ...any) {
-		fmt.Printf("%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
-	}
+	l.Log = lab.Stamped(os.Stdout)
 	for _, dir := range []*string{&l.Bin, &l.Release, &l.Upstream, &l.Work} {
 		abs, err := filepath.Abs(*dir)
 		if err != nil {

@@ -265,8 +265,7 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 			t.Fatalf("%s is not set; run this through make formats", name)
 		}
 	}
-	// A cluster has a control plane; this one is never switched on.
-	machines := []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}}
+	machines := []lab.Machine{lab.Absent()}
 	for i, c := range all {
 		memory := 1536
 		if installs(c) {
@@ -277,14 +276,12 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 			Address: fmt.Sprintf("10.77.0.%d", 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
 		})
 	}
-	start, upstream := time.Now(), t.TempDir()
+	upstream := t.TempDir()
 	if err := lab.StandIns(upstream); err != nil {
 		t.Fatal(err)
 	}
 	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Cache: *cache, Butane: report, Boot: isoBoot, Machines: machines,
-		Log: func(format string, args ...any) {
-			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(start).Round(time.Second), fmt.Sprintf(format, args...))
-		}})
+		Log: lab.Stamped(os.Stderr)})
 	if err != nil {
 		t.Fatal(err)
 	}

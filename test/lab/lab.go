@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,6 +59,19 @@ func IdleMachines() []Machine {
 	return []Machine{
 		{Name: "idle-bios", Role: "worker", Firmware: vm.SeaBIOS, Address: "10.77.0.31", MAC: "52:54:00:77:00:31", CPUs: 1, MiB: 512, Idle: true},
 		{Name: "idle-uefi", Role: "worker", Firmware: vm.OVMF, Address: "10.77.0.32", MAC: "52:54:00:77:00:32", CPUs: 1, MiB: 512, Idle: true},
+	}
+}
+
+// Absent is a control plane that is never switched on: every cluster has one.
+func Absent() Machine {
+	return Machine{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}
+}
+
+// Stamped is a Lab's Log that begins each line with the time since now.
+func Stamped(w io.Writer) func(format string, args ...any) {
+	began := time.Now()
+	return func(format string, args ...any) {
+		fmt.Fprintf(w, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
 	}
 }
 

@@ -34,7 +34,7 @@ func TestEmptyMachinesProveThemselvesByTheirTPM(t *testing.T) {
 			t.Fatalf("%s is not set; run this through make tpm-test", name)
 		}
 	}
-	began, upstream := time.Now(), t.TempDir()
+	upstream := t.TempDir()
 	if err := lab.StandIns(upstream); err != nil {
 		t.Fatal(err)
 	}
@@ -46,11 +46,8 @@ func TestEmptyMachinesProveThemselvesByTheirTPM(t *testing.T) {
 	good, bad, none := machine("good", "41", own.ForGuest(), vm.OVMF), machine("bad", "42", other.ForGuest(), vm.SeaBIOS), machine("none", "43", "", vm.SeaBIOS)
 	bad.EK, none.EK = strings.Repeat("ab", 32), ""
 	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Identity: "tpm",
-		// A cluster has a control plane; this one is never switched on.
-		Machines: []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}, good, bad, none},
-		Log: func(format string, args ...any) {
-			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
-		}})
+		Machines: []lab.Machine{lab.Absent(), good, bad, none},
+		Log:      lab.Stamped(os.Stderr)})
 	if err != nil {
 		t.Fatal(err)
 	}

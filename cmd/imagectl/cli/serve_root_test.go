@@ -5,9 +5,7 @@ package cli
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,17 +13,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/images/lock"
-	"github.com/imagectl/imagectl/images/release"
 	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/test/site"
 )
 
 // These tests run in a network namespace of their own: make test-root.
@@ -42,11 +38,7 @@ func rackSite(t *testing.T, machines int) string {
 	dir := t.TempDir()
 	write := func(name, text string) {
 		t.Helper()
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		if err := site.Write(filepath.Join(dir, name), []byte(text)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -83,45 +75,7 @@ machines:
 	}
 	write("cluster.yaml", y.String())
 
-	spec, found := cluster.Parse(os.ReadFile, filepath.Join(dir, "cluster.yaml"))
-	if err := found.Err(); err != nil {
-		t.Fatal(found)
-	}
-	wants := spec.Wants()
-	l := lock.Lock{Version: 1, Wants: release.Digest(wants)}
-	for _, w := range wants {
-		b := lock.Blob{ID: w.ID, Source: w.Source, SHA256: strings.Repeat("0", 64), Size: 1}
-		path := w.Source
-		if !filepath.IsAbs(path) {
-			path = filepath.Join(dir, path)
-		}
-		if content, err := os.ReadFile(path); err == nil {
-			sum := sha256.Sum256(content)
-			b.SHA256, b.Size = hex.EncodeToString(sum[:]), int64(len(content))
-		}
-		if w.Signed != nil {
-			b.Signer = &lock.Signer{Primary: w.Signed.Primary, Subkey: w.Signed.Primary, SignedAt: "2026-01-01T00:00:00Z"}
-		}
-		l.Inputs = append(l.Inputs, b)
-	}
-	slices.SortFunc(l.Inputs, func(a, b lock.Blob) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	if err := lock.Write(filepath.Join(dir, lock.FileName), l); err != nil {
-		t.Fatal(err)
-	}
-	m := store.Manifest{Version: 1, Cluster: "demo", Flatcar: "4593.2.5", Kubernetes: "v1.36.3"}
-	for _, a := range []store.Artefact{
-		{Name: "demo-pxe.vmlinuz", Format: store.PXEKernel}, {Name: "demo-pxe.cpio.gz", Format: store.PXEInitrd}, {Name: "imagectl.raw", Format: store.Sysext},
-		{Name: "demo-control-plane.raw.zst", Role: "control-plane", Format: store.RawZstd}, {Name: "demo-worker.raw.zst", Role: "worker", Format: store.RawZstd},
-	} {
-		write("out/"+a.Name, a.Name)
-		sum := sha256.Sum256([]byte(a.Name))
-		a.SHA256, a.Size = hex.EncodeToString(sum[:]), int64(len(a.Name))
-		if a.Format == store.RawZstd {
-			a.RawSize, a.RawSHA256 = 1<<20, strings.Repeat("2", 64)
-		}
-		m.Artefacts = append(m.Artefacts, a)
-	}
-	if err := store.WriteManifest(filepath.Join(dir, "out"), m); err != nil {
+	if err := site.Complete(dir, func(store.Format) int64 { return 100 }); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("IMAGECTL_CONFIG", filepath.Join(dir, "context.json"))
