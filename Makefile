@@ -96,13 +96,19 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	$(call say,real parts as processes (about 2 minutes))
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip HA -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates' -test.v
 
 .PHONY: native-ha
 native-ha: build upstream ## three control planes as processes: joined under kills, one without power, one without disk
 	$(call say,three control planes as processes (about 6 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run HA -test.v
+
+.PHONY: native-certs
+native-certs: build upstream ## what kubeadm made for a year is renewed by a real kubeadm, and in use
+	$(call say,kubeadm's certificates renewed (about 2 minutes))
+	go test -c -tags root -o bin/root/native.test ./test/native
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.run Certificates -test.v
 
 .PHONY: release-test
 release-test: build release ## the test release itself: bad ones refused, firmware, verity, Ignition, doors

@@ -53,6 +53,8 @@ type Agent struct {
 	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
 	// askNode is getNode but in tests.
 	askNode func(ctx context.Context, name string) (kubeNode, error)
+	// askAPIServer is getAPIServer but in tests.
+	askAPIServer func(context.Context, *api.Run) (*x509.Certificate, error)
 	// openEtcd is etcd.Open but in tests.
 	openEtcd func(context.Context, []string, *tls.Config) (etcdCluster, error)
 	// progressTime bounds a report of progress, which is lossy by contract: an
@@ -64,7 +66,8 @@ type Agent struct {
 
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
-	a.askEtcd, a.openEtcd, a.askNode, a.progressTime, a.listen = etcd.Ask, openEtcd, a.getNode, 2*time.Second, lldp.Listen
+	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
+	a.progressTime, a.listen = 2*time.Second, lldp.Listen
 	return a.run(ctx)
 }
 

@@ -91,7 +91,7 @@ func newLab(t *testing.T) *lab {
 		}
 	}
 	mux := http.NewServeMux()
-	mux.Handle(apiconnect.NewEnrolServiceHandler(enroller{l}))
+	mux.Handle(apiconnect.NewEnrolServiceHandler(enroller{lab: l}))
 	mux.Handle(apiconnect.NewAgentServiceHandler(agentServer{l}))
 	srv := httptest.NewUnstartedServer(mux)
 	srv.EnableHTTP2 = true
@@ -165,10 +165,11 @@ func (l *lab) agent(mode nodeconf.Mode) *Agent {
 	l.seen, l.run = nil, rand.Text()
 	return &Agent{
 		Host: l.node.Host, Log: slog.New(slog.NewTextHandler(l.log, nil)), Version: l.run, Now: l.clock, Rand: rand.Reader, Jitter: func() float64 { return 0 },
-		Config:   nodeconf.Config{Cluster: "lab", Mode: mode, Servers: []string{l.url}, CA: string(l.ca.CertificatePEM())},
-		askNode:  func(context.Context, string) (kubeNode, error) { return l.kubernetes.node() },
-		askEtcd:  func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() },
-		openEtcd: func(context.Context, []string, *tls.Config) (etcdCluster, error) { return l.members, nil }, progressTime: time.Hour,
+		Config:       nodeconf.Config{Cluster: "lab", Mode: mode, Servers: []string{l.url}, CA: string(l.ca.CertificatePEM())},
+		askNode:      func(context.Context, string) (kubeNode, error) { return l.kubernetes.node() },
+		askAPIServer: func(context.Context, *api.Run) (*x509.Certificate, error) { return l.kubernetes.apiServer() },
+		askEtcd:      func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() },
+		openEtcd:     func(context.Context, []string, *tls.Config) (etcdCluster, error) { return l.members, nil }, progressTime: time.Hour,
 	}
 }
 
@@ -238,7 +239,10 @@ func waitFor[T any](l *lab, what string, good func() (T, bool)) T {
 	panic("unreachable")
 }
 
-type enroller struct{ *lab }
+type enroller struct {
+	apiconnect.UnimplementedEnrolServiceHandler
+	*lab
+}
 
 func (l enroller) Enrol(_ context.Context, req *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
 	key, err := pki.ParseRequest(req.Msg.GetCsrDer())

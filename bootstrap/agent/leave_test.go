@@ -69,16 +69,22 @@ func TestAControlPlaneReportsWhenKubeadmsCertificatesEnd(t *testing.T) {
 	if got := n.kubeadmEnds(); !got.Equal(long.Leaf.NotAfter) {
 		t.Errorf("got %s, want %s", got, long.Leaf.NotAfter)
 	}
-	key, err := pki.EncodeKey(month.PrivateKey.(crypto.Signer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b64 := func(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
-	l.put("/etc/kubernetes/controller-manager.conf", fmt.Sprintf("clusters: [{name: c, cluster: {server: 'https://127.0.0.1:6443', certificate-authority-data: %s}}]\nusers: [{name: u, user: {client-certificate-data: %s, client-key-data: %s}}]\n",
-		b64(l.kube.CertificatePEM()), b64([]byte(pemOf(month))), b64(key)))
+	l.put("/etc/kubernetes/controller-manager.conf", l.kubeconfig(month))
 	if got := n.kubeadmEnds(); !got.Equal(month.Leaf.NotAfter) {
 		t.Errorf("got %s, want %s", got, month.Leaf.NotAfter)
 	}
+}
+
+// kubeconfig is one with a certificate in it, as kubeadm writes them.
+func (l *lab) kubeconfig(c tls.Certificate) string {
+	l.t.Helper()
+	key, err := pki.EncodeKey(c.PrivateKey.(crypto.Signer))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	b64 := func(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
+	return fmt.Sprintf("clusters: [{name: c, cluster: {server: 'https://127.0.0.1:6443', certificate-authority-data: %s}}]\nusers: [{name: u, user: {client-certificate-data: %s, client-key-data: %s}}]\n",
+		b64(l.kube.CertificatePEM()), b64(pki.EncodeCertificate(c.Leaf.Raw)), b64(key))
 }
 
 // operatorFor is some certificate of that lifetime.

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,6 +31,21 @@ type cluster struct {
 	ready   bool
 	marked  bool
 	tainted bool
+	// shows is the API server's certificate; nil while it does not answer.
+	shows *x509.Certificate
+	// asked is called when somebody asks the API server; nil for nothing.
+	asked func()
+}
+
+// apiServer is the one on the node.
+func (c *cluster) apiServer() (*x509.Certificate, error) {
+	if c != nil && c.asked != nil {
+		c.asked()
+	}
+	if c == nil || c.shows == nil {
+		return nil, errors.New("connection refused")
+	}
+	return c.shows, nil
 }
 
 // node is what the API server says of the node.

@@ -15,7 +15,6 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
-	"github.com/imagectl/imagectl/bootstrap/pki"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -58,43 +57,18 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 	r.kubernetes.NodeReady = stepDone(stepNodeReady)
 	r.kubernetes.AddonsApplied = stepDone(stepAddons) || r.kubernetes.GetJoined() && len(run.GetKubernetes().GetAddons()) == 0
 	if run.GetControlPlane() && r.kubernetes.Joined {
-		r.kubernetes.ApiserverReady = n.apiServerReady(ctx, run) == nil
+		_, err := n.askAPIServer(ctx, run)
+		r.kubernetes.ApiserverReady = err == nil
 		if end := n.kubeadmEnds(); !end.IsZero() {
 			r.kubernetes.CertificatesEnd = timestamppb.New(end)
+		}
+		// After the ends: with new ones in place it is there until they are in use.
+		if begun, err := n.Host.Exists(renewingPath); err == nil {
+			r.kubernetes.CertificatesStale = begun
 		}
 	}
 	r.kubernetes.KubeletVersion = n.kubeletVersion(ctx)
 	return r
-}
-
-// kubeadmEnds is when the first of the certificates ends that kubeadm made on this
-// control plane; the zero time when none can be read. kubelet renews its own.
-func (n *node) kubeadmEnds() time.Time {
-	var first time.Time
-	note := func(leaf *x509.Certificate) {
-		if first.IsZero() || leaf.NotAfter.Before(first) {
-			first = leaf.NotAfter
-		}
-	}
-	for _, name := range []string{"apiserver", "apiserver-kubelet-client", "front-proxy-client"} {
-		b, err := n.Host.ReadFile(kubeadm.PKIDir + "/" + name + ".crt")
-		if err != nil {
-			continue
-		}
-		if leaf, err := pki.ParseCertificatePEM(b); err == nil {
-			note(leaf)
-		}
-	}
-	for _, name := range []string{"admin", "controller-manager", "scheduler"} {
-		b, err := n.Host.ReadFile("/etc/kubernetes/" + name + ".conf")
-		if err != nil {
-			continue
-		}
-		if _, conf, err := kubeadm.Credentials(b, n.Host.ReadFile); err == nil {
-			note(conf.Certificates[0].Leaf)
-		}
-	}
-	return first
 }
 
 // kubeletVersion asks once.
@@ -145,8 +119,9 @@ func (n *node) etcdTLS() (*tls.Config, error) {
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}}, nil
 }
 
-// apiServerReady asks this node's own API server, past the balancer.
-func (n *node) apiServerReady(ctx context.Context, run *api.Run) error {
+// getAPIServer asks this node's own API server, past the balancer, whether it is ready,
+// and returns the certificate that it shows.
+func (a *Agent) getAPIServer(ctx context.Context, run *api.Run) (*x509.Certificate, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(run.GetKubernetes().GetCaPem()))
 	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}}
@@ -155,15 +130,15 @@ func (n *node) apiServerReady(ctx context.Context, run *api.Run) error {
 	at := "https://" + net.JoinHostPort(run.GetAddress(), strconv.Itoa(kubeadm.BindPort)) + "/readyz"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("asking %s: %s", at, resp.Status)
+		return nil, fmt.Errorf("asking %s: %s", at, resp.Status)
 	}
-	return nil
+	return resp.TLS.PeerCertificates[0], nil
 }

@@ -57,6 +57,8 @@ func (n *node) steps(run *api.Run) []Step {
 		s = append(s, n.kubernetesSecrets(), n.apiServerEtcdClient())
 	}
 	s = append(s, n.kubeadm(run), n.kubeletRunning())
+	// Before all that needs an API server whose certificate is good.
+	s = append(s, n.kubeadmRenewal(run)...)
 	first := len(run.GetKubernetes().GetAddons()) > 0 || k == api.KubernetesWanted_ACTION_INIT
 	if first {
 		s = append(s, n.bindings())

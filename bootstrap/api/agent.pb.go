@@ -500,8 +500,10 @@ type KubernetesObserved struct {
 	// When the first of the certificates ends that kubeadm made here; only on control
 	// planes that have joined.
 	CertificatesEnd *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=certificates_end,json=certificatesEnd,proto3" json:"certificates_end,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// They were renewed, and not all of the control plane has started anew since.
+	CertificatesStale bool `protobuf:"varint,40,opt,name=certificates_stale,json=certificatesStale,proto3" json:"certificates_stale,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *KubernetesObserved) Reset() {
@@ -574,6 +576,13 @@ func (x *KubernetesObserved) GetCertificatesEnd() *timestamppb.Timestamp {
 		return x.CertificatesEnd
 	}
 	return nil
+}
+
+func (x *KubernetesObserved) GetCertificatesStale() bool {
+	if x != nil {
+		return x.CertificatesStale
+	}
+	return false
 }
 
 type SyncRequest struct {
@@ -1674,7 +1683,10 @@ type KubernetesWanted struct {
 	// PEM of the cluster CA.
 	CaPem string `protobuf:"bytes,9,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// Manifests to apply, in order; only set for the node that runs init.
-	Addons        []*Addon `protobuf:"bytes,10,rep,name=addons,proto3" json:"addons,omitempty"`
+	Addons []*Addon `protobuf:"bytes,10,rep,name=addons,proto3" json:"addons,omitempty"`
+	// It is this control plane's turn to renew the certificates that kubeadm made and
+	// that end before this; unset when it is not.
+	RenewBefore   *timestamppb.Timestamp `protobuf:"bytes,40,opt,name=renew_before,json=renewBefore,proto3" json:"renew_before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1775,6 +1787,13 @@ func (x *KubernetesWanted) GetCaPem() string {
 func (x *KubernetesWanted) GetAddons() []*Addon {
 	if x != nil {
 		return x.Addons
+	}
+	return nil
+}
+
+func (x *KubernetesWanted) GetRenewBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewBefore
 	}
 	return nil
 }
@@ -2318,7 +2337,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
-	"\alearner\x18\x04 \x01(\bR\alearner\"\x8b\x02\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"\xba\x02\n" +
 	"\x12KubernetesObserved\x12'\n" +
 	"\x0fapiserver_ready\x18\x01 \x01(\bR\x0eapiserverReady\x12\x16\n" +
 	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x1d\n" +
@@ -2326,7 +2345,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"node_ready\x18\x03 \x01(\bR\tnodeReady\x12'\n" +
 	"\x0fkubelet_version\x18\x04 \x01(\tR\x0ekubeletVersion\x12%\n" +
 	"\x0eaddons_applied\x18\x05 \x01(\bR\raddonsApplied\x12E\n" +
-	"\x10certificates_end\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\x0fcertificatesEnd\"\xf8\x03\n" +
+	"\x10certificates_end\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\x0fcertificatesEnd\x12-\n" +
+	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\"\xf8\x03\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -2438,7 +2458,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x10ACTION_BOOTSTRAP\x10\x03\x12\x0f\n" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"\xf7\x03\n" +
+	"ACTION_RUN\x10\x05\"\xb6\x04\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -2452,7 +2472,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x0fapi_server_sans\x18\b \x03(\tR\rapiServerSans\x12\x15\n" +
 	"\x06ca_pem\x18\t \x01(\tR\x05caPem\x12*\n" +
 	"\x06addons\x18\n" +
-	" \x03(\v2\x12.imagectl.v1.AddonR\x06addons\"\x89\x01\n" +
+	" \x03(\v2\x12.imagectl.v1.AddonR\x06addons\x12=\n" +
+	"\frenew_before\x18( \x01(\v2\x1a.google.protobuf.TimestampR\vrenewBefore\"\x89\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_WAIT\x10\x01\x12\x0f\n" +
@@ -2578,24 +2599,25 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	2,  // 22: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
 	3,  // 23: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
 	21, // 24: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	30, // 25: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	31, // 26: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	15, // 27: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 28: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 29: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	8,  // 30: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	22, // 31: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	24, // 32: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	26, // 33: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	10, // 34: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	23, // 35: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	25, // 36: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	27, // 37: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	34, // [34:38] is the sub-list for method output_type
-	30, // [30:34] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	32, // 25: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	30, // 26: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	31, // 27: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	15, // 28: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 29: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 30: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	8,  // 31: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	22, // 32: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	24, // 33: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	26, // 34: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	10, // 35: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	23, // 36: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	25, // 37: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	27, // 38: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	35, // [35:39] is the sub-list for method output_type
+	31, // [31:35] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }

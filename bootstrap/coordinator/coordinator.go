@@ -45,12 +45,14 @@ type Seen struct {
 	NodeReady bool
 	// AddonsApplied: every add-on is applied (the node that ran init).
 	AddonsApplied bool
+	// Certificates are those that kubeadm made on it.
+	Certificates Certificates
 }
 
 // Choices are decisions that outlive everything. The zero value is a cluster
 // that does not exist yet. A set field never changes, and no name leaves a list but
-// that of a voter which was taken off etcd's own; EtcdJoining, EtcdLeaving and
-// EtcdRemover come and go.
+// that of a voter which was taken off etcd's own; EtcdJoining, EtcdLeaving,
+// EtcdRemover and Renewing come and go.
 type Choices struct {
 	// EtcdFirst is the machine that starts the etcd cluster.
 	EtcdFirst string `json:"etcdFirst,omitempty"`
@@ -72,12 +74,14 @@ type Choices struct {
 	KubernetesFormed bool `json:"kubernetesFormed,omitempty"`
 	// APIServers are the machines whose API server was ready once, sorted.
 	APIServers []string `json:"apiServers,omitempty"`
+	// Renewing is the only control plane that may renew what kubeadm made now.
+	Renewing string `json:"renewing,omitempty"`
 }
 
 // Equal says whether nothing differs.
 func (c Choices) Equal(o Choices) bool {
 	return slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
-		c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
+		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
 		c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
@@ -109,7 +113,7 @@ func Choose(nodes []Node, c Choices) Choices {
 			}
 		}
 	}
-	return c
+	return chooseRenewing(nodes, c)
 }
 
 // with returns a sorted list that holds name too; list is left alone.
@@ -186,8 +190,11 @@ type Directive struct {
 	EtcdRemove       string
 	Kubernetes       KubernetesAction
 	KubernetesReason string
-	// First says that this machine runs init, and so applies the add-ons.
+	// First says that this machine applies the add-ons: the one that ran init, or another
+	// control plane when that one is gone for good.
 	First bool
+	// Renew: it renews the certificates that kubeadm made on it.
+	Renew bool
 }
 
 // Direct says what a machine that calls is to do. c must be stored already.
@@ -199,13 +206,28 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	if n.Seen.Installer {
 		return installer(*n)
 	}
-	d := Directive{Kind: Run, First: c.KubernetesFirst == name}
+	d := Directive{Kind: Run, First: addonsOn(nodes, c) == name}
 	d.Etcd, d.EtcdReason = etcd(nodes, *n, c)
 	if c.EtcdRemover == name {
 		d.EtcdRemove = c.EtcdLeaving
 	}
 	d.Kubernetes, d.KubernetesReason = kubernetes(*n, c)
+	d.Renew = d.Kubernetes == KubernetesRun && c.Renewing == name
 	return d
+}
+
+// addonsOn is the machine that applies the add-ons. That two do for a moment, when the
+// first comes back, does no harm: each applies the same.
+func addonsOn(nodes []Node, c Choices) string {
+	if n := find(nodes, c.KubernetesFirst); n != nil && n.ControlPlane && working(n.State) {
+		return n.Name
+	}
+	for _, name := range c.APIServers {
+		if n := find(nodes, name); n != nil && n.ControlPlane && working(n.State) {
+			return name
+		}
+	}
+	return c.KubernetesFirst
 }
 
 func installer(n Node) Directive {

@@ -67,7 +67,8 @@ func check(t *testing.T, nodes []Node, before Choices) {
 	}
 	checkJoining(t, nodes, before, c)
 	checkLeaving(t, nodes, before, c)
-	bootstraps, inits, joins, removals := 0, 0, 0, 0
+	checkRenewing(t, nodes, before, c)
+	bootstraps, inits, joins, removals, applies := 0, 0, 0, 0, 0
 	for _, n := range nodes {
 		d := Direct(nodes, c, n.Name)
 		bad := func(what string) { t.Fatalf("%+v %+v: %s gets %+v: %s", nodes, c, n.Name, d, what) }
@@ -86,6 +87,16 @@ func check(t *testing.T, nodes []Node, before Choices) {
 			if removals++; d.EtcdRemove == n.Name || n.Name != c.EtcdRemover || d.EtcdRemove != c.EtcdLeaving {
 				bad("it removes a member out of turn")
 			}
+		}
+		if d.First {
+			if applies++; !n.ControlPlane && n.Name != c.KubernetesFirst || !working(n.State) && slices.ContainsFunc(nodes, func(o Node) bool {
+				return o.ControlPlane && working(o.State) && slices.Contains(c.APIServers, o.Name)
+			}) {
+				bad("it is to apply the add-ons, and another one could")
+			}
+		}
+		if d.Renew && (n.Name != c.Renewing || !n.ControlPlane || d.Kubernetes != KubernetesRun) {
+			bad("it renews what kubeadm made out of turn")
 		}
 		if d.Etcd == EtcdRun && (n.Seen.EtcdEmpty || !slices.Contains(c.EtcdVoters, n.Name)) {
 			bad("it runs a member that it has not")
@@ -129,8 +140,8 @@ func check(t *testing.T, nodes []Node, before Choices) {
 			bad("etcd on a worker")
 		}
 	}
-	if bootstraps > 1 || inits > 1 || joins+removals > 1 {
-		t.Fatalf("%+v %+v: %d machines start etcd, %d run init, %d join etcd, %d remove a member", nodes, c, bootstraps, inits, joins, removals)
+	if bootstraps > 1 || inits > 1 || joins+removals > 1 || applies > 1 {
+		t.Fatalf("%+v %+v: %d machines start etcd, %d run init, %d join etcd, %d remove a member, %d apply the add-ons", nodes, c, bootstraps, inits, joins, removals, applies)
 	}
 }
 
@@ -195,6 +206,41 @@ func checkLeaving(t *testing.T, nodes []Node, before, c Choices) {
 	}
 	if c.EtcdRemover == c.EtcdLeaving || total < 2 || well < quorum(total) || others < quorum(total-1) {
 		bad("a removal would cost the quorum")
+	}
+}
+
+// checkRenewing asserts when a control plane's API server may start anew, and that
+// nobody else's does before it is back.
+func checkRenewing(t *testing.T, nodes []Node, before, c Choices) {
+	t.Helper()
+	bad := func(what string) { t.Helper(); t.Fatalf("%+v %+v: %s: %+v", nodes, before, what, c) }
+	old := find(nodes, before.Renewing)
+	if old != nil && c.Renewing != before.Renewing && old.ControlPlane && working(old.State) && !old.Gone {
+		switch {
+		case old.Seen == nil:
+			bad(before.Renewing + " was silent for a moment and lost its turn")
+		case !old.Seen.Installer && old.Seen.Joined && (old.Seen.Certificates != CertificatesGood || !old.Seen.APIServerReady):
+			bad(before.Renewing + " is not back, and its turn is over")
+		}
+	}
+	if c.Renewing == "" || c.Renewing == before.Renewing {
+		return
+	}
+	n := find(nodes, c.Renewing)
+	if n == nil || !n.ControlPlane || !working(n.State) || n.Seen == nil || !n.Seen.Joined || n.Seen.Certificates == CertificatesGood {
+		bad("a machine renews that has nothing to renew")
+	}
+	others, ready := 0, 0
+	for _, o := range nodes {
+		if o.Name != n.Name && o.ControlPlane && working(o.State) && slices.Contains(c.APIServers, o.Name) {
+			others++
+			if o.Seen != nil && o.Seen.Joined && o.Seen.APIServerReady {
+				ready++
+			}
+		}
+	}
+	if n.Seen.APIServerReady && n.Seen.Certificates == CertificatesDue && others > 0 && ready == 0 {
+		bad("the only API server starts anew")
 	}
 }
 

@@ -20,7 +20,7 @@ func Summary(nodes []Node, c Choices) (ready bool, sentence string) {
 		if n.State != machine.Ready {
 			missing++
 		}
-		if n.Name == c.KubernetesFirst && n.Seen != nil {
+		if n.Name == addonsOn(nodes, c) && n.Seen != nil {
 			addons = n.Seen.AddonsApplied
 		}
 	}

@@ -123,8 +123,8 @@ func (b *board) Changed() <-chan struct{} {
 	return b.changed
 }
 
-// seen is the part of a report that decisions look at.
-func (r report) seen() *coordinator.Seen {
+// seen is the part of a report that decisions look at, at a time.
+func (r report) seen(now time.Time) *coordinator.Seen {
 	e, k := r.last.GetEtcd(), r.last.GetKubernetes()
 	var members []string
 	for _, m := range e.GetMembers() {
@@ -140,5 +140,6 @@ func (r report) seen() *coordinator.Seen {
 		Joined:         k.GetJoined(),
 		NodeReady:      k.GetNodeReady(),
 		AddonsApplied:  k.GetAddonsApplied(),
+		Certificates:   kubeadmCertificates(k, now),
 	}
 }

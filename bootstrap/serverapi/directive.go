@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/machine"
@@ -152,6 +154,9 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 	w.ApiServerSans = slices.Compact(w.ApiServerSans)
 	if d.First {
 		w.Addons = k.Addons
+	}
+	if d.Renew {
+		w.RenewBefore = timestamppb.New(renewBefore(s.cfg.Now()))
 	}
 	return w
 }

@@ -112,7 +112,7 @@ func TestARestoredServerIsTheOneThatItWas(t *testing.T) {
 	if !slices.Contains(r.actions(t), "server-restored") {
 		t.Errorf("the log: %v", r.actions(t))
 	}
-	notes := strings.Join(r.notes(), "\n")
+	notes := r.allNotes()
 	if !strings.Contains(notes, "what happened between is not on record") {
 		t.Error(notes)
 	}

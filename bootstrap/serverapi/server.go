@@ -47,7 +47,9 @@ type Server struct {
 	board  *board
 	fresh  *rate.Limiter // limits what is new at enrolment
 	moves  *limits       // limits what reports change
-	calls  calls
+	// renewals limits the certificates of persons.
+	renewals *limits
+	calls    calls
 	// poll and headers are maxWait and headerTime but in tests.
 	poll, headers time.Duration
 
@@ -72,7 +74,7 @@ type Server struct {
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(),
-		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(),
+		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(), renewals: newLimits(),
 		poll: maxWait, headers: headerTime,
 	}
 	var listed []enrol.Hardware
@@ -237,7 +239,7 @@ func (s *Server) refresh() []coordinator.Node {
 		for _, m := range s.cfg.Machines {
 			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, State: s.cfg.Store.State(m.Name)}
 			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
-				n.Seen = r.seen()
+				n.Seen = r.seen(now)
 			}
 			n.Gone = n.Seen == nil && now.Sub(s.start) >= silence
 			s.view.nodes = append(s.view.nodes, n)

@@ -156,7 +156,7 @@ func (s operators) Status(ctx context.Context, _ *connect.Request[api.StatusRequ
 	ready, summary := coordinator.Summary(nodes, choices)
 	return connect.NewResponse(&api.StatusResponse{
 		Cluster: s.cfg.Cluster, ServerVersion: s.cfg.Version, Ready: ready, Summary: summary, Machines: views,
-		Backup: s.backupView(), Notes: s.notes(), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
+		Backup: s.backupView(), Notes: s.notes(nodes, choices), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
 	}), nil
 }
 
@@ -191,7 +191,7 @@ func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices)
 	return v
 }
 
-func (s *Server) notes() []string {
+func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []string {
 	notes := []string{"Kubernetes CA: its private key is on the control planes, as kubeadm needs it there; etcd's CA key is on this server only"}
 	conflicts := 0
 	for _, r := range s.cfg.Store.Machines() {
@@ -202,7 +202,7 @@ func (s *Server) notes() []string {
 	if conflicts > 0 {
 		notes = append(notes, fmt.Sprintf("alarm: %d machines are claimed by a second key; compare the codes before you approve or reject", conflicts))
 	}
-	return append(append(notes, s.kubeadmNotes()...), s.backupNotes()...)
+	return append(append(notes, s.kubeadmNotes(nodes, choices)...), s.backupNotes()...)
 }
 
 // WatchMachines implements apiconnect.OperatorServiceHandler.
