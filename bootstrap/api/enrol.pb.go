@@ -5,8 +5,8 @@
 // source: imagectl/v1/enrol.proto
 
 // The wire contract between bootstrapd, the server and operators. Everything
-// here travels over TLS 1.3 only; Enrol is the single call that needs no client
-// certificate.
+// here travels over TLS 1.3 only; those of EnrolService are the only calls that need
+// no client certificate.
 
 package api
 
@@ -182,7 +182,96 @@ func (x EnrolResponse_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EnrolResponse_Status.Descriptor instead.
 func (EnrolResponse_Status) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{8, 0}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{10, 0}
+}
+
+type RenewOperatorRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PKCS#10, DER.
+	CsrDer        []byte `protobuf:"bytes,1,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewOperatorRequest) Reset() {
+	*x = RenewOperatorRequest{}
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewOperatorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewOperatorRequest) ProtoMessage() {}
+
+func (x *RenewOperatorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewOperatorRequest.ProtoReflect.Descriptor instead.
+func (*RenewOperatorRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RenewOperatorRequest) GetCsrDer() []byte {
+	if x != nil {
+		return x.CsrDer
+	}
+	return nil
+}
+
+type RenewOperatorResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	CertificatePem string                 `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RenewOperatorResponse) Reset() {
+	*x = RenewOperatorResponse{}
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewOperatorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewOperatorResponse) ProtoMessage() {}
+
+func (x *RenewOperatorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewOperatorResponse.ProtoReflect.Descriptor instead.
+func (*RenewOperatorResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RenewOperatorResponse) GetCertificatePem() string {
+	if x != nil {
+		return x.CertificatePem
+	}
+	return ""
 }
 
 // Facts is what a machine says about itself. Nothing is granted on facts alone:
@@ -209,7 +298,7 @@ type Facts struct {
 
 func (x *Facts) Reset() {
 	*x = Facts{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[0]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -221,7 +310,7 @@ func (x *Facts) String() string {
 func (*Facts) ProtoMessage() {}
 
 func (x *Facts) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[0]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -234,7 +323,7 @@ func (x *Facts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Facts.ProtoReflect.Descriptor instead.
 func (*Facts) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Facts) GetInterfaces() []*NetworkInterface {
@@ -331,7 +420,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[1]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +432,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[1]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +445,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NetworkInterface) GetName() string {
@@ -409,7 +498,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +510,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[2]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +523,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Neighbour) GetChassis() string {
@@ -488,7 +577,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +589,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +602,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Disk) GetPath() string {
@@ -587,7 +676,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +688,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +701,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EnrolRequest) GetCsrDer() []byte {
@@ -683,7 +772,7 @@ type TpmClaim struct {
 
 func (x *TpmClaim) Reset() {
 	*x = TpmClaim{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +784,7 @@ func (x *TpmClaim) String() string {
 func (*TpmClaim) ProtoMessage() {}
 
 func (x *TpmClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +797,7 @@ func (x *TpmClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmClaim.ProtoReflect.Descriptor instead.
 func (*TpmClaim) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TpmClaim) GetEkPublic() []byte {
@@ -737,7 +826,7 @@ type TpmChallenge struct {
 
 func (x *TpmChallenge) Reset() {
 	*x = TpmChallenge{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +838,7 @@ func (x *TpmChallenge) String() string {
 func (*TpmChallenge) ProtoMessage() {}
 
 func (x *TpmChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +851,7 @@ func (x *TpmChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmChallenge.ProtoReflect.Descriptor instead.
 func (*TpmChallenge) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TpmChallenge) GetNonce() []byte {
@@ -806,7 +895,7 @@ type TpmProof struct {
 
 func (x *TpmProof) Reset() {
 	*x = TpmProof{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +907,7 @@ func (x *TpmProof) String() string {
 func (*TpmProof) ProtoMessage() {}
 
 func (x *TpmProof) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +920,7 @@ func (x *TpmProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmProof.ProtoReflect.Descriptor instead.
 func (*TpmProof) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TpmProof) GetNonce() []byte {
@@ -912,7 +1001,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1013,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1026,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EnrolResponse) GetStatus() EnrolResponse_Status {
@@ -1000,7 +1089,11 @@ var File_imagectl_v1_enrol_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\n" +
-	"\x17imagectl/v1/enrol.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x02\n" +
+	"\x17imagectl/v1/enrol.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"/\n" +
+	"\x14RenewOperatorRequest\x12\x17\n" +
+	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"@\n" +
+	"\x15RenewOperatorResponse\x12'\n" +
+	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\"\xe3\x02\n" +
 	"\x05Facts\x12=\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x1d.imagectl.v1.NetworkInterfaceR\n" +
@@ -1094,9 +1187,10 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\x17TPM_TROUBLE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12TPM_TROUBLE_ABSENT\x10\x01\x12\x14\n" +
 	"\x10TPM_TROUBLE_BUSY\x10\x02\x12\x16\n" +
-	"\x12TPM_TROUBLE_FAILED\x10\x032N\n" +
+	"\x12TPM_TROUBLE_FAILED\x10\x032\xa6\x01\n" +
 	"\fEnrolService\x12>\n" +
-	"\x05Enrol\x12\x19.imagectl.v1.EnrolRequest\x1a\x1a.imagectl.v1.EnrolResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"\x05Enrol\x12\x19.imagectl.v1.EnrolRequest\x1a\x1a.imagectl.v1.EnrolResponse\x12V\n" +
+	"\rRenewOperator\x12!.imagectl.v1.RenewOperatorRequest\x1a\".imagectl.v1.RenewOperatorResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_enrol_proto_rawDescOnce sync.Once
@@ -1111,38 +1205,42 @@ func file_imagectl_v1_enrol_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_enrol_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_imagectl_v1_enrol_proto_goTypes = []any{
 	(Mode)(0),                     // 0: imagectl.v1.Mode
 	(TpmTrouble)(0),               // 1: imagectl.v1.TpmTrouble
 	(EnrolResponse_Status)(0),     // 2: imagectl.v1.EnrolResponse.Status
-	(*Facts)(nil),                 // 3: imagectl.v1.Facts
-	(*NetworkInterface)(nil),      // 4: imagectl.v1.NetworkInterface
-	(*Neighbour)(nil),             // 5: imagectl.v1.Neighbour
-	(*Disk)(nil),                  // 6: imagectl.v1.Disk
-	(*EnrolRequest)(nil),          // 7: imagectl.v1.EnrolRequest
-	(*TpmClaim)(nil),              // 8: imagectl.v1.TpmClaim
-	(*TpmChallenge)(nil),          // 9: imagectl.v1.TpmChallenge
-	(*TpmProof)(nil),              // 10: imagectl.v1.TpmProof
-	(*EnrolResponse)(nil),         // 11: imagectl.v1.EnrolResponse
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*RenewOperatorRequest)(nil),  // 3: imagectl.v1.RenewOperatorRequest
+	(*RenewOperatorResponse)(nil), // 4: imagectl.v1.RenewOperatorResponse
+	(*Facts)(nil),                 // 5: imagectl.v1.Facts
+	(*NetworkInterface)(nil),      // 6: imagectl.v1.NetworkInterface
+	(*Neighbour)(nil),             // 7: imagectl.v1.Neighbour
+	(*Disk)(nil),                  // 8: imagectl.v1.Disk
+	(*EnrolRequest)(nil),          // 9: imagectl.v1.EnrolRequest
+	(*TpmClaim)(nil),              // 10: imagectl.v1.TpmClaim
+	(*TpmChallenge)(nil),          // 11: imagectl.v1.TpmChallenge
+	(*TpmProof)(nil),              // 12: imagectl.v1.TpmProof
+	(*EnrolResponse)(nil),         // 13: imagectl.v1.EnrolResponse
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_imagectl_v1_enrol_proto_depIdxs = []int32{
-	4,  // 0: imagectl.v1.Facts.interfaces:type_name -> imagectl.v1.NetworkInterface
-	6,  // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
-	5,  // 2: imagectl.v1.NetworkInterface.neighbour:type_name -> imagectl.v1.Neighbour
-	3,  // 3: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
+	6,  // 0: imagectl.v1.Facts.interfaces:type_name -> imagectl.v1.NetworkInterface
+	8,  // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
+	7,  // 2: imagectl.v1.NetworkInterface.neighbour:type_name -> imagectl.v1.Neighbour
+	5,  // 3: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
 	0,  // 4: imagectl.v1.EnrolRequest.mode:type_name -> imagectl.v1.Mode
-	8,  // 5: imagectl.v1.EnrolRequest.tpm:type_name -> imagectl.v1.TpmClaim
-	10, // 6: imagectl.v1.EnrolRequest.tpm_proof:type_name -> imagectl.v1.TpmProof
+	10, // 5: imagectl.v1.EnrolRequest.tpm:type_name -> imagectl.v1.TpmClaim
+	12, // 6: imagectl.v1.EnrolRequest.tpm_proof:type_name -> imagectl.v1.TpmProof
 	1,  // 7: imagectl.v1.EnrolRequest.tpm_trouble:type_name -> imagectl.v1.TpmTrouble
 	2,  // 8: imagectl.v1.EnrolResponse.status:type_name -> imagectl.v1.EnrolResponse.Status
-	12, // 9: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
-	9,  // 10: imagectl.v1.EnrolResponse.tpm_challenge:type_name -> imagectl.v1.TpmChallenge
-	7,  // 11: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
-	11, // 12: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
+	14, // 9: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
+	11, // 10: imagectl.v1.EnrolResponse.tpm_challenge:type_name -> imagectl.v1.TpmChallenge
+	9,  // 11: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
+	3,  // 12: imagectl.v1.EnrolService.RenewOperator:input_type -> imagectl.v1.RenewOperatorRequest
+	13, // 13: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
+	4,  // 14: imagectl.v1.EnrolService.RenewOperator:output_type -> imagectl.v1.RenewOperatorResponse
+	13, // [13:15] is the sub-list for method output_type
+	11, // [11:13] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -1159,7 +1257,7 @@ func file_imagectl_v1_enrol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_enrol_proto_rawDesc), len(file_imagectl_v1_enrol_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

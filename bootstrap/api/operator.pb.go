@@ -82,7 +82,681 @@ func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
 func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26, 0}
+}
+
+type OperatorView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// admin, operator, reader or backup.
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// SHA-256 of the DER SubjectPublicKeyInfo, hexadecimal; empty for the operator whose
+	// key imagectl serve makes.
+	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// The context file that imagectl serve writes on its own machine is this person's.
+	Local   bool                   `protobuf:"varint,4,opt,name=local,proto3" json:"local,omitempty"`
+	AddedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=added_at,json=addedAt,proto3" json:"added_at,omitempty"`
+	AddedBy string                 `protobuf:"bytes,6,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"`
+	// Unset when the person may come in.
+	RevokedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
+	RevokedBy     string                 `protobuf:"bytes,8,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	RevokedReason string                 `protobuf:"bytes,9,opt,name=revoked_reason,json=revokedReason,proto3" json:"revoked_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperatorView) Reset() {
+	*x = OperatorView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperatorView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperatorView) ProtoMessage() {}
+
+func (x *OperatorView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperatorView.ProtoReflect.Descriptor instead.
+func (*OperatorView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *OperatorView) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OperatorView) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *OperatorView) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *OperatorView) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+func (x *OperatorView) GetAddedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AddedAt
+	}
+	return nil
+}
+
+func (x *OperatorView) GetAddedBy() string {
+	if x != nil {
+		return x.AddedBy
+	}
+	return ""
+}
+
+func (x *OperatorView) GetRevokedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevokedAt
+	}
+	return nil
+}
+
+func (x *OperatorView) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
+}
+
+func (x *OperatorView) GetRevokedReason() string {
+	if x != nil {
+		return x.RevokedReason
+	}
+	return ""
+}
+
+type AddOperatorRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Role  string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// PKCS#10, DER: only its key counts.
+	CsrDer []byte `protobuf:"bytes,3,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"`
+	// The person has another key or role, which is taken away.
+	Replace       bool `protobuf:"varint,4,opt,name=replace,proto3" json:"replace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddOperatorRequest) Reset() {
+	*x = AddOperatorRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddOperatorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddOperatorRequest) ProtoMessage() {}
+
+func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddOperatorRequest.ProtoReflect.Descriptor instead.
+func (*AddOperatorRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AddOperatorRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddOperatorRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *AddOperatorRequest) GetCsrDer() []byte {
+	if x != nil {
+		return x.CsrDer
+	}
+	return nil
+}
+
+func (x *AddOperatorRequest) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+type AddOperatorResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	CertificatePem string                 `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
+	CaPem          string                 `protobuf:"bytes,2,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	Cluster        string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AddOperatorResponse) Reset() {
+	*x = AddOperatorResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddOperatorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddOperatorResponse) ProtoMessage() {}
+
+func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddOperatorResponse.ProtoReflect.Descriptor instead.
+func (*AddOperatorResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AddOperatorResponse) GetCertificatePem() string {
+	if x != nil {
+		return x.CertificatePem
+	}
+	return ""
+}
+
+func (x *AddOperatorResponse) GetCaPem() string {
+	if x != nil {
+		return x.CaPem
+	}
+	return ""
+}
+
+func (x *AddOperatorResponse) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type ListOperatorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperatorsRequest) Reset() {
+	*x = ListOperatorsRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperatorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperatorsRequest) ProtoMessage() {}
+
+func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
+func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
+}
+
+type ListOperatorsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operators     []*OperatorView        `protobuf:"bytes,1,rep,name=operators,proto3" json:"operators,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperatorsResponse) Reset() {
+	*x = ListOperatorsResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperatorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperatorsResponse) ProtoMessage() {}
+
+func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
+func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListOperatorsResponse) GetOperators() []*OperatorView {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+type RevokeOperatorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeOperatorsRequest) Reset() {
+	*x = RevokeOperatorsRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeOperatorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeOperatorsRequest) ProtoMessage() {}
+
+func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeOperatorsRequest.ProtoReflect.Descriptor instead.
+func (*RevokeOperatorsRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RevokeOperatorsRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *RevokeOperatorsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Outcomes name operators where others name machines.
+type RevokeOperatorsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeOperatorsResponse) Reset() {
+	*x = RevokeOperatorsResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeOperatorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeOperatorsResponse) ProtoMessage() {}
+
+func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeOperatorsResponse.ProtoReflect.Descriptor instead.
+func (*RevokeOperatorsResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RevokeOperatorsResponse) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+type RequestView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Who asked, and for what; what is a sentence.
+	By    string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	What  string                 `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	// Who let it through; empty for nobody yet.
+	ApprovedBy    string `protobuf:"bytes,6,opt,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestView) Reset() {
+	*x = RequestView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestView) ProtoMessage() {}
+
+func (x *RequestView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestView.ProtoReflect.Descriptor instead.
+func (*RequestView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RequestView) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RequestView) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *RequestView) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *RequestView) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *RequestView) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *RequestView) GetApprovedBy() string {
+	if x != nil {
+		return x.ApprovedBy
+	}
+	return ""
+}
+
+type ListRequestsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequestsRequest) Reset() {
+	*x = ListRequestsRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequestsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequestsRequest) ProtoMessage() {}
+
+func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
+func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
+}
+
+type ListRequestsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requests      []*RequestView         `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequestsResponse) Reset() {
+	*x = ListRequestsResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequestsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequestsResponse) ProtoMessage() {}
+
+func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
+func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListRequestsResponse) GetRequests() []*RequestView {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+type ApproveRequestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveRequestRequest) Reset() {
+	*x = ApproveRequestRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveRequestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveRequestRequest) ProtoMessage() {}
+
+func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
+func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ApproveRequestRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ApproveRequestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *RequestView           `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveRequestResponse) Reset() {
+	*x = ApproveRequestResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveRequestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveRequestResponse) ProtoMessage() {}
+
+func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
+func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ApproveRequestResponse) GetRequest() *RequestView {
+	if x != nil {
+		return x.Request
+	}
+	return nil
 }
 
 type MachineView struct {
@@ -121,7 +795,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -133,7 +807,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -146,7 +820,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MachineView) GetName() string {
@@ -309,7 +983,7 @@ type TpmView struct {
 
 func (x *TpmView) Reset() {
 	*x = TpmView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +995,7 @@ func (x *TpmView) String() string {
 func (*TpmView) ProtoMessage() {}
 
 func (x *TpmView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +1008,7 @@ func (x *TpmView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmView.ProtoReflect.Descriptor instead.
 func (*TpmView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TpmView) GetEk() string {
@@ -399,7 +1073,7 @@ type Pcr struct {
 
 func (x *Pcr) Reset() {
 	*x = Pcr{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +1085,7 @@ func (x *Pcr) String() string {
 func (*Pcr) ProtoMessage() {}
 
 func (x *Pcr) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +1098,7 @@ func (x *Pcr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pcr.ProtoReflect.Descriptor instead.
 func (*Pcr) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Pcr) GetIndex() uint32 {
@@ -459,7 +1133,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +1145,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +1158,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Selection) GetNames() []string {
@@ -509,7 +1183,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +1195,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +1208,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 type ListMachinesResponse struct {
@@ -546,7 +1220,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +1232,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +1245,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -595,7 +1269,7 @@ type ApproveMachineRequest struct {
 
 func (x *ApproveMachineRequest) Reset() {
 	*x = ApproveMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +1281,7 @@ func (x *ApproveMachineRequest) String() string {
 func (*ApproveMachineRequest) ProtoMessage() {}
 
 func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +1294,7 @@ func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineRequest.ProtoReflect.Descriptor instead.
 func (*ApproveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ApproveMachineRequest) GetSelection() *Selection {
@@ -653,7 +1327,7 @@ type ApproveMachineResponse struct {
 
 func (x *ApproveMachineResponse) Reset() {
 	*x = ApproveMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +1339,7 @@ func (x *ApproveMachineResponse) String() string {
 func (*ApproveMachineResponse) ProtoMessage() {}
 
 func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +1352,7 @@ func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineResponse.ProtoReflect.Descriptor instead.
 func (*ApproveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ApproveMachineResponse) GetOutcomes() []*Outcome {
@@ -698,7 +1372,7 @@ type RejectMachineRequest struct {
 
 func (x *RejectMachineRequest) Reset() {
 	*x = RejectMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +1384,7 @@ func (x *RejectMachineRequest) String() string {
 func (*RejectMachineRequest) ProtoMessage() {}
 
 func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +1397,7 @@ func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineRequest.ProtoReflect.Descriptor instead.
 func (*RejectMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RejectMachineRequest) GetSelection() *Selection {
@@ -749,7 +1423,7 @@ type RejectMachineResponse struct {
 
 func (x *RejectMachineResponse) Reset() {
 	*x = RejectMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +1435,7 @@ func (x *RejectMachineResponse) String() string {
 func (*RejectMachineResponse) ProtoMessage() {}
 
 func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +1448,7 @@ func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineResponse.ProtoReflect.Descriptor instead.
 func (*RejectMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RejectMachineResponse) GetOutcomes() []*Outcome {
@@ -800,7 +1474,7 @@ type ArmMachineRequest struct {
 
 func (x *ArmMachineRequest) Reset() {
 	*x = ArmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +1486,7 @@ func (x *ArmMachineRequest) String() string {
 func (*ArmMachineRequest) ProtoMessage() {}
 
 func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +1499,7 @@ func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineRequest.ProtoReflect.Descriptor instead.
 func (*ArmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ArmMachineRequest) GetSelection() *Selection {
@@ -865,7 +1539,7 @@ type ArmMachineResponse struct {
 
 func (x *ArmMachineResponse) Reset() {
 	*x = ArmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +1551,7 @@ func (x *ArmMachineResponse) String() string {
 func (*ArmMachineResponse) ProtoMessage() {}
 
 func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1564,7 @@ func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineResponse.ProtoReflect.Descriptor instead.
 func (*ArmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ArmMachineResponse) GetOutcomes() []*Outcome {
@@ -909,7 +1583,7 @@ type DisarmMachineRequest struct {
 
 func (x *DisarmMachineRequest) Reset() {
 	*x = DisarmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1595,7 @@ func (x *DisarmMachineRequest) String() string {
 func (*DisarmMachineRequest) ProtoMessage() {}
 
 func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1608,7 @@ func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineRequest.ProtoReflect.Descriptor instead.
 func (*DisarmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DisarmMachineRequest) GetSelection() *Selection {
@@ -953,7 +1627,7 @@ type DisarmMachineResponse struct {
 
 func (x *DisarmMachineResponse) Reset() {
 	*x = DisarmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1639,7 @@ func (x *DisarmMachineResponse) String() string {
 func (*DisarmMachineResponse) ProtoMessage() {}
 
 func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1652,7 @@ func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineResponse.ProtoReflect.Descriptor instead.
 func (*DisarmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
@@ -1000,7 +1674,7 @@ type PowerMachineRequest struct {
 
 func (x *PowerMachineRequest) Reset() {
 	*x = PowerMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1686,7 @@ func (x *PowerMachineRequest) String() string {
 func (*PowerMachineRequest) ProtoMessage() {}
 
 func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1699,7 @@ func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
 func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PowerMachineRequest) GetSelection() *Selection {
@@ -1058,7 +1732,7 @@ type PowerMachineResponse struct {
 
 func (x *PowerMachineResponse) Reset() {
 	*x = PowerMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1744,7 @@ func (x *PowerMachineResponse) String() string {
 func (*PowerMachineResponse) ProtoMessage() {}
 
 func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1757,7 @@ func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
 func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
@@ -1107,7 +1781,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1793,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1806,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -1180,7 +1854,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1866,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1879,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -1232,7 +1906,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1918,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1931,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -1320,7 +1994,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +2006,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +2019,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -1377,7 +2051,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +2063,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +2076,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 type StatusResponse struct {
@@ -1424,7 +2098,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +2110,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +2123,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -1536,7 +2210,7 @@ type BackupView struct {
 
 func (x *BackupView) Reset() {
 	*x = BackupView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +2222,7 @@ func (x *BackupView) String() string {
 func (*BackupView) ProtoMessage() {}
 
 func (x *BackupView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +2235,7 @@ func (x *BackupView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
 func (*BackupView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BackupView) GetDirectory() string {
@@ -1624,7 +2298,7 @@ type EtcdView struct {
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +2310,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +2323,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -1676,7 +2350,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2362,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2375,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -1724,7 +2398,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2410,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2423,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -1790,7 +2464,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +2476,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +2489,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -1841,7 +2515,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2527,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2540,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -1889,7 +2563,7 @@ type ReplaceMachineRequest struct {
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2575,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2588,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -1947,7 +2621,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2633,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2646,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -2007,7 +2681,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2693,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2706,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -2120,7 +2794,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2806,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2819,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 type ListCertificatesResponse struct {
@@ -2157,7 +2831,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2843,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2856,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -2202,7 +2876,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2888,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2901,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -2254,7 +2928,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2940,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2953,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -2302,7 +2976,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2988,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +3001,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -2362,7 +3036,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +3048,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +3061,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -2414,7 +3088,7 @@ type BackupServerRequest struct {
 
 func (x *BackupServerRequest) Reset() {
 	*x = BackupServerRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2426,7 +3100,7 @@ func (x *BackupServerRequest) String() string {
 func (*BackupServerRequest) ProtoMessage() {}
 
 func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2439,7 +3113,7 @@ func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
 func (*BackupServerRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *BackupServerRequest) GetSend() bool {
@@ -2462,7 +3136,7 @@ type BackupServerResponse struct {
 
 func (x *BackupServerResponse) Reset() {
 	*x = BackupServerResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +3148,7 @@ func (x *BackupServerResponse) String() string {
 func (*BackupServerResponse) ProtoMessage() {}
 
 func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +3161,7 @@ func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
 func (*BackupServerResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *BackupServerResponse) GetName() string {
@@ -2526,7 +3200,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +3212,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +3225,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
 }
 
 type ReadAuditResponse struct {
@@ -2564,7 +3238,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +3250,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +3263,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -2607,7 +3281,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +3293,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +3306,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
 }
 
 type WatchMachinesResponse struct {
@@ -2644,7 +3318,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +3330,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +3343,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -2695,7 +3369,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +3381,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +3394,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -2762,7 +3436,51 @@ var File_imagectl_v1_operator_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\xf7\x05\n" +
+	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\xb1\x02\n" +
+	"\fOperatorView\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x14\n" +
+	"\x05local\x18\x04 \x01(\bR\x05local\x125\n" +
+	"\badded_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\x12\x19\n" +
+	"\badded_by\x18\x06 \x01(\tR\aaddedBy\x129\n" +
+	"\n" +
+	"revoked_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\b \x01(\tR\trevokedBy\x12%\n" +
+	"\x0erevoked_reason\x18\t \x01(\tR\rrevokedReason\"o\n" +
+	"\x12AddOperatorRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x17\n" +
+	"\acsr_der\x18\x03 \x01(\fR\x06csrDer\x12\x18\n" +
+	"\areplace\x18\x04 \x01(\bR\areplace\"o\n" +
+	"\x13AddOperatorResponse\x12'\n" +
+	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
+	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem\x12\x18\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\"\x16\n" +
+	"\x14ListOperatorsRequest\"P\n" +
+	"\x15ListOperatorsResponse\x127\n" +
+	"\toperators\x18\x01 \x03(\v2\x19.imagectl.v1.OperatorViewR\toperators\"F\n" +
+	"\x16RevokeOperatorsRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"K\n" +
+	"\x17RevokeOperatorsResponse\x120\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xc0\x01\n" +
+	"\vRequestView\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1f\n" +
+	"\vapproved_by\x18\x06 \x01(\tR\n" +
+	"approvedBy\"\x15\n" +
+	"\x13ListRequestsRequest\"L\n" +
+	"\x14ListRequestsResponse\x124\n" +
+	"\brequests\x18\x01 \x03(\v2\x18.imagectl.v1.RequestViewR\brequests\"'\n" +
+	"\x15ApproveRequestRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
+	"\x16ApproveRequestResponse\x122\n" +
+	"\arequest\x18\x01 \x01(\v2\x18.imagectl.v1.RequestViewR\arequest\"\xf7\x05\n" +
 	"\vMachineView\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -2963,7 +3681,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x05lines\x18\x01 \x03(\fR\x05lines\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xb9\v\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xf1\x0e\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -2983,7 +3701,12 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"IssueToken\x12\x1e.imagectl.v1.IssueTokenRequest\x1a\x1f.imagectl.v1.IssueTokenResponse\x12U\n" +
 	"\fBackupServer\x12 .imagectl.v1.BackupServerRequest\x1a!.imagectl.v1.BackupServerResponse0\x01\x12L\n" +
 	"\tReadAudit\x12\x1d.imagectl.v1.ReadAuditRequest\x1a\x1e.imagectl.v1.ReadAuditResponse0\x01\x12X\n" +
-	"\rWatchMachines\x12!.imagectl.v1.WatchMachinesRequest\x1a\".imagectl.v1.WatchMachinesResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"\rWatchMachines\x12!.imagectl.v1.WatchMachinesRequest\x1a\".imagectl.v1.WatchMachinesResponse0\x01\x12P\n" +
+	"\vAddOperator\x12\x1f.imagectl.v1.AddOperatorRequest\x1a .imagectl.v1.AddOperatorResponse\x12V\n" +
+	"\rListOperators\x12!.imagectl.v1.ListOperatorsRequest\x1a\".imagectl.v1.ListOperatorsResponse\x12\\\n" +
+	"\x0fRevokeOperators\x12#.imagectl.v1.RevokeOperatorsRequest\x1a$.imagectl.v1.RevokeOperatorsResponse\x12S\n" +
+	"\fListRequests\x12 .imagectl.v1.ListRequestsRequest\x1a!.imagectl.v1.ListRequestsResponse\x12Y\n" +
+	"\x0eApproveRequest\x12\".imagectl.v1.ApproveRequestRequest\x1a#.imagectl.v1.ApproveRequestResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_operator_proto_rawDescOnce sync.Once
@@ -2998,139 +3721,169 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(PowerMachineRequest_Action)(0),    // 0: imagectl.v1.PowerMachineRequest.Action
-	(*MachineView)(nil),                // 1: imagectl.v1.MachineView
-	(*TpmView)(nil),                    // 2: imagectl.v1.TpmView
-	(*Pcr)(nil),                        // 3: imagectl.v1.Pcr
-	(*Selection)(nil),                  // 4: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),        // 5: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),       // 6: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),      // 7: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),     // 8: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),       // 9: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),      // 10: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),          // 11: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),         // 12: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),       // 13: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),      // 14: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),        // 15: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),       // 16: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                    // 17: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                 // 18: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                // 19: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                  // 20: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),              // 21: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),             // 22: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                 // 23: imagectl.v1.BackupView
-	(*EtcdView)(nil),                   // 24: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),     // 25: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),    // 26: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),       // 27: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),      // 28: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),      // 29: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),     // 30: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),            // 31: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),    // 32: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),   // 33: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),  // 34: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil), // 35: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),          // 36: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),         // 37: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),        // 38: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),       // 39: imagectl.v1.BackupServerResponse
-	(*ReadAuditRequest)(nil),           // 40: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 41: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),       // 42: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),      // 43: imagectl.v1.WatchMachinesResponse
-	nil,                                // 44: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),            // 45: imagectl.v1.EtcdView.Member
-	(*Facts)(nil),                      // 46: imagectl.v1.Facts
-	(*StepStatus)(nil),                 // 47: imagectl.v1.StepStatus
-	(*timestamppb.Timestamp)(nil),      // 48: google.protobuf.Timestamp
+	(*OperatorView)(nil),               // 1: imagectl.v1.OperatorView
+	(*AddOperatorRequest)(nil),         // 2: imagectl.v1.AddOperatorRequest
+	(*AddOperatorResponse)(nil),        // 3: imagectl.v1.AddOperatorResponse
+	(*ListOperatorsRequest)(nil),       // 4: imagectl.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),      // 5: imagectl.v1.ListOperatorsResponse
+	(*RevokeOperatorsRequest)(nil),     // 6: imagectl.v1.RevokeOperatorsRequest
+	(*RevokeOperatorsResponse)(nil),    // 7: imagectl.v1.RevokeOperatorsResponse
+	(*RequestView)(nil),                // 8: imagectl.v1.RequestView
+	(*ListRequestsRequest)(nil),        // 9: imagectl.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),       // 10: imagectl.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),      // 11: imagectl.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),     // 12: imagectl.v1.ApproveRequestResponse
+	(*MachineView)(nil),                // 13: imagectl.v1.MachineView
+	(*TpmView)(nil),                    // 14: imagectl.v1.TpmView
+	(*Pcr)(nil),                        // 15: imagectl.v1.Pcr
+	(*Selection)(nil),                  // 16: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),        // 17: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),       // 18: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),      // 19: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),     // 20: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),       // 21: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),      // 22: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),          // 23: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),         // 24: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),       // 25: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),      // 26: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),        // 27: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),       // 28: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                    // 29: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                 // 30: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                // 31: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                  // 32: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),              // 33: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),             // 34: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                 // 35: imagectl.v1.BackupView
+	(*EtcdView)(nil),                   // 36: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),     // 37: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),    // 38: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),       // 39: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),      // 40: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),      // 41: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),     // 42: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),            // 43: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),    // 44: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),   // 45: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),  // 46: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil), // 47: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),          // 48: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),         // 49: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),        // 50: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),       // 51: imagectl.v1.BackupServerResponse
+	(*ReadAuditRequest)(nil),           // 52: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 53: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),       // 54: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),      // 55: imagectl.v1.WatchMachinesResponse
+	nil,                                // 56: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),            // 57: imagectl.v1.EtcdView.Member
+	(*timestamppb.Timestamp)(nil),      // 58: google.protobuf.Timestamp
+	(*Facts)(nil),                      // 59: imagectl.v1.Facts
+	(*StepStatus)(nil),                 // 60: imagectl.v1.StepStatus
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	46, // 0: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	47, // 1: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	48, // 2: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	48, // 3: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	48, // 4: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	2,  // 5: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	48, // 6: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	3,  // 7: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	1,  // 8: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	4,  // 9: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	44, // 10: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	17, // 11: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	4,  // 12: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	17, // 13: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	4,  // 14: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	17, // 15: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	4,  // 16: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	17, // 17: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	4,  // 18: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	0,  // 19: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	17, // 20: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	20, // 21: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	48, // 22: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	1,  // 23: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	48, // 24: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	24, // 25: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	23, // 26: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	48, // 27: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	48, // 28: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	48, // 29: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	45, // 30: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	4,  // 31: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	17, // 32: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	17, // 33: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	48, // 34: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	48, // 35: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	48, // 36: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	31, // 37: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	17, // 38: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	48, // 39: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	1,  // 40: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	5,  // 41: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	7,  // 42: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	9,  // 43: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	11, // 44: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	13, // 45: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	15, // 46: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	18, // 47: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	21, // 48: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	25, // 49: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	27, // 50: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	29, // 51: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	32, // 52: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	34, // 53: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	36, // 54: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	38, // 55: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	40, // 56: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	42, // 57: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	6,  // 58: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	8,  // 59: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	10, // 60: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	12, // 61: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	14, // 62: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	16, // 63: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	19, // 64: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	22, // 65: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	26, // 66: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	28, // 67: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	30, // 68: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	33, // 69: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	35, // 70: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	37, // 71: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	39, // 72: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	41, // 73: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	43, // 74: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	58, // [58:75] is the sub-list for method output_type
-	41, // [41:58] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	58, // 0: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	58, // 1: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	1,  // 2: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	29, // 3: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	58, // 4: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	58, // 5: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	8,  // 6: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	8,  // 7: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	59, // 8: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	60, // 9: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	58, // 10: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	58, // 11: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	58, // 12: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	14, // 13: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	58, // 14: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	15, // 15: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	13, // 16: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	16, // 17: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	56, // 18: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	29, // 19: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	16, // 20: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	29, // 21: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	16, // 22: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	29, // 23: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	16, // 24: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	29, // 25: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	16, // 26: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	0,  // 27: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	29, // 28: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	32, // 29: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	58, // 30: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	13, // 31: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	58, // 32: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	36, // 33: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	35, // 34: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	58, // 35: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	58, // 36: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	58, // 37: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	57, // 38: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	16, // 39: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	29, // 40: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	29, // 41: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	58, // 42: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	58, // 43: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	58, // 44: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	43, // 45: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	29, // 46: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	58, // 47: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	13, // 48: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	17, // 49: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	19, // 50: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	21, // 51: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	23, // 52: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	25, // 53: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	27, // 54: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	30, // 55: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	33, // 56: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	37, // 57: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	39, // 58: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	41, // 59: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	44, // 60: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	46, // 61: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	48, // 62: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	50, // 63: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	52, // 64: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	54, // 65: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	2,  // 66: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	4,  // 67: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	6,  // 68: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	9,  // 69: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	11, // 70: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	18, // 71: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	20, // 72: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	22, // 73: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	24, // 74: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	26, // 75: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	28, // 76: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	31, // 77: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	34, // 78: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	38, // 79: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	40, // 80: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	42, // 81: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	45, // 82: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	47, // 83: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	49, // 84: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	51, // 85: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	53, // 86: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	55, // 87: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	3,  // 88: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	5,  // 89: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	7,  // 90: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	10, // 91: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	12, // 92: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	71, // [71:93] is the sub-list for method output_type
+	49, // [49:71] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -3146,7 +3899,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   45,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,7 +38,8 @@ func permissions() map[string]permission {
 	write := permission{roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}}
 	admin := permission{roles: []pki.Role{pki.RoleAdmin}}
 	return map[string]permission{
-		apiconnect.EnrolServiceEnrolProcedure: {anyone: true},
+		apiconnect.EnrolServiceEnrolProcedure:         {anyone: true},
+		apiconnect.EnrolServiceRenewOperatorProcedure: {anyone: true},
 
 		apiconnect.AgentServiceSyncProcedure:                   node,
 		apiconnect.AgentServiceReportInstallProcedure:          node,
@@ -64,6 +65,12 @@ func permissions() map[string]permission {
 
 		apiconnect.OperatorServiceListCertificatesProcedure:   read,
 		apiconnect.OperatorServiceRevokeCertificatesProcedure: admin,
+
+		apiconnect.OperatorServiceListOperatorsProcedure:   read,
+		apiconnect.OperatorServiceAddOperatorProcedure:     admin,
+		apiconnect.OperatorServiceRevokeOperatorsProcedure: admin,
+		apiconnect.OperatorServiceListRequestsProcedure:    read,
+		apiconnect.OperatorServiceApproveRequestProcedure:  write,
 	}
 }
 

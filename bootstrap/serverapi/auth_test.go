@@ -72,28 +72,16 @@ func try(t *testing.T, c *http.Client, url, procedure string) string {
 	return "allowed"
 }
 
-// Every call × every kind of caller.
-func TestWhoMayCallWhat(t *testing.T) {
-	t.Parallel()
-	r := start(t, config(cp1(), w1()))
-	// A control plane, so that what it may not do is a matter of its kind alone.
-	node := r.approvedMachine("cp1", "52:54:00:00:00:01")
-	foreign, err := pki.NewCA("imagectl demo", 24*time.Hour, 0, time.Now(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	callers := map[string]*tls.Certificate{"nobody": nil, "node": node.cert}
-	for _, role := range pki.Roles() {
-		callers[string(role)] = signed(t, r.authority.imagectl, role)
-	}
-	callers["stranger"] = signed(t, foreign, pki.RoleAdmin)
-
-	const yes, who, no, cut = "allowed", "unauthenticated", "permission_denied", "no connection"
+// whoMay is the table of every call × every kind of caller.
+func whoMay() map[string]map[string]string {
+	const yes, who, no = "allowed", "unauthenticated", "permission_denied"
 	nodes := map[string]string{"nobody": who, "node": yes, "admin": no, "operator": no, "reader": no, "backup": no}
 	reads := map[string]string{"nobody": who, "node": no, "admin": yes, "operator": yes, "reader": yes, "backup": no}
 	writes := map[string]string{"nobody": who, "node": no, "admin": yes, "operator": yes, "reader": no, "backup": no}
-	want := map[string]map[string]string{
+	admins := map[string]string{"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no}
+	return map[string]map[string]string{
 		"/imagectl.v1.EnrolService/Enrol":                  {"nobody": yes, "node": yes, "admin": yes, "operator": yes, "reader": yes, "backup": yes},
+		"/imagectl.v1.EnrolService/RenewOperator":          {"nobody": yes, "node": yes, "admin": yes, "operator": yes, "reader": yes, "backup": yes},
 		"/imagectl.v1.AgentService/Sync":                   nodes,
 		"/imagectl.v1.AgentService/ReportInstall":          nodes,
 		"/imagectl.v1.AgentService/IssueCertificates":      nodes,
@@ -114,9 +102,33 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/imagectl.v1.OperatorService/RevokeCertificates":  {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no},
 		"/imagectl.v1.OperatorService/BackupServer":        {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": yes},
 		"/imagectl.v1.OperatorService/ReadAudit":           reads,
+		"/imagectl.v1.OperatorService/ListOperators":       reads,
+		"/imagectl.v1.OperatorService/AddOperator":         admins,
+		"/imagectl.v1.OperatorService/RevokeOperators":     admins,
+		"/imagectl.v1.OperatorService/ListRequests":        reads,
+		"/imagectl.v1.OperatorService/ApproveRequest":      writes,
 		"/imagectl.v1.OperatorService/IssueKubeconfig":     {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no},
 	}
-	all := procedures()
+}
+
+// Every call × every kind of caller.
+func TestWhoMayCallWhat(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(cp1(), w1()))
+	// A control plane, so that what it may not do is a matter of its kind alone.
+	node := r.approvedMachine("cp1", "52:54:00:00:00:01")
+	foreign, err := pki.NewCA("imagectl demo", 24*time.Hour, 0, time.Now(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	callers := map[string]*tls.Certificate{"nobody": nil, "node": node.cert}
+	for _, role := range pki.Roles() {
+		callers[string(role)] = signed(t, r.authority.imagectl, role)
+	}
+	callers["stranger"] = signed(t, foreign, pki.RoleAdmin)
+
+	const who, no, cut = "unauthenticated", "permission_denied", "no connection"
+	want, all := whoMay(), procedures()
 	if len(all) != len(want) {
 		t.Errorf("the contract has %d calls, the test knows %d: %v", len(all), len(want), all)
 	}

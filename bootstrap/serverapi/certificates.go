@@ -44,6 +44,15 @@ func (h holder) machine() string {
 	return name
 }
 
+// operator is the name of the person that holds it; empty for others.
+func (h holder) operator() string {
+	name, ok := strings.CutPrefix(string(h), string(pki.KindOperator)+"/")
+	if !ok {
+		return ""
+	}
+	return name
+}
+
 // certificate is what is remembered of an issued one until it has ended, so that it
 // can be revoked.
 type certificate struct {

@@ -130,21 +130,23 @@ func (s *Server) revokeAsked(ctx context.Context, held map[holder][]certificate,
 			return &refusedError{codeRevoked, "nothing is left to revoke"}
 		}
 		withdrawn, err := s.withdraw(c, h, wanted, why)
-		if err != nil {
-			return err
+		if err == nil && !withdrawn && asked == string(h) {
+			withdrawn, err = c.withdrawPerson(h, why, func(person) bool { return true })
 		}
 		message = consequences(h, wanted, withdrawn)
-		return nil
+		return err
 	})
 	return message, err
 }
 
-// withdraw takes a machine's key away when a certificate for it is among those that
-// were revoked: whoever has the key would get another one.
+// withdraw takes a machine's or a person's key away when a certificate for it is among
+// those that were revoked: whoever has the key would get another one.
 func (s *Server) withdraw(c *change, h holder, revoked []certificate, why string) (bool, error) {
 	name := h.machine()
 	if name == "" {
-		return false, nil
+		return c.withdrawPerson(h, why, func(p person) bool {
+			return p.Key != "" && slices.ContainsFunc(revoked, func(c certificate) bool { return c.CA == caImagectl && c.Key == p.Key })
+		})
 	}
 	m, ok, err := c.tx.Machine(name)
 	if err != nil || !ok || m.Key == nil {
@@ -172,7 +174,9 @@ func consequences(h holder, revoked []certificate, withdrawn bool) string {
 	if has(caImagectl) {
 		out = append(out, "the server refuses it now, nodes with their next call")
 	}
-	if withdrawn {
+	if name := h.operator(); withdrawn && name != "" {
+		out = append(out, fmt.Sprintf("%s gets no other: an admin may add another key (imagectl operators add %s)", name, name))
+	} else if withdrawn {
 		out = append(out, fmt.Sprintf("the key of %s is refused too: install it again (imagectl machines arm %s --reinstall) to give it another", h.machine(), h.machine()))
 	}
 	if has(caEtcd) {

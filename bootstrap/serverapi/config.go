@@ -28,6 +28,8 @@ type Config struct {
 	Tokens bool
 	// TPM makes machines prove themselves by their TPM (identity.policy).
 	TPM bool
+	// SecondPerson is what one person alone may not do.
+	SecondPerson []Danger
 	// NodeServers are the https URLs that installed nodes call.
 	NodeServers []string
 	// ServerNames and ServerAddresses are what clients reach this server by.

@@ -38,7 +38,7 @@ const (
 // Handler serves all three services and the pages. Requests must come through the TLS of
 // TLSConfig.
 func (s *Server) Handler() http.Handler {
-	options := []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(s.calls)}
+	options := []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(s.calls, secondPerson{s})}
 	mux := http.NewServeMux()
 	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, options...))
 	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, options...))
@@ -187,13 +187,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// Operator makes a certificate and key for a context file of the machine that
-// runs this server. who is the person's name.
+// Operator makes a certificate and key for somebody who is in no record. who is the
+// person's name. It is for tests, and for what runs beside the server; people are let in
+// by Local and AddOperator.
 func (s *Server) Operator(ctx context.Context, who string, role pki.Role) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
-	profile, err := pki.Operator(s.cfg.Cluster, who, role, s.lifetimes)
-	if err != nil {
-		return nil, nil, time.Time{}, err
-	}
+	return s.operator(ctx, who, role, func(*change) error { return nil })
+}
+
+// operator makes them when let has nothing against it.
+func (s *Server) operator(ctx context.Context, who string, role pki.Role, let func(*change) error) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
 	key, err := pki.NewKey(s.cfg.Rand)
 	if err != nil {
 		return nil, nil, time.Time{}, fmt.Errorf("making a key for %s: %w", who, err)
@@ -205,15 +207,27 @@ func (s *Server) Operator(ctx context.Context, who string, role pki.Role) (certi
 	if keyPEM, err = pki.EncodeKey(key); err != nil {
 		return nil, nil, time.Time{}, err
 	}
-	issued, err := s.authority.imagectl.Sign(profile, public, s.cfg.Now(), s.cfg.Rand)
+	issued, err := s.signOperator(who, role, public)
 	if err != nil {
 		return nil, nil, time.Time{}, err
 	}
 	err = s.change(ctx, s.self(), func(c *change) error {
+		if err := let(c); err != nil {
+			return err
+		}
 		return c.issued(holderOf(pki.KindOperator, who), caImagectl, profileOperator, issued)
 	})
 	if err != nil {
-		return nil, nil, time.Time{}, fmt.Errorf("recording the certificate of %s: %w", who, err)
+		return nil, nil, time.Time{}, fmt.Errorf("making a certificate for %s: %w", who, err)
 	}
 	return issued.PEM, keyPEM, issued.Certificate.NotAfter, nil
+}
+
+// signOperator signs a person's certificate; nobody gets it before it is on record.
+func (s *Server) signOperator(who string, role pki.Role, key pki.PublicKey) (pki.Issued, error) {
+	profile, err := pki.Operator(s.cfg.Cluster, who, role, s.lifetimes)
+	if err != nil {
+		return pki.Issued{}, err
+	}
+	return s.authority.imagectl.Sign(profile, key, s.cfg.Now(), s.cfg.Rand)
 }

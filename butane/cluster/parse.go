@@ -71,6 +71,11 @@ func (c *checker) file(raw rawFile) Spec {
 		Uploads:    c.uploads(raw.Upload),
 	}
 	s.Backup = c.backup(raw.Backup)
+	for _, d := range raw.Policy.SecondPerson {
+		if v := c.choice(d, "", []string{"wipe", "destroy"}, nil); v != "" {
+			s.SecondPerson = append(s.SecondPerson, v)
+		}
+	}
 	c.tpms(raw, s)
 	c.firewalls(raw, s.Machines)
 	c.networks(raw, s)

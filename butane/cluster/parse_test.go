@@ -233,6 +233,10 @@ func TestFindings(t *testing.T) {
 			`error: backup.keep: 1 backups are not between 2 and 10000`,
 		}},
 		{"other policies", []string{"roles:", "identity: {policy: ekg}\nroles:"}, []string{`error: identity.policy: "ekg" is not one of approve, token, tpm`}},
+		{"what takes two persons", []string{"roles:", "policy: {secondPerson: [wipe, destory, restore]}\nroles:"}, []string{
+			`error: policy.secondPerson[1]: "destory" is not one of wipe, destroy`,
+			`error: policy.secondPerson[2]: "restore" is not one of wipe, destroy`,
+		}},
 		{"a TPM that is none", []string{
 			"roles:", "identity: {policy: tpm}\nroles:", "    address: 10.0.0.21\n", "    address: 10.0.0.21\n    tpm: {ek: abc}\n",
 		}, []string{`error: machines[1].tpm.ek: "abc" is not the SHA-256 of an endorsement key: want 64 hexadecimal digits`}},

@@ -40,6 +40,7 @@ type rawFile struct {
 	Addons     []rawNamed    `key:"addons"`
 	Backup     rawBackup     `key:"backup"`
 	Identity   rawIdentity   `key:"identity"`
+	Policy     rawPolicy     `key:"policy"`
 	Operators  []rawOperator `key:"operators,later"`
 	Upload     []rawUpload   `key:"upload"`
 }
@@ -373,6 +374,11 @@ type rawBackup struct {
 type rawIdentity struct {
 	place
 	Policy rawString `key:"policy"`
+}
+
+type rawPolicy struct {
+	place
+	SecondPerson []rawString `key:"secondPerson"`
 }
 
 type rawOperator struct {

@@ -26,11 +26,13 @@ type Spec struct {
 	// Name is the cluster's name, an RFC 1123 label.
 	Name string
 	// Identity is approve, token or tpm.
-	Identity   string
-	Flatcar    Flatcar
-	Kubernetes Kubernetes
-	Etcd       Component
-	CNI        Component
+	Identity string
+	// SecondPerson is what one operator alone may not do: wipe, destroy.
+	SecondPerson []string
+	Flatcar      Flatcar
+	Kubernetes   Kubernetes
+	Etcd         Component
+	CNI          Component
 	// Agent is the source of the bootstrapd binary.
 	Agent  string
 	Server Server

@@ -15,12 +15,14 @@ import (
 
 // Plan is one cluster. Slices are sorted by name unless said otherwise.
 type Plan struct {
-	Cluster    string
-	Identity   Identity
-	Flatcar    Flatcar
-	Kubernetes Kubernetes
-	Etcd       Etcd
-	Server     Server
+	Cluster  string
+	Identity Identity
+	// SecondPerson is what one operator alone may not do: wipe, destroy.
+	SecondPerson []string
+	Flatcar      Flatcar
+	Kubernetes   Kubernetes
+	Etcd         Etcd
+	Server       Server
 	// Backup is of the server's state.
 	Backup cluster.Backup
 	Boot   Boot

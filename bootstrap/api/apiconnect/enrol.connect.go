@@ -3,8 +3,8 @@
 // Source: imagectl/v1/enrol.proto
 
 // The wire contract between bootstrapd, the server and operators. Everything
-// here travels over TLS 1.3 only; Enrol is the single call that needs no client
-// certificate.
+// here travels over TLS 1.3 only; those of EnrolService are the only calls that need
+// no client certificate.
 package apiconnect
 
 import (
@@ -38,6 +38,9 @@ const (
 const (
 	// EnrolServiceEnrolProcedure is the fully-qualified name of the EnrolService's Enrol RPC.
 	EnrolServiceEnrolProcedure = "/imagectl.v1.EnrolService/Enrol"
+	// EnrolServiceRenewOperatorProcedure is the fully-qualified name of the EnrolService's
+	// RenewOperator RPC.
+	EnrolServiceRenewOperatorProcedure = "/imagectl.v1.EnrolService/RenewOperator"
 )
 
 // EnrolServiceClient is a client for the imagectl.v1.EnrolService service.
@@ -45,6 +48,9 @@ type EnrolServiceClient interface {
 	// Enrol is asked again and again with the same key until the answer is
 	// final. It is idempotent per (machine, public key).
 	Enrol(context.Context, *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error)
+	// RenewOperator signs another certificate for the key of a person on record. The
+	// request's signature proves the key; to anybody else the answer is of no use.
+	RenewOperator(context.Context, *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error)
 }
 
 // NewEnrolServiceClient constructs a client for the imagectl.v1.EnrolService service. By default,
@@ -64,12 +70,19 @@ func NewEnrolServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(enrolServiceMethods.ByName("Enrol")),
 			connect.WithClientOptions(opts...),
 		),
+		renewOperator: connect.NewClient[api.RenewOperatorRequest, api.RenewOperatorResponse](
+			httpClient,
+			baseURL+EnrolServiceRenewOperatorProcedure,
+			connect.WithSchema(enrolServiceMethods.ByName("RenewOperator")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // enrolServiceClient implements EnrolServiceClient.
 type enrolServiceClient struct {
-	enrol *connect.Client[api.EnrolRequest, api.EnrolResponse]
+	enrol         *connect.Client[api.EnrolRequest, api.EnrolResponse]
+	renewOperator *connect.Client[api.RenewOperatorRequest, api.RenewOperatorResponse]
 }
 
 // Enrol calls imagectl.v1.EnrolService.Enrol.
@@ -77,11 +90,19 @@ func (c *enrolServiceClient) Enrol(ctx context.Context, req *connect.Request[api
 	return c.enrol.CallUnary(ctx, req)
 }
 
+// RenewOperator calls imagectl.v1.EnrolService.RenewOperator.
+func (c *enrolServiceClient) RenewOperator(ctx context.Context, req *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error) {
+	return c.renewOperator.CallUnary(ctx, req)
+}
+
 // EnrolServiceHandler is an implementation of the imagectl.v1.EnrolService service.
 type EnrolServiceHandler interface {
 	// Enrol is asked again and again with the same key until the answer is
 	// final. It is idempotent per (machine, public key).
 	Enrol(context.Context, *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error)
+	// RenewOperator signs another certificate for the key of a person on record. The
+	// request's signature proves the key; to anybody else the answer is of no use.
+	RenewOperator(context.Context, *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error)
 }
 
 // NewEnrolServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -97,10 +118,18 @@ func NewEnrolServiceHandler(svc EnrolServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(enrolServiceMethods.ByName("Enrol")),
 		connect.WithHandlerOptions(opts...),
 	)
+	enrolServiceRenewOperatorHandler := connect.NewUnaryHandler(
+		EnrolServiceRenewOperatorProcedure,
+		svc.RenewOperator,
+		connect.WithSchema(enrolServiceMethods.ByName("RenewOperator")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.EnrolService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case EnrolServiceEnrolProcedure:
 			enrolServiceEnrolHandler.ServeHTTP(w, r)
+		case EnrolServiceRenewOperatorProcedure:
+			enrolServiceRenewOperatorHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -112,4 +141,8 @@ type UnimplementedEnrolServiceHandler struct{}
 
 func (UnimplementedEnrolServiceHandler) Enrol(context.Context, *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.EnrolService.Enrol is not implemented"))
+}
+
+func (UnimplementedEnrolServiceHandler) RenewOperator(context.Context, *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.EnrolService.RenewOperator is not implemented"))
 }

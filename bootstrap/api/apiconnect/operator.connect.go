@@ -82,6 +82,21 @@ const (
 	// OperatorServiceWatchMachinesProcedure is the fully-qualified name of the OperatorService's
 	// WatchMachines RPC.
 	OperatorServiceWatchMachinesProcedure = "/imagectl.v1.OperatorService/WatchMachines"
+	// OperatorServiceAddOperatorProcedure is the fully-qualified name of the OperatorService's
+	// AddOperator RPC.
+	OperatorServiceAddOperatorProcedure = "/imagectl.v1.OperatorService/AddOperator"
+	// OperatorServiceListOperatorsProcedure is the fully-qualified name of the OperatorService's
+	// ListOperators RPC.
+	OperatorServiceListOperatorsProcedure = "/imagectl.v1.OperatorService/ListOperators"
+	// OperatorServiceRevokeOperatorsProcedure is the fully-qualified name of the OperatorService's
+	// RevokeOperators RPC.
+	OperatorServiceRevokeOperatorsProcedure = "/imagectl.v1.OperatorService/RevokeOperators"
+	// OperatorServiceListRequestsProcedure is the fully-qualified name of the OperatorService's
+	// ListRequests RPC.
+	OperatorServiceListRequestsProcedure = "/imagectl.v1.OperatorService/ListRequests"
+	// OperatorServiceApproveRequestProcedure is the fully-qualified name of the OperatorService's
+	// ApproveRequest RPC.
+	OperatorServiceApproveRequestProcedure = "/imagectl.v1.OperatorService/ApproveRequest"
 )
 
 // OperatorServiceClient is a client for the imagectl.v1.OperatorService service.
@@ -120,6 +135,17 @@ type OperatorServiceClient interface {
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error)
+	// AddOperator puts a person with the person's own key on record, and signs the first
+	// certificate for it.
+	AddOperator(context.Context, *connect.Request[api.AddOperatorRequest]) (*connect.Response[api.AddOperatorResponse], error)
+	ListOperators(context.Context, *connect.Request[api.ListOperatorsRequest]) (*connect.Response[api.ListOperatorsResponse], error)
+	// RevokeOperators takes a person's key and certificates away. Nobody gets a
+	// certificate under this name again until an admin adds it with another key.
+	RevokeOperators(context.Context, *connect.Request[api.RevokeOperatorsRequest]) (*connect.Response[api.RevokeOperatorsResponse], error)
+	// ListRequests tells what waits for a second person.
+	ListRequests(context.Context, *connect.Request[api.ListRequestsRequest]) (*connect.Response[api.ListRequestsResponse], error)
+	// ApproveRequest lets another person's request through, once.
+	ApproveRequest(context.Context, *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error)
 }
 
 // NewOperatorServiceClient constructs a client for the imagectl.v1.OperatorService service. By
@@ -235,6 +261,36 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("WatchMachines")),
 			connect.WithClientOptions(opts...),
 		),
+		addOperator: connect.NewClient[api.AddOperatorRequest, api.AddOperatorResponse](
+			httpClient,
+			baseURL+OperatorServiceAddOperatorProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("AddOperator")),
+			connect.WithClientOptions(opts...),
+		),
+		listOperators: connect.NewClient[api.ListOperatorsRequest, api.ListOperatorsResponse](
+			httpClient,
+			baseURL+OperatorServiceListOperatorsProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ListOperators")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeOperators: connect.NewClient[api.RevokeOperatorsRequest, api.RevokeOperatorsResponse](
+			httpClient,
+			baseURL+OperatorServiceRevokeOperatorsProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RevokeOperators")),
+			connect.WithClientOptions(opts...),
+		),
+		listRequests: connect.NewClient[api.ListRequestsRequest, api.ListRequestsResponse](
+			httpClient,
+			baseURL+OperatorServiceListRequestsProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ListRequests")),
+			connect.WithClientOptions(opts...),
+		),
+		approveRequest: connect.NewClient[api.ApproveRequestRequest, api.ApproveRequestResponse](
+			httpClient,
+			baseURL+OperatorServiceApproveRequestProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ApproveRequest")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -257,6 +313,11 @@ type operatorServiceClient struct {
 	backupServer       *connect.Client[api.BackupServerRequest, api.BackupServerResponse]
 	readAudit          *connect.Client[api.ReadAuditRequest, api.ReadAuditResponse]
 	watchMachines      *connect.Client[api.WatchMachinesRequest, api.WatchMachinesResponse]
+	addOperator        *connect.Client[api.AddOperatorRequest, api.AddOperatorResponse]
+	listOperators      *connect.Client[api.ListOperatorsRequest, api.ListOperatorsResponse]
+	revokeOperators    *connect.Client[api.RevokeOperatorsRequest, api.RevokeOperatorsResponse]
+	listRequests       *connect.Client[api.ListRequestsRequest, api.ListRequestsResponse]
+	approveRequest     *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
 }
 
 // ListMachines calls imagectl.v1.OperatorService.ListMachines.
@@ -344,6 +405,31 @@ func (c *operatorServiceClient) WatchMachines(ctx context.Context, req *connect.
 	return c.watchMachines.CallServerStream(ctx, req)
 }
 
+// AddOperator calls imagectl.v1.OperatorService.AddOperator.
+func (c *operatorServiceClient) AddOperator(ctx context.Context, req *connect.Request[api.AddOperatorRequest]) (*connect.Response[api.AddOperatorResponse], error) {
+	return c.addOperator.CallUnary(ctx, req)
+}
+
+// ListOperators calls imagectl.v1.OperatorService.ListOperators.
+func (c *operatorServiceClient) ListOperators(ctx context.Context, req *connect.Request[api.ListOperatorsRequest]) (*connect.Response[api.ListOperatorsResponse], error) {
+	return c.listOperators.CallUnary(ctx, req)
+}
+
+// RevokeOperators calls imagectl.v1.OperatorService.RevokeOperators.
+func (c *operatorServiceClient) RevokeOperators(ctx context.Context, req *connect.Request[api.RevokeOperatorsRequest]) (*connect.Response[api.RevokeOperatorsResponse], error) {
+	return c.revokeOperators.CallUnary(ctx, req)
+}
+
+// ListRequests calls imagectl.v1.OperatorService.ListRequests.
+func (c *operatorServiceClient) ListRequests(ctx context.Context, req *connect.Request[api.ListRequestsRequest]) (*connect.Response[api.ListRequestsResponse], error) {
+	return c.listRequests.CallUnary(ctx, req)
+}
+
+// ApproveRequest calls imagectl.v1.OperatorService.ApproveRequest.
+func (c *operatorServiceClient) ApproveRequest(ctx context.Context, req *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error) {
+	return c.approveRequest.CallUnary(ctx, req)
+}
+
 // OperatorServiceHandler is an implementation of the imagectl.v1.OperatorService service.
 type OperatorServiceHandler interface {
 	ListMachines(context.Context, *connect.Request[api.ListMachinesRequest]) (*connect.Response[api.ListMachinesResponse], error)
@@ -380,6 +466,17 @@ type OperatorServiceHandler interface {
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error
+	// AddOperator puts a person with the person's own key on record, and signs the first
+	// certificate for it.
+	AddOperator(context.Context, *connect.Request[api.AddOperatorRequest]) (*connect.Response[api.AddOperatorResponse], error)
+	ListOperators(context.Context, *connect.Request[api.ListOperatorsRequest]) (*connect.Response[api.ListOperatorsResponse], error)
+	// RevokeOperators takes a person's key and certificates away. Nobody gets a
+	// certificate under this name again until an admin adds it with another key.
+	RevokeOperators(context.Context, *connect.Request[api.RevokeOperatorsRequest]) (*connect.Response[api.RevokeOperatorsResponse], error)
+	// ListRequests tells what waits for a second person.
+	ListRequests(context.Context, *connect.Request[api.ListRequestsRequest]) (*connect.Response[api.ListRequestsResponse], error)
+	// ApproveRequest lets another person's request through, once.
+	ApproveRequest(context.Context, *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error)
 }
 
 // NewOperatorServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -491,6 +588,36 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("WatchMachines")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceAddOperatorHandler := connect.NewUnaryHandler(
+		OperatorServiceAddOperatorProcedure,
+		svc.AddOperator,
+		connect.WithSchema(operatorServiceMethods.ByName("AddOperator")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceListOperatorsHandler := connect.NewUnaryHandler(
+		OperatorServiceListOperatorsProcedure,
+		svc.ListOperators,
+		connect.WithSchema(operatorServiceMethods.ByName("ListOperators")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceRevokeOperatorsHandler := connect.NewUnaryHandler(
+		OperatorServiceRevokeOperatorsProcedure,
+		svc.RevokeOperators,
+		connect.WithSchema(operatorServiceMethods.ByName("RevokeOperators")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceListRequestsHandler := connect.NewUnaryHandler(
+		OperatorServiceListRequestsProcedure,
+		svc.ListRequests,
+		connect.WithSchema(operatorServiceMethods.ByName("ListRequests")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceApproveRequestHandler := connect.NewUnaryHandler(
+		OperatorServiceApproveRequestProcedure,
+		svc.ApproveRequest,
+		connect.WithSchema(operatorServiceMethods.ByName("ApproveRequest")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.OperatorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorServiceListMachinesProcedure:
@@ -527,6 +654,16 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceReadAuditHandler.ServeHTTP(w, r)
 		case OperatorServiceWatchMachinesProcedure:
 			operatorServiceWatchMachinesHandler.ServeHTTP(w, r)
+		case OperatorServiceAddOperatorProcedure:
+			operatorServiceAddOperatorHandler.ServeHTTP(w, r)
+		case OperatorServiceListOperatorsProcedure:
+			operatorServiceListOperatorsHandler.ServeHTTP(w, r)
+		case OperatorServiceRevokeOperatorsProcedure:
+			operatorServiceRevokeOperatorsHandler.ServeHTTP(w, r)
+		case OperatorServiceListRequestsProcedure:
+			operatorServiceListRequestsHandler.ServeHTTP(w, r)
+		case OperatorServiceApproveRequestProcedure:
+			operatorServiceApproveRequestHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -602,4 +739,24 @@ func (UnimplementedOperatorServiceHandler) ReadAudit(context.Context, *connect.R
 
 func (UnimplementedOperatorServiceHandler) WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.WatchMachines is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) AddOperator(context.Context, *connect.Request[api.AddOperatorRequest]) (*connect.Response[api.AddOperatorResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.AddOperator is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ListOperators(context.Context, *connect.Request[api.ListOperatorsRequest]) (*connect.Response[api.ListOperatorsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ListOperators is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RevokeOperators(context.Context, *connect.Request[api.RevokeOperatorsRequest]) (*connect.Response[api.RevokeOperatorsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RevokeOperators is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ListRequests(context.Context, *connect.Request[api.ListRequestsRequest]) (*connect.Response[api.ListRequestsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ListRequests is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ApproveRequest(context.Context, *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ApproveRequest is not implemented"))
 }

@@ -233,14 +233,19 @@ func entries(lines iter.Seq2[[]byte, error]) iter.Seq2[auditEntry, error] {
 
 // who is the subject without the cluster that all have in common.
 func (e auditEntry) who() string {
-	who := e.Actor.Subject
-	if _, rest, ok := strings.Cut(strings.TrimPrefix(who, "imagectl://"), "/"); ok {
-		who = rest
-	}
+	who := shortSubject(e.Actor.Subject)
 	if who == "" {
 		who = e.Actor.Source
 	}
 	return who
+}
+
+// shortSubject is one without the cluster that all have in common.
+func shortSubject(subject string) string {
+	if _, rest, ok := strings.Cut(strings.TrimPrefix(subject, "imagectl://"), "/"); ok {
+		return rest
+	}
+	return subject
 }
 
 func (e auditEntry) what() string {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -35,6 +36,7 @@ import (
 // testscript's own commands there is
 //
 //	asks MAC VAR      a machine asks to be enrolled; its console's code goes to VAR
+//	ends FILE         the certificate in a context file is another one, which has ended
 //	exits CODE PROGRAM ARG...
 func TestClientScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -43,6 +45,7 @@ func TestClientScripts(t *testing.T) {
 		Setup:         setUpServer,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits,
+			"ends":  ends,
 			"asks": func(ts *testscript.TestScript, neg bool, args []string) {
 				if neg || len(args) != 2 {
 					ts.Fatalf("usage: asks MAC VAR")
@@ -216,6 +219,29 @@ func expiredContext(env *testscript.Env, s *serverapi.Server, url string) error 
 		}
 	}
 	return nil
+}
+
+// ends puts a certificate of yesterday's, for the same key, into a context file.
+func ends(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: ends FILE")
+	}
+	b, err := os.ReadFile(args[0])
+	ts.Check(err)
+	var c serverContext
+	ts.Check(json.Unmarshal(b, &c))
+	key, err := readOperatorKey(c.KeyFile)
+	ts.Check(err)
+	public, err := pki.OwnKey(key)
+	ts.Check(err)
+	ca, err := pki.NewCA("imagectl demo", 48*time.Hour, 48*time.Hour, time.Now(), rand.Reader)
+	ts.Check(err)
+	profile, err := pki.Operator("demo", "grace", pki.RoleReader, pki.Lifetimes{})
+	ts.Check(err)
+	issued, err := ca.Sign(profile, public, time.Now().Add(-24*time.Hour), rand.Reader)
+	ts.Check(err)
+	c.Certificate = string(issued.PEM)
+	ts.Check(c.write(args[0]))
 }
 
 // ask enrols a new key for a network card and returns the code on the console.

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -29,7 +30,10 @@ type serverContext struct {
 	// CA, Certificate and Key are PEM.
 	CA          string `json:"ca"`
 	Certificate string `json:"certificate"`
-	Key         string `json:"key"`
+	Key         string `json:"key,omitempty"`
+	// KeyFile is where a person's own key lies instead of Key; the certificate is then
+	// renewed by itself.
+	KeyFile string `json:"keyFile,omitempty"`
 }
 
 // contextPath is where the context file lies.
@@ -97,7 +101,9 @@ func readContext() (serverContext, error) {
 type remote struct {
 	serverContext
 	roots *x509.CertPool
-	cert  tls.Certificate
+
+	mu   sync.Mutex
+	cert tls.Certificate
 }
 
 // dial checks the context; nothing is sent yet.
@@ -110,10 +116,16 @@ func dial() (*remote, error) {
 	if !r.roots.AppendCertsFromPEM([]byte(c.CA)) {
 		return nil, errors.New("reading context: its ca holds no certificate")
 	}
-	if r.cert, err = tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key)); err != nil {
+	key := []byte(c.Key)
+	if c.KeyFile != "" {
+		if key, err = os.ReadFile(c.KeyFile); err != nil {
+			return nil, fmt.Errorf("reading the operator's key: %w", err)
+		}
+	}
+	if r.cert, err = tls.X509KeyPair([]byte(c.Certificate), key); err != nil {
 		return nil, fmt.Errorf("reading context: %w", err)
 	}
-	if end := r.cert.Leaf.NotAfter; time.Now().After(end) {
+	if end := r.cert.Leaf.NotAfter; time.Now().After(end) && c.KeyFile == "" {
 		return nil, fmt.Errorf("the operator certificate in the context file expired at %s: imagectl serve keeps the file on its machine fresh; start it there, or copy the file again", end.Local().Format(time.DateTime))
 	}
 	return r, nil
@@ -134,7 +146,8 @@ func (r *remote) node(name, address string) apiconnect.NodeServiceClient {
 // be that node.
 func (r *remote) client(node string) *http.Client {
 	config := &tls.Config{
-		MinVersion: tls.VersionTLS13, RootCAs: r.roots, Certificates: []tls.Certificate{r.cert}, ServerName: node,
+		MinVersion: tls.VersionTLS13, RootCAs: r.roots, ServerName: node,
+		GetClientCertificate: func(i *tls.CertificateRequestInfo) (*tls.Certificate, error) { return r.certificate(i.Context()) },
 		VerifyConnection: func(s tls.ConnectionState) error {
 			id, err := pki.IdentityOf(s.PeerCertificates[0], r.Cluster)
 			if err != nil {
@@ -156,6 +169,10 @@ func (r *remote) client(node string) *http.Client {
 func (r *remote) explain(err error) error {
 	if err == nil {
 		return nil
+	}
+	var refused *renewalError
+	if errors.As(err, &refused) {
+		return refused
 	}
 	var ce *connect.Error
 	if !errors.As(err, &ce) {

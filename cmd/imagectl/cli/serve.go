@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
@@ -69,8 +70,9 @@ func newServe(g *globals) *cobra.Command {
 		Long: "Run the rack's server: DHCP, TFTP and HTTP for machines that netboot, HTTPS for\n" +
 			"everything after. It needs root, or the capabilities CAP_NET_BIND_SERVICE and\n" +
 			"CAP_NET_RAW. All that must not be lost is in the state directory.\n\n" +
-			"While it runs it keeps the context file ($IMAGECTL_CONFIG) fresh: an operator\n" +
-			"certificate of twelve hours, renewed every four.",
+			"While it runs it keeps the context file ($IMAGECTL_CONFIG) of the cluster's first\n" +
+			"operator fresh: a certificate of twelve hours, renewed every four. Other people\n" +
+			"have own keys: imagectl operators.",
 		Example: "  sudo imagectl serve\n  sudo imagectl serve --state /var/lib/imagectl --out out",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -284,7 +286,7 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 		}
 	}
 	write := func(ctx context.Context) (time.Time, error) {
-		cert, key, end, err := api.Operator(ctx, operator, pki.RoleAdmin)
+		cert, key, end, err := api.Local(ctx, operator)
 		if err != nil {
 			return time.Time{}, err
 		}
@@ -294,6 +296,10 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 		}.write(path)
 	}
 	end, err := write(ctx)
+	if connect.CodeOf(err) == connect.CodePermissionDenied {
+		log.Warn("no context file is written", "operator", operator, "because", err.Error())
+		return server.Task{Name: "context", Run: untilDone}, nil
+	}
 	if err != nil {
 		return server.Task{}, err
 	}
@@ -305,14 +311,25 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 			case <-ctx.Done():
 				return nil
 			}
-			if next, err := write(ctx); err == nil {
+			next, err := write(ctx)
+			switch {
+			case err == nil:
 				end = next
-			} else if ctx.Err() == nil {
+			case connect.CodeOf(err) == connect.CodePermissionDenied:
+				log.Warn("the context file is not refreshed any more", "operator", operator, "because", err.Error())
+				return untilDone(ctx)
+			case ctx.Err() == nil:
 				// The old one is good for hours; serving machines goes on.
 				log.Error("refreshing the context file", "error", err.Error())
 			}
 		}
 	}}, nil
+}
+
+// untilDone is a task with nothing to do.
+func untilDone(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
 }
 
 // refreshIn is when the context file is written next, by how long its certificate

@@ -228,6 +228,9 @@ func (s *site) serverConfig() serverapi.Config {
 			c.ServerNames = append(c.ServerNames, san)
 		}
 	}
+	for _, d := range p.SecondPerson {
+		c.SecondPerson = append(c.SecondPerson, serverapi.Danger(d))
+	}
 	roles := map[string]plan.Role{}
 	for _, r := range p.Roles {
 		roles[r.Name] = r

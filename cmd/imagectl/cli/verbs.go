@@ -17,6 +17,7 @@ func verbs(g *globals) []*cobra.Command {
 		newUpload(g),
 		newServe(g),
 		newMachines(g),
+		newOperators(g),
 		newCerts(g),
 		newWhy(g),
 		newStatus(g),

@@ -1,0 +1,138 @@
+package serverapi
+
+import (
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+func requestID(t *testing.T, err error) string {
+	t.Helper()
+	_, rest, ok := strings.Cut(err.Error(), "imagectl operators approve ")
+	id, _, ok2 := strings.Cut(rest, " ")
+	if !ok || !ok2 {
+		t.Fatalf("no request in: %v", err)
+	}
+	return id
+}
+
+// Two persons, told as a story.
+func TestADangerousCallTakesTwoPersons(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	cfg := config(cp1(), w1())
+	cfg.SecondPerson = []Danger{Wipe, Destroy}
+	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	r := start(t, cfg)
+	root, err := r.local("root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wipe := func(by apiconnect.OperatorServiceClient, name string) error {
+		resp, err := by.ArmMachine(t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{name}}, Reinstall: true}))
+		if err == nil && !resp.Msg.GetOutcomes()[0].GetOk() {
+			t.Errorf("arming %s: %v", name, resp.Msg)
+		}
+		return err
+	}
+	agree := func(by apiconnect.OperatorServiceClient, id string) error {
+		_, err := by.ApproveRequest(t.Context(), connect.NewRequest(&api.ApproveRequestRequest{Id: id}))
+		return err
+	}
+	refusedWith(t, "alone", wipe(root, "w1"), "failed_precondition: to wipe and install again w1 takes a second person, and there is none: imagectl operators add")
+	ada, eve, bob := r.human("ada"), r.human("eve"), r.human("bob")
+	if err := ada.let(root, pki.RoleAdmin, false); err != nil {
+		t.Fatalf("the second person is let in by one: %v", err)
+	}
+	if err := bob.let(root, pki.RoleReader, false); err != nil {
+		t.Fatalf("who may do nothing needs no second person: %v", err)
+	}
+	err = eve.let(root, pki.RoleOperator, false)
+	refusedWith(t, "a third", err, "failed_precondition: to let in eve with role operator takes a second person (ada): imagectl operators approve ")
+	if err := agree(ada.calls(), requestID(t, err)); err != nil {
+		t.Fatal(err)
+	}
+	// Another key is another request.
+	refusedWith(t, "another key in its place", r.human("eve").let(root, pki.RoleOperator, false), "takes a second person (ada)")
+
+	err = wipe(root, "w1")
+	refusedWith(t, "wiping", err, "failed_precondition: to wipe and install again w1 takes a second person (ada): imagectl operators approve ")
+	id := requestID(t, err)
+	if again := requestID(t, wipe(root, "w1")); again != id {
+		t.Errorf("asked again it is %s instead of %s", again, id)
+	}
+	refusedWith(t, "oneself", agree(root, id), "permission_denied: root asked for it: another person has to agree")
+	refusedWith(t, "a reader", agree(bob.calls(), id), "permission_denied: operator bob with role reader may not call")
+	refusedWith(t, "nobody on record", agree(r.operator(pki.RoleAdmin), "00000000"), "not_found: no request \"00000000\" waits")
+	if err := ada.renew(); err != nil {
+		t.Fatal(err)
+	}
+	if err := agree(ada.calls(), id); err != nil {
+		t.Fatal(err)
+	}
+	list, err := ada.calls().ListRequests(t.Context(), connect.NewRequest(&api.ListRequestsRequest{}))
+	if err != nil || !slices.ContainsFunc(list.Msg.GetRequests(), func(q *api.RequestView) bool {
+		return q.GetId() == id && q.GetBy() == "root" && q.GetWhat() == "wipe and install again w1" && q.GetApprovedBy() == "ada"
+	}) {
+		t.Errorf("got %v, %v", list, err)
+	}
+	refusedWith(t, "another machine", wipe(root, "cp1"), "takes a second person")
+	refusedWith(t, "another person with the first one's request", wipe(ada.calls(), "w1"), "takes a second person (root)")
+	if err := wipe(root, "w1"); err != nil {
+		t.Errorf("with two: %v", err)
+	}
+	refusedWith(t, "a second time", wipe(root, "w1"), "takes a second person (ada)")
+
+	// Arming what was never installed wipes nothing that anybody knows; it takes one.
+	if _, err := root.ArmMachine(t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{"cp1"}}})); err != nil {
+		t.Error(err)
+	}
+	_, err = root.RetireMachine(t.Context(), connect.NewRequest(&api.RetireMachineRequest{Selection: &api.Selection{Names: []string{"w1"}}}))
+	refusedWith(t, "retiring", err, "to retire w1 takes a second person (ada)")
+	old := requestID(t, err)
+	_, err = root.ReplaceMachine(t.Context(), connect.NewRequest(&api.ReplaceMachineRequest{Machine: "w1"}))
+	refusedWith(t, "replacing", err, "to give the name w1 to other hardware takes a second person (ada)")
+
+	// An hour later nobody remembers.
+	ahead.Store(int64(requestLife + time.Minute))
+	refusedWith(t, "too late", agree(ada.calls(), old), "not_found: no request")
+	if list, err := root.ListRequests(t.Context(), connect.NewRequest(&api.ListRequestsRequest{})); err != nil || len(list.Msg.GetRequests()) > 0 {
+		t.Errorf("got %v, %v", list, err)
+	}
+	// A second person who was revoked is none.
+	if o := r.revokeOperator(ada.calls(), "ada"); !o.GetOk() {
+		t.Fatal(o)
+	}
+	refusedWith(t, "alone again", wipe(root, "w1"), "takes a second person, and there is none")
+	actions := r.actions(t)
+	for _, want := range []string{"request-made", "request-approved", "request-used"} {
+		if !slices.Contains(actions, want) {
+			t.Errorf("the log has no %s: %v", want, actions)
+		}
+	}
+}
+
+func TestOnePersonIsEnoughUnlessThePolicySaysOtherwise(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	root, err := r.local("root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"ada", "eve"} {
+		if err := r.human(name).let(root, pki.RoleAdmin, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := root.RetireMachine(t.Context(), connect.NewRequest(&api.RetireMachineRequest{Selection: &api.Selection{Names: []string{"w1"}}})); err != nil {
+		t.Error(err)
+	}
+}
