@@ -15,6 +15,7 @@ package ova
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -65,14 +66,12 @@ var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Write writes the archive to w. All members get modTime, in whole seconds.
 func Write(ctx context.Context, w io.Writer, m Machine, d Disk, modTime time.Time) error {
-	if m.CPUs == 0 {
-		m.CPUs = 2
-	}
-	if m.MemoryMiB == 0 {
-		m.MemoryMiB = 4096
-	}
+	m = m.complete()
 	if err := check(m, d); err != nil {
 		return fmt.Errorf("writing OVA %q: %w", m.Name, err)
+	}
+	if d.Size > maxSize {
+		return fmt.Errorf("writing OVA %q: the compressed disk has %d bytes, this kind of archive holds %d; import the VMDK by itself", m.Name, d.Size, int64(maxSize))
 	}
 	if err := write(ctx, w, m, d, modTime); err != nil {
 		return fmt.Errorf("writing OVA %s: %w", m.Name, err)
@@ -90,10 +89,29 @@ func check(m Machine, d Disk) error {
 		return fmt.Errorf("the disk's digest %q is malformed", d.SHA256)
 	case d.Size <= 0 || d.Capacity <= 0:
 		return fmt.Errorf("a disk of %d bytes cannot come from a file of %d", d.Capacity, d.Size)
-	case d.Size > maxSize:
-		return fmt.Errorf("the compressed disk has %d bytes, this kind of archive holds %d; import the VMDK by itself", d.Size, int64(maxSize))
 	}
 	return nil
+}
+
+// Descriptor is the OVF of a machine whose disk is in the file diskFile, for a VMDK
+// that is imported without an archive. Zero CPUs and memory are as in Write, and
+// nothing is read of the disk's Content.
+func Descriptor(m Machine, d Disk, diskFile string) ([]byte, error) {
+	m = m.complete()
+	if err := check(m, d); err != nil {
+		return nil, fmt.Errorf("describing %q in OVF: %w", m.Name, err)
+	}
+	text, err := envelope(m, d, diskFile)
+	if err != nil {
+		return nil, fmt.Errorf("describing %s in OVF: %w", m.Name, err)
+	}
+	return text, nil
+}
+
+// complete sets what is zero.
+func (m Machine) complete() Machine {
+	m.CPUs, m.MemoryMiB = cmp.Or(m.CPUs, 2), cmp.Or(m.MemoryMiB, 4096)
+	return m
 }
 
 func write(ctx context.Context, w io.Writer, m Machine, d Disk, modTime time.Time) error {

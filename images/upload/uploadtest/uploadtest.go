@@ -24,6 +24,7 @@ import (
 	"github.com/imagectl/imagectl/images/sparse/sparsetest"
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/vmdk"
 )
 
 // Platform is one fresh platform with a server that ends with the test. Functions
@@ -46,6 +47,9 @@ type Platform struct {
 	// Hold keeps imports from ending until Release, where the platform imports; Settle
 	// waits until all that it does by itself has ended, well or not.
 	Hold, Release, Settle func()
+	// Slow has each fault of each call tried in one of its four circumstances, which
+	// change from one to the next, and not in all: for a server that takes long.
+	Slow bool
 }
 
 // rawSize of test images in bytes: no whole MiB.
@@ -57,13 +61,17 @@ func Image(t testing.TB, format store.Format, family string, seed uint64) upload
 	raw := sparsetest.Image(t, seed, rawSize)
 	img := upload.Image{Name: family, Format: format, RawSize: rawSize, Digest: digest(t, raw), File: raw, Labels: map[string]string{"flatcar": "4593.2.1", "role": "worker"}}
 	img.Version = "4593.2.1-" + img.Digest[:8]
-	if format == store.QCOW2 {
-		f, err := os.Create(filepath.Join(t.TempDir(), "disk.qcow2"))
+	write := map[store.Format]func(w *os.File) error{
+		store.QCOW2: func(w *os.File) error { return qcow2.Write(t.Context(), w, raw, rawSize, qcow2.Options{}) },
+		store.VMDK:  func(w *os.File) error { return vmdk.Write(t.Context(), w, raw, rawSize, vmdk.Options{}) },
+	}[format]
+	if write != nil {
+		f, err := os.Create(filepath.Join(t.TempDir(), "disk."+string(format)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { f.Close() })
-		if err := qcow2.Write(t.Context(), f, raw, rawSize, qcow2.Options{}); err != nil {
+		if err := write(f); err != nil {
 			t.Fatal(err)
 		}
 		img.File = f
