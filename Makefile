@@ -165,6 +165,7 @@ upload-test: ## uploads against servers of other hands: versitygw, docker-regist
 	go test -count=1 -tags upload -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/oci
 	go test -count=1 -tags upload -v ./images/upload/libvirt
+	go test -count=1 -tags upload -v ./images/upload/vsphere
 
 .PHONY: templates
 templates: build release ## clones of a libvirt template boot in virtual machines until they are enrolled
