@@ -1,0 +1,264 @@
+package proxmox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/imagectl/imagectl/images/upload"
+)
+
+// List implements upload.Target.
+func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error) {
+	all, err := t.machines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return objects(all, name, t.Now()), nil
+}
+
+// Promote implements upload.Target. One call makes the machine current: it counts the
+// family's promotion in the notes, and gives it the family's name. Then whoever had
+// that name gets the version's back.
+func (t *Target) Promote(ctx context.Context, o upload.Object) error {
+	all, err := t.machines(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := byID(all, o.ID)
+	if err != nil {
+		return fmt.Errorf("promoting: %w", err)
+	}
+	if !m.finished() {
+		return fmt.Errorf("promoting VM %d: %w: it is no finished template", m.VMID, upload.ErrNotFound)
+	}
+	now, _ := current(all, m.family())
+	if now != m {
+		turn := 1
+		if now != nil {
+			turn += now.Turn
+		}
+		m.Turn = turn
+	}
+	if now != m || !m.stableName() {
+		if err := t.change(ctx, *m, m.family()); err != nil {
+			return fmt.Errorf("promoting VM %d: %w", m.VMID, err)
+		}
+	}
+	for _, other := range all {
+		if other.family() == m.family() && other.VMID != m.VMID && other.stableName() {
+			if err := t.change(ctx, other, versionName(other.family(), other.version())); err != nil {
+				return fmt.Errorf("naming VM %d after its version: %w", other.VMID, err)
+			}
+		}
+	}
+	return nil
+}
+
+// change writes the name and the notes of a machine, unless somebody else changed it
+// since it was read.
+func (t *Target) change(ctx context.Context, m machine, name string) error {
+	notes, err := m.record.notes()
+	if err != nil {
+		return err
+	}
+	return t.call(ctx, http.MethodPut, m.path()+"/config", url.Values{"name": {name}, "description": {notes}, "digest": {m.config.Digest}}, nil)
+}
+
+// Delete implements upload.Target. Proxmox VE itself refuses a template that linked
+// clones lie on.
+func (t *Target) Delete(ctx context.Context, o upload.Object) error {
+	all, err := t.machines(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := byID(all, o.ID)
+	if err != nil {
+		return fmt.Errorf("deleting: %w", err)
+	}
+	if now, _ := current(all, m.family()); now == m {
+		return fmt.Errorf("deleting VM %d: %w: it is the family's current template", m.VMID, upload.ErrInUse)
+	}
+	return t.destroy(ctx, *m)
+}
+
+func (t *Target) destroy(ctx context.Context, m machine) error {
+	var upid string
+	doing := fmt.Sprintf("deleting VM %d", m.VMID)
+	err := t.call(ctx, http.MethodDelete, m.path(), url.Values{"purge": {"1"}}, &upid)
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return t.await(ctx, doing, upid)
+}
+
+// Clean implements upload.Target.
+func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
+	switch {
+	case left.Kind == leftFile && left.Name != "":
+		return t.cleanFile(ctx, left)
+	case left.Kind == leftMachine && left.Name != "":
+		return t.cleanMachine(ctx, left)
+	}
+	return fmt.Errorf("cleaning %s %q: Proxmox VE has no such thing of ours", left.Kind, left.Name)
+}
+
+// running asks for tasks of a kind that run on our node, of a machine or of all.
+func (t *Target) running(ctx context.Context, kind, id string) (upids []string, err error) {
+	query := url.Values{"source": {"active"}, "typefilter": {kind}}
+	if id != "" {
+		query.Set("vmid", id)
+	}
+	var all []struct {
+		UPID string `json:"upid"`
+		Type string `json:"type"`
+		ID   string `json:"id"`
+		End  int64  `json:"endtime"`
+	}
+	if err := t.get(ctx, t.node("tasks"), query, &all); err != nil {
+		return nil, err
+	}
+	for _, k := range all {
+		if k.Type == kind && k.End == 0 && (id == "" || k.ID == id) {
+			upids = append(upids, k.UPID)
+		}
+	}
+	return upids, nil
+}
+
+// idle waits until no task of a kind runs.
+func (t *Target) idle(ctx context.Context, kind, id string) error {
+	for {
+		busy, err := t.running(ctx, kind, id)
+		if err != nil || len(busy) == 0 {
+			return err
+		}
+		if err := t.Wait(ctx); err != nil {
+			return fmt.Errorf("waiting for task %s: %w", busy[0], upload.CallError(ctx, err))
+		}
+	}
+}
+
+// cleanFile deletes a file that was sent. Where it is not known which task stores it,
+// all that store files are waited for.
+func (t *Target) cleanFile(ctx context.Context, left upload.Leftover) error {
+	var err error
+	if left.Note == "" {
+		err = t.idle(ctx, "imgcopy", "")
+	} else {
+		_, _, err = t.end(ctx, left.Note)
+	}
+	if err != nil && !errors.Is(err, upload.ErrNotFound) {
+		return err
+	}
+	var upid string
+	err = t.call(ctx, http.MethodDelete, t.node("storage", t.Import, "content", t.volume(left.Name)), nil, &upid)
+	if err == nil {
+		err = t.await(ctx, "deleting "+left.Name, upid)
+	}
+	if errors.Is(err, upload.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// cleanMachine deletes a machine that an upload made and that is no template. The
+// task that makes it is stopped where it is known to be ours; another upload of the
+// same image would have the same VMID.
+func (t *Target) cleanMachine(ctx context.Context, left upload.Leftover) error {
+	id, err := strconv.Atoi(left.Name)
+	if err != nil {
+		return fmt.Errorf("cleaning the machine %q: it is no VMID", left.Name)
+	}
+	if left.ID == "" {
+		err = t.idle(ctx, "qmcreate", left.Name)
+	} else {
+		err = t.stop(ctx, left.ID)
+	}
+	if err != nil && !errors.Is(err, upload.ErrNotFound) {
+		return err
+	}
+	all, err := t.machines(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := byID(all, strconv.Itoa(id))
+	if err != nil || m.Mark != left.Note || bool(m.Template) {
+		return nil
+	}
+	err = t.destroy(ctx, *m)
+	if errors.Is(err, upload.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// stop ends a task; Proxmox VE removes what a making task has begun.
+func (t *Target) stop(ctx context.Context, upid string) error {
+	path, err := taskPath(upid)
+	if err != nil {
+		return err
+	}
+	if err := t.call(ctx, http.MethodDelete, path, nil, nil); err != nil {
+		return err
+	}
+	_, _, err = t.end(ctx, upid)
+	return err
+}
+
+// Verify implements upload.Target.
+func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) ([]upload.Check, error) {
+	all, err := t.machines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := byID(all, o.ID)
+	if err != nil {
+		return nil, fmt.Errorf("verifying: %w", err)
+	}
+	audit := img.Audit()
+	var checks []upload.Check
+	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest} {
+		checks = append(checks, compare("label "+k, m.Audit[k], audit[k]))
+	}
+	if m.Audit[upload.LabelFile] == audit[upload.LabelFile] {
+		checks = append(checks, upload.Check{Name: "SHA-256 of the file, as compared when it was sent", Result: upload.Good, Detail: audit[upload.LabelFile]})
+	} else {
+		checks = append(checks, upload.Check{Name: "SHA-256 of the file, as compared when it was sent", Result: upload.Unprovable, Detail: "the template was made of another file with the same disk"})
+	}
+	size := upload.Check{Name: "size of the disk", Result: upload.Good, Detail: fmt.Sprintf("%d bytes, the image has %d", sizeOf(m.Disk), img.RawSize)}
+	if sizeOf(m.Disk) < img.RawSize {
+		size.Result = upload.Bad
+	}
+	state := compare("template", strconv.FormatBool(m.finished()), "true")
+	return append(checks, size, state, upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "Proxmox VE keeps no digest of a disk"}), nil
+}
+
+func compare(name, got, want string) upload.Check {
+	if got != want {
+		return upload.Check{Name: name, Result: upload.Bad, Detail: fmt.Sprintf("it is %q there and %q here", got, want)}
+	}
+	return upload.Check{Name: name, Result: upload.Good, Detail: got}
+}
+
+var sizeForm = regexp.MustCompile(`(?:^|,)size=(\d+)([KMGT]?)(?:,|$)`)
+
+// sizeOf reads the size of a drive, in bytes; 0 if it says none.
+func sizeOf(drive string) int64 {
+	m := sizeForm.FindStringSubmatch(drive)
+	if m == nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n << (10 * (strings.Index("KMGT", m[2]) + min(len(m[2]), 1)))
+}
+
+var _ upload.Target = (*Target)(nil)

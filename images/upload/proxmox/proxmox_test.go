@@ -1,0 +1,315 @@
+package proxmox_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/proxmox"
+	"github.com/imagectl/imagectl/images/upload/proxmox/proxmoxtest"
+	"github.com/imagectl/imagectl/images/upload/uploadtest"
+)
+
+// wait is short: what is waited for happens in this process.
+func wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Millisecond):
+		return nil
+	}
+}
+
+func config(s *proxmoxtest.Server) proxmox.Config {
+	return proxmox.Config{
+		Endpoint: s.URL, Token: proxmoxtest.Token, Secret: proxmoxtest.Secret, Node: proxmoxtest.Node, Datastore: proxmoxtest.Datastore,
+		Bridge: "vmbr0", Client: &http.Client{}, Random: rand.Reader, Now: time.Now, Wait: wait,
+	}
+}
+
+func target(t *testing.T, c proxmox.Config) *proxmox.Target {
+	t.Helper()
+	tg, err := proxmox.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tg
+}
+
+func start(t *testing.T) uploadtest.Platform {
+	s := proxmoxtest.Start(t)
+	return uploadtest.Platform{
+		Target: func(f *uploadtest.Faults) upload.Target {
+			c := config(s)
+			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
+			return target(t, c)
+		},
+		Stranger: func() upload.Target {
+			c := config(s)
+			c.Secret = "wrong"
+			return target(t, c)
+		},
+		Leftovers: func() ([]string, error) { return s.Things(), nil },
+		Plant:     s.Plant,
+		Fill:      s.Fill,
+		Quota:     s.Break,
+		Use:       func(o upload.Object) error { return s.Clone(o.ID) },
+		Hold:      s.Hold,
+		Release:   s.Release,
+		Settle:    s.Settle,
+	}
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	uploadtest.Run(t, start)
+}
+
+func run(t *testing.T, tg upload.Target, img upload.Image) (upload.Outcome, error) {
+	t.Helper()
+	j, err := upload.OpenJournal(t.TempDir(), upload.Key{Target: "pve", Image: img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := upload.Run(t.Context(), tg, img, j, func(upload.Event) {}, true)
+	if cerr := j.Close(); cerr != nil {
+		t.Fatal(cerr)
+	}
+	return out, err
+}
+
+func TestTemplateHasTheDiskAndWhatAMachineNeeds(t *testing.T) {
+	t.Parallel()
+	for _, format := range []store.Format{store.QCOW2, store.Raw} {
+		s := proxmoxtest.Start(t)
+		c := config(s)
+		c.Firmware, c.VLAN, c.MemoryMB, c.Medium = proxmox.UEFI, 42, 8192, "local:iso/node.iso"
+		img := uploadtest.Image(t, format, "prod-worker", 5)
+		out, err := run(t, target(t, c), img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(img.File.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(s.Disk(out.Object.ID), b) {
+			t.Errorf("%s: the disk was made of other bytes", format)
+		}
+		got := s.Config(out.Object.ID)
+		for k, want := range map[string]string{
+			"name": "prod-worker", "tags": "imagectl", "bios": "ovmf", "efidisk0": "vmpool:0,efitype=4m,pre-enrolled-keys=0", "memory": "8192", "cores": "2",
+			"net0": "virtio,bridge=vmbr0,tag=42", "ide2": "local:iso/node.iso,media=cdrom", "boot": "order=scsi0", "cpu": "x86-64-v2-AES", "machine": "q35",
+		} {
+			if got[k] != want {
+				t.Errorf("%s: %s is %q, want %q", format, k, got[k], want)
+			}
+		}
+		if !strings.Contains(got["description"], img.Digest) {
+			t.Errorf("%s: the notes are %q", format, got["description"])
+		}
+		if left := s.Things(); len(left) != 1 {
+			t.Errorf("%s: there is %v", format, left)
+		}
+	}
+}
+
+// VMIDs that others have are passed over, also those of one that we may not see.
+func TestVMIDsOfOthersArePassedOver(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	start, err := strconv.ParseUint(img.Digest[:8], 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := 90000 + int(start%10000)
+	s.Put(first, map[string]string{"name": "foreign"}, false)
+	c := config(s)
+	c.Client = &http.Client{Transport: blind{first}}
+	out, err := run(t, target(t, c), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := 90000 + (int(start%10000)+1)%10000; out.Object.ID != strconv.Itoa(want) {
+		t.Errorf("it is VM %s, want %d", out.Object.ID, want)
+	}
+	if got := s.Config(strconv.Itoa(first)); got["name"] != "foreign" {
+		t.Errorf("the VM of somebody else is %v", got)
+	}
+}
+
+// blind may not read one machine's configuration.
+type blind struct{ id int }
+
+func (b blind) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(r.URL.Path, strconv.Itoa(b.id)+"/config") {
+		return &http.Response{Status: "403 Permission check failed (/vms/1, VM.Audit)", StatusCode: http.StatusForbidden, Body: http.NoBody, Request: r}, nil
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// What a task says is in the error, with the words of the programs that it ran.
+func TestTaskSaysWhyItFailed(t *testing.T) {
+	t.Parallel()
+	good := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	other := good
+	other.SHA256 = strings.Repeat("0", 64)
+	noQCOW2 := uploadtest.Image(t, store.Raw, "prod-worker", 6)
+	noQCOW2.Format = store.QCOW2
+	for _, tt := range []struct {
+		name  string
+		img   upload.Image
+		spoil func(*proxmoxtest.Server)
+		kind  error
+		want  string
+	}{
+		{"bytes that are not those of the digest", other, nil, upload.ErrServer, "checksum mismatch"},
+		{"a file that is not what its name says", noQCOW2, nil, upload.ErrServer, "Image is not in qcow2 format"},
+		{"a file system that is full", good, (*proxmoxtest.Server).Break, upload.ErrSpace, "No space left on device"},
+	} {
+		s := proxmoxtest.Start(t)
+		if tt.spoil != nil {
+			tt.spoil(s)
+		}
+		if _, err := run(t, target(t, config(s)), tt.img); !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %v with %q", tt.name, err, tt.kind, tt.want)
+		}
+		if left := s.Things(); len(left) > 0 {
+			t.Errorf("%s: left is %v", tt.name, left)
+		}
+	}
+}
+
+// What is refused at once, by us or by the node, with the node's words.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	for _, tt := range []struct {
+		name   string
+		change func(*proxmox.Config)
+		kind   error
+		want   string
+	}{
+		{"a wrong secret", func(c *proxmox.Config) { c.Secret = "wrong" }, upload.ErrAuth, "invalid token value!"},
+		{"a node that is not there", func(c *proxmox.Config) { c.Node = "pve9" }, upload.ErrServer, "no such cluster node"},
+		{"a storage that is not there", func(c *proxmox.Config) { c.Datastore = "nowhere" }, upload.ErrNotFound, "No such storage."},
+		{"a storage that takes no imports", func(c *proxmox.Config) { c.Import = proxmoxtest.Datastore }, nil, "pvesm set vmpool --content images,rootdir,import"},
+	} {
+		s := proxmoxtest.Start(t)
+		c := config(s)
+		tt.change(&c)
+		_, err := run(t, target(t, c), img)
+		if err == nil || tt.kind != nil && !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %v with %q", tt.name, err, tt.kind, tt.want)
+		}
+	}
+	for _, change := range []func(*proxmox.Config){
+		func(c *proxmox.Config) { c.Node = "" },
+		func(c *proxmox.Config) { c.Datastore = "a,b" },
+		func(c *proxmox.Config) { c.Token = "root@pam" },
+		func(c *proxmox.Config) { c.FirstID = 99 },
+		func(c *proxmox.Config) { c.Firmware = "efi" },
+		func(c *proxmox.Config) { c.Bridge = "vmbr0,firewall=0" },
+		func(c *proxmox.Config) { c.Bridge, c.VLAN = "", 5 },
+		func(c *proxmox.Config) { c.Medium = "local:iso/a.iso,media=disk" },
+	} {
+		c := config(&proxmoxtest.Server{})
+		change(&c)
+		if _, err := proxmox.New(c); err == nil {
+			t.Errorf("%+v is taken", c)
+		}
+	}
+}
+
+// A clone of a version has its tags and notes. It is no half of an upload.
+func TestCloneIsNoHalfOfAnUpload(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	tg := target(t, config(s))
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	out, err := run(t, tg, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Clone(out.Object.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := tg.Delete(t.Context(), out.Object); !errors.Is(err, upload.ErrInUse) {
+		t.Errorf("deleting the current one: got %v, want ErrInUse", err)
+	}
+	again, err := run(t, tg, img)
+	if err != nil || !again.Unchanged {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	all, err := tg.List(t.Context(), "")
+	if err != nil || len(all) != 1 {
+		t.Errorf("listed is %+v, %v", all, err)
+	}
+}
+
+// What nobody has finished for a day is broken, what was begun just now is not.
+func TestHalfMachineOfYesterdayIsBroken(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	notes := func(at time.Time, id int) map[string]string {
+		return map[string]string{"name": "prod-worker-0", "tags": "imagectl", "description": `
+    {"audit":{"imagectl":"1","name":"prod-worker","version":"0","digest":"sha256:00"},"vmid":` + strconv.Itoa(id) + `,"uploaded":"` + at.UTC().Format(time.RFC3339) + `","mark":"00"}`}
+	}
+	s.Put(90001, notes(time.Now().Add(-25*time.Hour), 90001), false)
+	s.Put(90002, notes(time.Now(), 90002), false)
+	if _, err := upload.Cleanup(t.Context(), target(t, config(s)), t.TempDir(), "pve"); err != nil {
+		t.Fatal(err)
+	}
+	if left := s.Things(); len(left) != 1 || !strings.HasPrefix(left[0], "VM 90002") {
+		t.Errorf("left is %v", left)
+	}
+}
+
+// What the real one refuses is refused by the one of these tests, too.
+func TestNodeRefuses(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	s.Put(200, map[string]string{"name": "foreign"}, true)
+	for _, tt := range []struct {
+		name, method, path string
+		form               url.Values
+		status             int
+		want               string
+	}{
+		{"args by a token", "POST", "/qemu", url.Values{"vmid": {"300"}, "name": {"a"}, "args": {"-fw_cfg x"}}, 500, "only root can set 'args' config"},
+		{"a name that is none", "POST", "/qemu", url.Values{"vmid": {"300"}, "name": {"a_b"}}, 400, "does not look like a valid DNS name"},
+		{"a disk from a path", "POST", "/qemu", url.Values{"vmid": {"300"}, "name": {"a"}, "scsi0": {"vmpool:0,import-from=/etc/passwd"}}, 403, "/etc/passwd"},
+		{"a VMID that is taken", "POST", "/qemu", url.Values{"vmid": {"200"}, "name": {"a"}, "scsi0": {"vmpool:0,import-from=local:import/a.raw"}}, 500, "VM 200 already exists"},
+		{"a template of a template", "POST", "/qemu/200/template", nil, 500, "you can't convert a template to a template"},
+		{"a configuration that changed", "PUT", "/qemu/200/config", url.Values{"name": {"b"}, "digest": {"00"}}, 500, "detected modified configuration"},
+		{"an upload without a file", "POST", "/storage/local/upload", url.Values{"content": {"import"}}, 501, "data too large"},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), tt.method, s.URL+"/api2/json/nodes/pve1"+tt.path, strings.NewReader(tt.form.Encode()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header.Set("Authorization", "PVEAPIToken="+proxmoxtest.Token+"="+proxmoxtest.Secret)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		_, _ = b.ReadFrom(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != tt.status || !strings.Contains(b.String(), tt.want) {
+			t.Errorf("%s: %d %s", tt.name, resp.StatusCode, b.String())
+		}
+	}
+}

@@ -1,0 +1,129 @@
+package proxmoxtest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"regexp"
+	"strings"
+)
+
+// importName is what pve-storage takes as a file to import.
+var importName = regexp.MustCompile(`^[A-Za-z0-9\-.+=_]+\.(ova|qcow2|raw|vmdk)$`)
+
+func (s *Server) storage(r *http.Request, name string, p []string) (any, *refusal) {
+	if name != Import && name != Datastore {
+		return nil, wrong("storage", "No such storage.")
+	}
+	switch {
+	case r.Method == http.MethodGet && p[0] == "status":
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		content := "images,rootdir"
+		if name == Import {
+			content = "iso,vztmpl,backup,import"
+		}
+		return map[string]any{"type": "dir", "content": content, "active": 1, "enabled": 1, "avail": s.avail, "total": 100 << 30}, nil
+	case r.Method == http.MethodPost && p[0] == "upload":
+		return s.upload(r, name)
+	case r.Method == http.MethodDelete && p[0] == "content" && len(p) >= 2:
+		return s.removeFile(name, strings.Join(p[1:], "/"))
+	}
+	return nil, no(http.StatusNotImplemented, "Method not implemented")
+}
+
+// upload takes the form as pveproxy does: with a length, the file last. What is wrong
+// with the bytes is found in the task.
+func (s *Server) upload(r *http.Request, storage string) (any, *refusal) {
+	if r.ContentLength < 0 {
+		return nil, no(http.StatusNotImplemented, "chunked transfer encoding not supported")
+	}
+	form, err := r.MultipartReader()
+	if err != nil {
+		return nil, no(http.StatusNotImplemented, "for data too large")
+	}
+	fields, name, content, err := readForm(form)
+	if err != nil {
+		return nil, no(http.StatusBadRequest, "%v", err)
+	}
+	switch {
+	case storage != Import:
+		return nil, no(http.StatusInternalServerError, "storage '%s' does not support '%s' content", storage, fields["content"])
+	case fields["content"] != "import":
+		return nil, wrong("content", "value '"+fields["content"]+"' does not have a value in the enumeration 'iso, vztmpl, import'")
+	case !importName.MatchString(name):
+		return nil, wrong("filename", "invalid filename or wrong extension")
+	case fields["checksum"] != "" && fields["checksum-algorithm"] != "sha256":
+		return nil, wrong("checksum", "missing property - 'checksum' requires this property 'checksum-algorithm'")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fork("imgcopy", "", func(k *task) error { return s.copyFile(k, name, fields["checksum"], content) }), nil
+}
+
+func readForm(form *multipart.Reader) (fields map[string]string, name string, content []byte, err error) {
+	fields = map[string]string{}
+	for {
+		part, err := form.NextPart()
+		if errors.Is(err, io.EOF) {
+			return fields, name, content, nil
+		}
+		if err != nil {
+			return nil, "", nil, err
+		}
+		if name != "" {
+			return nil, "", nil, fmt.Errorf("field %s after the file", part.FormName())
+		}
+		b, err := io.ReadAll(part)
+		if err != nil {
+			return nil, "", nil, err
+		}
+		if part.FormName() == "filename" && part.FileName() != "" {
+			name, content = part.FileName(), b
+		} else {
+			fields[part.FormName()] = string(b)
+		}
+	}
+}
+
+func (s *Server) copyFile(k *task, name, checksum string, content []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k.log = append(k.log, "starting file import from: /var/tmp/pveupload-0123456789abcdef")
+	if sum := sha256.Sum256(content); checksum != "" && hex.EncodeToString(sum[:]) != strings.ToLower(checksum) {
+		return fmt.Errorf("checksum mismatch: got '%x' != expect '%s'", sum, checksum)
+	}
+	if strings.HasSuffix(name, ".qcow2") && !bytes.HasPrefix(content, []byte("QFI\xfb")) {
+		return fmt.Errorf("qemu-img: Could not open '/var/tmp/pveupload-0123456789abcdef': Image is not in qcow2 format")
+	}
+	if s.copies {
+		k.log = append(k.log, "cp: error writing '/var/lib/vz/import/"+name+"': No space left on device")
+		return fmt.Errorf("import failed: exit code 1")
+	}
+	s.files[name] = content
+	k.log = append(k.log, "finished file import successfully")
+	return nil
+}
+
+func (s *Server) removeFile(storage, volume string) (any, *refusal) {
+	name, is := strings.CutPrefix(volume, storage+":import/")
+	if !is {
+		return nil, no(http.StatusInternalServerError, "unable to parse volume ID '%s'", volume)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fork("imgdel", "", func(*task) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if _, is := s.files[name]; !is {
+			return fmt.Errorf("volume '%s' does not exist", volume)
+		}
+		delete(s.files, name)
+		return nil
+	}), nil
+}
