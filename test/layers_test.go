@@ -63,10 +63,14 @@ var layers = map[string][]string{
 	"images/upload/s3":         {"images/store", "images/upload"},
 	"images/upload/oci":        {"images/store", "images/upload"},
 	"images/upload/libvirt":    {"images/sparse", "images/store", "images/upload"},
+	"images/upload/pin":        {},
+	"images/upload/vsphere":    {"images/ova", "images/store", "images/upload", "images/vmdk"},
+	"images/upload/proxmox":    {"images/store", "images/upload"},
 	// Only tests of targets use these: the suite that each has to stand, and servers
 	// in the place of platforms.
-	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload"},
+	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload", "images/vmdk"},
 	"images/upload/opennebula/onedtest": {},
+	"images/upload/proxmox/proxmoxtest": {},
 	"images/release":                    {"images/lock", "images/store"},
 	"images/bundle":                     {"images/lock", "images/store"},
 	"images/sysext":                     {"bootstrap/firewall", "images/fstree", "images/squashfs"},

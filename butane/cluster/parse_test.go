@@ -279,6 +279,10 @@ func TestFindings(t *testing.T) {
   - {name: b, type: oci, endpoint: "https://registry.example.org/team/vm", options: {form: containerdisk}}
   - {name: c, type: libvirt, endpoint: "qemu+ssh://root@kvm1/system", datastore: default, options: {firmware: uefi, node: node.json}}
 roles:`}, nil},
+		{"uploads to vSphere and Proxmox VE", []string{"roles:", `upload:
+  - {name: a, type: vsphere, endpoint: "https://vc.example.org/sdk", datastore: ds1, username: u, password: {env: S}, options: {datacenter: dc1, pool: c1, network: lan, node: node.json, fingerprint: "00"}}
+  - {name: b, type: proxmox, endpoint: "https://pve1.example.org:8006", datastore: vms, username: "u@pve!t", password: {file: token}, options: {host: pve1, bridge: vmbr0, vmid: "9000"}}
+roles:`}, nil},
 		{"uploads with keys of another type", []string{"roles:", `upload:
   - {name: a, type: s3, endpoint: "https://s3.example.org", datastore: d}
   - {name: b, type: oci, endpoint: "http://registry.example.org/team/vm", bucket: x}
@@ -293,7 +297,7 @@ roles:`}, []string{
 			`error: upload[2]: required key "datastore" is missing, type libvirt needs it`,
 			`error: upload[2].password: type libvirt has no such key`,
 		}},
-		{"an upload to what comes later", []string{"roles:", "upload: [{name: a, type: vsphere}]\nroles:"}, []string{`error: upload[0].type: vsphere is not supported yet`}},
+		{"an upload to what comes later", []string{"roles:", "upload: [{name: a, type: openstack}]\nroles:"}, []string{`error: upload[0].type: openstack is not supported yet`}},
 		{"an upload without what it needs", []string{"roles:", "upload: [{name: a, type: opennebula, datastore: d, username: u}]\nroles:"}, []string{
 			`error: upload[0]: required key "endpoint" is missing, type opennebula needs it`,
 			`error: upload[0]: required key "password" is missing, type opennebula needs it`,

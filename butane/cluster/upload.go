@@ -63,12 +63,24 @@ func uploadTypes() []uploadType {
 		required: []string{"datastore", "endpoint"},
 		options:  []string{"bridge", "emulate", "firmware", "memoryMB", "network", "node", "vcpu"},
 		files:    []string{"node"},
+	}, {
+		name:     "vsphere",
+		required: []string{"datastore", "endpoint", "password", "username"},
+		options:  []string{"ca", "datacenter", "fingerprint", "firmware", "folder", "host", "memoryMB", "network", "node", "pool", "vcpu"},
+		files:    []string{"ca", "node"},
+		remote:   true,
+	}, {
+		name:     "proxmox",
+		required: []string{"datastore", "endpoint", "password", "username"},
+		options:  []string{"bridge", "ca", "cpu", "fingerprint", "firmware", "host", "import", "medium", "memoryMB", "vcpu", "vlan", "vmid"},
+		files:    []string{"ca"},
+		remote:   true,
 	}}
 }
 
 // laterUploads are platforms that are not supported yet.
 func laterUploads() []string {
-	return []string{"aws", "azure", "digitalocean", "gcp", "hetzner", "openstack", "proxmox", "vsphere"}
+	return []string{"aws", "azure", "digitalocean", "gcp", "hetzner", "openstack"}
 }
 
 // uploadVerbs are what imagectl upload takes in the place of a target's name.

@@ -3,8 +3,10 @@ package cli
 import (
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +30,8 @@ func (g *globals) push(d destination) (upload.Target, error) {
 		return g.oci(d)
 	case "libvirt":
 		return g.libvirt(d)
+	case "proxmox":
+		return g.proxmox(d)
 	}
 	return nil, usageError{fmt.Errorf("upload target %s: type %s is not supported yet", d.Name, d.Type)}
 }
@@ -82,30 +86,50 @@ func (g *globals) libvirt(d destination) (upload.Target, error) {
 		Dial: dial, Driver: driver, Pool: d.Datastore, Network: d.Options["network"], Bridge: d.Options["bridge"],
 		Firmware: libvirt.Firmware(d.Options["firmware"]), Random: rand.Reader, Now: time.Now,
 	}
-	for _, o := range []struct {
-		name string
-		into *int
-	}{{"vcpu", &c.CPUs}, {"memoryMB", &c.Memory}} {
-		if v := d.Options[o.name]; v != "" {
-			if *o.into, err = strconv.Atoi(v); err != nil || *o.into < 1 {
-				return nil, usageError{fmt.Errorf("upload target %s: option %s %q is no number above 0", d.Name, o.name, v)}
-			}
-		}
+	if err := d.counts(map[string]*int{"vcpu": &c.CPUs, "memoryMB": &c.Memory}); err != nil {
+		return nil, err
 	}
 	if v := d.Options["emulate"]; v != "" {
 		if c.Emulate, err = strconv.ParseBool(v); err != nil {
 			return nil, usageError{fmt.Errorf("upload target %s: option emulate %q is neither true nor false", d.Name, v)}
 		}
 	}
-	if path := d.Options["node"]; path != "" {
-		b, err := os.ReadFile(g.inDir(path))
-		if err != nil {
-			return nil, usageError{fmt.Errorf("upload target %s: reading option node: %w; imagectl machines config writes it", d.Name, err)}
-		}
-		c.Node = string(b)
+	node, err := g.uploadNode(d)
+	if err != nil {
+		return nil, err
 	}
+	c.Node = string(node)
 	t, err := libvirt.New(c)
 	return t, badDestination(d, err)
+}
+
+// counts reads options that are numbers above 0.
+func (d destination) counts(into map[string]*int) error {
+	for _, name := range slices.Sorted(maps.Keys(into)) {
+		v := d.Options[name]
+		if v == "" {
+			continue
+		}
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 {
+			return usageError{fmt.Errorf("upload target %s: option %s %q is no number above 0", d.Name, name, v)}
+		}
+		*into[name] = n
+	}
+	return nil
+}
+
+// uploadNode reads option node; nil when there is none.
+func (g *globals) uploadNode(d destination) ([]byte, error) {
+	path := d.Options["node"]
+	if path == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(g.inDir(path))
+	if err != nil {
+		return nil, usageError{fmt.Errorf("upload target %s: reading option node: %w; imagectl machines config writes it", d.Name, err)}
+	}
+	return b, nil
 }
 
 // badDestination is an entry of cluster.yaml that its platform's package refuses.

@@ -21,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/opennebula"
+	"github.com/imagectl/imagectl/images/upload/pin"
 	"github.com/imagectl/imagectl/images/upload/staging"
 )
 
@@ -63,8 +64,11 @@ func (s *stageFlags) flags(cmd *cobra.Command) {
 // target makes the target of a destination. Without stageFlags nothing can be
 // fetched here, and so nothing be uploaded. stop ends what it needed.
 func (g *globals) target(ctx context.Context, d destination, s *stageFlags) (t upload.Target, stop func(), err error) {
-	if d.Type == "opennebula" {
+	switch d.Type {
+	case "opennebula":
 		return g.openNebula(ctx, d, s)
+	case "vsphere":
+		return g.vSphere(ctx, d)
 	}
 	t, err = g.push(d)
 	return t, func() {}, err
@@ -94,7 +98,7 @@ func (g *globals) openNebula(ctx context.Context, d destination, s *stageFlags) 
 	}
 	machine, err := g.openNebulaMachine(d)
 	if err != nil {
-		return nil, nil, usageError{fmt.Errorf("upload target %s: %w", d.Name, err)}
+		return nil, nil, err
 	}
 	conf := opennebula.Config{
 		Endpoint: d.Endpoint, Session: d.Username + ":" + password, Datastore: d.Datastore,
@@ -117,36 +121,24 @@ func (g *globals) openNebula(ctx context.Context, d destination, s *stageFlags) 
 func (g *globals) openNebulaMachine(d destination) (opennebula.Machine, error) {
 	m := opennebula.Machine{CPU: d.Options["cpu"], Network: d.Options["network"], Firmware: d.Options["firmware"], Bus: d.Options["bus"]}
 	if _, err := strconv.ParseFloat(m.CPU, 64); m.CPU != "" && err != nil {
-		return m, fmt.Errorf("option cpu %q is no number", m.CPU)
+		return m, badDestination(d, fmt.Errorf("option cpu %q is no number", m.CPU))
 	}
 	if m.Bus != "" && m.Bus != "sd" && m.Bus != "vd" {
-		return m, fmt.Errorf("option bus %q is neither sd nor vd", m.Bus)
+		return m, badDestination(d, fmt.Errorf("option bus %q is neither sd nor vd", m.Bus))
 	}
-	for _, o := range []struct {
-		name string
-		into *int
-	}{{"vcpu", &m.VCPU}, {"memoryMB", &m.MemoryMB}, {"diskMB", &m.DiskMB}} {
-		if v := d.Options[o.name]; v != "" {
-			n, err := strconv.Atoi(v)
-			if err != nil || n < 1 {
-				return m, fmt.Errorf("option %s %q is no number above 0", o.name, v)
-			}
-			*o.into = n
-		}
+	if err := d.counts(map[string]*int{"vcpu": &m.VCPU, "memoryMB": &m.MemoryMB, "diskMB": &m.DiskMB}); err != nil {
+		return m, err
 	}
-	if path := d.Options["node"]; path != "" {
-		b, err := os.ReadFile(g.inDir(path))
-		if err != nil {
-			return m, fmt.Errorf("reading option node: %w; imagectl machines config writes it", err)
-		}
-		m.Node = b
-	}
-	return m, nil
+	var err error
+	m.Node, err = g.uploadNode(d)
+	return m, err
 }
 
 // pause is between two questions about something that is under way.
-func pause(ctx context.Context) error {
-	t := time.NewTimer(time.Second)
+func pause(ctx context.Context) error { return rest(ctx, time.Second) }
+
+func rest(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
@@ -156,8 +148,40 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// uploadClient trusts the system's authorities, or those of option ca alone.
+// uploadClient is a client with uploadTransport.
 func (g *globals) uploadClient(d destination) (*http.Client, error) {
+	t, err := g.uploadTransport(d)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: t}, nil
+}
+
+// pinnedTransport trusts the endpoint by option fingerprint, where it is set.
+func (g *globals) pinnedTransport(d destination) (*pin.Transport, error) {
+	base, err := g.uploadTransport(d)
+	if err != nil {
+		return nil, err
+	}
+	// govmomi keeps HTTP/2 off with vCenter, and pveproxy has none.
+	base.ForceAttemptHTTP2 = false
+	t := pin.New(base)
+	if text := d.Options["fingerprint"]; text != "" {
+		digest, err := pin.Parse(text)
+		if err != nil {
+			return nil, badDestination(d, err)
+		}
+		u, err := url.Parse(d.Endpoint)
+		if err != nil {
+			return nil, badDestination(d, err)
+		}
+		t.Pin(u.Host, digest)
+	}
+	return t, nil
+}
+
+// uploadTransport trusts the system's authorities, or those of option ca alone.
+func (g *globals) uploadTransport(d destination) (*http.Transport, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if path := d.Options["ca"]; path != "" {
 		b, err := os.ReadFile(g.inDir(path))
@@ -170,10 +194,10 @@ func (g *globals) uploadClient(d destination) (*http.Client, error) {
 		}
 	}
 	dialer := &net.Dialer{Timeout: 30 * time.Second}
-	return &http.Client{Transport: &http.Transport{
+	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: conf,
 		TLSHandshakeTimeout: 30 * time.Second, ForceAttemptHTTP2: true,
-	}}, nil
+	}, nil
 }
 
 // stage opens the server that the platform fetches from. Nothing is on it yet.
