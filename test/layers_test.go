@@ -66,6 +66,10 @@ var layers = map[string][]string{
 	"images/upload/pin":        {},
 	"images/upload/vsphere":    {"images/ova", "images/store", "images/upload", "images/vmdk"},
 	"images/upload/proxmox":    {"images/store", "images/upload"},
+	"images/upload/rest":       {"images/upload"},
+	"images/upload/aws":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
+	"images/upload/azure":      {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
+	"images/upload/gcp":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	// Only tests of targets use these: the suite that each has to stand, and servers
 	// in the place of platforms.
 	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload", "images/vmdk"},

@@ -283,6 +283,24 @@ roles:`}, nil},
   - {name: a, type: vsphere, endpoint: "https://vc.example.org/sdk", datastore: ds1, username: u, password: {env: S}, options: {datacenter: dc1, pool: c1, network: lan, node: node.json, fingerprint: "00"}}
   - {name: b, type: proxmox, endpoint: "https://pve1.example.org:8006", datastore: vms, username: "u@pve!t", password: {file: token}, options: {host: pve1, bridge: vmbr0, vmid: "9000"}}
 roles:`}, nil},
+		{"uploads to the large clouds", []string{"roles:", `upload:
+  - {name: a, type: aws, region: eu-central-1, options: {parameter: /vm}}
+  - {name: b, type: azure, datastore: vms, region: westeurope, username: app, password: {env: S}, options: {subscription: s, resourceGroup: g, tenant: t}}
+  - {name: c, type: gcp, bucket: staging, password: {file: key.json}, options: {project: p}}
+roles:`}, nil},
+		{"uploads to the large clouds without what they need", []string{"roles:", `upload:
+  - {name: a, type: aws, bucket: b}
+  - {name: b, type: azure, password: {env: S}, options: {gallery: vms}}
+  - {name: c, type: gcp, bucket: staging, username: me}
+roles:`}, []string{
+			`error: upload[0]: required key "region" is missing, type aws needs it`,
+			`error: upload[0].bucket: type aws has no such key`,
+			`error: upload[1]: required key "datastore" is missing, type azure needs it`,
+			`error: upload[1]: required key "region" is missing, type azure needs it`,
+			`error: upload[1].options.gallery: type azure has no option "gallery"; it has ca, login, resourceGroup, subscription, tenant`,
+			`error: upload[2]: required key "password" is missing, type gcp needs it`,
+			`error: upload[2].username: type gcp has no such key`,
+		}},
 		{"uploads with keys of another type", []string{"roles:", `upload:
   - {name: a, type: s3, endpoint: "https://s3.example.org", datastore: d}
   - {name: b, type: oci, endpoint: "http://registry.example.org/team/vm", bucket: x}

@@ -75,12 +75,33 @@ func uploadTypes() []uploadType {
 		options:  []string{"bridge", "ca", "cpu", "fingerprint", "firmware", "host", "import", "medium", "memoryMB", "vcpu", "vlan", "vmid"},
 		files:    []string{"ca"},
 		remote:   true,
+	}, {
+		name:     "aws",
+		required: []string{"region"},
+		allowed:  []string{"endpoint", "insecure", "password", "username"},
+		options:  []string{"ca", "parameter"},
+		files:    []string{"ca"},
+		remote:   true,
+	}, {
+		name:     "azure",
+		required: []string{"datastore", "password", "region"},
+		allowed:  []string{"endpoint", "insecure", "username"},
+		options:  []string{"ca", "login", "resourceGroup", "subscription", "tenant"},
+		files:    []string{"ca"},
+		remote:   true,
+	}, {
+		name:     "gcp",
+		required: []string{"bucket", "password"},
+		allowed:  []string{"endpoint", "insecure", "region"},
+		options:  []string{"ca", "project"},
+		files:    []string{"ca"},
+		remote:   true,
 	}}
 }
 
 // laterUploads are platforms that are not supported yet.
 func laterUploads() []string {
-	return []string{"aws", "azure", "digitalocean", "gcp", "hetzner", "openstack"}
+	return []string{"digitalocean", "hetzner", "openstack"}
 }
 
 // uploadVerbs are what imagectl upload takes in the place of a target's name.

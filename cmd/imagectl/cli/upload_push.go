@@ -33,7 +33,7 @@ func (g *globals) push(d destination) (upload.Target, error) {
 	case "proxmox":
 		return g.proxmox(d)
 	}
-	return nil, usageError{fmt.Errorf("upload target %s: type %s is not supported yet", d.Name, d.Type)}
+	return g.cloud(d)
 }
 
 func (g *globals) s3(d destination) (upload.Target, error) {

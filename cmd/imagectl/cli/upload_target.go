@@ -30,7 +30,14 @@ type destination struct{ cluster.Upload }
 
 // key names the place in journals: two cluster.yaml may call two places one name.
 func (d destination) key() string {
-	sum := sha256.Sum256([]byte(strings.Join([]string{d.Type, d.Endpoint, d.Datastore, d.Region, d.Bucket, d.Username}, "\x00")))
+	where := []string{d.Type, d.Endpoint, d.Datastore, d.Region, d.Bucket, d.Username}
+	for _, o := range []string{"project", "resourceGroup", "subscription"} {
+		// Only where there are some, for the keys of other types to stay what they were.
+		if v := d.Options[o]; v != "" {
+			where = append(where, v)
+		}
+	}
+	sum := sha256.Sum256([]byte(strings.Join(where, "\x00")))
 	return d.Name + "-" + hex.EncodeToString(sum[:4])
 }
 
