@@ -54,7 +54,10 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
-		news, records := s.board.Changed(), s.cfg.Store.Changed()
+		news, records, term := s.board.Changed(), s.cfg.Store.Changed(), s.cfg.Store.TermChanged()
+		if err := s.leads(); err != nil {
+			return nil, err
+		}
 		if err := s.allowNode(from); err != nil {
 			return nil, err // replaced or retired while it waited
 		}
@@ -73,6 +76,7 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		select {
 		case <-news:
 		case <-records:
+		case <-term:
 		case <-timer.C:
 			return connect.NewResponse(resp), nil
 		case <-ctx.Done():
@@ -133,7 +137,7 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		s.cfg.Log.Warn("a machine changes its state too often; its report is not stored", "machine", name)
 		return nil
 	}
-	return s.change(ctx, from.actor(), func(c *change) error {
+	return s.coordinate(ctx, from.actor(), func(c *change) error {
 		m, err := c.machine(name)
 		if err != nil {
 			return err
@@ -308,15 +312,20 @@ func (s agents) beginInstall(ctx context.Context, from caller) (*store.Arming, e
 	taken := func(m store.Machine) bool {
 		return m.State == machine.Installing && m.Arming != nil && m.Arming.Fingerprint == from.fingerprint
 	}
-	if m, ok := s.cfg.Store.Machine(name); ok && taken(m) {
+	// Memory is behind where other servers change the same records.
+	if m, ok := s.cfg.Store.Machine(name); ok && taken(m) && !s.cfg.Store.Shared() {
 		return m.Arming, nil
 	}
 	var arming *store.Arming
-	err := s.change(ctx, from.actor(), func(c *change) error {
+	err := s.coordinate(ctx, from.actor(), func(c *change) error {
 		arming = nil
 		m, err := c.machine(name)
 		if err != nil {
 			return err
+		}
+		if taken(m) {
+			arming = m.Arming
+			return nil
 		}
 		if m.Arming == nil || m.Key == nil || m.Key.Fingerprint != from.fingerprint {
 			return nil

@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -29,6 +30,8 @@ type permission struct {
 	node bool
 	// roles are operators'.
 	roles []pki.Role
+	// anywhere: also a server that does not coordinate answers.
+	anywhere bool
 }
 
 // permissions is the whole table: a call that is not here is refused.
@@ -117,8 +120,8 @@ func callerOf(ctx context.Context) caller {
 // authenticate decides about every request before its body is read.
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	table := permissions()
-	for _, p := range s.cfg.Pages {
-		table[p.Path] = permission{anyone: p.Open, roles: readers()}
+	for _, p := range s.pages() {
+		table[p.Path] = permission{anyone: p.Open, roles: readers(), anywhere: true}
 	}
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -185,11 +188,14 @@ func (s *Server) allow(c caller, p permission, procedure string) error {
 		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("%s needs a client certificate of cluster %s", procedure, s.cfg.Cluster))
 	case pki.KindNode:
 		if p.node {
-			return s.allowNode(c)
+			return cmp.Or(s.leads(), s.allowNode(c))
 		}
 	case pki.KindOperator:
-		if slices.Contains(p.roles, c.identity.Role) {
+		if slices.Contains(p.roles, c.identity.Role) && p.anywhere {
 			return nil
+		}
+		if slices.Contains(p.roles, c.identity.Role) {
+			return s.leads()
 		}
 	}
 	return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s may not call %s", describe(c.identity), procedure))

@@ -26,7 +26,7 @@ func (s operators) BackupServer(ctx context.Context, req *connect.Request[api.Ba
 	}
 	from := callerOf(ctx)
 	record := func(how string) error {
-		err := s.change(ctx, from.actor(), func(c *change) error {
+		err := s.coordinate(ctx, from.actor(), func(c *change) error {
 			if err := c.standing(from); err != nil {
 				return err
 			}

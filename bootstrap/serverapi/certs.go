@@ -115,7 +115,7 @@ func (s *Server) revokeAsked(ctx context.Context, held map[holder][]certificate,
 		}
 	}
 	var message string
-	err := s.change(ctx, callerOf(ctx).actor(), func(c *change) error {
+	err := s.coordinate(ctx, callerOf(ctx).actor(), func(c *change) error {
 		message = ""
 		all, err := c.certificates(h)
 		if err != nil {

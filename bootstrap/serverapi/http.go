@@ -43,7 +43,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, options...))
 	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, options...))
 	mux.Handle(apiconnect.NewOperatorServiceHandler(operators{s}, options...))
-	for _, p := range s.cfg.Pages {
+	for _, p := range s.pages() {
 		pattern := "GET " + p.Path
 		if strings.HasSuffix(p.Path, "/") {
 			pattern += "{$}"

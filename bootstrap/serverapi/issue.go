@@ -85,7 +85,7 @@ func (s agents) IssueCertificates(ctx context.Context, req *connect.Request[api.
 		})
 	}
 	// Signed, but nothing leaves before it is on record.
-	err := s.change(ctx, from.actor(), func(c *change) error {
+	err := s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
 		}
@@ -158,7 +158,7 @@ func (s agents) FetchKubernetesSecrets(ctx context.Context, _ *connect.Request[a
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
-	err := s.change(ctx, from.actor(), func(c *change) error {
+	err := s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
 		}

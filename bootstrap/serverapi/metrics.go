@@ -169,9 +169,11 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.certificate, float64(end), "server")
 	}
 	disk, used, limit := s.cfg.Store.Size()
-	gauge(c.storeSize, float64(disk))
-	gauge(c.storeUsed, float64(used))
-	gauge(c.storeLimit, float64(limit))
+	if limit > 0 { // an etcd cluster has metrics of its own
+		gauge(c.storeSize, float64(disk))
+		gauge(c.storeUsed, float64(used))
+		gauge(c.storeLimit, float64(limit))
+	}
 	if s.cfg.Backups == nil {
 		return
 	}

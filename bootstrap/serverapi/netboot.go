@@ -76,10 +76,10 @@ func (s *Server) Netboot(ctx context.Context) error {
 	busy := map[string]bool{} // by machine
 	ended := make(chan struct{}, 1)
 	for ctx.Err() == nil {
-		changed := s.cfg.Store.Changed()
+		changed, term := s.cfg.Store.Changed(), s.cfg.Store.TermChanged()
 		for _, m := range s.cfg.Store.Machines() {
 			mu.Lock()
-			skip := busy[m.Name] || !due(m)
+			skip := busy[m.Name] || !due(m) || s.cfg.Store.Term() == ""
 			busy[m.Name] = busy[m.Name] || !skip
 			mu.Unlock()
 			if skip {
@@ -99,6 +99,7 @@ func (s *Server) Netboot(ctx context.Context) error {
 		}
 		select {
 		case <-changed:
+		case <-term:
 		case <-ended:
 		case <-ctx.Done():
 		}
@@ -111,12 +112,12 @@ func (s *Server) Netboot(ctx context.Context) error {
 func (s *Server) netboot(ctx context.Context, name string) {
 	for ctx.Err() == nil {
 		m, ok := s.cfg.Store.Machine(name)
-		if !ok || !due(m) {
+		if !ok || !due(m) || s.cfg.Store.Term() == "" {
 			return
 		}
 		asked := *m.Arming
 		still := func() error {
-			if m, ok := s.cfg.Store.Machine(name); !ok || !due(m) || !same(*m.Arming, asked) {
+			if m, ok := s.cfg.Store.Machine(name); s.cfg.Store.Term() == "" || !ok || !due(m) || !same(*m.Arming, asked) {
 				return errNotWanted
 			}
 			return nil
@@ -142,7 +143,7 @@ func (s *Server) netboot(ctx context.Context, name string) {
 // taken back, so that the machine's next start, whenever that is, wipes nothing.
 func (s *Server) netbootEnded(ctx context.Context, name string, asked store.Arming, failed error) error {
 	bmc, _ := s.cfg.BMC.Names(name)
-	return s.change(ctx, s.self(), func(c *change) error {
+	return s.coordinate(ctx, s.self(), func(c *change) error {
 		m, err := c.machine(name)
 		if err != nil {
 			return err

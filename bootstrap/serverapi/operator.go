@@ -77,7 +77,7 @@ func (s operators) each(ctx context.Context, names []string, message string, f f
 	var out []*api.Outcome
 	for _, name := range names {
 		o := &api.Outcome{Machine: name, Ok: true, ReasonCode: codeDone, Message: message}
-		err := s.change(ctx, from.actor(), func(c *change) error {
+		err := s.coordinate(ctx, from.actor(), func(c *change) error {
 			m, ok, err := c.tx.Machine(name)
 			if err != nil {
 				return err
@@ -272,7 +272,7 @@ func (s operators) IssueKubeconfig(ctx context.Context, req *connect.Request[api
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
-	err = s.change(ctx, from.actor(), func(c *change) error {
+	err = s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
 		}

@@ -46,7 +46,7 @@ func (s *Server) settleRestored(ctx context.Context) error {
 	if _, err := s.VerifyAudit(ctx); err != nil {
 		s.cfg.Log.Error("the audit log of the backup is not whole", "error", err.Error())
 	}
-	const batch = 100 // records a transaction
+	const batch = 30 // records a transaction; each makes up to three changes, and etcd takes 128
 	var todo []string
 	for _, m := range s.cfg.Store.Machines() {
 		if m.Arming != nil || m.Token != nil {
@@ -114,7 +114,7 @@ func (c *change) forgetAllowed(name string) error {
 // of a backup in which the cluster did not exist yet, and machines that have formed it
 // since may not have called.
 func (s *Server) unsure(now time.Time) bool {
-	return s.restored.File != "" && now.Sub(s.start) < silence
+	return s.restored.File != "" && now.Sub(s.led) < silence
 }
 
 // missed returns the lists that a node holds and that were signed by the server that

@@ -112,7 +112,7 @@ func (s operators) leave(ctx context.Context, name string) error {
 	defer s.mu.Unlock()
 	nodes := s.refresh()
 	var stored coordinator.Choices
-	err := s.change(ctx, callerOf(ctx).actor(), func(c *change) error {
+	err := s.coordinate(ctx, callerOf(ctx).actor(), func(c *change) error {
 		stored = coordinator.Choices{}
 		if _, err := c.tx.Value(valueChoices, &stored); err != nil {
 			return err

@@ -1,18 +1,20 @@
 package serverapi
 
 import (
-	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,21 +80,36 @@ func (r *rig) up(cfg Config) {
 	}
 	s.poll, s.headers = time.Hour, time.Hour
 	// A server that comes back, out of a backup too, has the address it had.
-	l, err := net.Listen("tcp", cmp.Or(strings.TrimPrefix(r.url, "https://"), "127.0.0.1:0"))
+	l, err := listen(strings.TrimPrefix(r.url, "https://"))
 	if err != nil {
+		st.Close()
 		r.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
 	r.store, r.Server, r.url = st, s, "https://"+l.Addr().String()
-	r.stop = func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			r.t.Errorf("serving: %v", err)
 		}
 		st.Close()
+	})
+}
+
+// listen opens an address, or a new one. Its port is none that the kernel gives to
+// connections of its own choice: nobody takes it while the server is away.
+func listen(address string) (l net.Listener, err error) {
+	if address != "" {
+		return net.Listen("tcp", address)
 	}
+	for range 100 {
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+mathrand.IntN(12000))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
 }
 
 // restart is a new process on the same state directory.

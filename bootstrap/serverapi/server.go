@@ -67,13 +67,16 @@ type Server struct {
 	mu      sync.Mutex
 	choices coordinator.Choices
 	view    view
+	// term is the store's that choices are of, led when it began.
+	term string
+	led  time.Time
 }
 
 // New makes the cluster's keys at the first start and brings the records in line
 // with cluster.yaml.
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
-		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(),
+		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(), led: cfg.Now(),
 		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(), renewals: newLimits(),
 		poll: maxWait, headers: headerTime,
 	}
@@ -99,11 +102,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := s.list(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
-	err = cfg.Store.Change(ctx, func(tx *store.Tx) error {
-		_, err := tx.Value(valueChoices, &s.choices)
-		return err
-	})
-	if err != nil {
+	if err := s.loadChoices(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
 	return s, nil
@@ -116,7 +115,7 @@ func (s *Server) CAPEM() []byte { return s.authority.imagectl.CertificatePEM() }
 // (the reviewed file is the approval of their hardware), vanished ones become
 // unknown, and what was unknown and is listed now is forgotten under its old name.
 func (s *Server) list(ctx context.Context) error {
-	const batch = 100 // records a transaction
+	const batch = 30 // records a transaction; each makes two changes, and etcd takes 128
 	var todo []string
 	for _, m := range s.cfg.Machines {
 		if r, ok := s.cfg.Store.Machine(m.Name); !ok || !r.Known {
@@ -206,12 +205,15 @@ const silence = 2 * time.Minute
 func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Choices, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.takeOver(ctx); err != nil {
+		return nil, coordinator.Choices{}, fmt.Errorf("reading the choices: %w", err)
+	}
 	nodes := s.refresh()
 	if coordinator.Choose(nodes, s.choices).Equal(s.choices) || s.choices.EtcdFirst == "" && s.unsure(s.cfg.Now()) {
 		return nodes, s.choices, nil
 	}
 	var stored coordinator.Choices
-	err := s.change(ctx, s.self(), func(c *change) error {
+	err := s.coordinate(ctx, s.self(), func(c *change) error {
 		stored = coordinator.Choices{}
 		if _, err := c.tx.Value(valueChoices, &stored); err != nil {
 			return err
@@ -241,7 +243,7 @@ func (s *Server) refresh() []coordinator.Node {
 			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
 				n.Seen = r.seen(now)
 			}
-			n.Gone = n.Seen == nil && now.Sub(s.start) >= silence
+			n.Gone = n.Seen == nil && now.Sub(s.led) >= silence
 			s.view.nodes = append(s.view.nodes, n)
 			a := s.addressOf(m.Name)
 			switch {

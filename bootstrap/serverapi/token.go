@@ -44,7 +44,7 @@ func (s operators) IssueToken(ctx context.Context, req *connect.Request[api.Issu
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
 	var end time.Time
-	err = s.change(ctx, from.actor(), func(c *change) error {
+	err = s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
 		}

@@ -211,7 +211,7 @@ func (s operators) WatchMachines(ctx context.Context, _ *connect.Request[api.Wat
 	for {
 		news, records := s.board.Changed(), s.cfg.Store.Changed()
 		// It watches for hours.
-		if err := errors.Join(s.allowTime(callerOf(ctx)), s.allowSerial(callerOf(ctx))); err != nil {
+		if err := errors.Join(s.leads(), s.allowTime(callerOf(ctx)), s.allowSerial(callerOf(ctx))); err != nil {
 			return err
 		}
 		views, err := s.views(ctx)

@@ -25,11 +25,15 @@ type Record struct {
 // Records reads everything of the cluster as it is at one moment, in the order of the
 // keys, while changes go on.
 func (s *Store) Records(ctx context.Context) iter.Seq2[Record, error] {
+	return recordsOf(ctx, s.client, s.prefix)
+}
+
+func recordsOf(ctx context.Context, kv clientv3.KV, prefix string) iter.Seq2[Record, error] {
 	const page = 500
 	return func(yield func(Record, error) bool) {
-		from, end, revision := s.prefix, clientv3.GetPrefixRangeEnd(s.prefix), int64(0)
+		from, end, revision := prefix, clientv3.GetPrefixRangeEnd(prefix), int64(0)
 		for {
-			resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
+			resp, err := kv.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
 			if err != nil {
 				yield(Record{}, fmt.Errorf("reading the state: %w", err))
 				return
@@ -38,7 +42,7 @@ func (s *Store) Records(ctx context.Context) iter.Seq2[Record, error] {
 				revision = resp.Header.Revision
 			}
 			for _, kv := range resp.Kvs {
-				if !yield(Record{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value}, nil) {
+				if !yield(Record{Key: strings.TrimPrefix(string(kv.Key), prefix), Value: kv.Value}, nil) {
 					return
 				}
 			}
@@ -109,15 +113,15 @@ func create(ctx context.Context, c Config, identity []byte, records iter.Seq2[Re
 
 // fill writes records in transactions that etcd takes: at most 1.5 MiB each by
 // default.
-func fill(ctx context.Context, client *clientv3.Client, prefix string, records iter.Seq2[Record, error]) error {
-	const most, bytes = 500, 1 << 20
+func fill(ctx context.Context, kv clientv3.KV, prefix string, records iter.Seq2[Record, error]) error {
+	const most, bytes = 100, 1 << 20
 	var ops []clientv3.Op
 	size := 0
 	flush := func() error {
 		if len(ops) == 0 {
 			return nil
 		}
-		_, err := client.Txn(ctx).Then(ops...).Commit()
+		_, err := kv.Txn(ctx).Then(ops...).Commit()
 		ops, size = ops[:0], 0
 		return err
 	}

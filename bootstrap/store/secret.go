@@ -23,7 +23,7 @@ const secretsPrefix = "secrets/"
 // openIdentity reads the identity. At the first start, when there is no data yet
 // for which it would be the wrong one, it makes it.
 func openIdentity(path, data string) (*age.X25519Identity, error) {
-	b, err := os.ReadFile(path)
+	id, err := readIdentity(path)
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := os.Stat(data); err == nil {
 			return nil, fmt.Errorf("%s is missing; restore the file from a backup, the private keys in %s cannot be read without it", path, data)
@@ -32,19 +32,28 @@ func openIdentity(path, data string) (*age.X25519Identity, error) {
 		}
 		return createIdentity(path)
 	}
+	return id, err
+}
+
+func readIdentity(path string) (*age.X25519Identity, error) {
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
+	id, err := parseIdentity(b)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return id, nil
+}
+
+func parseIdentity(b []byte) (*age.X25519Identity, error) {
 	for line := range strings.Lines(string(b)) {
 		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			id, err := age.ParseX25519Identity(line)
-			if err != nil {
-				return nil, fmt.Errorf("reading %s: %w", path, err)
-			}
-			return id, nil
+			return age.ParseX25519Identity(line)
 		}
 	}
-	return nil, fmt.Errorf("reading %s: there is no identity in it; restore the file from a backup, the private keys cannot be read without it", path)
+	return nil, errors.New("there is no identity in it; restore the file from a backup, the private keys cannot be read without it")
 }
 
 func createIdentity(path string) (*age.X25519Identity, error) {
@@ -76,6 +85,11 @@ func writeFile(path string, b []byte) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
+	return syncDir(dir)
+}
+
+// syncDir makes durable what files a directory has.
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

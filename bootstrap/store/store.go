@@ -12,8 +12,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"filippo.io/age"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -33,9 +35,19 @@ type Config struct {
 	// for tests: etcd gives a request little more than five seconds, which a disk that
 	// others keep busy can exceed.
 	Volatile bool
+	// Name is what other servers call this one, where they share an etcd cluster: the
+	// https URL of its services.
+	Name string
+	// Session is how long after its last sign of life such a server is taken for dead;
+	// 0 means 10 s.
+	Session time.Duration
+
+	// after is called after each step of a move, which ends with its error; nil but in
+	// tests.
+	after func(step string) error
 }
 
-// Store is an open state directory. It is safe for concurrent use.
+// Store is an open state directory, or what it points to. It is safe for concurrent use.
 type Store struct {
 	prefix   string
 	dir      string
@@ -43,13 +55,17 @@ type Store struct {
 	etcd     *embed.Etcd
 	client   *clientv3.Client
 	identity *age.X25519Identity
+	// session is nil for the embedded etcd, as etcd is for a cluster of its own.
+	session *session
 
-	stop context.CancelFunc
-	done chan struct{} // closed when the watch has ended
+	stop    context.CancelFunc
+	done    chan struct{} // closed when the watch has ended
+	running sync.WaitGroup
 
 	mu       sync.RWMutex
 	machines map[string]Machine
 	revision int64         // of the newest change in machines
+	loaded   int64         // as of which all of them were read
 	changed  chan struct{} // closed at the next change
 	failed   error         // why the watch ended
 }
@@ -88,26 +104,45 @@ func open(ctx context.Context, c Config) (_ *Store, err error) {
 			s.release()
 		}
 	}()
-	if s.identity, err = openIdentity(filepath.Join(dir, identityFile), filepath.Join(dir, dataDir)); err != nil {
+	at, err := ReadLocation(dir)
+	if err != nil {
 		return nil, err
 	}
-	if s.etcd, err = startEtcd(ctx, dir, c); err != nil {
-		return nil, err
+	if at != nil {
+		err = s.openExternal(ctx, *at, c)
+	} else {
+		err = s.openEmbedded(ctx, c)
 	}
-	s.client = v3client.New(s.etcd.Server)
-	s.client.KV = newPatientKV(s.client.KV, s.marks())
-	// Marks of a process that is gone; nobody asks for them.
-	if _, err = s.client.Delete(ctx, s.marks(), clientv3.WithPrefix()); err != nil && !unfinished(err) {
-		return nil, fmt.Errorf("removing marks of earlier changes: %w", err)
+	if err != nil {
+		return nil, err
 	}
 	if err = s.load(ctx); err != nil {
 		return nil, err
 	}
-	// The watch belongs to the store and ends with Close, not with ctx.
-	watching, stop := context.WithCancel(context.Background())
+	// What follows belongs to the store and ends with Close, not with ctx.
+	running, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	go s.watch(watching)
+	go s.watch(running)
+	if s.session != nil {
+		s.running.Go(func() { s.session.run(running) })
+	}
 	return s, nil
+}
+
+func (s *Store) openEmbedded(ctx context.Context, c Config) (err error) {
+	if s.identity, err = openIdentity(filepath.Join(s.dir, identityFile), filepath.Join(s.dir, dataDir)); err != nil {
+		return err
+	}
+	if s.etcd, err = startEtcd(ctx, s.dir, c); err != nil {
+		return err
+	}
+	s.client = v3client.New(s.etcd.Server)
+	s.client.KV = newPatientKV(s.client.KV, s.marks())
+	// Marks of a process that is gone; nobody asks for them.
+	if _, err := s.client.Delete(ctx, s.marks(), clientv3.WithPrefix()); err != nil && !unfinished(err) {
+		return fmt.Errorf("removing marks of earlier changes: %w", err)
+	}
+	return nil
 }
 
 func checkCluster(name string) error {
@@ -123,6 +158,7 @@ func prefixOf(cluster string) string { return "/imagectl/" + cluster + "/" }
 func (s *Store) Close() {
 	s.stop()
 	<-s.done
+	s.running.Wait()
 	s.release()
 }
 
@@ -168,10 +204,22 @@ func (s *Store) load(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if resp.Header.Revision < s.revision {
+		return nil // the watch has told of more
+	}
 	s.machines = machines
-	s.revision = resp.Header.Revision
+	s.revision, s.loaded = resp.Header.Revision, resp.Header.Revision
 	s.wake()
 	return nil
+}
+
+// Refresh reads all machine records anew, so that memory has all that other servers had
+// committed before the call.
+func (s *Store) Refresh(ctx context.Context) error {
+	if s.session == nil {
+		return nil // nobody else commits
+	}
+	return s.load(ctx)
 }
 
 // wake tells everybody who waits; mu is held.
@@ -191,10 +239,35 @@ func (s *Store) watch(ctx context.Context) {
 	s.wake()
 }
 
+// followPause is waited before a watch that ended is begun again.
+const followPause = 500 * time.Millisecond
+
+// follow keeps the snapshot current. A watch of the embedded etcd ends only with it; one
+// over a network begins again where it was.
 func (s *Store) follow(ctx context.Context) error {
+	for {
+		err := s.followOnce(ctx)
+		if s.session == nil || ctx.Err() != nil {
+			return err
+		}
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			err = s.load(ctx) // what was missed is gone; what is there now counts
+		}
+		if err != nil {
+			select {
+			case <-time.After(followPause):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+func (s *Store) followOnce(ctx context.Context) error {
 	s.mu.RLock()
 	from := s.revision + 1
 	s.mu.RUnlock()
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
 	for resp := range s.client.Watch(ctx, s.machineKey(""), clientv3.WithPrefix(), clientv3.WithRev(from)) {
 		if err := resp.Err(); err != nil {
 			return err
@@ -210,6 +283,9 @@ func (s *Store) apply(resp clientv3.WatchResponse) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, ev := range resp.Events {
+		if ev.Kv.ModRevision <= s.loaded {
+			continue // read already, perhaps in a newer form
+		}
 		name := strings.TrimPrefix(string(ev.Kv.Key), s.machineKey(""))
 		if ev.Type == clientv3.EventTypeDelete {
 			delete(s.machines, name)
@@ -283,8 +359,12 @@ func (s *Store) await(ctx context.Context, revision int64) error {
 }
 
 // Size is how many bytes the database has on the disk, how many of them hold data,
-// and at how many it refuses to grow.
+// and at how many it refuses to grow. All are 0 where it is an etcd cluster's: that has
+// metrics of its own.
 func (s *Store) Size() (disk, used, limit int64) {
+	if s.etcd == nil {
+		return 0, 0, 0
+	}
 	b := s.etcd.Server.Backend()
 	return b.Size(), b.SizeInUse(), quotaBytes
 }

@@ -116,6 +116,7 @@ func (c *checker) networks(raw rawFile, s Spec) {
 				"the server's address %s is in none of boot.subnets, so no machine reaches it without a relay", server.V)
 		}
 	}
+	c.peers(raw, s)
 	c.networks6(raw.Boot, s.Boot.DHCP6)
 	c.links(raw, s)
 	c.relays(raw, s)
@@ -168,6 +169,33 @@ func (c *checker) links(raw rawFile, s Spec) {
 		if s.Boot.DHCP == "authoritative" && server.Set && sub.CIDR.Set && !home && !sub.Router.Set && s.Boot.Subnets[i].Prefix.Addr().Is4() {
 			c.add(sub.Pos, sub.Path, "router: its default gateway", "the machines of %s cannot reach the server %s without a router", s.Boot.Subnets[i].Prefix, server.V)
 		}
+	}
+}
+
+// peers are servers as server.address is.
+func (c *checker) peers(raw rawFile, s Spec) {
+	for _, p := range raw.Server.Peers {
+		if !p.Set {
+			continue
+		}
+		if !p.V.Is4() {
+			c.add(p.Pos, p.Path, "", "IPv6 is not supported yet")
+			continue
+		}
+		if sub, ok := subnetOf(s.Boot.Subnets, p.V); ok {
+			if c.usable(p, sub.Prefix); sub.inRange(p.V) {
+				c.add(p.Pos, p.Path, "", "the server's address %s is inside the dynamic range %s to %s", p.V, sub.First, sub.Last)
+			}
+		}
+		for _, m := range s.Machines {
+			if m.Address == p.V {
+				c.add(p.Pos, p.Path, "", "the server %s has the address of %s", p.V, m.Name)
+			}
+		}
+	}
+	if len(raw.Server.Peers) > 0 && raw.Boot.DHCP6.Path != "" {
+		p := raw.Server.Peers[0]
+		c.add(p.Pos, p.Path, "", "booting by IPv6 works with one server only, and boot.dhcp6 asks for it")
 	}
 }
 

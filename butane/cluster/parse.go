@@ -215,8 +215,18 @@ func (c *checker) server(raw rawServer) Server {
 		}
 		c.add(at.Pos, at.Path, "httpPort: 8080\nhttpsPort: 8443", "httpPort and httpsPort are both %d", s.HTTPPort)
 	}
-	if raw.Address.Set && (s.Address.IsUnspecified() || s.Address.IsLoopback() || s.Address.IsMulticast()) {
-		c.add(raw.Address.Pos, raw.Address.Path, "the server's address on the boot network", "machines cannot reach %s", s.Address)
+	seen := map[string]place{}
+	for _, a := range append([]rawAddr{raw.Address}, raw.Peers...) {
+		if !a.Set {
+			continue
+		}
+		if a.V.IsUnspecified() || a.V.IsLoopback() || a.V.IsMulticast() {
+			c.add(a.Pos, a.Path, "the server's address on the boot network", "machines cannot reach %s", a.V)
+		}
+		c.unique(seen, "server", a.V.String(), a.place)
+	}
+	for _, a := range raw.Peers {
+		s.Peers = append(s.Peers, a.V)
 	}
 	return s
 }

@@ -85,6 +85,7 @@ type rawAgent struct {
 type rawServer struct {
 	place
 	Address   rawAddr     `key:"address,required"`
+	Peers     []rawAddr   `key:"peers"`
 	HTTPPort  rawInt      `key:"httpPort"`
 	HTTPSPort rawInt      `key:"httpsPort"`
 	SANs      []rawString `key:"sans"`

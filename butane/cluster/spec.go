@@ -91,7 +91,9 @@ type Named struct {
 
 // Server is where nodes reach imagectl serve.
 type Server struct {
-	Address             netip.Addr
+	Address netip.Addr
+	// Peers are further servers, each with an imagectl serve of its own.
+	Peers               []netip.Addr
 	HTTPPort, HTTPSPort int
 	SANs                []string
 }

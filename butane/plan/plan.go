@@ -74,8 +74,10 @@ type Etcd struct {
 
 // Server is how nodes reach imagectl serve.
 type Server struct {
-	// Address on the boot network.
+	// Address on the boot network; in a running server its own.
 	Address netip.Addr
+	// Peers are the addresses of further servers.
+	Peers []netip.Addr
 	// HTTPPort serves public boot files, HTTPSPort everything else.
 	HTTPPort, HTTPSPort int
 	// SANs are further names and addresses in the server's certificate.

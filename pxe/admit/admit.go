@@ -132,6 +132,15 @@ func (l *Line) Done(mac MAC, now time.Time) {
 	}
 }
 
+// Left says that a machine that was let in loads its program from another server.
+func (l *Line) Left(mac MAC) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c, ok := l.cards[mac]; ok {
+		l.drop(mac, c)
+	}
+}
+
 // Crowded says that a machine has to wait for its program, so that the programs that
 // are sent meanwhile are as many as can be.
 func (l *Line) Crowded(now time.Time) {

@@ -3,6 +3,7 @@ package dhcp
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -27,7 +28,10 @@ func (r *query) choose() (address netip.Addr, machine string, ok bool) {
 	if !r.subnet.First.IsValid() {
 		return netip.Addr{}, "", false
 	}
-	a, ok := r.Leases.Free(r.subnet.First, r.subnet.Last, r.keptFree, r.Now)
+	a, ok := r.Leases.Free(r.subnet.First, r.subnet.Last, r.Share, r.keptFree, r.Now)
+	if !ok && r.Share != (Share{}) {
+		a, ok = r.Leases.Free(r.subnet.First, r.subnet.Last, Share{}, r.keptFree, r.Now)
+	}
 	return a, "", ok
 }
 
@@ -101,7 +105,7 @@ func (r *query) stillHas(holder Lease, name string) bool {
 // keptFree says which addresses of a dynamic range are not dynamic.
 func (r *query) keptFree(a netip.Addr) bool {
 	_, reserved := r.Network.Reserved[a]
-	return reserved || a == r.Server || a == r.link() || a == r.relay.agent || a == r.subnet.Router || a == r.subnet.Prefix.Masked().Addr() || a == lastOf(r.subnet.Prefix)
+	return reserved || a == r.Server || slices.Contains(r.Peers, a) || a == r.link() || a == r.relay.agent || a == r.subnet.Router || a == r.subnet.Prefix.Masked().Addr() || a == lastOf(r.subnet.Prefix)
 }
 
 // lastOf is a prefix's broadcast address.

@@ -15,6 +15,7 @@ package dhcp
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,10 +38,10 @@ const declineTime = 10 * time.Minute
 type Leases interface {
 	ByMAC(MAC) (Lease, bool)
 	ByAddr(netip.Addr) (Lease, bool)
-	// Free names an address from first to last that nobody has and skip does not
-	// reject, preferring those that were never given out, then the one whose lease
-	// ended first.
-	Free(first, last netip.Addr, skip func(netip.Addr) bool, now time.Time) (netip.Addr, bool)
+	// Free names an address from first to last that is in share, nobody has and skip
+	// does not reject, preferring those that were never given out, then the one whose
+	// lease ended first.
+	Free(first, last netip.Addr, share Share, skip func(netip.Addr) bool, now time.Time) (netip.Addr, bool)
 }
 
 // Env is everything a decision depends on besides the packet.
@@ -63,6 +64,9 @@ type Env struct {
 	Quirks quirk.Set
 	// Line says which machines may begin to boot now; nil lets all of them.
 	Line Line
+	// Peers are servers that share our leases; Share is what we offer first.
+	Peers []netip.Addr
+	Share Share
 }
 
 // Line is the part of admit.Line that a decision needs.
@@ -330,8 +334,10 @@ func (r *query) request() Decision {
 	wanted, server, ciaddr := addr(r.RequestedIPAddress()), addr(r.ServerIdentifier()), addr(r.ClientIPAddr)
 	switch {
 	case server.IsValid() && server != r.identifier(): // selecting, but another server
-		d := silent("other-server", "the client chose the server %s: it gives out addresses here too; switch it off, or set boot.dhcp: proxy in cluster.yaml", server)
-		d.Refused = r.client.boots()
+		d := silent("peer-server", "the client chose the server %s, which shares our leases", server)
+		if !slices.Contains(r.Peers, server) {
+			d = r.otherServer(server)
+		}
 		if l, ok := r.Leases.ByMAC(r.client.MAC); ok && l.State == Held {
 			d.Change, d.Lease = End, l
 		}
@@ -354,6 +360,13 @@ func (r *query) request() Decision {
 		Change: Bind, Lease: r.lease(wanted, machine, r.subnet.Lease),
 		Code: "ack", Reason: fmt.Sprintf("gave %s for %s%s", wanted, r.subnet.Lease, r.bootNote()),
 	}
+}
+
+// otherServer is for a client that chose a server that is none of ours.
+func (r *query) otherServer(server netip.Addr) Decision {
+	d := silent("other-server", "the client chose the server %s: it gives out addresses here too; switch it off, or set boot.dhcp: proxy in cluster.yaml", server)
+	d.Refused = r.client.boots()
+	return d
 }
 
 func (r *query) inform() Decision {

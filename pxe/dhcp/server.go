@@ -57,8 +57,8 @@ type Meter interface {
 	Line(func() admit.Usage)
 }
 
-// Config is what a server needs. All fields but Line, Recorder, Meter, Log and Now are
-// required; Store only where addresses are given out.
+// Config is what a server needs. All fields but Line, Peers, Share, Recorder, Meter, Log
+// and Now are required; Store only where addresses are given out.
 type Config struct {
 	// Address is ours on the boot network: boot files come from it.
 	Address netip.Addr
@@ -68,7 +68,11 @@ type Config struct {
 	Source Source
 	Store  Store
 	// Line says which machines may begin; nil lets all of them.
-	Line     *admit.Line
+	Line *admit.Line
+	// Peers are the addresses of further servers that share the Store, and Share is what
+	// this one offers first.
+	Peers    []netip.Addr
+	Share    Share
 	Recorder boot.Recorder
 	Meter    Meter
 	Log      *slog.Logger
@@ -157,6 +161,9 @@ func (s *Server) Serve(ctx context.Context, sockets ...Socket) error {
 		s.waiting.serve(ctx, s.transmit)
 		return nil
 	})
+	if shared, ok := s.Store.(Shared); ok {
+		g.Go(func() error { return s.follow(ctx, shared) })
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		var errs []error
@@ -225,12 +232,17 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 		s.Meter.Received("other", "malformed", len(packet))
 		return pending{}, false
 	}
+	if err := s.notReady(); err != nil {
+		s.Log.Debug("packet ignored", "code", "store-failed", "error", err)
+		s.Meter.Received(kind(req.MessageType()), "store-failed", len(packet))
+		return pending{}, false
+	}
 	network := s.Source.Network()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.table.use(network)
 	env := Env{Now: s.Now(), Server: s.Address, Link: socket.Address, BootServer: socket.BootServer,
-		Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks}
+		Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks, Peers: s.Peers, Share: s.Share}
 	if udp, ok := from.(*net.UDPAddr); ok {
 		env.From = udp.AddrPort()
 	}
@@ -243,8 +255,11 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	}
 	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
-	if d.Code == "other-server" {
+	switch {
+	case d.Code == "other-server":
 		s.warnOf(addr(req.ServerIdentifier()), d)
+	case d.Code == "peer-server" && s.Line != nil:
+		s.Line.Left(admit.MAC(d.Client.MAC))
 	}
 	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To, delay: d.Delay, conn: socket.Conn}
 	if d.Reply != nil {
@@ -323,6 +338,10 @@ func (s *Server) commit(queue <-chan pending) {
 	keep := func(all []Lease) error { return s.Store.Append(all) } // there may be no Store, and then nothing waits
 	journal.Commit(queue, leases, keep, func(batch []pending, err error) {
 		s.Meter.Waiting(-len(batch))
+		var taken *TakenError
+		if errors.As(err, &taken) {
+			batch, err = s.yield(batch, taken), nil
+		}
 		if err != nil {
 			s.Log.Error("leases not kept, requests stay unanswered", "code", "store-failed", "error", err, "requests", len(batch))
 			for _, p := range batch {
@@ -336,6 +355,28 @@ func (s *Server) commit(queue <-chan pending) {
 			}
 		}
 	})
+}
+
+// yield takes over what other servers gave away, and returns the answers that may leave.
+// Who is not answered asks again, and is offered another address.
+func (s *Server) yield(batch []pending, taken *TakenError) []pending {
+	s.mu.Lock()
+	s.table.Learn(taken.Now)
+	s.mu.Unlock()
+	kept, i := batch[:0], 0
+	for _, p := range batch {
+		lost := false
+		for range p.leases {
+			lost = lost || taken.Lost[i]
+			i++
+		}
+		if lost {
+			s.refuse(p, "taken", "no answer: another server gave its address to another machine in this moment; it asks again")
+			continue
+		}
+		kept = append(kept, p)
+	}
+	return kept
 }
 
 func (s *Server) send(p pending) {

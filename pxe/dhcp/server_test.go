@@ -290,7 +290,7 @@ func BenchmarkExhaustedPool(b *testing.B) {
 		table.put(Lease{MAC: MAC{2, 0, byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}, Addr: a, Until: noon.Add(time.Hour)})
 	}
 	for b.Loop() {
-		if _, ok := table.Free(first, last, func(netip.Addr) bool { return false }, noon); ok {
+		if _, ok := table.Free(first, last, Share{}, func(netip.Addr) bool { return false }, noon); ok {
 			b.Fatal("not full")
 		}
 	}

@@ -47,7 +47,10 @@ type Table struct {
 // maxSeen bounds the addresses of another server that a proxy remembers.
 const maxSeen = 4096
 
-type pool struct{ first, last netip.Addr }
+type pool struct {
+	first, last netip.Addr
+	share       Share
+}
 
 // cursor makes the search for a free address cheap, also when there is none: a
 // flood of requests must not scan a whole pool each time.
@@ -87,12 +90,15 @@ func (t *Table) use(n *boot.Network) {
 }
 
 // Free implements Leases.
-func (t *Table) Free(first, last netip.Addr, skip func(netip.Addr) bool, now time.Time) (netip.Addr, bool) {
-	c := t.pools[pool{first, last}]
+func (t *Table) Free(first, last netip.Addr, share Share, skip func(netip.Addr) bool, now time.Time) (netip.Addr, bool) {
+	p := pool{first, last, share}
+	c := t.pools[p]
 	if c == nil {
 		c = &cursor{next: first}
-		t.pools[pool{first, last}] = c
+		t.pools[p] = c
 	}
+	kept := skip
+	skip = func(a netip.Addr) bool { return !share.has(first, a) || kept(a) }
 	for ; c.next.IsValid() && !last.Less(c.next); c.next = c.next.Next() {
 		if _, used := t.byAddr[c.next]; !used && !skip(c.next) {
 			return c.next, true

@@ -40,7 +40,7 @@ func (t *Table) usage(network *boot.Network, now time.Time) []Usage {
 		out = append(out, u)
 	}
 	in := func(s boot.Subnet, a netip.Addr) bool {
-		return s.First.IsValid() && pool{s.First, s.Last}.holds(a)
+		return s.First.IsValid() && pool{first: s.First, last: s.Last}.holds(a)
 	}
 	for a := range network.Reserved {
 		for i, s := range network.Subnets {

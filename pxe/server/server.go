@@ -103,7 +103,11 @@ type Config struct {
 	// IPXEBIOS and IPXEUEFI are iPXE's undionly.kpxe and snponly.efi.
 	IPXEBIOS, IPXEUEFI []byte
 	Leases             dhcp.Store
-	Recorder           boot.Recorder
+	// Peers are further servers that share Leases, and Share is what this one offers
+	// first.
+	Peers    []netip.Addr
+	Share    dhcp.Share
+	Recorder boot.Recorder
 	// Meters: each may be nil.
 	Meters Meters
 	Log    *slog.Logger
@@ -143,7 +147,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	if sockets := dhcpSockets(cfg.Sockets); len(sockets) > 0 {
 		s, err := dhcp.NewServer(dhcp.Config{
 			Address: cfg.Address, Files: BootFiles(at, uefi, programs),
-			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Line: line, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
+			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Line: line, Peers: cfg.Peers, Share: cfg.Share, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -37,12 +38,17 @@ const restart = 5 * time.Second
 
 // machine is one simulated machine, run by one goroutine.
 type machine struct {
-	storm   *storm
-	name    string
-	mac     net.HardwareAddr
-	uuid    [16]byte
+	storm *storm
+	name  string
+	mac   net.HardwareAddr
+	uuid  [16]byte
+	// address is reserved for it in cluster.yaml, or invalid until it is given one.
 	address netip.Addr
-	kind    kind
+	// unlisted: cluster.yaml does not know it.
+	unlisted bool
+	// server is whom it got its last address from.
+	server netip.Addr
+	kind   kind
 	// delay is when after the storm's begin it is switched on.
 	delay   time.Duration
 	replies chan *dhcpv4.DHCPv4
@@ -54,6 +60,8 @@ type machine struct {
 	restarts, retries, told int
 	// waited is what it spent in time-outs of its firmware, and before it began again.
 	waited time.Duration
+	// writes is how often its disk was written.
+	writes int
 	// left is the connection that nobody closes when iPXE becomes the kernel.
 	left browser
 
@@ -158,7 +166,8 @@ func uuidText(u [16]byte) string {
 
 // interpret runs the installer's script: files, then the kernel.
 func (m *machine) interpret(ctx context.Context, script string) (config string, err error) {
-	if want := "echo imagectl: machine " + m.name + ", card " + m.mac.String() + "\n"; !strings.Contains(script, want) {
+	want := "echo imagectl: machine " + m.name + ", card " + m.mac.String() + "\n"
+	if !m.unlisted && !strings.Contains(script, want) {
 		m.wrong("got a script of another:\n%s", script)
 	}
 	var files []string
@@ -173,6 +182,9 @@ func (m *machine) interpret(ctx context.Context, script string) (config string, 
 				config = u
 			}
 		}
+	}
+	if len(files) == 0 && !m.unlisted {
+		return "", errLocal
 	}
 	if len(files) < 2 || config == "" {
 		return "", fmt.Errorf("the script starts no installer:\n%s", script)
@@ -196,6 +208,9 @@ func (m *machine) interpret(ctx context.Context, script string) (config string, 
 		}
 	}
 }
+
+// errLocal says that the script ends in the machine's own disk.
+var errLocal = errors.New("the script starts the machine's own disk")
 
 func (m *machine) files(ctx context.Context, urls []string) error {
 	for _, u := range urls {

@@ -36,11 +36,19 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	imagectl := flag.String("imagectl", "bin/imagectl", "the program")
+	drill := flag.String("drill", "", "the directory of etcd's programs: two servers on an etcd cluster, which lose one of each in the middle of a storm")
 	counts := flag.String("machines", "1000,10000", "how many machines, one storm after the other")
 	losses := flag.String("loss", "0,1,5", "percent of the frames that are lost; as many are doubled and as many come late")
 	seed := flag.Uint64("seed", 1, "of the faults and of the moments of power-on")
 	limit := flag.Duration("limit", 15*time.Minute, "how long one storm may last")
 	flag.Parse()
+	if *drill != "" {
+		if err := runDrill(ctx, *imagectl, *drill, *counts, *seed, *limit); err != nil {
+			fmt.Fprintln(os.Stderr, "storm:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := storms(ctx, *imagectl, *counts, *losses, *seed, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "storm:", err)
 		os.Exit(1)
@@ -49,9 +57,9 @@ func main() {
 
 // storm is one rack with its wire.
 type storm struct {
-	wire     *wire
-	server   netip.Addr
-	http     string
+	wire *wire
+	// servers are the addresses of imagectl serve.
+	servers  []netip.Addr
 	machines []*machine
 	byMAC    map[[6]byte]*machine
 	// programs are the digests of what TFTP has to send.
@@ -63,6 +71,8 @@ type storm struct {
 	notes []string
 	// where counts the steps at which firmware gave up and began again.
 	where map[string]int
+	// owners are who was given which address last.
+	owners map[netip.Addr]*machine
 }
 
 func (s *storm) gaveUp(where string) {
@@ -114,24 +124,11 @@ func storms(ctx context.Context, imagectl, counts, losses string, seed uint64, l
 
 // rack runs one storm after the other on the same machines.
 func rack(ctx context.Context, imagectl, dir string, count int, losses string, seed uint64, limit time.Duration) error {
-	s := &storm{server: netip.MustParseAddr(serverAddress), http: serverAddress + ":8080", byMAC: map[[6]byte]*machine{}, programs: map[string][32]byte{}}
-	for _, name := range []string{biosProgram, uefiProgram} {
-		content, err := os.ReadFile(filepath.Join(ipxeDir, name))
-		if err != nil {
-			return fmt.Errorf("%w (the Debian package ipxe has it)", err)
-		}
-		s.programs[name] = sha256.Sum256(content)
+	s, err := newStorm(count, netip.MustParseAddr(serverAddress))
+	if err != nil {
+		return err
 	}
-	first := netip.MustParsePrefix(machinesNet).Addr().Next()
-	for i := range count {
-		m := &machine{storm: s, name: fmt.Sprintf("m%d", i), mac: net.HardwareAddr{0x52, 0x54, 0, byte(i >> 16), byte(i >> 8), byte(i)},
-			address: first, kind: kind(i) % kinds, replies: make(chan *dhcpv4.DHCPv4, 64)}
-		copy(m.uuid[:], fmt.Sprintf("storm%011d", i))
-		s.machines = append(s.machines, m)
-		s.byMAC[[6]byte(m.mac)] = m
-		first = first.Next()
-	}
-	if err := writeSite(dir, s.machines); err != nil {
+	if err := writeSite(dir, s.machines, ""); err != nil {
 		return err
 	}
 	for i, text := range strings.Split(losses, ",") {
@@ -146,6 +143,28 @@ func rack(ctx context.Context, imagectl, dir string, count int, losses string, s
 	return nil
 }
 
+// newStorm makes machines, all switched off.
+func newStorm(count int, servers ...netip.Addr) (*storm, error) {
+	s := &storm{servers: servers, byMAC: map[[6]byte]*machine{}, programs: map[string][32]byte{}, where: map[string]int{}, owners: map[netip.Addr]*machine{}}
+	for _, name := range []string{biosProgram, uefiProgram} {
+		content, err := os.ReadFile(filepath.Join(ipxeDir, name))
+		if err != nil {
+			return nil, fmt.Errorf("%w (the Debian package ipxe has it)", err)
+		}
+		s.programs[name] = sha256.Sum256(content)
+	}
+	first := netip.MustParsePrefix(machinesNet).Addr().Next()
+	for i := range count {
+		m := &machine{storm: s, name: fmt.Sprintf("m%d", i), mac: net.HardwareAddr{0x52, 0x54, 0, byte(i >> 16), byte(i >> 8), byte(i)},
+			address: first, kind: kind(i) % kinds, replies: make(chan *dhcpv4.DHCPv4, 64)}
+		copy(m.uuid[:], fmt.Sprintf("storm%011d", i))
+		s.machines = append(s.machines, m)
+		s.byMAC[[6]byte(m.mac)] = m
+		first = first.Next()
+	}
+	return s, nil
+}
+
 // manyNeighbours is the number of machines above which the kernel's table of
 // neighbours, 1024 by default and the same in every namespace, would decide.
 const manyNeighbours = 1000
@@ -155,10 +174,14 @@ const manyNeighbours = 1000
 func (s *storm) plug(ctx context.Context, dir string) error {
 	for _, args := range [][]string{
 		{"link", "set", "probe", "addrgenmode", "none", "txqueuelen", "20000", "up"},
-		{"route", "add", serverAddress + "/32", "dev", "probe"},
 		{"route", "add", "local", machinesNet, "dev", "probe"},
 	} {
 		if err := run(ctx, "ip", args...); err != nil {
+			return err
+		}
+	}
+	for _, server := range s.servers {
+		if err := run(ctx, "ip", "route", "add", server.String()+"/32", "dev", "probe"); err != nil {
 			return err
 		}
 	}

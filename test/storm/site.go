@@ -13,17 +13,23 @@ const (
 	serverAddress = "10.97.0.1"
 	// machinesNet holds every machine's address and not the server's.
 	machinesNet = "10.97.64.0/18"
-	ipxeDir     = "/usr/lib/ipxe"
-	biosProgram = "undionly.kpxe"
-	uefiProgram = "snponly.efi"
+	// dynamicFirst and dynamicLast are for machines that cluster.yaml does not list.
+	dynamicFirst, dynamicLast = "10.97.127.1", "10.97.127.250"
+	ipxeDir                   = "/usr/lib/ipxe"
+	biosProgram               = "undionly.kpxe"
+	uefiProgram               = "snponly.efi"
 	// stand-ins for the installer's kernel and initrd: a storm is about how many ask,
 	// not about how much they fetch.
 	kernelSize, initrdSize = 64 << 10, 256 << 10
 )
 
 // writeSite makes a directory with everything that imagectl serve reads. What only
-// machines would read is made up.
-func writeSite(dir string, machines []*machine) error {
+// machines would read is made up. peer is the address of a second server; empty for none.
+func writeSite(dir string, machines []*machine, peer string) error {
+	peers := ""
+	if peer != "" {
+		peers = ", peers: [" + peer + "]"
+	}
 	var y strings.Builder
 	fmt.Fprintf(&y, `version: 1
 cluster: storm
@@ -32,19 +38,22 @@ kubernetes: {version: v1.36.3, podCIDR: 10.128.0.0/9, serviceCIDR: 172.16.0.0/16
 etcd: {version: v3.6.5}
 cni: {version: v1.9.1}
 agent: {source: bootstrapd}
-server: {address: %[1]s}
+server: {address: %[1]s%[5]s}
 boot:
   interface: rack
   dhcp: authoritative
-  subnets: [{cidr: 10.97.0.0/16}]
+  subnets: [{cidr: 10.97.0.0/16, range: {first: %[6]s, last: %[7]s}}]
   ipxe: {bios: %[2]s/%[3]s, uefi: %[2]s/%[4]s}
 addons: [{name: cni, source: cni.yaml}]
 roles:
   control-plane: {kind: control-plane}
   worker: {kind: worker}
 machines:
-`, serverAddress, ipxeDir, biosProgram, uefiProgram)
+`, serverAddress, ipxeDir, biosProgram, uefiProgram, peers, dynamicFirst, dynamicLast)
 	for i, m := range machines {
+		if m.unlisted {
+			continue
+		}
 		role := "worker"
 		if i == 0 {
 			role = "control-plane"

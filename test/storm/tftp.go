@@ -50,7 +50,7 @@ func (m *machine) tftp(ctx context.Context, file string, options []string, abort
 	defer stop()
 
 	last := []byte("\x00\x01" + file + "\x00octet\x00" + strings.Join(options, "\x00") + "\x00")
-	to := netip.AddrPortFrom(m.storm.server, 69)
+	to := netip.AddrPortFrom(m.server, 69)
 	peer := netip.AddrPort{}
 	var content []byte
 	expected, block := uint16(0), 512
@@ -77,7 +77,7 @@ func (m *machine) tftp(ctx context.Context, file string, options []string, abort
 			m.waited += tftpTimeout
 			continue
 		}
-		if from.Addr() != m.storm.server || n < 4 || (peer.IsValid() && from != peer) {
+		if from.Addr() != m.server || n < 4 || (peer.IsValid() && from != peer) {
 			goto receive
 		}
 		peer, to = from, from

@@ -20,6 +20,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
 // serverContext is the context file: whom client verbs call, and as whom.
@@ -27,6 +28,8 @@ type serverContext struct {
 	Cluster string `json:"cluster"`
 	// Server is an https URL.
 	Server string `json:"server"`
+	// Servers are those of all servers of the cluster, this one first; it may be missing.
+	Servers []string `json:"servers,omitempty"`
 	// CA, Certificate and Key are PEM.
 	CA          string `json:"ca"`
 	Certificate string `json:"certificate"`
@@ -106,7 +109,8 @@ type remote struct {
 	cert tls.Certificate
 }
 
-// dial checks the context; nothing is sent yet.
+// dial checks the context. Where there are several servers, they are asked which of them
+// coordinates; else nothing is sent yet.
 func dial() (*remote, error) {
 	c, err := readContext()
 	if err != nil {
@@ -128,7 +132,48 @@ func dial() (*remote, error) {
 	if end := r.cert.Leaf.NotAfter; time.Now().After(end) && c.KeyFile == "" {
 		return nil, fmt.Errorf("the operator certificate in the context file expired at %s: imagectl serve keeps the file on its machine fresh; start it there, or copy the file again", end.Local().Format(time.DateTime))
 	}
+	if len(r.Servers) > 1 {
+		r.Server = r.coordinator()
+	}
 	return r, nil
+}
+
+// choosing is how long the servers are asked which of them coordinates.
+const choosing = 5 * time.Second
+
+// coordinator is the server that answers operators. When none says that it does, the
+// call goes to the first, whose error is then shown.
+func (r *remote) coordinator() string {
+	ctx, cancel := context.WithTimeout(context.Background(), choosing)
+	defer cancel()
+	client, answers := r.client(""), make(chan string, len(r.Servers))
+	for _, url := range r.Servers {
+		go func() {
+			if !coordinates(ctx, client, url) {
+				url = ""
+			}
+			answers <- url
+		}()
+	}
+	for range r.Servers {
+		if url := <-answers; url != "" {
+			return url
+		}
+	}
+	return r.Server
+}
+
+func coordinates(ctx context.Context, client *http.Client, url string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+serverapi.CoordinatesPath, nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
 }
 
 // operator calls the server.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -34,6 +35,7 @@ import (
 type serveFlags struct {
 	state, out, cache string
 	operator          string
+	address           string
 	dashboard         string
 	metrics           string
 	tls               bootTLSFlags
@@ -83,12 +85,20 @@ func newServe(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			has, err := localAddresses()
+			if err != nil {
+				return err
+			}
+			if p, err = ownPlan(p, f.address, has); err != nil {
+				return err
+			}
 			return g.serve(cmd.Context(), p, f)
 		},
 	}
 	cmd.Flags().StringVar(&f.state, "state", "/var/lib/imagectl", "state directory")
 	cmd.Flags().StringVar(&f.out, "out", "out", "output directory of imagectl build")
 	cmd.Flags().StringVar(&f.operator, "operator", "", "operator's name in the context file (default the user who calls, also through sudo)")
+	cmd.Flags().StringVar(&f.address, "address", "", "which of server.address and server.peers this server is (default the one that this machine has)")
 	cmd.Flags().StringVar(&f.dashboard, "dashboard", dashboardOpen, "who sees the dashboard on the https port: open (anybody, without addresses), operators, off")
 	cmd.Flags().StringVar(&f.metrics, "metrics", "", "also serve /metrics by plain HTTP at this loopback `address`, such as 127.0.0.1:9640; the https port has it for operators' certificates")
 	cmd.Flags().StringVar(&f.tls.certificate, "boot-tls-cert", "", "let UEFI boot by HTTPS instead of HTTP, with this RSA certificate in PEM (docs/netboot.md)")
@@ -132,11 +142,14 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		return err
 	}
 	defer sockets.Close()
-	st, err := statestore.Open(ctx, statestore.Config{Dir: f.state, Cluster: p.Cluster, Log: g.stdio.Err})
+	st, err := statestore.Open(ctx, statestore.Config{Dir: f.state, Cluster: p.Cluster, Log: g.stdio.Err, Name: site.servers()[0]})
 	if err != nil {
 		return err
 	}
 	defer st.Close()
+	if err := checkPeers(p, st, f.state); err != nil {
+		return err
+	}
 
 	monitor, err := newMonitor(p)
 	if err != nil {
@@ -185,37 +198,31 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	defer closeLeases6()
 	var leases dhcp.Store
 	if p.Boot.DHCP == plan.DHCPAuthoritative {
-		j, err := dhcp.OpenJournal(filepath.Join(f.state, backup.LeasesFile))
+		opened, closeLeases, err := openLeases(ctx, st, f.state)
 		if err != nil {
 			return err
 		}
-		defer j.Close()
-		leases = j
+		defer closeLeases()
+		leases = opened
 	}
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: bootTLS, BootTLSPort: f.tls.port,
-		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases,
+		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Peers: p.Server.Peers, Share: share(p),
 		Address6: p.Boot.DHCP6.Address, DUID: dhcp6.ServerDUID(api.CAPEM()), Leases6: leases6, Recorder: monitor, Log: log,
 		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP()},
 	})
 	if err != nil {
 		return err
 	}
-	keep, err := g.contextTask(ctx, api, p, f.operator, log)
+	keep, err := g.contextTask(ctx, api, p, site.servers(), f.operator, log)
 	if err != nil {
 		return err
 	}
 	tasks = append(tasks,
 		server.Task{Name: "https", Run: func(ctx context.Context) error { return api.Serve(ctx, sockets.HTTPS) }},
 		server.Task{Name: "netboot", Run: api.Netboot},
-		server.Task{Name: "state", Run: func(ctx context.Context) error {
-			select {
-			case <-st.Done():
-				return st.Err()
-			case <-ctx.Done():
-				return nil
-			}
-		}},
+		server.Task{Name: "other servers", Run: api.Follow},
+		server.Task{Name: "state", Run: func(ctx context.Context) error { return watchState(ctx, st) }},
 		keep,
 	)
 	if keeper != nil {
@@ -237,6 +244,23 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		log.Info("stopped")
 	}
 	return err
+}
+
+// watchState ends with the reason why the state cannot be used any more.
+func watchState(ctx context.Context, st *statestore.Store) error {
+	for {
+		changed := st.TermChanged()
+		if err := st.Healthy(); errors.Is(err, statestore.ErrMoved) {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-st.Done():
+			return st.Err()
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func listenConfig(p plan.Plan) listen.Config {
@@ -271,7 +295,7 @@ func openLeases6(p plan.Plan, state string) (dhcp6.Store, func(), error) {
 }
 
 // contextTask writes the context file now and keeps its certificate fresh.
-func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan.Plan, operator string, log *slog.Logger) (server.Task, error) {
+func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan.Plan, servers []string, operator string, log *slog.Logger) (server.Task, error) {
 	path, err := contextPath()
 	if err != nil {
 		return server.Task{}, err
@@ -292,7 +316,7 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 		}
 		return end, serverContext{
 			Cluster: p.Cluster, Server: "https://" + netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPSPort)).String(),
-			CA: string(api.CAPEM()), Certificate: string(cert), Key: string(key),
+			Servers: servers, CA: string(api.CAPEM()), Certificate: string(cert), Key: string(key),
 		}.write(path)
 	}
 	end, err := write(ctx)

@@ -186,9 +186,13 @@ func (s *site) open(sha256 string) (io.ReadSeekCloser, error) {
 	return os.Open(path)
 }
 
-// servers are the https URLs that nodes call.
+// servers are the https URLs that nodes call, this server's own first.
 func (s *site) servers() []string {
-	return []string{"https://" + netip.AddrPortFrom(s.plan.Server.Address, uint16(s.plan.Server.HTTPSPort)).String()}
+	var out []string
+	for _, a := range append([]netip.Addr{s.plan.Server.Address}, s.plan.Server.Peers...) {
+		out = append(out, "https://"+netip.AddrPortFrom(a, uint16(s.plan.Server.HTTPSPort)).String())
+	}
+	return out
 }
 
 // catalogConfig says what machines boot. ca is PEM. Every installer gets the same

@@ -1,0 +1,38 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Usurp makes another server coordinate.
+func Usurp(ctx context.Context, s *Store) error {
+	_, err := s.client.KV.(*patientKV).KV.Put(ctx, s.session.lock(), "https://other:8443 x 1")
+	return err
+}
+
+// After has a move end after a step, as if it was killed there.
+func (c Config) After(step string, err error) Config {
+	c.after = func(s string) error {
+		if s == step {
+			return err
+		}
+		return nil
+	}
+	return c
+}
+
+// SetPatience is how long a call waits for etcd.
+func SetPatience(s *Store, d time.Duration) { s.client.KV.(*patientKV).patience = d }
+
+// CutOff ends the session of a server on etcd, as its time does.
+func CutOff(ctx context.Context, s *Store) error {
+	r, err := s.client.KV.(*patientKV).KV.Get(ctx, s.session.keys+"present/"+s.session.id)
+	if err != nil {
+		return err
+	}
+	_, err = s.client.Revoke(ctx, clientv3.LeaseID(r.Kvs[0].Lease))
+	return err
+}
