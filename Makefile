@@ -180,6 +180,12 @@ storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames ge
 	go build -o bin/storm ./test/storm
 	$(ISOLATED) bin/storm -imagectl bin/imagectl
 
+.PHONY: two-servers
+two-servers: build upstream ## two servers on three members of etcd; one of each is killed while machines boot and install
+	$(call say,two imagectl serve and three etcd in network namespaces (about 2 minutes))
+	go build -o bin/storm ./test/storm
+	$(ISOLATED) bin/storm -imagectl bin/imagectl -drill $$(ls -d $(UPSTREAM)/etcd/*/ | tail -1) -machines 60
+
 .PHONY: bench-boot
 bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and matchbox
 	$(call say,DHCP and TFTP and HTTP against what people use otherwise (about 5 minutes))

@@ -19,6 +19,9 @@ const dataDir = "etcd"
 // to write rather than to fill the disk.
 const quotaBytes = 512 << 20
 
+// mostEmbedded is how many changes one transaction of it may have.
+const mostEmbedded = 500
+
 // startEtcd runs etcd in this process, without a socket: a unix socket for peers
 // would become an abstract one, which every user of the machine may call (etcd
 // 3.7.3 takes its path from the URL's host part).

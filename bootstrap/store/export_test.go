@@ -24,8 +24,11 @@ func (c Config) After(step string, err error) Config {
 	return c
 }
 
-// SetPatience is how long a call waits for etcd.
-func SetPatience(s *Store, d time.Duration) { s.client.KV.(*patientKV).patience = d }
+// SetPatience is how long a call waits for etcd, and one attempt of it.
+func SetPatience(s *Store, d, attempt time.Duration) {
+	kv := s.client.KV.(*patientKV)
+	kv.patience, kv.attempt = d, attempt
+}
 
 // CutOff ends the session of a server on etcd, as its time does.
 func CutOff(ctx context.Context, s *Store) error {

@@ -53,8 +53,8 @@ func join(dir string, at Location, identity []byte) error {
 	return writeFile(filepath.Join(dir, identityFile), identity)
 }
 
-// Examine says how many records of a cluster are on an etcd cluster, and fails when the
-// identity does not open the secrets among them.
+// Examine says how many records of a cluster are on an etcd cluster, and fails when there
+// is no state of it, or the identity does not open the secrets in it.
 func Examine(ctx context.Context, at Location, c Config, identity []byte) (records int, err error) {
 	id, err := parseIdentity(identity)
 	if err != nil {
@@ -74,6 +74,13 @@ func Examine(ctx context.Context, at Location, c Config, identity []byte) (recor
 	all, err := client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
 		return 0, fmt.Errorf("asking etcd: %s: %w", Diagnose(context.WithoutCancel(ctx), client), err)
+	}
+	h, _, err := readHome(ctx, client, c.Cluster)
+	if err != nil {
+		return 0, err
+	}
+	if h == nil || h.Phase != live {
+		return 0, fmt.Errorf("there is no state of cluster %s on this etcd: imagectl server move --to-etcd, on the machine of the first server, brings it there", c.Cluster)
 	}
 	secrets, err := client.Get(ctx, prefix+"values/"+secretsPrefix, clientv3.WithPrefix())
 	if err != nil {

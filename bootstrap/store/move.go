@@ -150,6 +150,9 @@ func newMover(c Config, at Location) (*mover, error) {
 		return nil, err
 	}
 	c.Dir = dir
+	if err := os.MkdirAll(dir, 0o700); err != nil { // where there was no server yet
+		return nil, err
+	}
 	m := &mover{Config: c}
 	if m.lock, err = lockDir(dir); err != nil {
 		return nil, err
@@ -216,7 +219,7 @@ func toEtcd(ctx context.Context, c Config, at Location) (int, error) {
 	}
 	client := v3client.New(server.Server)
 	prefix := prefixOf(c.Cluster)
-	err = fill(ctx, m.kv, prefix, recordsOf(ctx, client, prefix))
+	err = fill(ctx, m.kv, prefix, maxOps-1-maxOld, recordsOf(ctx, client, prefix))
 	had, countErr := count(ctx, client, prefix)
 	client.Close()
 	server.Close()
@@ -429,7 +432,7 @@ func (m *mover) bring(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	client, prefix := v3client.New(server.Server), prefixOf(m.Cluster)
-	err = fill(ctx, client, prefix, recordsOf(ctx, m.kv, prefix))
+	err = fill(ctx, client, prefix, mostEmbedded, recordsOf(ctx, m.kv, prefix))
 	n, countErr := count(ctx, client, prefix)
 	client.Close()
 	server.Close()

@@ -88,7 +88,7 @@ func TestAMoveThatIsKilledLeavesOneState(t *testing.T) {
 	back := []string{"freeze", "copy", "location"}
 	for n, again := range []bool{true, false} {
 		for i := range there {
-			t.Run(fmt.Sprintf("%s and %s, done again %v", there[i], back[i], again), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s and %s and done again %v", there[i], back[i], again), func(t *testing.T) {
 				t.Parallel()
 				e, c := storetest.Start(t), filled(t)
 				other := joined(t, c, e.Location)

@@ -108,13 +108,13 @@ func create(ctx context.Context, c Config, identity []byte, records iter.Seq2[Re
 	defer server.Close()
 	client := v3client.New(server.Server)
 	defer client.Close()
-	return fill(ctx, client, prefixOf(c.Cluster), records)
+	return fill(ctx, client, prefixOf(c.Cluster), mostEmbedded, records)
 }
 
 // fill writes records in transactions that etcd takes: at most 1.5 MiB each by
-// default.
-func fill(ctx context.Context, kv clientv3.KV, prefix string, records iter.Seq2[Record, error]) error {
-	const most, bytes = 100, 1 << 20
+// default, and most changes.
+func fill(ctx context.Context, kv clientv3.KV, prefix string, most int, records iter.Seq2[Record, error]) error {
+	const bytes = 1 << 20
 	var ops []clientv3.Op
 	size := 0
 	flush := func() error {

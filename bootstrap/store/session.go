@@ -53,8 +53,8 @@ type session struct {
 
 // told is what others may wait for.
 type told struct {
-	alive, leads bool
-	leader       string
+	alive, leads, moved bool
+	leader              string
 }
 
 func newSession(client *clientv3.Client, kv clientv3.KV, c Config) *session {
@@ -90,6 +90,11 @@ func (x *session) run(ctx context.Context) {
 // once has one lease from its making to its loss.
 func (x *session) once(ctx context.Context) error {
 	lease, err := x.grant(ctx)
+	if lease != 0 {
+		// Who waits for the lock, or for this server to be gone, need not wait for the
+		// lease's end.
+		defer x.revoke(ctx, lease)
+	}
 	if err != nil {
 		return err
 	}
@@ -99,13 +104,17 @@ func (x *session) once(ctx context.Context) error {
 	err = x.keep(ctx, lease)
 	stop()
 	campaign.Wait()
-	// Who waits for the lock need not wait for the lease's end.
-	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.ttl/5)
-	defer cancel()
-	x.client.Revoke(ending, lease) // else it ends by itself
 	return err
 }
 
+func (x *session) revoke(ctx context.Context, lease clientv3.LeaseID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.ttl/5)
+	defer cancel()
+	x.client.Revoke(ctx, lease) // else it ends by itself
+}
+
+// grant makes a lease and says with it that this server is there. A lease that comes with
+// an error was made, and is of no use.
 func (x *session) grant(ctx context.Context) (clientv3.LeaseID, error) {
 	ctx, cancel := context.WithTimeout(ctx, x.ttl/2)
 	defer cancel()
@@ -117,10 +126,10 @@ func (x *session) grant(ctx context.Context) (clientv3.LeaseID, error) {
 	r, err := x.kv.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(x.keys+"home"), "=", x.home)).
 		Then(clientv3.OpPut(x.keys+"present/"+x.id, x.name, clientv3.WithLease(lease.ID))).Commit()
 	if err != nil {
-		return 0, err
+		return lease.ID, err
 	}
 	if !r.Succeeded {
-		return 0, ErrMoved
+		return lease.ID, ErrMoved
 	}
 	x.update(func() { x.until, x.why = begin.Add(x.ttl), "" })
 	return lease.ID, nil
@@ -210,7 +219,7 @@ func (x *session) update(f func()) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	f()
-	now := told{x.alive(), x.leads(), x.leader}
+	now := told{x.alive(), x.leads(), x.moved, x.leader}
 	if now != x.told {
 		x.told = now
 		close(x.changed)

@@ -177,12 +177,12 @@ func TestAnEtcdThatIsGoneIsSaidAndComesBack(t *testing.T) {
 	if text := a.Healthy().Error(); !strings.HasPrefix(text, "etcd does not answer: ") || !strings.HasSuffix(text, "a majority of its members must run and be reached from here") {
 		t.Errorf("it says %q", text)
 	}
-	store.SetPatience(a, 0)
+	store.SetPatience(a, 0, 100*time.Millisecond)
 	err := a.Change(t.Context(), func(tx *store.Tx) error { return tx.PutValue("n", 1) })
 	if err == nil || !strings.Contains(err.Error(), "0 of 1 endpoints answer; no answer from "+e.Endpoints[0]) {
 		t.Errorf("a change says %v", err)
 	}
-	store.SetPatience(a, time.Minute)
+	store.SetPatience(a, time.Minute, time.Second)
 	changed := make(chan error, 1)
 	go func() {
 		changed <- a.Change(context.WithoutCancel(t.Context()), func(tx *store.Tx) error { return tx.PutMachine(store.Machine{Name: "m"}) })

@@ -61,7 +61,7 @@ type drill struct {
 	etcd, serve            []*process
 	// installed counts machines whose disk is written, kernels those whose kernel ran.
 	installed, kernels atomic.Int64
-	// swept is set when those that wait for a dead server were switched off.
+	// resets counts machines that were switched off and on by hand.
 	resets atomic.Int64
 }
 
@@ -116,9 +116,9 @@ func (d *drill) build(ctx context.Context) error {
 	go d.wire.run()
 	for _, args := range [][]string{
 		// This namespace has the machines' addresses, so its bridges must not speak.
-		{"link", "add", "boot", "type", "bridge"}, {"link", "set", "boot", "arp", "off", "addrgenmode", "none", "up"},
-		{"link", "set", "rack", "master", "boot", "addrgenmode", "none", "txqueuelen", "20000", "up"},
-		{"link", "add", "state", "type", "bridge"}, {"address", "add", etcdNet + "1/24", "dev", "state"}, {"link", "set", "state", "up"},
+		{"link", "add", "bootbr", "type", "bridge"}, {"link", "set", "bootbr", "arp", "off", "addrgenmode", "none", "up"},
+		{"link", "set", "rack", "master", "bootbr", "addrgenmode", "none", "txqueuelen", "20000", "up"},
+		{"link", "add", "storebr", "type", "bridge"}, {"address", "add", etcdNet + "1/24", "dev", "storebr"}, {"link", "set", "storebr", "up"},
 	} {
 		if err := run(ctx, "ip", args...); err != nil {
 			return err
@@ -132,13 +132,13 @@ func (d *drill) build(ctx context.Context) error {
 		initial = append(initial, fmt.Sprintf("e%d=https://%s:2380", i, d.member(i)))
 	}
 	for i := range members {
-		p, err := spawn(ctx, fmt.Sprintf("e%d", i), d.dir, `ip address add `+d.member(i)+`/24 dev state && ip link set state up || exit 1
+		p, err := spawn(ctx, fmt.Sprintf("e%d", i), d.dir, `ip address add `+d.member(i)+`/24 dev store && ip link set store up || exit 1
 exec `+filepath.Join(d.etcdDir, "etcd")+` --name e`+strconv.Itoa(i)+` --data-dir e`+strconv.Itoa(i)+` --log-level warn --initial-cluster "$INITIAL" \
  --listen-client-urls https://0.0.0.0:2379 --advertise-client-urls https://`+d.member(i)+`:2379 \
  --listen-peer-urls https://0.0.0.0:2380 --initial-advertise-peer-urls https://`+d.member(i)+`:2380 \
  --cert-file etcd.pem --key-file etcd.key --client-cert-auth --trusted-ca-file ca.pem \
  --peer-cert-file etcd.pem --peer-key-file etcd.key --peer-client-cert-auth --peer-trusted-ca-file ca.pem`,
-			[]string{"INITIAL=" + strings.Join(initial, ",")}, link{"state", "state"})
+			[]string{"INITIAL=" + strings.Join(initial, ",")}, link{"store", "storebr"})
 		if err != nil {
 			return err
 		}
@@ -153,8 +153,8 @@ exec `+filepath.Join(d.etcdDir, "etcd")+` --name e`+strconv.Itoa(i)+` --data-dir
 	for i, a := range d.servers {
 		n := strconv.Itoa(i + 1)
 		p, err := spawn(ctx, "s"+n, d.dir, `ip address add `+a.String()+`/16 dev rack && ip link set rack addrgenmode none txqueuelen 20000 up || exit 1
-ip address add `+etcdNet+"1"+n+`/24 dev state && ip link set state up || exit 1
-exec "$0" serve --state state`+n, []string{"IMAGECTL_CONFIG=" + d.context(i), "IMAGECTL_CACHE=" + filepath.Join(d.dir, "cache")}, link{"rack", "boot"}, link{"state", "state"})
+ip address add `+etcdNet+"1"+n+`/24 dev store && ip link set store up || exit 1
+exec `+d.imagectl+` serve --state state`+n, []string{"IMAGECTL_CONFIG=" + d.context(i), "IMAGECTL_CACHE=" + filepath.Join(d.dir, "cache")}, link{"rack", "bootbr"}, link{"store", "storebr"})
 		if err != nil {
 			return err
 		}
@@ -276,7 +276,7 @@ func (d *drill) operator(ctx context.Context, f func(apiconnect.OperatorServiceC
 	defer client.CloseIdleConnections()
 	for i := 0; ; i++ {
 		err := f(apiconnect.NewOperatorServiceClient(client, d.urls[i%len(d.urls)]))
-		if code := connect.CodeOf(err); err == nil || code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded && code != connect.CodeUnknown {
+		if err == nil || ctx.Err() != nil || !elsewhere(err) {
 			return err
 		}
 		if err := sleep(ctx, 300*time.Millisecond); err != nil {
@@ -375,6 +375,10 @@ func (d *drill) live(ctx context.Context, m *machine, dead <-chan struct{}) {
 		if err == nil {
 			m.at("done")
 			return
+		}
+		if errors.Is(err, errRebooted) {
+			_ = sleep(ctx, restart)
+			continue
 		}
 		m.mu.Lock()
 		m.failed = err

@@ -79,7 +79,7 @@ func (i *installer) call(ctx context.Context, f func(client *http.Client, url st
 		switch code := connect.CodeOf(err); {
 		case err == nil, ctx.Err() != nil:
 			return errors.Join(err, ctx.Err())
-		case code == connect.CodeUnavailable, code == connect.CodeDeadlineExceeded, code == connect.CodeUnknown:
+		case elsewhere(err):
 			i.at = (i.at + 1) % len(i.rack.urls)
 		case code != connect.CodeResourceExhausted && code != connect.CodeUnauthenticated:
 			return err
@@ -89,6 +89,16 @@ func (i *installer) call(ctx context.Context, f func(client *http.Client, url st
 			return err
 		}
 	}
+}
+
+// elsewhere says that another server may do better: this one died, or does not
+// coordinate.
+func elsewhere(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeUnknown, connect.CodeCanceled:
+		return true
+	}
+	return false
 }
 
 // enrol asks until the operator has approved the machine's key.

@@ -137,9 +137,6 @@ func (g *globals) joinServers(ctx context.Context, cluster string, f etcdFlags, 
 	if err != nil {
 		return fmt.Errorf("looking for the state: %w", err)
 	}
-	if n == 0 {
-		return fmt.Errorf("there is no state of cluster %s on this etcd: imagectl server move --to-etcd, on the machine of the first server, brings it there", cluster)
-	}
 	if err := statestore.Join(f.state, at, key); err != nil {
 		return err
 	}
