@@ -133,7 +133,7 @@ func (s operators) AddOperator(ctx context.Context, req *connect.Request[api.Add
 	refused := func(format string, args ...any) error {
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf(format, args...))
 	}
-	err = s.change(ctx, from.actor(), func(c *change) error {
+	err = s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
 		}
@@ -254,7 +254,7 @@ func (s operators) RevokeOperators(ctx context.Context, req *connect.Request[api
 	resp := &api.RevokeOperatorsResponse{}
 	for _, name := range req.Msg.GetNames() {
 		o := &api.Outcome{Machine: name, Ok: true, ReasonCode: codeDone, State: "revoked"}
-		err := s.change(ctx, from.actor(), func(c *change) error {
+		err := s.coordinate(ctx, from.actor(), func(c *change) error {
 			if err := c.standing(from); err != nil {
 				return err
 			}

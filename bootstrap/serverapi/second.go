@@ -135,7 +135,7 @@ func (s secondPerson) hold(ctx context.Context, req connect.AnyRequest) error {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
 	var waits error
-	err = s.change(ctx, from.actor(), func(c *change) error {
+	err = s.coordinate(ctx, from.actor(), func(c *change) error {
 		waits = nil
 		if err := c.standing(from); err != nil {
 			return err
@@ -194,7 +194,7 @@ func (r request) view() *api.RequestView {
 // ListRequests implements apiconnect.OperatorServiceHandler.
 func (s operators) ListRequests(ctx context.Context, _ *connect.Request[api.ListRequestsRequest]) (*connect.Response[api.ListRequestsResponse], error) {
 	resp := &api.ListRequestsResponse{}
-	err := s.change(ctx, callerOf(ctx).actor(), func(c *change) error {
+	err := s.coordinate(ctx, callerOf(ctx).actor(), func(c *change) error {
 		list, err := c.requests()
 		resp.Requests = nil
 		for _, r := range list {
@@ -212,7 +212,7 @@ func (s operators) ListRequests(ctx context.Context, _ *connect.Request[api.List
 func (s operators) ApproveRequest(ctx context.Context, req *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error) {
 	from := callerOf(ctx)
 	var out request
-	err := s.change(ctx, from.actor(), func(c *change) error {
+	err := s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
 		}

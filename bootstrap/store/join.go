@@ -18,14 +18,14 @@ import (
 // Join makes a state directory whose state is on an etcd cluster. identity is the content
 // of another server's identity file. A directory with a state in it is refused; a Join
 // that was killed can be done again.
-func Join(dir string, at Location, identity []byte) error {
-	if err := join(dir, at, identity); err != nil {
+func Join(ctx context.Context, dir string, at Location, identity []byte) error {
+	if err := join(ctx, dir, at, identity); err != nil {
 		return fmt.Errorf("making state directory %s: %w", dir, err)
 	}
 	return nil
 }
 
-func join(dir string, at Location, identity []byte) error {
+func join(ctx context.Context, dir string, at Location, identity []byte) error {
 	if err := at.check(); err != nil {
 		return err
 	}
@@ -35,11 +35,11 @@ func join(dir string, at Location, identity []byte) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	lock, err := lockDir(dir)
+	lock, err := lockDir(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer unlock(lock)
 	for _, name := range []string{dataDir, identityFile} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
 			return errors.Join(fmt.Errorf("%s is there already: this directory has a state", name), err)

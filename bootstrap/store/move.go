@@ -141,7 +141,7 @@ type mover struct {
 	move
 }
 
-func newMover(c Config, at Location) (*mover, error) {
+func newMover(ctx context.Context, c Config, at Location) (*mover, error) {
 	if err := checkCluster(c.Cluster); err != nil {
 		return nil, err
 	}
@@ -154,14 +154,14 @@ func newMover(c Config, at Location) (*mover, error) {
 		return nil, err
 	}
 	m := &mover{Config: c}
-	if m.lock, err = lockDir(dir); err != nil {
+	if m.lock, err = lockDir(ctx, dir); err != nil {
 		return nil, err
 	}
 	if m.move, err = beginMove(dir, at); err != nil {
-		return nil, errors.Join(err, m.lock.Close())
+		return nil, errors.Join(err, unlock(m.lock))
 	}
 	if m.client, err = at.dial(c); err != nil {
-		return nil, errors.Join(err, m.lock.Close())
+		return nil, errors.Join(err, unlock(m.lock))
 	}
 	m.kv = at.patient(m.client, runtimePrefix(c.Cluster)+"marks/"+m.ID+"/")
 	return m, nil
@@ -177,7 +177,7 @@ func (m *mover) done(step string) error {
 
 func (m *mover) close() {
 	m.client.Close()
-	m.lock.Close()
+	unlock(m.lock)
 }
 
 // ToEtcd moves the state of a directory that no server uses to an etcd cluster, and
@@ -199,7 +199,7 @@ func toEtcd(ctx context.Context, c Config, at Location) (int, error) {
 	} else if there != nil {
 		return 0, fmt.Errorf("it is on etcd already, at %s", strings.Join(there.Endpoints, ", "))
 	}
-	m, err := newMover(c, at)
+	m, err := newMover(ctx, c, at)
 	if err != nil {
 		return 0, err
 	}
@@ -350,14 +350,14 @@ func toEmbedded(ctx context.Context, c Config) (int, error) {
 		return 0, errors.New("it is in this directory already")
 	case at == nil:
 		at = &begun.At // the state counts here; what was left there has to go
-		m, err := newMover(c, *at)
+		m, err := newMover(ctx, c, *at)
 		if err != nil {
 			return 0, err
 		}
 		defer m.close()
 		return 0, m.leave(ctx)
 	}
-	m, err := newMover(c, *at)
+	m, err := newMover(ctx, c, *at)
 	if err != nil {
 		return 0, err
 	}

@@ -72,7 +72,7 @@ func joined(t *testing.T, c store.Config, at store.Location) store.Config {
 		t.Fatal(err)
 	}
 	c.Dir = t.TempDir()
-	if err := store.Join(c.Dir, at, identity); err != nil {
+	if err := store.Join(t.Context(), c.Dir, at, identity); err != nil {
 		t.Fatal(err)
 	}
 	return c

@@ -267,12 +267,12 @@ func TestJoinRefusesAnIdentityThatOpensNothing(t *testing.T) {
 		t.Errorf("another identity: %v", err)
 	}
 	dir := e.Member(t, id)
-	if err := store.Join(dir, e.Location, []byte(id.String())); err == nil || !strings.Contains(err.Error(), "identity.age is there already: this directory has a state") {
+	if err := store.Join(t.Context(), dir, e.Location, []byte(id.String())); err == nil || !strings.Contains(err.Error(), "identity.age is there already: this directory has a state") {
 		t.Errorf("a directory that has a state: %v", err)
 	}
 	plain := e.Location
 	plain.Endpoints = []string{"http://127.0.0.1:2379"}
-	if err := store.Join(filepath.Join(t.TempDir(), "new"), plain, []byte(id.String())); err == nil || !strings.Contains(err.Error(), "it must be mutual TLS") {
+	if err := store.Join(t.Context(), filepath.Join(t.TempDir(), "new"), plain, []byte(id.String())); err == nil || !strings.Contains(err.Error(), "it must be mutual TLS") {
 		t.Errorf("an endpoint without TLS: %v", err)
 	}
 }

@@ -98,7 +98,7 @@ func (e *Etcd) Member(t *testing.T, identity *age.X25519Identity) string {
 		}
 		return dir
 	}
-	if err := store.Join(dir, e.Location, []byte(identity.String()+"\n")); err != nil {
+	if err := store.Join(t.Context(), dir, e.Location, []byte(identity.String()+"\n")); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -160,6 +160,11 @@ func setUpServer(env *testscript.Env) error {
 		if err := c.write(filepath.Join(env.WorkDir, "away-"+name)); err != nil {
 			return err
 		}
+		// There are two servers, of which the first is away.
+		c.Servers = []string{c.Server, url}
+		if err := c.write(filepath.Join(env.WorkDir, "two-"+name)); err != nil {
+			return err
+		}
 	}
 	env.Setenv("IMAGECTL_CONFIG", filepath.Join(env.WorkDir, "admin.json"))
 	env.Values["rack"] = rackOnLoopback{url: url, ca: s.CAPEM()}

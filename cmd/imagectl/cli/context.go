@@ -146,7 +146,8 @@ const choosing = 5 * time.Second
 func (r *remote) coordinator() string {
 	ctx, cancel := context.WithTimeout(context.Background(), choosing)
 	defer cancel()
-	client, answers := r.client(""), make(chan string, len(r.Servers))
+	client, answers := r.nobody(), make(chan string, len(r.Servers))
+	defer client.CloseIdleConnections()
 	for _, url := range r.Servers {
 		go func() {
 			if !coordinates(ctx, client, url) {
@@ -161,6 +162,13 @@ func (r *remote) coordinator() string {
 		}
 	}
 	return r.Server
+}
+
+// nobody is client without a certificate, which may be due.
+func (r *remote) nobody() *http.Client {
+	client := r.client("")
+	client.Transport.(*http.Transport).TLSClientConfig.GetClientCertificate = nil
+	return client
 }
 
 func coordinates(ctx context.Context, client *http.Client, url string) bool {

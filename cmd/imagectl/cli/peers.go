@@ -117,7 +117,7 @@ func openLeases(ctx context.Context, st *statestore.Store, state string) (dhcp.S
 }
 
 // bringHome moves leases from a state that was on etcd into the file.
-func bringHome(ctx context.Context, rows *statestore.Rows, to *dhcp.Journal) error {
+func bringHome(ctx context.Context, rows *statestore.Rows, to dhcp.Store) error {
 	from, err := leases.Open(ctx, rows, nil, time.Now)
 	if err != nil {
 		return err

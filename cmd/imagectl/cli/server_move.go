@@ -137,7 +137,7 @@ func (g *globals) joinServers(ctx context.Context, cluster string, f etcdFlags, 
 	if err != nil {
 		return fmt.Errorf("looking for the state: %w", err)
 	}
-	if err := statestore.Join(f.state, at, key); err != nil {
+	if err := statestore.Join(ctx, f.state, at, key); err != nil {
 		return err
 	}
 	fmt.Fprintf(g.stdio.Out, "joined: %s uses the state of cluster %s on etcd, %d records; every secret opens\n", f.state, cluster, n)
