@@ -341,6 +341,9 @@ func (l agentServer) IssueCertificates(_ context.Context, req *connect.Request[a
 			p, err = pki.EtcdServer(m, pki.Lifetimes{})
 		case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_PEER:
 			p, err = pki.EtcdPeer(m, pki.Lifetimes{})
+		case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_SERVING:
+			ca = l.kube
+			p, err = pki.KubeletServing(m, pki.Lifetimes{})
 		case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP:
 			ca = l.kube
 			p, err = pki.KubeletBootstrap(m, pki.Lifetimes{})

@@ -126,7 +126,7 @@ func TestAControlPlaneJoins(t *testing.T) {
 	n, run := l.newNode(), joinRun(l)
 	out := once(n, run)
 	want := []string{"hostname", "balancer", "container-runtime", "images", "etcd-certificates", "etcd-revocations", "etcd-member", "etcd-configuration", "etcd-running", "etcd-vote",
-		"kubernetes-secrets", "etcd-client-certificate", "kubeadm-join", "control-plane-marked"}
+		"kubernetes-secrets", "etcd-client-certificate", "kubelet-certificate", "kubeadm-join", "control-plane-marked"}
 	if !slices.Equal(out.changed, want) || !out.done {
 		t.Fatalf("got  %v\nwant %v\n%s\n%s", out.changed, want, states(out), l.log)
 	}

@@ -186,7 +186,7 @@ func TestTheFirstControlPlaneComesUpAndASecondRunChangesNothing(t *testing.T) {
 	n, run := l.newNode(), initRun(l)
 	out := once(n, run)
 	want := []string{"hostname", "balancer", "container-runtime", "images", "etcd-certificates", "etcd-revocations", "etcd-configuration", "etcd-running",
-		"kubernetes-secrets", "etcd-client-certificate", "kubeadm-init", "join-permissions", "control-plane-marked", "addons"}
+		"kubernetes-secrets", "etcd-client-certificate", "kubelet-certificate", "kubeadm-init", "join-permissions", "control-plane-marked", "addons"}
 	if diff := cmp.Diff(want, out.changed); diff != "" || !out.done {
 		t.Fatalf("changed (-want +got):\n%s\n%s\n%s", diff, states(out), l.log)
 	}

@@ -278,6 +278,32 @@ func TestARenewalThatFailsSaysWhy(t *testing.T) {
 	}
 }
 
+// What kubelet shows is renewed with the others, and made anew at once for another
+// address.
+func TestAKubeletServesWithACertificateForItsAddress(t *testing.T) {
+	t.Parallel()
+	c := newControlPlane(t)
+	c.run.Kubernetes.RenewBefore = nil
+	n := c.newNode()
+	leaf, err := n.readBundle(kubeadm.Serving)
+	if err != nil || leaf.VerifyHostname("127.0.0.1") != nil || leaf.CheckSignatureFrom(c.kube.Certificate()) != nil {
+		t.Fatalf("got %v, %v", leaf, err)
+	}
+	before := c.read(kubeadm.Serving)
+	c.set(func() { c.now = 31 * 24 * time.Hour })
+	if err := n.enrol(context.Background(), api.Mode_MODE_NODE); err != nil {
+		t.Fatal(err)
+	}
+	if out := once(n, c.run); !out.done || c.read(kubeadm.Serving) == before {
+		t.Errorf("it was not renewed: %s", states(out))
+	}
+	c.run.Address = "127.0.0.9"
+	done, missing, err := n.kubeletServing(c.run).Observe(context.Background())
+	if want := kubeadm.Serving + " is not for the address 127.0.0.9"; done || missing != want || err != nil {
+		t.Errorf("got %v, %q, %v, want %s", done, missing, err, want)
+	}
+}
+
 // A worker has nothing that kubeadm made for a year, whatever it is told.
 func TestAWorkerRenewsNothingOfKubeadms(t *testing.T) {
 	t.Parallel()

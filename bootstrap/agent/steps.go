@@ -56,7 +56,8 @@ func (n *node) steps(run *api.Run) []Step {
 	if run.GetControlPlane() {
 		s = append(s, n.kubernetesSecrets(), n.apiServerEtcdClient())
 	}
-	s = append(s, n.kubeadm(run), n.kubeletRunning())
+	// kubelet's own configuration names the file, and kubeadm starts it.
+	s = append(s, n.kubeletServing(run), n.kubeadm(run), n.kubeletRunning())
 	// Before all that needs an API server whose certificate is good.
 	s = append(s, n.kubeadmRenewal(run)...)
 	first := len(run.GetKubernetes().GetAddons()) > 0 || k == api.KubernetesWanted_ACTION_INIT

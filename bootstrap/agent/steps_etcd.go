@@ -35,6 +35,35 @@ func apiServerBundle() bundle {
 	return bundle{api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT, kubeadm.EtcdClient, kubeadm.EtcdCAPath}
 }
 
+// kubeletCA is beside StateDir's other files, because kubeadm refuses to join a worker
+// whose own copy is there.
+const kubeletCA = StateDir + "/kubernetes-ca.crt"
+
+func kubeletBundle() bundle {
+	return bundle{api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_SERVING, kubeadm.Serving, kubeletCA}
+}
+
+// kubeletServing keeps what kubelet shows to API servers, which look whether it is for
+// the address that they call.
+func (n *node) kubeletServing(run *api.Run) Step {
+	s := n.certificates("kubelet-certificate", []bundle{kubeletBundle()})
+	good := s.Observe
+	s.Observe = func(ctx context.Context) (bool, string, error) {
+		if done, missing, err := good(ctx); err != nil || !done {
+			return done, missing, err
+		}
+		leaf, err := n.readBundle(kubeadm.Serving)
+		if err != nil {
+			return false, "", err
+		}
+		if leaf.VerifyHostname(run.GetAddress()) != nil {
+			return false, kubeadm.Serving + " is not for the address " + run.GetAddress(), nil
+		}
+		return true, "", nil
+	}
+	return s
+}
+
 func (n *node) etcdCertificates() Step {
 	return n.certificates("etcd-certificates", etcdBundles())
 }
@@ -162,9 +191,9 @@ func (n *node) issue(ctx context.Context, profiles []api.CertificateProfile) ([]
 // at each handshake. It is the last step and it is tried every ten minutes only:
 // while the server is away, nothing else may wait for it.
 func (n *node) renewals(run *api.Run) Step {
-	var all []bundle
+	all := []bundle{kubeletBundle()}
 	if wantsEtcd(run) {
-		all = etcdBundles()
+		all = append(all, etcdBundles()...)
 	}
 	if run.GetControlPlane() {
 		all = append(all, apiServerBundle())

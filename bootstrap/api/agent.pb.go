@@ -39,6 +39,8 @@ const (
 	CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP CertificateProfile = 5
 	// The agent's own etcd client certificate (health, snapshots).
 	CertificateProfile_CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT CertificateProfile = 6
+	// What kubelet shows to the API server.
+	CertificateProfile_CERTIFICATE_PROFILE_KUBELET_SERVING CertificateProfile = 7
 )
 
 // Enum value maps for CertificateProfile.
@@ -51,6 +53,7 @@ var (
 		4: "CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT",
 		5: "CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP",
 		6: "CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT",
+		7: "CERTIFICATE_PROFILE_KUBELET_SERVING",
 	}
 	CertificateProfile_value = map[string]int32{
 		"CERTIFICATE_PROFILE_UNSPECIFIED":           0,
@@ -60,6 +63,7 @@ var (
 		"CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT": 4,
 		"CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP":     5,
 		"CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT":     6,
+		"CERTIFICATE_PROFILE_KUBELET_SERVING":       7,
 	}
 )
 
@@ -2507,7 +2511,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x06ca_pem\x18\x03 \x01(\tR\x05caPem\"\x1f\n" +
 	"\x1dFetchKubernetesSecretsRequest\"I\n" +
 	"\x1eFetchKubernetesSecretsResponse\x12'\n" +
-	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files*\xa4\x02\n" +
+	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files*\xcd\x02\n" +
 	"\x12CertificateProfile\x12#\n" +
 	"\x1fCERTIFICATE_PROFILE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CERTIFICATE_PROFILE_NODE\x10\x01\x12#\n" +
@@ -2515,7 +2519,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x1dCERTIFICATE_PROFILE_ETCD_PEER\x10\x03\x12-\n" +
 	")CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT\x10\x04\x12)\n" +
 	"%CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP\x10\x05\x12)\n" +
-	"%CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT\x10\x062\xfa\x02\n" +
+	"%CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT\x10\x06\x12'\n" +
+	"#CERTIFICATE_PROFILE_KUBELET_SERVING\x10\a2\xfa\x02\n" +
 	"\fAgentService\x12;\n" +
 	"\x04Sync\x12\x18.imagectl.v1.SyncRequest\x1a\x19.imagectl.v1.SyncResponse\x12V\n" +
 	"\rReportInstall\x12!.imagectl.v1.ReportInstallRequest\x1a\".imagectl.v1.ReportInstallResponse\x12b\n" +

@@ -25,12 +25,15 @@ const (
 	// Endpoint is the balancer's, the same on every node.
 	Endpoint = "127.0.0.1:7443"
 	// BindPort is where API servers listen on the nodes' addresses.
-	BindPort    = 6443
-	PKIDir      = "/etc/kubernetes/pki"
-	CAPath      = PKIDir + "/ca.crt"
-	EtcdCAPath  = PKIDir + "/etcd-ca.crt"
-	EtcdClient  = PKIDir + "/apiserver-etcd-client.pem"
-	AuthPath    = PKIDir + "/authentication.yaml"
+	BindPort   = 6443
+	PKIDir     = "/etc/kubernetes/pki"
+	CAPath     = PKIDir + "/ca.crt"
+	EtcdCAPath = PKIDir + "/etcd-ca.crt"
+	EtcdClient = PKIDir + "/apiserver-etcd-client.pem"
+	AuthPath   = PKIDir + "/authentication.yaml"
+	// Serving is what kubelet shows to API servers, with its key, as kubelet reads it
+	// again whenever it changes.
+	Serving     = "/var/lib/kubelet/pki/imagectl-serving.pem"
 	AdminConf   = "/etc/kubernetes/admin.conf"
 	KubeletConf = "/etc/kubernetes/kubelet.conf"
 	// SuperAdmin is in system:masters, which no RBAC can restrain. Nothing needs it
@@ -173,7 +176,9 @@ type kubeletConfiguration struct {
 	ReadOnlyPort       int    `json:"readOnlyPort"`
 	RotateCertificates bool   `json:"rotateCertificates"`
 	SeccompDefault     bool   `json:"seccompDefault"`
+	TLSCertFile        string `json:"tlsCertFile"`
 	TLSMinVersion      string `json:"tlsMinVersion"`
+	TLSPrivateKeyFile  string `json:"tlsPrivateKeyFile"`
 	VolumePluginDir    string `json:"volumePluginDir"`
 }
 
@@ -207,7 +212,7 @@ func Init(c Cluster, n Node) ([]byte, error) {
 		APIVersion: version, Kind: "ClusterConfiguration", ClusterName: c.Name, KubernetesVersion: c.Version,
 		ControlPlaneEndpoint: Endpoint, EncryptionAlgorithm: "ECDSA-P256",
 		APIServer: component{
-			ExtraArgs: []arg{{"authentication-config", AuthPath}, {"profiling", "false"}, {"tls-min-version", "VersionTLS12"}},
+			ExtraArgs: []arg{{"authentication-config", AuthPath}, {"kubelet-certificate-authority", CAPath}, {"profiling", "false"}, {"tls-min-version", "VersionTLS12"}},
 			CertSANs:  slices.Compact(slices.Sorted(slices.Values(c.SANs))),
 		},
 		ControllerManager: component{ExtraArgs: []arg{{"bind-address", "127.0.0.1"}, {"flex-volume-plugin-dir", volumePlugins}, {"profiling", "false"}}},
@@ -218,7 +223,7 @@ func Init(c Cluster, n Node) ([]byte, error) {
 	k := kubeletConfiguration{
 		APIVersion: "kubelet.config.k8s.io/v1beta1", Kind: "KubeletConfiguration",
 		CgroupDriver: "systemd", HealthzBindAddress: "127.0.0.1", RotateCertificates: true, SeccompDefault: true,
-		TLSMinVersion: "VersionTLS13", VolumePluginDir: volumePlugins,
+		TLSCertFile: Serving, TLSPrivateKeyFile: Serving, TLSMinVersion: "VersionTLS13", VolumePluginDir: volumePlugins,
 	}
 	k.Authentication.Webhook.Enabled, k.Authorization.Mode = true, "Webhook"
 	p := proxyConfiguration{APIVersion: "kubeproxy.config.k8s.io/v1alpha1", Kind: "KubeProxyConfiguration", ClusterCIDR: c.PodCIDR, MetricsBindAddress: "127.0.0.1:10249", HealthzBindAddress: "127.0.0.1:10256"}

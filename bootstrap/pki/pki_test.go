@@ -89,6 +89,8 @@ func TestOpenSSLAcceptsEveryProfileForItsPurposeOnly(t *testing.T) {
 			[]string{"O = imagectl:node:cp1, CN = kube-apiserver"}},
 		{"join", profile(KubeletBootstrap(m, Lifetimes{})), true, false, 10 * time.Minute,
 			[]string{"O = system:nodes, CN = system:node:cp1"}},
+		{"kubelet-serving", profile(KubeletServing(m, Lifetimes{})), false, true, 90 * day,
+			[]string{"O = system:nodes, CN = system:node:cp1", "DNS:cp1, IP Address:10.0.0.11"}},
 		{"kubectl", profile(KubernetesAdmin("ada", Lifetimes{})), true, false, 8 * time.Hour,
 			[]string{"O = kubeadm:cluster-admins, CN = imagectl:ada"}},
 	} {

@@ -250,6 +250,19 @@ func KubeletBootstrap(m Machine, l Lifetimes) (Profile, error) {
 	}.checked()
 }
 
+// KubeletServing is what a kubelet shows to the API server, which checks it
+// (--kubelet-certificate-authority) against the address that it calls.
+func KubeletServing(m Machine, l Lifetimes) (Profile, error) {
+	if err := m.check(); err != nil {
+		return Profile{}, err
+	}
+	l = l.WithDefaults()
+	return Profile{
+		commonName: NodeUser + m.Name, organization: NodeGroup, dnsNames: []string{m.Name}, addresses: m.addresses(),
+		server: true, lifetime: l.Leaf, backdate: l.Backdate,
+	}.checked()
+}
+
 // AdminGroup is the group that kubeadm init binds to cluster-admin; unlike
 // system:masters it can be taken away again.
 const AdminGroup = "kubeadm:cluster-admins"

@@ -50,6 +50,8 @@ func (s *Server) profile(p api.CertificateProfile) (profile, bool) {
 		return profile{name: "etcd-apiserver-client", controlPlane: true, caName: caEtcd, ca: a.etcd, make: client("kube-apiserver")}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT:
 		return profile{name: "etcd-agent-client", controlPlane: true, caName: caEtcd, ca: a.etcd, make: client("imagectl-agent")}, true
+	case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_SERVING:
+		return profile{name: "kubelet-serving", caName: caKubernetes, ca: a.kubernetes, make: pki.KubeletServing}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP:
 		return profile{name: profileJoin, caName: caKubernetes, ca: a.kubernetes, make: pki.KubeletBootstrap}, true
 	}

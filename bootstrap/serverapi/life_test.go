@@ -149,6 +149,9 @@ func TestFromFirstKeyToReady(t *testing.T) {
 	if _, err := w.issue(api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP); err != nil {
 		t.Errorf("a worker's join certificate: %v", err)
 	}
+	if _, err := w.issue(api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_SERVING); err != nil {
+		t.Errorf("a worker's kubelet: %v", err)
+	}
 	secrets, err := f.agent().FetchKubernetesSecrets(t.Context(), connect.NewRequest(&api.FetchKubernetesSecretsRequest{}))
 	if err != nil || len(secrets.Msg.GetFiles()) != 6 {
 		t.Fatalf("secrets: %v", err)
