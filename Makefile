@@ -163,6 +163,7 @@ upload-test: ## uploads against servers of other hands: versitygw, docker-regist
 	$(call say,uploads against real servers)
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 	go test -count=1 -tags upload -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
+	go test -count=1 -tags upload -v ./bootstrap/backup/bucket -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/oci
 	go test -count=1 -tags upload -v ./images/upload/libvirt
 	go test -count=1 -tags upload -v ./images/upload/vsphere

@@ -118,6 +118,7 @@ var layers = map[string][]string{
 	// Only tests use it: an etcd for several servers.
 	"bootstrap/store/storetest": {"bootstrap/store"},
 	"bootstrap/backup":          {"bootstrap/store"},
+	"bootstrap/backup/bucket":   {"bootstrap/backup"},
 	"bootstrap/tpm":             {},
 	"bootstrap/tpm/tpmtest":     {"bootstrap/host", "bootstrap/tpm"},
 	"bootstrap/enrol":           {"bootstrap/machine", "bootstrap/pki", "bootstrap/tpm"},
@@ -135,7 +136,7 @@ var layers = map[string][]string{
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
 }
 
 // only says who may use what reaches outside the process or exits it.

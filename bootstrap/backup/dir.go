@@ -148,15 +148,20 @@ func Prune(dir string, saved File, keep int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	all = slices.DeleteFunc(of(saved.Cluster, all), func(f File) bool { return f.Name == saved.Name })
 	var gone []string
-	for _, f := range all[min(max(keep-1, 0), len(all)):] {
+	for _, f := range surplus(all, saved, keep) {
 		if err := os.Remove(filepath.Join(dir, f.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return gone, fmt.Errorf("removing an old backup: %w", err)
 		}
 		gone = append(gone, f.Name)
 	}
 	return gone, nil
+}
+
+// surplus are those of a cluster that are not among the newest keep.
+func surplus(all []File, saved File, keep int) []File {
+	all = slices.DeleteFunc(of(saved.Cluster, all), func(f File) bool { return f.Name == saved.Name })
+	return all[min(max(keep-1, 0), len(all)):]
 }
 
 func syncDir(dir string) error {

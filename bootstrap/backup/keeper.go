@@ -17,8 +17,8 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
-// Config says what a Keeper saves and where. All fields but Leases, Dir and what is
-// for Dir are needed.
+// Config says what a Keeper saves and where. All fields but Leases, Copies, Dir and what
+// is for Dir are needed.
 type Config struct {
 	Header
 	Store *store.Store
@@ -28,6 +28,8 @@ type Config struct {
 	Recipients []age.Recipient
 	// Dir is where they go; empty for nowhere, then they are only streamed.
 	Dir string
+	// Copies is where copies of what is in Dir go; nil for nowhere.
+	Copies Place
 	// Every is how often, Keep how many of the newest stay.
 	Every time.Duration
 	Keep  int
@@ -39,7 +41,9 @@ type Config struct {
 type Keeper struct {
 	cfg Config
 
-	saving sync.Mutex // one at a time
+	saving, copying sync.Mutex // one at a time each
+	// saved wakes Run, which copies.
+	saved chan struct{}
 
 	mu   sync.Mutex
 	last State
@@ -55,6 +59,7 @@ type State struct {
 	// Failed is why the newest attempt failed, At when; nil when it did not.
 	Failed error
 	At     time.Time
+	Copy   CopyState
 }
 
 // retry is how long after a failed attempt the next one is.
@@ -71,9 +76,12 @@ func NewKeeper(cfg Config) (*Keeper, error) {
 	if len(cfg.Recipients) == 0 {
 		return nil, errors.New("preparing backups: nobody could open them; backup.recipients in cluster.yaml names no key")
 	}
-	k := &Keeper{cfg: cfg, last: State{Dir: cfg.Dir, Every: cfg.Every}}
+	k := &Keeper{cfg: cfg, saved: make(chan struct{}, 1), last: State{Dir: cfg.Dir, Every: cfg.Every}}
 	if cfg.Dir == "" {
 		return k, nil
+	}
+	if cfg.Copies != nil {
+		k.last.Copy.Place = cfg.Copies.String()
 	}
 	all, err := List(cfg.Dir)
 	if err != nil {
@@ -138,15 +146,27 @@ func (k *Keeper) Run(ctx context.Context) error {
 		return nil
 	}
 	for {
-		timer := time.NewTimer(k.State().due(k.cfg.Now()))
+		s, now := k.State(), k.cfg.Now()
+		wait := s.due(now)
+		if soon, todo := s.Copy.due(s.Good, now); todo {
+			wait = min(wait, soon)
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-k.saved:
+			timer.Stop()
+			continue
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
 		}
 		// State and the log say what failed.
-		_, _ = k.Save(ctx)
+		if s := k.State(); s.due(k.cfg.Now()) <= 0 {
+			_, _ = k.Save(ctx)
+		} else {
+			k.copy(ctx)
+		}
 	}
 }
 
@@ -160,11 +180,22 @@ func (s State) due(now time.Time) time.Duration {
 	return min(max(wait, 0), s.Every)
 }
 
-// Save makes a backup in the directory now.
+// Save makes a backup in the directory now; Run copies it after that.
 func (k *Keeper) Save(ctx context.Context) (File, error) {
 	if k.cfg.Dir == "" {
 		return File{}, errors.New("saving a backup: backup.target in cluster.yaml names no directory; imagectl server backup --to DIR brings one here")
 	}
+	f, err := k.save(ctx)
+	if err == nil {
+		select {
+		case k.saved <- struct{}{}:
+		default: // it is awake
+		}
+	}
+	return f, err
+}
+
+func (k *Keeper) save(ctx context.Context) (File, error) {
 	k.saving.Lock()
 	defer k.saving.Unlock()
 	f := File{Cluster: k.cfg.Cluster, At: k.cfg.Now().UTC().Truncate(time.Millisecond)}

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -90,15 +91,27 @@ func pick(from string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(all) == 0 {
-		return "", fmt.Errorf("looking for a backup: there is none in %s; their names are like %s", from, Name("CLUSTER", time.Time{}))
+	f, err := choose(all, "", from)
+	return filepath.Join(from, f.Name), err
+}
+
+// choose takes the newest of a place's backups, or the one of that name.
+func choose(all []File, name, from string) (File, error) {
+	if i := slices.IndexFunc(all, func(f File) bool { return f.Name == name }); i >= 0 {
+		return all[i], nil
+	}
+	switch {
+	case name != "":
+		return File{}, fmt.Errorf("looking for a backup: there is no %s in %s", name, from)
+	case len(all) == 0:
+		return File{}, fmt.Errorf("looking for a backup: there is none in %s; their names are like %s", from, Name("CLUSTER", time.Time{}))
 	}
 	for _, f := range all {
 		if f.Cluster != all[0].Cluster {
-			return "", fmt.Errorf("looking for a backup: %s holds backups of the clusters %s and %s; name one file", from, all[0].Cluster, f.Cluster)
+			return File{}, fmt.Errorf("looking for a backup: %s holds backups of the clusters %s and %s; name one file", from, all[0].Cluster, f.Cluster)
 		}
 	}
-	return filepath.Join(from, all[0].Name), nil
+	return all[0], nil
 }
 
 func restore(ctx context.Context, path string, c RestoreConfig) (Restored, error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/backup"
 )
 
 // restoredNews is how long status says where this state comes from: until then, what
@@ -93,6 +94,20 @@ func (s operators) ReadAudit(ctx context.Context, _ *connect.Request[api.ReadAud
 	return stream.Send(resp)
 }
 
+// copyNotes tell of the copies elsewhere.
+func copyNotes(st backup.State, now time.Time) []string {
+	c := st.Copy
+	switch {
+	case c.Place == "" || st.Good.Name == "":
+		return nil
+	case c.Failed != nil:
+		return []string{fmt.Sprintf("warning: no copy of the newest backup is in %s: %v", c.Place, c.Failed)}
+	case c.Good.Name != "":
+		return []string{fmt.Sprintf("a copy of a backup that is %s old is in %s", now.Sub(c.Good.At).Round(time.Minute), c.Place)}
+	}
+	return nil // it is on its way
+}
+
 func (s *Server) backupView() *api.BackupView {
 	v := &api.BackupView{}
 	if s.restored.File != "" {
@@ -130,6 +145,7 @@ func (s *Server) backupNotes() []string {
 			text = "warning: " + text
 		}
 		out = append(out, text)
+		out = append(out, copyNotes(st, now)...)
 	}
 	if s.restored.File != "" && s.cfg.Now().Sub(s.restored.At) < restoredNews {
 		out = append(out, fmt.Sprintf("this server was restored at %s from the backup of %s; what happened between is not on record", s.restored.At.UTC().Format(time.RFC3339), s.restored.Backup.UTC().Format(time.RFC3339)))

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,11 +15,11 @@ const (
 	backupKeep  = 28
 )
 
-func (c *checker) backup(raw rawBackup) Backup {
+func (c *checker) backup(raw rawBackup, uploads []Upload) Backup {
 	if raw.place.Path == "" {
 		return Backup{}
 	}
-	b := Backup{Target: raw.Target.V, Every: raw.Every.or(backupEvery), Keep: raw.Keep.or(backupKeep)}
+	b := Backup{Target: raw.Target.V, Bucket: raw.Bucket.V, Every: raw.Every.or(backupEvery), Keep: raw.Keep.or(backupKeep)}
 	for _, r := range raw.Recipients {
 		if !r.Set {
 			continue
@@ -38,6 +39,13 @@ func (c *checker) backup(raw rawBackup) Backup {
 	}
 	if raw.Target.Set && (!filepath.IsAbs(b.Target) || filepath.Clean(b.Target) != b.Target) {
 		c.add(raw.Target.Pos, raw.Target.Path, "target: /mnt/backups/imagectl", "%q is not an absolute path of a directory on the server's machine", b.Target)
+	}
+	if raw.Bucket.Set && !raw.Target.Set {
+		c.add(raw.Bucket.Pos, raw.Bucket.Path, "target: /var/backups/imagectl", "copies what is in backup.target, which names no directory")
+	}
+	i := slices.IndexFunc(uploads, func(u Upload) bool { return u.Name == b.Bucket })
+	if raw.Bucket.Set && (i < 0 || uploads[i].Type != "s3") {
+		c.add(raw.Bucket.Pos, raw.Bucket.Path, "", "upload has no entry %q of type s3", b.Bucket)
 	}
 	if raw.Every.Set && (b.Every < time.Minute || b.Every > 7*24*time.Hour) {
 		c.add(raw.Every.Pos, raw.Every.Path, "every: 6h", "%s is not between one minute and a week", b.Every)

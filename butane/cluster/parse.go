@@ -70,7 +70,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Addons:     c.inputs(raw.Addons, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 		Uploads:    c.uploads(raw.Upload),
 	}
-	s.Backup = c.backup(raw.Backup)
+	s.Backup = c.backup(raw.Backup, s.Uploads)
 	for _, d := range raw.Policy.SecondPerson {
 		if v := c.choice(d, "", []string{"wipe", "destroy"}, nil); v != "" {
 			s.SecondPerson = append(s.SecondPerson, v)

@@ -232,6 +232,11 @@ func TestFindings(t *testing.T) {
 			`error: backup.every: 5s is not between one minute and a week`,
 			`error: backup.keep: 1 backups are not between 2 and 10000`,
 		}},
+		{"copies of no backups, in no bucket", []string{"roles:", "backup: {recipients: [age1zz], bucket: store}\nroles:"}, []string{
+			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
+			`error: backup.bucket: copies what is in backup.target, which names no directory`,
+			`error: backup.bucket: upload has no entry "store" of type s3`,
+		}},
 		{"other policies", []string{"roles:", "identity: {policy: ekg}\nroles:"}, []string{`error: identity.policy: "ekg" is not one of approve, token, tpm`}},
 		{"what takes two persons", []string{"roles:", "policy: {secondPerson: [wipe, destory, restore]}\nroles:"}, []string{
 			`error: policy.secondPerson[1]: "destory" is not one of wipe, destroy`,

@@ -368,6 +368,7 @@ type rawBackup struct {
 	place
 	Recipients []rawString `key:"recipients,required"`
 	Target     rawString   `key:"target"`
+	Bucket     rawString   `key:"bucket"`
 	Every      rawDuration `key:"every"`
 	Keep       rawInt      `key:"keep"`
 }

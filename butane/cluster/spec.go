@@ -104,6 +104,8 @@ type Backup struct {
 	Recipients []string
 	// Target is a directory of the server's machine; empty for none.
 	Target string
+	// Bucket is the name of an upload of type s3 that gets copies; empty for none.
+	Bucket string
 	Every  time.Duration
 	// Keep is how many of the newest stay.
 	Keep int

@@ -163,10 +163,14 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		return err
 	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
+	copies, err := g.backupBucket(p.Backup.Bucket)
+	if err != nil {
+		return err
+	}
 	keeper, err := newKeeper(backup.Config{
 		Header: backup.Header{Cluster: p.Cluster, Program: config.Version, Servers: config.NodeServers},
 		Store:  st, Leases: filepath.Join(f.state, backup.LeasesFile), Leases6: filepath.Join(f.state, backup.Leases6File),
-		Dir: p.Backup.Target, Every: p.Backup.Every, Keep: p.Backup.Keep, Now: time.Now, Log: log,
+		Dir: p.Backup.Target, Copies: copies, Every: p.Backup.Every, Keep: p.Backup.Keep, Now: time.Now, Log: log,
 	}, p.Backup.Recipients)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/bucket"
 )
 
 func newServer(g *globals) *cobra.Command {
@@ -105,27 +106,46 @@ func receiveBackup(dir string, stream *connect.ServerStreamForClient[api.BackupS
 }
 
 func newServerRestore(g *globals) *cobra.Command {
-	var state, identity string
+	var state, identity, from string
 	cmd := &cobra.Command{
 		Use:   "restore FILE|DIR",
 		Short: "Make a state directory out of a backup, on any machine",
 		Long: "Make a state directory for imagectl serve out of a backup, on any machine and\n" +
 			"without a server; of a directory the newest backup is taken. All of it is read and\n" +
 			"checked before anything is written, and a directory with anything in it is left\n" +
-			"alone. The old server must never run again.",
-		Example: "  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl",
+			"alone. The old server must never run again. With --bucket the backup comes out of the\n" +
+			"bucket of that entry of upload in cluster.yaml; a name takes another than the newest.",
+		Example: "  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl\n" +
+			"  imagectl server restore --bucket store --identity recovery.key --state /var/lib/imagectl",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 || identity == "" {
+			if len(args) > 1 || len(args) == 0 && from == "" || identity == "" {
 				return usageError{fmt.Errorf("say which backup, and with --identity the file of the recovery key; see %s --help", cmd.CommandPath())}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.restoreServer(cmd.Context(), args[0], identity, state)
+			if from == "" {
+				return g.restoreServer(cmd.Context(), args[0], identity, state)
+			}
+			place, err := g.backupBucket(from)
+			if err != nil {
+				return err
+			}
+			dir, err := os.MkdirTemp("", "imagectl-restore-*") // mode 0700; it is encrypted
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(dir)
+			path, err := backup.Fetch(cmd.Context(), place, strings.Join(args, ""), dir)
+			if err != nil {
+				return err
+			}
+			return g.restoreServer(cmd.Context(), path, identity, state)
 		},
 	}
 	cmd.Flags().StringVar(&state, "state", "/var/lib/imagectl", "state `directory` to make")
 	cmd.Flags().StringVar(&identity, "identity", "", "`file` with the recovery key (age-keygen)")
+	cmd.Flags().StringVar(&from, "bucket", "", "`name` of the entry of upload in cluster.yaml whose bucket has the backup")
 	return cmd
 }
 
@@ -150,6 +170,36 @@ func (g *globals) restoreServer(ctx context.Context, from, identity, state strin
 	fmt.Fprintf(w, "next: make sure that the old server never starts again; give this machine its address (nodes call %s); imagectl serve --state %s\n", strings.Join(h.Servers, " and "), state)
 	fmt.Fprintln(w, "docs/backup.md says what is not as it was: machines to approve or arm again, certificates to revoke again")
 	return nil
+}
+
+// backupPrefix is where backups are in a bucket, away from images.
+const backupPrefix = "backups"
+
+// backupBucket is the bucket of an entry of upload; nil for an empty name.
+func (g *globals) backupBucket(name string) (backup.Place, error) {
+	if name == "" {
+		return nil, nil
+	}
+	d, err := g.destination(name)
+	if err != nil {
+		return nil, err
+	}
+	if d.Type != "s3" {
+		return nil, usageError{fmt.Errorf("upload target %s is of type %s; backups go to type s3", name, d.Type)}
+	}
+	secret, err := g.uploadSecret(d)
+	if err != nil {
+		return nil, err
+	}
+	client, err := g.uploadClient(d)
+	if err != nil {
+		return nil, err
+	}
+	b, err := bucket.New(bucket.Config{
+		Endpoint: d.Endpoint, Bucket: d.Bucket, Region: d.Region, Prefix: backupPrefix,
+		AccessKey: d.Username, SecretKey: secret, Transport: client.Transport,
+	})
+	return b, badDestination(d, err)
 }
 
 // newKeeper prepares the backups of a server; nil when cluster.yaml asks for none.
