@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/balancer"
 	"github.com/imagectl/imagectl/bootstrap/nodeapi"
 	"github.com/imagectl/imagectl/bootstrap/pki"
@@ -57,6 +58,8 @@ type node struct {
 	kubelet string
 	run     *api.Run
 	report  report
+	// heads are the ends of the server's audit log; only handle changes them.
+	heads audit.Memory
 	// sendLists: the server wants to see the revocation lists.
 	sendLists bool
 }
@@ -69,6 +72,9 @@ func newNode(a *Agent) *node {
 func (a *Agent) node(ctx context.Context) error {
 	n := newNode(a)
 	if err := n.remember(); err != nil {
+		return err
+	}
+	if err := n.loadHeads(); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -128,6 +134,7 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 	n.mu.Lock()
 	n.sendLists = resp.GetSendLists()
 	n.mu.Unlock()
+	n.see(resp.GetAuditHead())
 	switch d := resp.GetDirective().(type) {
 	case *api.SyncResponse_Run:
 		d.Run.Revocations = n.newestLists(n.directive().GetRevocations(), d.Run.GetRevocations())

@@ -210,7 +210,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -268,7 +268,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type StepStatus struct {
@@ -812,7 +812,9 @@ type SyncResponse struct {
 	ServerTime *timestamppb.Timestamp   `protobuf:"bytes,6,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	// The node has a list of which this server, restored from a backup, knows nothing:
 	// send it with the next Sync. Until then the directive holds no lists.
-	SendLists     bool `protobuf:"varint,30,opt,name=send_lists,json=sendLists,proto3" json:"send_lists,omitempty"`
+	SendLists bool `protobuf:"varint,30,opt,name=send_lists,json=sendLists,proto3" json:"send_lists,omitempty"`
+	// The end of the server's audit log, for the node to remember.
+	AuditHead     *AuditHead `protobuf:"bytes,40,opt,name=audit_head,json=auditHead,proto3" json:"audit_head,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -911,6 +913,13 @@ func (x *SyncResponse) GetSendLists() bool {
 	return false
 }
 
+func (x *SyncResponse) GetAuditHead() *AuditHead {
+	if x != nil {
+		return x.AuditHead
+	}
+	return nil
+}
+
 type isSyncResponse_Directive interface {
 	isSyncResponse_Directive()
 }
@@ -940,6 +949,69 @@ func (*SyncResponse_Reboot) isSyncResponse_Directive() {}
 
 func (*SyncResponse_Run) isSyncResponse_Directive() {}
 
+// AuditHead is the end of the audit log at some moment.
+type AuditHead struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the last entry, and its hash, hexadecimal.
+	Seq  uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Hash string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// By the key of the server's CA (bootstrap/audit.HeadDomain).
+	Signature     []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHead) Reset() {
+	*x = AuditHead{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHead) ProtoMessage() {}
+
+func (x *AuditHead) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
+func (*AuditHead) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AuditHead) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *AuditHead) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *AuditHead) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 type Wait struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ReasonCode    string                 `protobuf:"bytes,1,opt,name=reason_code,json=reasonCode,proto3" json:"reason_code,omitempty"`
@@ -950,7 +1022,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1034,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1047,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Wait) GetReasonCode() string {
@@ -1001,7 +1073,7 @@ type Reboot struct {
 
 func (x *Reboot) Reset() {
 	*x = Reboot{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1085,7 @@ func (x *Reboot) String() string {
 func (*Reboot) ProtoMessage() {}
 
 func (x *Reboot) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1098,7 @@ func (x *Reboot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reboot.ProtoReflect.Descriptor instead.
 func (*Reboot) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Reboot) GetReason() string {
@@ -1066,7 +1138,7 @@ type Install struct {
 
 func (x *Install) Reset() {
 	*x = Install{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1150,7 @@ func (x *Install) String() string {
 func (*Install) ProtoMessage() {}
 
 func (x *Install) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1163,7 @@ func (x *Install) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Install.ProtoReflect.Descriptor instead.
 func (*Install) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Install) GetImageUrl() string {
@@ -1187,7 +1259,7 @@ type DiskRule struct {
 
 func (x *DiskRule) Reset() {
 	*x = DiskRule{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1271,7 @@ func (x *DiskRule) String() string {
 func (*DiskRule) ProtoMessage() {}
 
 func (x *DiskRule) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1284,7 @@ func (x *DiskRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
 func (*DiskRule) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DiskRule) GetPath() string {
@@ -1269,7 +1341,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1353,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1366,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *File) GetPath() string {
@@ -1345,7 +1417,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1429,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1442,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Run) GetMachine() string {
@@ -1470,7 +1542,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1554,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1567,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -1528,7 +1600,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1612,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1625,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Firewall) GetOff() string {
@@ -1602,7 +1674,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1686,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1699,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -1697,7 +1769,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1781,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1794,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -1813,7 +1885,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1897,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1910,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Addon) GetName() string {
@@ -1874,7 +1946,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +1958,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +1971,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -1938,7 +2010,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2022,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2035,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type IssueCertificatesRequest struct {
@@ -1975,7 +2047,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2059,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2072,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2019,7 +2091,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2103,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2116,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2062,7 +2134,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2146,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2159,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -2101,7 +2173,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2185,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2198,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2149,7 +2221,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2233,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2246,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2208,7 +2280,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2292,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2305,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2263,7 +2335,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2347,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2360,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -2371,7 +2443,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\bHeldList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x17\n" +
-	"\acrl_der\x18\x03 \x01(\fR\x06crlDer\"\xc3\x02\n" +
+	"\acrl_der\x18\x03 \x01(\fR\x06crlDer\"\xfa\x02\n" +
 	"\fSyncResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
 	"\x04wait\x18\x02 \x01(\v2\x11.imagectl.v1.WaitH\x00R\x04wait\x120\n" +
@@ -2381,8 +2453,14 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\vserver_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"serverTime\x12\x1d\n" +
 	"\n" +
-	"send_lists\x18\x1e \x01(\bR\tsendListsB\v\n" +
-	"\tdirective\"?\n" +
+	"send_lists\x18\x1e \x01(\bR\tsendLists\x125\n" +
+	"\n" +
+	"audit_head\x18( \x01(\v2\x16.imagectl.v1.AuditHeadR\tauditHeadB\v\n" +
+	"\tdirective\"O\n" +
+	"\tAuditHead\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"?\n" +
 	"\x04Wait\x12\x1f\n" +
 	"\vreason_code\x18\x01 \x01(\tR\n" +
 	"reasonCode\x12\x16\n" +
@@ -2540,7 +2618,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -2553,76 +2631,78 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*SyncRequest)(nil),                    // 8: imagectl.v1.SyncRequest
 	(*HeldList)(nil),                       // 9: imagectl.v1.HeldList
 	(*SyncResponse)(nil),                   // 10: imagectl.v1.SyncResponse
-	(*Wait)(nil),                           // 11: imagectl.v1.Wait
-	(*Reboot)(nil),                         // 12: imagectl.v1.Reboot
-	(*Install)(nil),                        // 13: imagectl.v1.Install
-	(*DiskRule)(nil),                       // 14: imagectl.v1.DiskRule
-	(*File)(nil),                           // 15: imagectl.v1.File
-	(*Run)(nil),                            // 16: imagectl.v1.Run
-	(*RevocationList)(nil),                 // 17: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 18: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 19: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 20: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 21: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 22: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 23: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 24: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 25: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 26: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 27: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 28: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 29: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 30: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 31: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 32: google.protobuf.Timestamp
-	(Mode)(0),                              // 33: imagectl.v1.Mode
-	(*Facts)(nil),                          // 34: imagectl.v1.Facts
+	(*AuditHead)(nil),                      // 11: imagectl.v1.AuditHead
+	(*Wait)(nil),                           // 12: imagectl.v1.Wait
+	(*Reboot)(nil),                         // 13: imagectl.v1.Reboot
+	(*Install)(nil),                        // 14: imagectl.v1.Install
+	(*DiskRule)(nil),                       // 15: imagectl.v1.DiskRule
+	(*File)(nil),                           // 16: imagectl.v1.File
+	(*Run)(nil),                            // 17: imagectl.v1.Run
+	(*RevocationList)(nil),                 // 18: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 19: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 20: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 21: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 22: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 23: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 24: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 25: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 26: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 27: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 28: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 29: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 30: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 31: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 32: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 33: google.protobuf.Timestamp
+	(Mode)(0),                              // 34: imagectl.v1.Mode
+	(*Facts)(nil),                          // 35: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	6,  // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	32, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
-	33, // 3: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	34, // 4: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	33, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	34, // 3: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	35, // 4: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	4,  // 5: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	5,  // 6: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	7,  // 7: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
 	9,  // 8: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
-	11, // 9: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	13, // 10: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	12, // 11: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	16, // 12: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	32, // 13: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	14, // 14: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	15, // 15: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	28, // 16: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	19, // 17: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	20, // 18: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	18, // 19: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	17, // 20: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	29, // 21: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	2,  // 22: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 23: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	21, // 24: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	32, // 25: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	30, // 26: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	31, // 27: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	15, // 28: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 29: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 30: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	8,  // 31: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	22, // 32: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	24, // 33: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	26, // 34: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	10, // 35: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	23, // 36: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	25, // 37: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	27, // 38: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	35, // [35:39] is the sub-list for method output_type
-	31, // [31:35] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	12, // 9: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	14, // 10: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	13, // 11: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	17, // 12: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	33, // 13: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	11, // 14: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
+	15, // 15: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	16, // 16: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	29, // 17: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	20, // 18: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	21, // 19: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	19, // 20: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	18, // 21: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	30, // 22: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	2,  // 23: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	3,  // 24: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	22, // 25: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	33, // 26: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	31, // 27: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	32, // 28: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	16, // 29: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 30: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 31: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	8,  // 32: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	23, // 33: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	25, // 34: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	27, // 35: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	10, // 36: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	24, // 37: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	26, // 38: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	28, // 39: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	36, // [36:40] is the sub-list for method output_type
+	32, // [32:36] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -2643,7 +2723,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,96 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type AuditHeadsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHeadsRequest) Reset() {
+	*x = AuditHeadsRequest{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHeadsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHeadsRequest) ProtoMessage() {}
+
+func (x *AuditHeadsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHeadsRequest.ProtoReflect.Descriptor instead.
+func (*AuditHeadsRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+type AuditHeadsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By their numbers.
+	Heads []*AuditHeadsResponse_Seen `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`
+	// Those that the log did not hold any more later, oldest first.
+	Lost          []*AuditHeadsResponse_Seen `protobuf:"bytes,2,rep,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHeadsResponse) Reset() {
+	*x = AuditHeadsResponse{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHeadsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHeadsResponse) ProtoMessage() {}
+
+func (x *AuditHeadsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHeadsResponse.ProtoReflect.Descriptor instead.
+func (*AuditHeadsResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AuditHeadsResponse) GetHeads() []*AuditHeadsResponse_Seen {
+	if x != nil {
+		return x.Heads
+	}
+	return nil
+}
+
+func (x *AuditHeadsResponse) GetLost() []*AuditHeadsResponse_Seen {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
 type VersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -30,7 +120,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	mi := &file_imagectl_v1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -42,7 +132,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	mi := &file_imagectl_v1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -55,7 +145,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{2}
 }
 
 type VersionResponse struct {
@@ -70,7 +160,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	mi := &file_imagectl_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -82,7 +172,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	mi := &file_imagectl_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -95,7 +185,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *VersionResponse) GetAgent() string {
@@ -134,7 +224,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	mi := &file_imagectl_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -146,7 +236,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	mi := &file_imagectl_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -159,7 +249,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 type HealthResponse struct {
@@ -174,7 +264,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +276,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +289,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -244,7 +334,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +346,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +359,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LogsRequest) GetUnit() string {
@@ -311,7 +401,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +413,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +426,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LogsResponse) GetAt() *timestamppb.Timestamp {
@@ -360,11 +450,70 @@ func (x *LogsResponse) GetLine() string {
 	return ""
 }
 
+type AuditHeadsResponse_Seen struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Head          *AuditHead             `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHeadsResponse_Seen) Reset() {
+	*x = AuditHeadsResponse_Seen{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHeadsResponse_Seen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHeadsResponse_Seen) ProtoMessage() {}
+
+func (x *AuditHeadsResponse_Seen) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHeadsResponse_Seen.ProtoReflect.Descriptor instead.
+func (*AuditHeadsResponse_Seen) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1, 0}
+}
+
+func (x *AuditHeadsResponse_Seen) GetHead() *AuditHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *AuditHeadsResponse_Seen) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 var File_imagectl_v1_node_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\x10\n" +
+	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\x13\n" +
+	"\x11AuditHeadsRequest\"\xea\x01\n" +
+	"\x12AuditHeadsResponse\x12:\n" +
+	"\x05heads\x18\x01 \x03(\v2$.imagectl.v1.AuditHeadsResponse.SeenR\x05heads\x128\n" +
+	"\x04lost\x18\x02 \x03(\v2$.imagectl.v1.AuditHeadsResponse.SeenR\x04lost\x1a^\n" +
+	"\x04Seen\x12*\n" +
+	"\x04head\x18\x01 \x01(\v2\x16.imagectl.v1.AuditHeadR\x04head\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x10\n" +
 	"\x0eVersionRequest\"i\n" +
 	"\x0fVersionResponse\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x0e\n" +
@@ -385,11 +534,13 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\fLogsResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\tR\x04line2\xd5\x01\n" +
+	"\x04line\x18\x03 \x01(\tR\x04line2\xa4\x02\n" +
 	"\vNodeService\x12D\n" +
 	"\aVersion\x12\x1b.imagectl.v1.VersionRequest\x1a\x1c.imagectl.v1.VersionResponse\x12A\n" +
 	"\x06Health\x12\x1a.imagectl.v1.HealthRequest\x1a\x1b.imagectl.v1.HealthResponse\x12=\n" +
-	"\x04Logs\x12\x18.imagectl.v1.LogsRequest\x1a\x19.imagectl.v1.LogsResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"\x04Logs\x12\x18.imagectl.v1.LogsRequest\x1a\x19.imagectl.v1.LogsResponse0\x01\x12M\n" +
+	"\n" +
+	"AuditHeads\x12\x1e.imagectl.v1.AuditHeadsRequest\x1a\x1f.imagectl.v1.AuditHeadsResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_node_proto_rawDescOnce sync.Once
@@ -403,34 +554,44 @@ func file_imagectl_v1_node_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_node_proto_rawDescData
 }
 
-var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_imagectl_v1_node_proto_goTypes = []any{
-	(*VersionRequest)(nil),        // 0: imagectl.v1.VersionRequest
-	(*VersionResponse)(nil),       // 1: imagectl.v1.VersionResponse
-	(*HealthRequest)(nil),         // 2: imagectl.v1.HealthRequest
-	(*HealthResponse)(nil),        // 3: imagectl.v1.HealthResponse
-	(*LogsRequest)(nil),           // 4: imagectl.v1.LogsRequest
-	(*LogsResponse)(nil),          // 5: imagectl.v1.LogsResponse
-	(*StepStatus)(nil),            // 6: imagectl.v1.StepStatus
-	(*Facts)(nil),                 // 7: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*AuditHeadsRequest)(nil),       // 0: imagectl.v1.AuditHeadsRequest
+	(*AuditHeadsResponse)(nil),      // 1: imagectl.v1.AuditHeadsResponse
+	(*VersionRequest)(nil),          // 2: imagectl.v1.VersionRequest
+	(*VersionResponse)(nil),         // 3: imagectl.v1.VersionResponse
+	(*HealthRequest)(nil),           // 4: imagectl.v1.HealthRequest
+	(*HealthResponse)(nil),          // 5: imagectl.v1.HealthResponse
+	(*LogsRequest)(nil),             // 6: imagectl.v1.LogsRequest
+	(*LogsResponse)(nil),            // 7: imagectl.v1.LogsResponse
+	(*AuditHeadsResponse_Seen)(nil), // 8: imagectl.v1.AuditHeadsResponse.Seen
+	(*StepStatus)(nil),              // 9: imagectl.v1.StepStatus
+	(*Facts)(nil),                   // 10: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),   // 11: google.protobuf.Timestamp
+	(*AuditHead)(nil),               // 12: imagectl.v1.AuditHead
 }
 var file_imagectl_v1_node_proto_depIdxs = []int32{
-	6, // 0: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
-	7, // 1: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
-	8, // 2: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	8, // 3: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
-	0, // 4: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
-	2, // 5: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
-	4, // 6: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
-	1, // 7: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
-	3, // 8: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
-	5, // 9: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
-	7, // [7:10] is the sub-list for method output_type
-	4, // [4:7] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	8,  // 0: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	8,  // 1: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	9,  // 2: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
+	10, // 3: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
+	11, // 4: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	11, // 5: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
+	12, // 6: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
+	11, // 7: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
+	2,  // 8: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
+	4,  // 9: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
+	6,  // 10: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
+	0,  // 11: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
+	3,  // 12: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
+	5,  // 13: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
+	7,  // 14: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
+	1,  // 15: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
+	12, // [12:16] is the sub-list for method output_type
+	8,  // [8:12] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_node_proto_init() }
@@ -446,7 +607,7 @@ func file_imagectl_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_node_proto_rawDesc), len(file_imagectl_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -3,8 +3,9 @@
 // and verifies a sequence of them; where they are kept is the caller's business,
 // in the same transaction as the change that they record.
 //
-// What a chain cannot show is that its end was cut off. Whoever fears that writes
-// down the last hash elsewhere and gives it to Verify.
+// What a chain cannot show is that its end was cut off, or all of it made anew. That shows
+// who remembers an entry: Memory is for those who are shown the chain's head again and
+// again.
 package audit
 
 import (

@@ -42,6 +42,8 @@ type Trust struct {
 type Node interface {
 	Version(context.Context) *api.VersionResponse
 	Health(context.Context) *api.HealthResponse
+	// AuditHeads are the ends of the server's audit log that the node was shown.
+	AuditHeads() *api.AuditHeadsResponse
 	// Journal hands lines of the journal, as journalctl's JSON, to read.
 	Journal(ctx context.Context, q Query, read func(io.Reader) error) error
 }
@@ -71,6 +73,8 @@ func access() map[string]struct {
 		apiconnect.NodeServiceVersionProcedure: {pki.Roles(), true},
 		apiconnect.NodeServiceHealthProcedure:  {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, true},
 		apiconnect.NodeServiceLogsProcedure:    {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, true},
+		// Whom the answer is about has no business with it.
+		apiconnect.NodeServiceAuditHeadsProcedure: {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, false},
 	}
 }
 

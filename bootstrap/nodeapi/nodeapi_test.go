@@ -32,6 +32,7 @@ type fake struct {
 
 func (fake) Version(context.Context) *api.VersionResponse { return &api.VersionResponse{Agent: "test"} }
 func (fake) Health(context.Context) *api.HealthResponse   { return &api.HealthResponse{Healthy: true} }
+func (fake) AuditHeads() *api.AuditHeadsResponse          { return &api.AuditHeadsResponse{} }
 func (f fake) Journal(ctx context.Context, q Query, read func(io.Reader) error) error {
 	if q.Unit == "silent.service" {
 		if f.silent != nil {
@@ -176,6 +177,9 @@ func call(c apiconnect.NodeServiceClient, procedure string) error {
 	case apiconnect.NodeServiceHealthProcedure:
 		_, err := c.Health(ctx, connect.NewRequest(&api.HealthRequest{}))
 		return err
+	case apiconnect.NodeServiceAuditHeadsProcedure:
+		_, err := c.AuditHeads(ctx, connect.NewRequest(&api.AuditHeadsRequest{}))
+		return err
 	case apiconnect.NodeServiceLogsProcedure:
 		s, err := c.Logs(ctx, connect.NewRequest(&api.LogsRequest{}))
 		if err != nil {
@@ -192,22 +196,22 @@ func call(c apiconnect.NodeServiceClient, procedure string) error {
 func TestEveryCallByEveryCaller(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	all := []string{apiconnect.NodeServiceVersionProcedure, apiconnect.NodeServiceHealthProcedure, apiconnect.NodeServiceLogsProcedure}
+	all := []string{apiconnect.NodeServiceVersionProcedure, apiconnect.NodeServiceHealthProcedure, apiconnect.NodeServiceLogsProcedure, apiconnect.NodeServiceAuditHeadsProcedure}
 	if len(access()) != len(all) {
 		t.Fatalf("the test knows %d calls, there are %d", len(all), len(access()))
 	}
 	for _, tc := range []struct {
 		kind string
 		role pki.Role
-		may  [3]bool // version, health, logs
+		may  [4]bool // version, health, logs, the ends of the audit log
 	}{
-		{"server", "", [3]bool{true, true, true}},
-		{"operator", pki.RoleAdmin, [3]bool{true, true, true}},
-		{"operator", pki.RoleOperator, [3]bool{true, true, true}},
-		{"operator", pki.RoleReader, [3]bool{true, true, true}},
-		{"operator", pki.RoleBackup, [3]bool{true, false, false}},
-		{"node", "", [3]bool{}},
-		{"operator of another cluster", pki.RoleAdmin, [3]bool{}},
+		{"server", "", [4]bool{true, true, true, false}},
+		{"operator", pki.RoleAdmin, [4]bool{true, true, true, true}},
+		{"operator", pki.RoleOperator, [4]bool{true, true, true, true}},
+		{"operator", pki.RoleReader, [4]bool{true, true, true, true}},
+		{"operator", pki.RoleBackup, [4]bool{true, false, false, false}},
+		{"node", "", [4]bool{}},
+		{"operator of another cluster", pki.RoleAdmin, [4]bool{}},
 	} {
 		c := l.client(l.cert(l.ca, l.profile(tc.kind, tc.role)))
 		for i, procedure := range all {

@@ -44,6 +44,10 @@ func (s *service) Health(ctx context.Context, _ *connect.Request[api.HealthReque
 	return connect.NewResponse(s.node.Health(ctx)), nil
 }
 
+func (s *service) AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error) {
+	return connect.NewResponse(s.node.AuditHeads()), nil
+}
+
 func (s *service) Logs(ctx context.Context, req *connect.Request[api.LogsRequest], out *connect.ServerStream[api.LogsResponse]) error {
 	q, err := query(req.Msg)
 	if err != nil {

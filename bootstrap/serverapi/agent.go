@@ -69,7 +69,8 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 			withoutLists(resp)
 		}
 		resp.Revision = revision(resp)
-		resp.ServerTime = timestamppb.New(s.cfg.Now())
+		// Neither is news to wake anybody for.
+		resp.ServerTime, resp.AuditHead = timestamppb.New(s.cfg.Now()), s.auditHead()
 		if resp.Revision != req.Msg.GetKnownRevision() || wait == 0 {
 			return connect.NewResponse(resp), nil
 		}

@@ -79,6 +79,7 @@ func (s *Server) recordSecret(name string) func(*store.Tx) error {
 	return func(tx *store.Tx) error {
 		c := change{tx: tx, actor: s.self(), now: s.cfg.Now()}
 		c.log(audit.Entry{Action: "secret-created", Detail: name})
-		return c.seal()
+		_, err := c.seal() // New reads where the log ends once all are made
+		return err
 	}
 }

@@ -39,6 +39,8 @@ const (
 	NodeServiceHealthProcedure = "/imagectl.v1.NodeService/Health"
 	// NodeServiceLogsProcedure is the fully-qualified name of the NodeService's Logs RPC.
 	NodeServiceLogsProcedure = "/imagectl.v1.NodeService/Logs"
+	// NodeServiceAuditHeadsProcedure is the fully-qualified name of the NodeService's AuditHeads RPC.
+	NodeServiceAuditHeadsProcedure = "/imagectl.v1.NodeService/AuditHeads"
 )
 
 // NodeServiceClient is a client for the imagectl.v1.NodeService service.
@@ -47,6 +49,8 @@ type NodeServiceClient interface {
 	Health(context.Context, *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error)
 	// Logs streams the journal of one unit, or of everything.
 	Logs(context.Context, *connect.Request[api.LogsRequest]) (*connect.ServerStreamForClient[api.LogsResponse], error)
+	// AuditHeads tells which ends of the server's audit log this node was shown.
+	AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the imagectl.v1.NodeService service. By default, it
@@ -78,14 +82,21 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Logs")),
 			connect.WithClientOptions(opts...),
 		),
+		auditHeads: connect.NewClient[api.AuditHeadsRequest, api.AuditHeadsResponse](
+			httpClient,
+			baseURL+NodeServiceAuditHeadsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("AuditHeads")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	version *connect.Client[api.VersionRequest, api.VersionResponse]
-	health  *connect.Client[api.HealthRequest, api.HealthResponse]
-	logs    *connect.Client[api.LogsRequest, api.LogsResponse]
+	version    *connect.Client[api.VersionRequest, api.VersionResponse]
+	health     *connect.Client[api.HealthRequest, api.HealthResponse]
+	logs       *connect.Client[api.LogsRequest, api.LogsResponse]
+	auditHeads *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
 }
 
 // Version calls imagectl.v1.NodeService.Version.
@@ -103,12 +114,19 @@ func (c *nodeServiceClient) Logs(ctx context.Context, req *connect.Request[api.L
 	return c.logs.CallServerStream(ctx, req)
 }
 
+// AuditHeads calls imagectl.v1.NodeService.AuditHeads.
+func (c *nodeServiceClient) AuditHeads(ctx context.Context, req *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error) {
+	return c.auditHeads.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the imagectl.v1.NodeService service.
 type NodeServiceHandler interface {
 	Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error)
 	Health(context.Context, *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error)
 	// Logs streams the journal of one unit, or of everything.
 	Logs(context.Context, *connect.Request[api.LogsRequest], *connect.ServerStream[api.LogsResponse]) error
+	// AuditHeads tells which ends of the server's audit log this node was shown.
+	AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -136,6 +154,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Logs")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceAuditHeadsHandler := connect.NewUnaryHandler(
+		NodeServiceAuditHeadsProcedure,
+		svc.AuditHeads,
+		connect.WithSchema(nodeServiceMethods.ByName("AuditHeads")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceVersionProcedure:
@@ -144,6 +168,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceHealthHandler.ServeHTTP(w, r)
 		case NodeServiceLogsProcedure:
 			nodeServiceLogsHandler.ServeHTTP(w, r)
+		case NodeServiceAuditHeadsProcedure:
+			nodeServiceAuditHeadsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -163,4 +189,8 @@ func (UnimplementedNodeServiceHandler) Health(context.Context, *connect.Request[
 
 func (UnimplementedNodeServiceHandler) Logs(context.Context, *connect.Request[api.LogsRequest], *connect.ServerStream[api.LogsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Logs is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.AuditHeads is not implemented"))
 }

@@ -77,15 +77,17 @@ func newAuditLs(g *globals) *cobra.Command {
 
 func newAuditVerify(g *globals) *cobra.Command {
 	var head, log string
+	var nodes bool
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check that no entry of the audit log was changed, removed or moved",
 		Long: "Check the whole chain of the audit log on this machine: that no entry was changed,\n" +
 			"removed or moved. That its end was cut off, or all of it made anew, shows only who\n" +
-			"remembers an entry: with --head, the last one is written to a file, and at the next\n" +
-			"time it must still be there. Keep that file where the server's administrators\n" +
-			"cannot write.",
-		Example: "  imagectl audit verify\n  imagectl audit verify --head head.json\n  imagectl audit verify --log audit.jsonl --head head.json",
+			"remembers an entry. Nodes do: each keeps the ends of the log that the server has\n" +
+			"shown it, and is asked for them, past the server. With --head, the last entry is\n" +
+			"also written to a file, and at the next time it must still be there. Keep that file\n" +
+			"where the server's administrators cannot write.",
+		Example: "  imagectl audit verify\n  imagectl audit verify --nodes=false\n  imagectl audit verify --head head.json\n  imagectl audit verify --log audit.jsonl --head head.json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			before, err := remembered(head)
@@ -93,6 +95,7 @@ func newAuditVerify(g *globals) *cobra.Command {
 				return err
 			}
 			var lines iter.Seq2[[]byte, error]
+			var seen witnesses
 			if log != "" {
 				f, err := os.Open(log)
 				if err != nil {
@@ -105,12 +108,19 @@ func newAuditVerify(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				// Before the log is read: it goes on meanwhile.
+				if nodes {
+					if seen, err = r.askWitnesses(cmd.Context()); err != nil {
+						return err
+					}
+				}
 				lines = r.auditLines(cmd.Context())
 			}
-			return g.verifyAudit(lines, head, before)
+			return g.verifyAudit(lines, head, before, seen)
 		},
 	}
 	cmd.Flags().StringVar(&head, "head", "", "`file` that remembers the last entry from one time to the next")
+	cmd.Flags().BoolVar(&nodes, "nodes", true, "ask nodes what the server has shown them")
 	cmd.Flags().StringVar(&log, "log", "", "`file` of imagectl audit ls -o json to check, instead of the server's log")
 	return cmd
 }
@@ -141,12 +151,14 @@ func remembered(head string) (audit.Tip, error) {
 }
 
 // verifyAudit checks a chain and that it holds the entry that was remembered.
-func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, before audit.Tip) error {
+func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, before audit.Tip, seen witnesses) error {
+	nodes := judge{witnesses: seen}
 	var tip audit.Tip
 	for e, err := range entries(lines) {
 		if err != nil {
 			return err
 		}
+		nodes.entry(e)
 		if tip = e.tip; tip.Seq == before.Seq && tip != before {
 			return fmt.Errorf("entry %d is another one (%.12s…) than %s remembers (%.12s…): the log was made anew, or the server was restored from a backup of before it", tip.Seq, tip.Hash, head, before.Hash)
 		}
@@ -155,6 +167,13 @@ func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, befor
 		return fmt.Errorf("the log ends with entry %d, and %s remembers entry %d: its end was cut off, or the server was restored from a backup of before it", tip.Seq, head, before.Seq)
 	}
 	fmt.Fprintf(g.stdio.Out, "%d entries, unbroken; the last is %s\n", tip.Seq, tip.Hash)
+	said, broken := nodes.sentences(tip)
+	for _, s := range said {
+		fmt.Fprintln(g.stdio.Out, text(s))
+	}
+	if broken {
+		return errors.New("nodes were shown another log than this one")
+	}
 	if head == "" {
 		return nil
 	}
