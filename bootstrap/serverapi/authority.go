@@ -79,7 +79,6 @@ func (s *Server) recordSecret(name string) func(*store.Tx) error {
 	return func(tx *store.Tx) error {
 		c := change{tx: tx, actor: s.self(), now: s.cfg.Now()}
 		c.log(audit.Entry{Action: "secret-created", Detail: name})
-		_, err := c.seal() // New reads where the log ends once all are made
-		return err
+		return c.seal()
 	}
 }

@@ -32,22 +32,15 @@ type change struct {
 // run several times.
 func (s *Server) change(ctx context.Context, actor audit.Actor, f func(c *change) error) error {
 	var revoked *revocations
-	var tip audit.Tip
 	err := s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
-		tip = audit.Tip{}
 		c := &change{tx: tx, actor: actor, now: s.cfg.Now()}
 		if err := f(c); err != nil {
 			revoked = nil
 			return err
 		}
 		revoked = c.revoked
-		var err error
-		tip, err = c.seal()
-		return err
+		return c.seal()
 	})
-	if err == nil {
-		s.keepTip(tip)
-	}
 	switch {
 	case revoked == nil:
 	case err == nil:
@@ -64,25 +57,23 @@ func (c *change) log(e audit.Entry) {
 	c.entries = append(c.entries, e)
 }
 
-// seal adds the entries to the log and returns its new tip; the zero value when there are
-// none.
-func (c *change) seal() (audit.Tip, error) {
-	var tip audit.Tip
+func (c *change) seal() error {
 	if len(c.entries) == 0 {
-		return tip, nil
+		return nil
 	}
+	var tip audit.Tip
 	if _, err := c.tx.Value(valueAuditTip, &tip); err != nil {
-		return tip, err
+		return err
 	}
 	for _, e := range c.entries {
 		line, next, err := audit.Seal(tip, e)
 		if err != nil {
-			return tip, err
+			return err
 		}
 		c.tx.PutAudit(next.Seq, line)
 		tip = next
 	}
-	return tip, c.tx.PutValue(valueAuditTip, tip)
+	return c.tx.PutValue(valueAuditTip, tip)
 }
 
 // errNoRecord says that a machine has no record.

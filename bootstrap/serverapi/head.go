@@ -8,50 +8,27 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
-// loadTip reads where the audit log ends.
-func (s *Server) loadTip(ctx context.Context) error {
+// auditHead is the end of the audit log now, signed; nil for an empty log. It is read each
+// time: another server may have written, and a node must never be shown an older one than
+// before.
+func (s *Server) auditHead(ctx context.Context) (*api.AuditHead, error) {
 	var tip audit.Tip
 	err := s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
 		tip = audit.Tip{}
 		_, err := tx.Value(valueAuditTip, &tip)
 		return err
 	})
-	if err == nil {
-		s.keepTip(tip)
+	if err != nil || tip.Seq == 0 {
+		return nil, err
 	}
-	return err
-}
-
-// keepTip remembers where the audit log ends. Two changes may come in any order.
-func (s *Server) keepTip(tip audit.Tip) {
-	for {
-		old := s.tip.Load()
-		if tip.Seq == 0 || old != nil && old.Seq >= tip.Seq || s.tip.CompareAndSwap(old, &tip) {
-			return
+	h := s.head.Load()
+	if h == nil || h.Tip != tip {
+		signature, err := s.authority.imagectl.Attest(audit.HeadDomain, tip.Statement(s.cfg.Cluster))
+		if err != nil {
+			return nil, err
 		}
+		h = &audit.Head{Tip: tip, Signature: signature}
+		s.head.Store(h)
 	}
-}
-
-// auditHead is the end of the audit log, signed once; nil for an empty one. What cannot be
-// signed is not shown: nobody waits for it.
-func (s *Server) auditHead() *api.AuditHead {
-	tip := s.tip.Load()
-	if tip == nil {
-		return nil
-	}
-	if h := s.head.Load(); h != nil && h.Tip == *tip {
-		return wireHead(*h)
-	}
-	signature, err := s.authority.imagectl.Attest(audit.HeadDomain, tip.Statement(s.cfg.Cluster))
-	if err != nil {
-		s.cfg.Log.Error("signing the end of the audit log", "error", err.Error())
-		return nil
-	}
-	h := audit.Head{Tip: *tip, Signature: signature}
-	s.head.Store(&h)
-	return wireHead(h)
-}
-
-func wireHead(h audit.Head) *api.AuditHead {
-	return &api.AuditHead{Seq: h.Seq, Hash: h.Hash, Signature: h.Signature}
+	return &api.AuditHead{Seq: h.Seq, Hash: h.Hash, Signature: h.Signature}, nil
 }

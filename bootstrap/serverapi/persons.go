@@ -23,6 +23,8 @@ import (
 const (
 	valuePersons    = "operators/"     // + name
 	valuePersonKeys = "operator-keys/" // + fingerprint: whose it is
+	// valueLocalPerson names who came in last by starting a server.
+	valueLocalPerson = "operator-local"
 )
 
 // Reason codes of outcomes about operators.
@@ -82,13 +84,16 @@ func (s *Server) persons(ctx context.Context) (map[string]person, error) {
 // server. Only one person is let in that way: the first of a cluster, and another one
 // when no admin is left. Everybody else has an own key, which an admin adds.
 func (s *Server) Local(ctx context.Context, who string) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
-	all, err := s.persons(ctx)
-	if err != nil {
-		return nil, nil, time.Time{}, err
-	}
 	return s.operator(ctx, who, pki.RoleAdmin, func(c *change) error {
-		// Who is left is asked of what was read before; that two servers start at once
-		// on one store is prevented by its lock.
+		// Of two servers that start at once on one store, the second looks again.
+		var last string
+		if _, err := c.tx.Value(valueLocalPerson, &last); err != nil {
+			return err
+		}
+		all, err := s.persons(ctx)
+		if err != nil {
+			return err
+		}
 		p, known, err := c.person(who)
 		switch {
 		case err != nil:
@@ -102,6 +107,9 @@ func (s *Server) Local(ctx context.Context, who string) (certificatePEM, keyPEM 
 		}
 		if admins := standing(all, pki.RoleAdmin); len(admins) > 0 {
 			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is no operator of this cluster; make a key with imagectl operators request, and have it added by %s", who, strings.Join(admins, ", ")))
+		}
+		if err := c.tx.PutValue(valueLocalPerson, who); err != nil {
+			return err
 		}
 		c.log(audit.Entry{Action: "operator-added", Detail: fmt.Sprintf("%s with role %s, by starting the server: there is no other admin", who, pki.RoleAdmin)})
 		return c.tx.PutValue(valuePersons+who, person{Name: who, Role: pki.RoleAdmin, Local: true, AddedAt: c.now, AddedBy: c.actor.Subject})

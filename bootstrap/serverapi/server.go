@@ -56,8 +56,7 @@ type Server struct {
 	// certificateEnd is that of this server's own, in Unix time; 0 for none yet.
 	certificateEnd atomic.Int64
 
-	// tip is where the audit log ends, nil for an empty one; head is one that was signed.
-	tip  atomic.Pointer[audit.Tip]
+	// head is the end of the audit log that was signed last; nil for none.
 	head atomic.Pointer[audit.Head]
 
 	// revoked is what is revoked; never nil after New.
@@ -91,9 +90,6 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.index = enrol.NewIndex(listed)
 	if err := s.loadAuthority(ctx); err != nil {
-		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
-	}
-	if err := s.loadTip(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
 	if err := s.settleRestored(ctx); err != nil {

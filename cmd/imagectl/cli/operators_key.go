@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -148,9 +147,11 @@ func (r *remote) renew(ctx context.Context) (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: r.roots, VerifyConnection: r.isServer}, TLSHandshakeTimeout: 10 * time.Second}
-	defer t.CloseIdleConnections()
-	resp, err := apiconnect.NewEnrolServiceClient(&http.Client{Transport: t, Timeout: 20 * time.Second}, r.Server).
+	client := r.nobody()
+	defer client.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	resp, err := apiconnect.NewEnrolServiceClient(client, r.Server).
 		RenewOperator(ctx, connect.NewRequest(&api.RenewOperatorRequest{CsrDer: csr}))
 	if err != nil {
 		return tls.Certificate{}, err
@@ -169,15 +170,5 @@ func (r *remote) renew(ctx context.Context) (tls.Certificate, error) {
 	if err == nil {
 		err = c.write(path)
 	}
-	r.serverContext = c
 	return next, err
-}
-
-// isServer refuses whoever is not the cluster's server.
-func (r *remote) isServer(s tls.ConnectionState) error {
-	id, err := pki.IdentityOf(s.PeerCertificates[0], r.Cluster)
-	if err == nil && id.Kind != pki.KindServer {
-		err = fmt.Errorf("it is %s, not the server", id)
-	}
-	return err
 }
