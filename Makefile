@@ -175,6 +175,13 @@ templates: build release ## clones of a libvirt template boot in virtual machine
 	go test -c -tags e2e -o bin/templates.test ./test/templates
 	cd test/templates && $(ISOLATED) $(CURDIR)/bin/templates.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
+.PHONY: vagrant-test
+vagrant-test: build release ## vagrant up: the Vagrantfile's machines become the example cluster
+	@test/packages test/vagrant/vagrant-packages.txt
+	$(call say,the Vagrantfile's machines in virtual machines (about 20 minutes without KVM))
+	go test -c -tags e2e -o bin/vagrant.test ./test/vagrant
+	cd test/vagrant && $(ISOLATED) $(CURDIR)/bin/vagrant.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -root $(CURDIR)
+
 .PHONY: storm
 storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames get lost
 	$(call say,simulated machines with real firmware time-outs against imagectl serve (about 10 minutes))
