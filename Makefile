@@ -180,7 +180,7 @@ vagrant-test: build release ## vagrant up: the Vagrantfile's machines become the
 	@test/packages test/vagrant/vagrant-packages.txt
 	$(call say,the Vagrantfile's machines in virtual machines (about 20 minutes without KVM))
 	go test -c -tags e2e -o bin/vagrant.test ./test/vagrant
-	cd test/vagrant && $(ISOLATED) $(CURDIR)/bin/vagrant.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -root $(CURDIR)
+	cd test/vagrant && $(ISOLATED) sh -c '"$$0" "$$@"; exit $$?' $(CURDIR)/bin/vagrant.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -root $(CURDIR)
 
 .PHONY: storm
 storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames get lost
