@@ -122,7 +122,7 @@ func TestLookAndMetrics(t *testing.T) {
 		"imagectl_machines listed=true state=approved 2\n", "imagectl_machines listed=false state=discovered 1\n",
 		"imagectl_machines_waiting_for_approval 0\n", "imagectl_certificate_expiry_timestamp_seconds certificate=server ",
 		"imagectl_certificate_expiry_timestamp_seconds certificate=ca-etcd ", "imagectl_node_certificate_expiry_timestamp_seconds machine=w1 ",
-		"imagectl_store_size_bytes ", "imagectl_build_info cluster=demo goversion=go",
+		"imagectl_store_size_bytes ", "imagectl_ready 1", "imagectl_coordinates 1", "imagectl_build_info cluster=demo goversion=go",
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in\n%s", want, text.String())

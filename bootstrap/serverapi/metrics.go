@@ -83,6 +83,7 @@ type state struct {
 	build, machines, entered, seen, pending, conflicts *prometheus.Desc
 	certificate, nodeCertificate, kubeadmCertificate   *prometheus.Desc
 	storeSize, storeUsed, storeLimit                   *prometheus.Desc
+	ready, coordinates                                 *prometheus.Desc
 	backupGood, backupSize, backupFailed               *prometheus.Desc
 }
 
@@ -106,6 +107,8 @@ func newState(s *Server) state {
 		backupGood:         d("backup_good_timestamp_seconds", "When the newest backup was made that was read back to its end; 0 for none."),
 		backupSize:         d("backup_good_size_bytes", "How long that backup is."),
 		backupFailed:       d("backup_failed", "1 when the newest attempt to make a backup failed."),
+		ready:              d("ready", "1 while this server can store changes."),
+		coordinates:        d("coordinates", "1 on the server that answers nodes and operators; over all servers of a cluster the sum should be 1."),
 		storeLimit:         d("store_limit_bytes", "At this size the database takes no more changes."),
 	}
 }
@@ -113,7 +116,7 @@ func newState(s *Server) state {
 // Describe implements prometheus.Collector.
 func (c state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.build, c.machines, c.entered, c.seen, c.pending, c.conflicts,
-		c.certificate, c.nodeCertificate, c.kubeadmCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.backupGood, c.backupSize, c.backupFailed} {
+		c.certificate, c.nodeCertificate, c.kubeadmCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.ready, c.coordinates, c.backupGood, c.backupSize, c.backupFailed} {
 		ch <- d
 	}
 }
@@ -168,6 +171,8 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 	if end := s.certificateEnd.Load(); end != 0 {
 		gauge(c.certificate, float64(end), "server")
 	}
+	gauge(c.ready, float64(btoi(s.cfg.Store.Healthy() == nil)))
+	gauge(c.coordinates, float64(btoi(s.leads() == nil)))
 	disk, used, limit := s.cfg.Store.Size()
 	if limit > 0 { // an etcd cluster has metrics of its own
 		gauge(c.storeSize, float64(disk))

@@ -40,7 +40,7 @@ func (l Location) dial(c Config) (*clientv3.Client, error) {
 		Endpoints: l.Endpoints, TLS: config, DialTimeout: attemptTime,
 		// A member that is back is found soon.
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: attemptTime,
-			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second}})},
+			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}})},
 		// A member that is gone without a word is noticed within seconds; etcd takes more
 		// than one question in five seconds for an attack.
 		DialKeepAliveTime: 6 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
@@ -79,7 +79,7 @@ func (l Location) patient(client *clientv3.Client, marks string) *patientKV {
 
 // Diagnose says in one sentence how many members of an etcd cluster answer.
 func Diagnose(ctx context.Context, client *clientv3.Client) string {
-	const patience = 2 * time.Second
+	const patience = time.Second
 	type answer struct {
 		endpoint string
 		leader   bool

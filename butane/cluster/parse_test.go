@@ -112,6 +112,17 @@ func TestFindings(t *testing.T) {
 		{"a proxy on port 4011 needs no interface", []string{"dhcp: authoritative", "dhcp: proxy-4011", "  interface: eth1\n", ""}, nil},
 		{"a proxy without an interface", []string{"dhcp: authoritative", "dhcp: proxy", "  interface: eth1\n", ""}, []string{`error: boot: required key "interface" is missing: dhcp: proxy answers on one interface`}},
 		{"the server behind relays", []string{"  address: 10.0.0.2\n", "  address: 10.1.0.2\n", "  interface: eth1\n", "  interface: eth1\n  relays: [10.0.0.3, 10.0.0.4]\n"}, nil},
+		{"two servers", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.3]\n"}, nil},
+		{"servers at other people's addresses", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.2, 10.0.0.11, 10.0.0.210, 127.0.0.1, fd00::1]\n"}, []string{
+			`error: server.peers[0]: server 10.0.0.2 is used twice: first at cluster.yaml:29:12 (server.address)`,
+			`error: server.peers[1]: the server 10.0.0.11 has the address of cp1`,
+			`error: server.peers[2]: the server's address 10.0.0.210 is inside the dynamic range 10.0.0.200 to 10.0.0.250`,
+			`error: server.peers[3]: machines cannot reach 127.0.0.1`,
+			`error: server.peers[4]: IPv6 is not supported yet`,
+		}},
+		{"two servers for IPv6", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.3]\n", "  interface: eth1\n", "  interface: eth1\n  dhcp6: {address: 'fd00:10::1', subnets: [{cidr: 'fd00:10::/64', range: {first: 'fd00:10::100', last: 'fd00:10::1ff'}}]}\n"}, []string{
+			`error: server.peers[0]: booting by IPv6 works with one server only, and boot.dhcp6 asks for it`,
+		}},
 		{"relays at other people's addresses", []string{"  interface: eth1\n", "  interface: eth1\n  relays: [10.0.0.11, 10.0.0.210, 10.0.0.3, 10.0.0.3, fd00::1]\n"}, []string{
 			`error: boot.relays[0]: the relay 10.0.0.11 has the address of cp1`,
 			`error: boot.relays[1]: the relay 10.0.0.210 is inside the dynamic range 10.0.0.200 to 10.0.0.250`,
