@@ -39,3 +39,21 @@ func CutOff(ctx context.Context, s *Store) error {
 	_, err = s.client.Revoke(ctx, clientv3.LeaseID(r.Kvs[0].Lease))
 	return err
 }
+
+// Compact makes etcd forget what was before now.
+func Compact(ctx context.Context, s *Store) error {
+	r, err := s.client.Get(ctx, s.prefix)
+	if err == nil {
+		_, err = s.client.Compact(ctx, r.Header.Revision)
+	}
+	return err
+}
+
+// Late is a store that knows what was at a revision, and follows from there until ctx
+// ends. It is not to be closed.
+func Late(ctx context.Context, s *Store, revision int64) *Store {
+	late := &Store{prefix: s.prefix, client: s.client, session: s.session, done: make(chan struct{}), changed: make(chan struct{}),
+		machines: map[string]Machine{"gone": {Name: "gone"}}, revision: revision}
+	go late.watch(ctx)
+	return late
+}

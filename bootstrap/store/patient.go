@@ -124,10 +124,13 @@ func unanswered(err error) bool {
 	return code == codes.Unavailable || code == codes.DeadlineExceeded
 }
 
-// unfinished says that etcd gave up waiting.
+// unfinished says that etcd gave up waiting, or would have had to wait.
 func unfinished(err error) bool {
 	for _, e := range []error{rpctypes.ErrTimeout, rpctypes.ErrTimeoutDueToLeaderFail, rpctypes.ErrTimeoutWaitAppliedIndex,
-		rpctypes.ErrNoLeader, rpctypes.ErrNotLeader, rpctypes.ErrLeaderChanged} {
+		rpctypes.ErrNoLeader, rpctypes.ErrNotLeader, rpctypes.ErrLeaderChanged,
+		// A transaction reads all at the revision of its first read, each from any member:
+		// one that lags does not have it yet.
+		rpctypes.ErrFutureRev} {
 		if errors.Is(err, e) {
 			return true
 		}

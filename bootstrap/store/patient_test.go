@@ -33,9 +33,19 @@ func (k *stallingKV) stalls() (before, after bool) {
 	return k.always || n == 0, n == 1
 }
 
+// lags is the error of a call that did nothing.
+func (k *stallingKV) lags() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.always && k.rand.IntN(2) == 0 {
+		return rpctypes.ErrFutureRev
+	}
+	return rpctypes.ErrTimeout
+}
+
 func (k *stallingKV) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	if before, _ := k.stalls(); before {
-		return nil, rpctypes.ErrTimeout
+		return nil, k.lags()
 	}
 	return k.KV.Get(ctx, key, opts...)
 }
@@ -57,7 +67,7 @@ func (t *stallingTxn) Commit() (*clientv3.TxnResponse, error) {
 	before, after := t.kv.stalls()
 	if before {
 		t.kv.count(&t.kv.lost)
-		return nil, rpctypes.ErrTimeout
+		return nil, t.kv.lags()
 	}
 	resp, err := t.Txn.Commit()
 	if err == nil && after {

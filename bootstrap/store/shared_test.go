@@ -276,3 +276,48 @@ func TestJoinRefusesAnIdentityThatOpensNothing(t *testing.T) {
 		t.Errorf("an endpoint without TLS: %v", err)
 	}
 }
+
+// What happened while a server was cut off for so long that etcd has forgotten it is read
+// anew, and what is gone is gone.
+func TestMissedChangesAreReadAnew(t *testing.T) {
+	t.Parallel()
+	e, id := storetest.Start(t), storetest.Identity(t)
+	s := open(t, e, id, "https://a:8443")
+	defer s.Close()
+	rows := s.Rows("leases")
+	_, before, err := rows.Load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Change(t.Context(), func(tx *store.Tx) error { return tx.PutMachine(store.Machine{Name: "there"}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, other, err := rows.Swap(t.Context(), []store.Row{{Key: "there", Value: []byte("1")}}); err != nil || len(other) > 0 {
+		t.Fatal(other, err)
+	}
+	if err := store.Compact(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	late := store.Late(ctx, s, before)
+	wait(t, late, "it knows what is there", func() bool { _, ok := late.Machine("there"); return ok })
+	if _, ok := late.Machine("gone"); ok {
+		t.Error("what was deleted meanwhile is still there")
+	}
+	told := make(chan []store.Row, 1)
+	var following sync.WaitGroup
+	following.Go(func() {
+		rows.Follow(ctx, before, func(r []store.Row) { told <- r }, func() []string { return []string{"gone", "there"} })
+	})
+	var got []string
+	for _, r := range <-told {
+		got = append(got, fmt.Sprintf("%s=%s", r.Key, r.Value))
+	}
+	if want := []string{"there=1", "gone="}; !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+	cancel()
+	following.Wait()
+	<-late.Done()
+}

@@ -291,9 +291,12 @@ func (d *drill) approve(ctx context.Context) {
 		select {
 		case c := <-d.consoles:
 			err := d.operator(ctx, func(o apiconnect.OperatorServiceClient) error {
-				_, err := o.ApproveMachine(ctx, connect.NewRequest(&api.ApproveMachineRequest{
+				resp, err := o.ApproveMachine(ctx, connect.NewRequest(&api.ApproveMachineRequest{
 					Selection: &api.Selection{Names: []string{c.machine}}, Codes: map[string]string{c.machine: c.code}}))
-				return err
+				if err != nil {
+					return err
+				}
+				return refused(resp.Msg.GetOutcomes())
 			})
 			if err != nil && ctx.Err() == nil {
 				d.note("approving %s: %v", c.machine, err)
@@ -304,10 +307,25 @@ func (d *drill) approve(ctx context.Context) {
 	}
 }
 
+// refused is an error where something was not done for another reason than that it had
+// been done before.
+func refused(outcomes []*api.Outcome) error {
+	var errs []error
+	for _, o := range outcomes {
+		if o.GetReasonCode() == "storage" {
+			errs = append(errs, fmt.Errorf("%s: %s", o.GetMachine(), o.GetMessage()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (d *drill) run(ctx context.Context, seed uint64) error {
 	err := d.operator(ctx, func(o apiconnect.OperatorServiceClient) error {
-		_, err := o.ArmMachine(ctx, connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{All: true}}))
-		return err
+		resp, err := o.ArmMachine(ctx, connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{All: true}}))
+		if err != nil {
+			return err
+		}
+		return refused(resp.Msg.GetOutcomes())
 	})
 	if err != nil {
 		return fmt.Errorf("arming: %w", err)
