@@ -114,7 +114,7 @@ func TestFindings(t *testing.T) {
 		{"the server behind relays", []string{"  address: 10.0.0.2\n", "  address: 10.1.0.2\n", "  interface: eth1\n", "  interface: eth1\n  relays: [10.0.0.3, 10.0.0.4]\n"}, nil},
 		{"two servers", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.3]\n"}, nil},
 		{"servers at other people's addresses", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.2, 10.0.0.11, 10.0.0.210, 127.0.0.1, fd00::1]\n"}, []string{
-			`error: server.peers[0]: server 10.0.0.2 is used twice: first at cluster.yaml:29:12 (server.address)`,
+			`error: server.peers[0]: server 10.0.0.2 is used twice: first at cluster.yaml:30:12 (server.address)`,
 			`error: server.peers[1]: the server 10.0.0.11 has the address of cp1`,
 			`error: server.peers[2]: the server's address 10.0.0.210 is inside the dynamic range 10.0.0.200 to 10.0.0.250`,
 			`error: server.peers[3]: machines cannot reach 127.0.0.1`,
