@@ -21,7 +21,7 @@ import (
 
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/store"
-	"github.com/imagectl/imagectl/test/site"
+	testsite "github.com/imagectl/imagectl/test/site"
 )
 
 // These tests run in a network namespace of their own: make test-root.
@@ -38,7 +38,7 @@ func rackSite(t *testing.T, machines int) string {
 	dir := t.TempDir()
 	write := func(name, text string) {
 		t.Helper()
-		if err := site.Write(filepath.Join(dir, name), []byte(text)); err != nil {
+		if err := testsite.Write(filepath.Join(dir, name), []byte(text)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -75,7 +75,7 @@ machines:
 	}
 	write("cluster.yaml", y.String())
 
-	if err := site.Complete(dir, func(store.Format) int64 { return 100 }); err != nil {
+	if err := testsite.Complete(dir, func(store.Format) int64 { return 100 }); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("IMAGECTL_CONFIG", filepath.Join(dir, "context.json"))
