@@ -65,7 +65,7 @@ var layers = map[string][]string{
 	"images/upload/libvirt":    {"images/sparse", "images/store", "images/upload"},
 	"images/upload/pin":        {},
 	"images/upload/vsphere":    {"images/ova", "images/store", "images/upload", "images/vmdk"},
-	"images/upload/proxmox":    {"images/store", "images/upload"},
+	"images/upload/proxmox":    {"images/iso", "images/store", "images/upload"},
 	"images/upload/rest":       {"images/upload"},
 	"images/upload/aws":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	"images/upload/azure":      {"images/sparse", "images/store", "images/upload", "images/upload/rest"},

@@ -72,8 +72,8 @@ func uploadTypes() []uploadType {
 	}, {
 		name:     "proxmox",
 		required: []string{"datastore", "endpoint", "password", "username"},
-		options:  []string{"bridge", "ca", "cpu", "fingerprint", "firmware", "host", "import", "medium", "memoryMB", "vcpu", "vlan", "vmid"},
-		files:    []string{"ca"},
+		options:  []string{"bridge", "ca", "cpu", "fingerprint", "firmware", "host", "import", "medium", "memoryMB", "node", "vcpu", "vlan", "vmid"},
+		files:    []string{"ca", "node"},
 		remote:   true,
 	}, {
 		name:     "aws",

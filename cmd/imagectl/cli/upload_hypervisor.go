@@ -28,6 +28,9 @@ func (g *globals) proxmox(d destination) (upload.Target, error) {
 	if err := d.counts(map[string]*int{"vcpu": &c.Cores, "memoryMB": &c.MemoryMB, "vlan": &c.VLAN, "vmid": &c.FirstID}); err != nil {
 		return nil, err
 	}
+	if c.NodeJSON, err = g.uploadNode(d); err != nil {
+		return nil, err
+	}
 	t, err := proxmox.New(c)
 	return t, badDestination(d, err)
 }

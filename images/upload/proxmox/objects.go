@@ -26,6 +26,18 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 // family's promotion in the notes, and gives it the family's name. Then whoever had
 // that name gets the version's back.
 func (t *Target) Promote(ctx context.Context, o upload.Object) error {
+	// Somebody who promotes at the same time has changed what was read.
+	const rounds = 5
+	var err error
+	for range rounds {
+		if err = t.promote(ctx, o); !errors.Is(err, errChanged) {
+			return err
+		}
+	}
+	return err
+}
+
+func (t *Target) promote(ctx context.Context, o upload.Object) error {
 	all, err := t.machines(ctx)
 	if err != nil {
 		return err
@@ -67,8 +79,16 @@ func (t *Target) change(ctx context.Context, m machine, name string) error {
 	if err != nil {
 		return err
 	}
-	return t.call(ctx, http.MethodPut, m.path()+"/config", url.Values{"name": {name}, "description": {notes}, "digest": {m.config.Digest}}, nil)
+	err = t.call(ctx, http.MethodPut, m.path()+"/config", url.Values{"name": {name}, "description": {notes}, "digest": {m.config.Digest}}, nil)
+	var no *refusal
+	if errors.As(err, &no) && strings.Contains(no.text, "detected modified configuration") {
+		return fmt.Errorf("%w: %w", errChanged, err)
+	}
+	return err
 }
+
+// errChanged: a configuration is not the one that was read.
+var errChanged = errors.New("it was changed meanwhile")
 
 // Delete implements upload.Target. Proxmox VE itself refuses a template that linked
 // clones lie on.

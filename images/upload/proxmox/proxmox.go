@@ -59,8 +59,10 @@ type Config struct {
 	CPU             string
 	// Firmware; empty for BIOS.
 	Firmware Firmware
-	// Medium is a volume for the template's CD drive, STORAGE:iso/NAME.iso, such as
-	// the one that tells clones their server.
+	// NodeJSON is what clones learn their server from: it goes to the import storage as
+	// an ISO image, and into the template's CD drive. Empty for none.
+	NodeJSON []byte
+	// Medium is another volume for that drive, STORAGE:iso/NAME.iso.
 	Medium string
 	// Client sends the calls. It has no time limit: an upload is one call.
 	Client *http.Client
@@ -105,6 +107,8 @@ func New(c Config) (*Target, error) {
 		return nil, fmt.Errorf("reading the firmware %q: want %s or %s", c.Firmware, BIOS, UEFI)
 	case !strings.Contains(c.Token, "@") || !strings.Contains(c.Token, "!"):
 		return nil, fmt.Errorf("reading the token's name %q: want USER@REALM!ID", c.Token)
+	case c.Medium != "" && len(c.NodeJSON) > 0:
+		return nil, fmt.Errorf("reading the medium %s: node.json is for the same drive; want one of them", c.Medium)
 	case c.Medium != "" && (strings.ContainsAny(c.Medium, ", ") || !strings.Contains(c.Medium, ":iso/")):
 		return nil, fmt.Errorf("reading the medium %q: want STORAGE:iso/NAME.iso", c.Medium)
 	}
@@ -184,6 +188,11 @@ func (t *Target) Preflight(ctx context.Context, img upload.Image) (upload.Plan, 
 	}
 	if err := errors.Join(t.room(ctx, t.Import, "import", img.Size), t.room(ctx, t.Datastore, "images", img.Size)); err != nil {
 		return upload.Plan{}, err
+	}
+	if len(t.NodeJSON) > 0 {
+		if err := t.room(ctx, t.Import, "iso", 0); err != nil {
+			return upload.Plan{}, err
+		}
 	}
 	return upload.Plan{Bytes: img.Size, Steps: []string{
 		fmt.Sprintf("send %d bytes of %s to the storage %s on %s, which compares the SHA-256", img.Size, img.Format, t.Import, t.Node),

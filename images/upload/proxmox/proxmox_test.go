@@ -8,8 +8,11 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -124,6 +127,35 @@ func TestTemplateHasTheDiskAndWhatAMachineNeeds(t *testing.T) {
 	}
 }
 
+// Clones learn their server from an ISO image in their drive. All versions have the
+// same one, and it is sent once; isoinfo reads it.
+func TestClonesLearnTheirServerFromTheirDrive(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	c := config(s)
+	c.NodeJSON = []byte(`{"cluster":"prod"}`)
+	var drives []string
+	for seed := range uint64(2) {
+		out, err := run(t, target(t, c), uploadtest.Image(t, store.QCOW2, "prod-worker", seed+5))
+		if err != nil {
+			t.Fatal(err)
+		}
+		drives = append(drives, s.Config(out.Object.ID)["ide2"])
+	}
+	name, is := strings.CutSuffix(strings.TrimPrefix(drives[0], "local:iso/"), ",media=cdrom")
+	if !is || drives[1] != drives[0] || len(s.Things()) != 3 {
+		t.Fatalf("the drives have %v; there is %v", drives, s.Things())
+	}
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, s.File(name), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := exec.Command("isoinfo", "-i", path, "-x", "/USER-DATA.;1").CombinedOutput()
+	if err != nil || string(got) != `{"cluster":"prod"}` {
+		t.Errorf("isoinfo: %v\n%s", err, got)
+	}
+}
+
 // VMIDs that others have are passed over, also those of one that we may not see.
 func TestVMIDsOfOthersArePassedOver(t *testing.T) {
 	t.Parallel()
@@ -223,6 +255,7 @@ func TestRefusals(t *testing.T) {
 		func(c *proxmox.Config) { c.Bridge = "vmbr0,firewall=0" },
 		func(c *proxmox.Config) { c.Bridge, c.VLAN = "", 5 },
 		func(c *proxmox.Config) { c.Medium = "local:iso/a.iso,media=disk" },
+		func(c *proxmox.Config) { c.Medium, c.NodeJSON = "local:iso/a.iso", []byte("{}") },
 	} {
 		c := config(&proxmoxtest.Server{})
 		change(&c)
@@ -230,6 +263,46 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%+v is taken", c)
 		}
 	}
+}
+
+// Who promotes while somebody else changes the template does not undo that.
+func TestPromotionReadsAgainWhatSomebodyChanged(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	out, err := run(t, target(t, config(s)), uploadtest.Image(t, store.QCOW2, "prod-worker", 5))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := out.Object.ID
+	second, err := run(t, target(t, config(s)), uploadtest.Image(t, store.QCOW2, "prod-worker", 6))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config(s)
+	c.Client = &http.Client{Transport: &meanwhile{s: s, id: id}}
+	if err := target(t, c).Promote(t.Context(), out.Object); err != nil {
+		t.Error(err)
+	}
+	if got := s.Config(id); got["name"] != "prod-worker" || got["memory"] != "1024" {
+		t.Errorf("the template is %v", got)
+	}
+	if got := s.Config(second.Object.ID); got["name"] != "prod-worker-"+second.Object.Version {
+		t.Errorf("the former one is called %s", got["name"])
+	}
+}
+
+// meanwhile changes a machine before the first change that it lets through.
+type meanwhile struct {
+	s    *proxmoxtest.Server
+	id   string
+	once sync.Once
+}
+
+func (m *meanwhile) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodPut {
+		m.once.Do(func() { m.s.Change(m.id, "memory", "1024") })
+	}
+	return http.DefaultTransport.RoundTrip(r)
 }
 
 // A clone of a version has its tags and notes. It is no half of an upload.

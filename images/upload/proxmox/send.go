@@ -43,7 +43,7 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 			return upload.Object{}, err
 		case m != nil && m.finished():
 			o, err := t.object(ctx, *m)
-			return o, errors.Join(err, t.drop(ctx, j, mine))
+			return o, errors.Join(err, settled(j, *m), t.drop(ctx, j, mine))
 		case m != nil && m.Lock != "":
 			ev(upload.Event{Phase: "waiting for an upload that is under way", Note: fmt.Sprintf("VM %d is locked: %s", m.VMID, m.Lock)})
 			if err := t.Wait(ctx); err != nil {
@@ -64,6 +64,16 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 			}
 		}
 	}
+}
+
+// settled forgets a machine that is finished, whoever made it.
+func settled(j upload.Journal, m machine) error {
+	for _, l := range j.Left() {
+		if l.Kind == leftMachine && l.Name == m.id() {
+			return j.Forget(l)
+		}
+	}
+	return nil
 }
 
 // object of a machine that is finished, with what it is to its family.
@@ -118,9 +128,14 @@ func (t *Target) send(ctx context.Context, img upload.Image, j upload.Journal, e
 	if err := j.Write(s.left); err != nil {
 		return nil, err
 	}
-	upid, err := t.post(ctx, img, name, ev)
+	var done int64
+	file := &counted{r: io.NewSectionReader(img.File, 0, img.Size), tell: func(n int) {
+		done += int64(n)
+		ev(upload.Event{Phase: "sending", Done: done, Total: img.Size})
+	}}
+	upid, err := t.post(ctx, "import", name, file, img.Size, img.SHA256)
 	if err != nil {
-		return nil, fmt.Errorf("sending %s to the storage %s: %w", name, t.Import, err)
+		return nil, err
 	}
 	s.left.Note = upid
 	if err := j.Write(s.left); err != nil {
@@ -130,39 +145,40 @@ func (t *Target) send(ctx context.Context, img upload.Image, j upload.Journal, e
 	return s, t.await(ctx, "storing "+name+" on "+t.Import, upid)
 }
 
-// post sends the file as a form with an exact length: without one, and when the file
-// is not the last field, pveproxy takes the form for a small one and refuses it.
-func (t *Target) post(ctx context.Context, img upload.Image, name string, ev upload.Events) (string, error) {
+// post sends a file to the import storage as a form with an exact length: without
+// one, and when the file is not the last field, pveproxy takes the form for a small
+// one and refuses it.
+func (t *Target) post(ctx context.Context, content, name string, file io.Reader, size int64, sha256 string) (upid string, err error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("sending %s to the storage %s: %w", name, t.Import, err)
+	}
 	var head bytes.Buffer
 	form := multipart.NewWriter(&head)
-	for _, f := range [][2]string{{"content", "import"}, {"checksum-algorithm", "sha256"}, {"checksum", img.SHA256}} {
+	for _, f := range [][2]string{{"content", content}, {"checksum-algorithm", "sha256"}, {"checksum", sha256}} {
 		if err := form.WriteField(f[0], f[1]); err != nil {
-			return "", err
+			return fail(err)
 		}
 	}
 	if _, err := form.CreateFormFile("filename", name); err != nil {
-		return "", err
+		return fail(err)
 	}
 	before := head.Len()
 	if err := form.Close(); err != nil {
-		return "", err
+		return fail(err)
 	}
 	tail := bytes.Clone(head.Bytes()[before:])
 	head.Truncate(before)
-	var done int64
-	file := &counted{r: io.NewSectionReader(img.File, 0, img.Size), tell: func(n int) {
-		done += int64(n)
-		ev(upload.Event{Phase: "sending", Done: done, Total: img.Size})
-	}}
 	path := t.node("storage", t.Import, "upload")
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, t.Endpoint+"/api2/json"+path, io.MultiReader(&head, file, bytes.NewReader(tail)))
 	if err != nil {
-		return "", err
+		return fail(err)
 	}
-	r.ContentLength = int64(before) + img.Size + int64(len(tail))
+	r.ContentLength = int64(before) + size + int64(len(tail))
 	r.Header.Set("Content-Type", form.FormDataContentType())
-	var upid string
-	return upid, t.do(r, path, &upid)
+	if err := t.do(r, path, &upid); err != nil {
+		return fail(err)
+	}
+	return upid, nil
 }
 
 // counted tells of bytes as they are read.
@@ -194,10 +210,14 @@ const tries = 100
 // make makes a machine whose disk is a copy of the file, unless another upload of the
 // image does so already: then it waits for that.
 func (t *Target) make(ctx context.Context, img upload.Image, j upload.Journal, s sent, ev upload.Events) error {
+	medium, err := t.medium(ctx)
+	if err != nil {
+		return err
+	}
 	for n := range tries {
 		id := t.idOf(img, n)
 		left := upload.Leftover{Kind: leftMachine, Name: strconv.Itoa(id), Note: s.mark}
-		form, err := t.machineForm(img, id, s)
+		form, err := t.machineForm(img, id, s, medium)
 		if err != nil {
 			return err
 		}
@@ -277,7 +297,7 @@ func (t *Target) taken(ctx context.Context, img upload.Image, id int, ev upload.
 
 // machineForm is the template's hardware. A token may not set args, so there is no
 // fw_cfg.
-func (t *Target) machineForm(img upload.Image, id int, s sent) (url.Values, error) {
+func (t *Target) machineForm(img upload.Image, id int, s sent, medium string) (url.Values, error) {
 	notes, err := record{Audit: img.Audit(), VMID: id, Uploaded: t.Now().UTC(), Mark: s.mark}.notes()
 	if err != nil {
 		return nil, err
@@ -298,8 +318,8 @@ func (t *Target) machineForm(img upload.Image, id int, s sent) (url.Values, erro
 		}
 		form.Set("net0", card)
 	}
-	if t.Medium != "" {
-		form.Set("ide2", t.Medium+",media=cdrom")
+	if medium != "" {
+		form.Set("ide2", medium+",media=cdrom")
 	}
 	return form, nil
 }

@@ -141,6 +141,13 @@ func (s *Server) Disk(id string) []byte {
 	return nil
 }
 
+// File is one of a storage.
+func (s *Server) File(name string) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.files[name]
+}
+
 // Config is a machine's.
 func (s *Server) Config(id string) map[string]string {
 	s.mu.Lock()
@@ -164,6 +171,16 @@ func (s *Server) Put(id int, config map[string]string, template bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.machines[id] = &machine{config: config, template: template}
+}
+
+// Change sets an option of a machine, as somebody in the web interface does.
+func (s *Server) Change(id, option, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.machine(id); m != nil {
+		m.config[option] = value
+		m.changes++
+	}
 }
 
 // Clone makes a linked clone of a template; its notes and tags come with it.

@@ -29,6 +29,8 @@ func (s *Server) storage(r *http.Request, name string, p []string) (any, *refusa
 			content = "iso,vztmpl,backup,import"
 		}
 		return map[string]any{"type": "dir", "content": content, "active": 1, "enabled": 1, "avail": s.avail, "total": 100 << 30}, nil
+	case r.Method == http.MethodGet && p[0] == "content":
+		return s.content(name, r.URL.Query().Get("content")), nil
 	case r.Method == http.MethodPost && p[0] == "upload":
 		return s.upload(r, name)
 	case r.Method == http.MethodDelete && p[0] == "content" && len(p) >= 2:
@@ -54,9 +56,11 @@ func (s *Server) upload(r *http.Request, storage string) (any, *refusal) {
 	switch {
 	case storage != Import:
 		return nil, no(http.StatusInternalServerError, "storage '%s' does not support '%s' content", storage, fields["content"])
-	case fields["content"] != "import":
+	case fields["content"] != "import" && fields["content"] != "iso":
 		return nil, wrong("content", "value '"+fields["content"]+"' does not have a value in the enumeration 'iso, vztmpl, import'")
-	case !importName.MatchString(name):
+	case fields["content"] == "iso" && !strings.HasSuffix(name, ".iso"):
+		return nil, wrong("filename", "wrong file extension")
+	case fields["content"] == "import" && !importName.MatchString(name):
 		return nil, wrong("filename", "invalid filename or wrong extension")
 	case fields["checksum"] != "" && fields["checksum-algorithm"] != "sha256":
 		return nil, wrong("checksum", "missing property - 'checksum' requires this property 'checksum-algorithm'")
@@ -64,6 +68,19 @@ func (s *Server) upload(r *http.Request, storage string) (any, *refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fork("imgcopy", "", func(k *task) error { return s.copyFile(k, name, fields["checksum"], content) }), nil
+}
+
+// content lists volumes of a kind.
+func (s *Server) content(storage, kind string) any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := []map[string]any{}
+	for name := range s.files {
+		if storage == Import && (kind == "iso") == strings.HasSuffix(name, ".iso") {
+			out = append(out, map[string]any{"volid": storage + ":" + kind + "/" + name, "content": kind})
+		}
+	}
+	return out
 }
 
 func readForm(form *multipart.Reader) (fields map[string]string, name string, content []byte, err error) {
@@ -100,6 +117,9 @@ func (s *Server) copyFile(k *task, name, checksum string, content []byte) error 
 	}
 	if strings.HasSuffix(name, ".qcow2") && !bytes.HasPrefix(content, []byte("QFI\xfb")) {
 		return fmt.Errorf("qemu-img: Could not open '/var/tmp/pveupload-0123456789abcdef': Image is not in qcow2 format")
+	}
+	if strings.HasSuffix(name, ".iso") && (len(content) < 17*2048 || string(content[16*2048+1:16*2048+6]) != "CD001") {
+		return errors.New("ISO is not a valid ISO 9660 image")
 	}
 	if s.copies {
 		k.log = append(k.log, "cp: error writing '/var/lib/vz/import/"+name+"': No space left on device")
