@@ -134,6 +134,8 @@ func TestClonesLearnTheirServerFromTheirDrive(t *testing.T) {
 	s := proxmoxtest.Start(t)
 	c := config(s)
 	c.NodeJSON = []byte(`{"cluster":"prod"}`)
+	var files posts
+	c.Client = &http.Client{Transport: &files}
 	var drives []string
 	for seed := range uint64(2) {
 		out, err := run(t, target(t, c), uploadtest.Image(t, store.QCOW2, "prod-worker", seed+5))
@@ -143,8 +145,8 @@ func TestClonesLearnTheirServerFromTheirDrive(t *testing.T) {
 		drives = append(drives, s.Config(out.Object.ID)["ide2"])
 	}
 	name, is := strings.CutSuffix(strings.TrimPrefix(drives[0], "local:iso/"), ",media=cdrom")
-	if !is || drives[1] != drives[0] || len(s.Things()) != 3 {
-		t.Fatalf("the drives have %v; there is %v", drives, s.Things())
+	if !is || drives[1] != drives[0] || len(s.Things()) != 3 || files != 3 {
+		t.Fatalf("the drives have %v; there is %v, of %d files that were sent", drives, s.Things(), files)
 	}
 	path := filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(path, s.File(name), 0o600); err != nil {
@@ -154,6 +156,16 @@ func TestClonesLearnTheirServerFromTheirDrive(t *testing.T) {
 	if err != nil || string(got) != `{"cluster":"prod"}` {
 		t.Errorf("isoinfo: %v\n%s", err, got)
 	}
+}
+
+// posts counts files that are sent.
+type posts int
+
+func (p *posts) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(r.URL.Path, "/upload") {
+		*p++
+	}
+	return http.DefaultTransport.RoundTrip(r)
 }
 
 // VMIDs that others have are passed over, also those of one that we may not see.
@@ -305,6 +317,89 @@ func (m *meanwhile) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
+// making waits until a machine is being made, and returns its VMID.
+func making(s *proxmoxtest.Server) string {
+	for {
+		for _, thing := range s.Things() {
+			if w := strings.Fields(thing); w[0] == "VM" && w[len(w)-1] == "create" {
+				return w[1]
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// An upload is called off while Proxmox VE makes the disk: the cleanup does not wait
+// for that.
+func TestCleanupStopsWhatMakesTheMachine(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	s.Hold()
+	tg, img, state := target(t, config(s)), uploadtest.Image(t, store.QCOW2, "prod-worker", 5), t.TempDir()
+	j, err := upload.OpenJournal(state, upload.Key{Target: "pve", Image: img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := upload.Run(ctx, tg, img, j, func(upload.Event) {}, true)
+		done <- err
+	}()
+	making(s)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want that it was called off", err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := upload.Cleanup(t.Context(), tg, state, "pve"); err != nil {
+		t.Error(err)
+	}
+	if left := s.Things(); len(left) > 0 {
+		t.Errorf("left is %v", left)
+	}
+}
+
+// A cleanup on one machine leaves the upload alone that another machine is at, though
+// both would make the same VM.
+func TestCleanupLeavesTheUploadOfAnotherMachine(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	s.Hold()
+	tg, img, state := target(t, config(s)), uploadtest.Image(t, store.QCOW2, "prod-worker", 5), t.TempDir()
+	done := make(chan error, 1)
+	go func() {
+		_, err := run(t, tg, img)
+		done <- err
+	}()
+	id := making(s)
+	ours, err := upload.OpenJournal(state, upload.Key{Target: "pve", Image: img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What is left by a process that died before it had an answer.
+	if err := ours.Write(upload.Leftover{Kind: "machine", Name: id, Note: "ours"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ours.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cleaned := make(chan error, 1)
+	go func() {
+		_, err := upload.Cleanup(t.Context(), tg, state, "pve")
+		cleaned <- err
+	}()
+	s.Release()
+	if err := errors.Join(<-done, <-cleaned); err != nil {
+		t.Error(err)
+	}
+	if left := s.Things(); len(left) != 1 || !strings.Contains(left[0], "VM "+id) {
+		t.Errorf("there is %v", left)
+	}
+}
+
 // A clone of a version has its tags and notes. It is no half of an upload.
 func TestCloneIsNoHalfOfAnUpload(t *testing.T) {
 	t.Parallel()
@@ -346,6 +441,14 @@ func TestHalfMachineOfYesterdayIsBroken(t *testing.T) {
 	}
 	if left := s.Things(); len(left) != 1 || !strings.HasPrefix(left[0], "VM 90002") {
 		t.Errorf("left is %v", left)
+	}
+	// Only the upload that made it cleans it up.
+	for mark, want := range map[string]int{"ours": 1, "00": 0} {
+		s.Put(90002, notes(time.Now(), 90002), false)
+		err := target(t, config(s)).Clean(t.Context(), upload.Leftover{Kind: "machine", Name: "90002", Note: mark})
+		if left := s.Things(); err != nil || len(left) != want {
+			t.Errorf("cleaning up after %s: %v, left is %v", mark, err, left)
+		}
 	}
 }
 

@@ -250,9 +250,17 @@ func TestVCenterSaysWhy(t *testing.T) {
 	if left := v.names(); len(left) > 0 {
 		t.Errorf("left is %v", left)
 	}
-	v.add(types.VirtualMachineConfigSpec{Name: "prod-worker"})
+	// What was cloned from a version has its settings.
+	like := types.VirtualMachineConfigSpec{Name: "prod-worker"}
+	for _, kv := range [][2]string{{"imagectl", "1"}, {"name", "prod-worker"}, {"version", img.Version}, {"digest", "sha256:" + img.Digest}} {
+		like.ExtraConfig = append(like.ExtraConfig, &types.OptionValue{Key: "guestinfo.imagectl." + kv[0], Value: kv[1]})
+	}
+	v.add(like)
 	if _, err := run(t.Context(), t, v.target(v.config()), img); !errors.Is(err, upload.ErrTaken) {
-		t.Errorf("a name that somebody has: got %v, want ErrTaken", err)
+		t.Errorf("a name that somebody's machine has: got %v, want ErrTaken", err)
+	}
+	if left := v.names(); len(left) != 1 {
+		t.Errorf("left is %v", left)
 	}
 }
 

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"mime/multipart"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -45,13 +47,13 @@ func (s *Server) upload(r *http.Request, storage string) (any, *refusal) {
 	if r.ContentLength < 0 {
 		return nil, no(http.StatusNotImplemented, "chunked transfer encoding not supported")
 	}
-	form, err := r.MultipartReader()
-	if err != nil {
+	_, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || params["boundary"] == "" {
 		return nil, no(http.StatusNotImplemented, "for data too large")
 	}
-	fields, name, content, err := readForm(form)
+	fields, name, content, err := readForm(r.Body, params["boundary"])
 	if err != nil {
-		return nil, no(http.StatusBadRequest, "%v", err)
+		return nil, no(http.StatusNotImplemented, "%v", err)
 	}
 	switch {
 	case storage != Import:
@@ -83,9 +85,19 @@ func (s *Server) content(storage, kind string) any {
 	return out
 }
 
-func readForm(form *multipart.Reader) (fields map[string]string, name string, content []byte, err error) {
+// readForm reads as pveproxy's own parser does (pve-http-server, AnyEvent.pm): the
+// fields in one order, and the file's Content-Disposition before its other headers.
+func readForm(body io.Reader, boundary string) (fields map[string]string, name string, content []byte, err error) {
+	b, err := io.ReadAll(body)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if !bytes.Contains(b, []byte("--"+boundary+"\r\nContent-Disposition: form-data; name=\"filename\"; filename=\"")) {
+		return nil, "", nil, errors.New("wrong field name for file upload, expected 'filename'")
+	}
+	order := []string{"content", "checksum-algorithm", "checksum", "filename"}
 	fields = map[string]string{}
-	for {
+	for form := multipart.NewReader(bytes.NewReader(b), boundary); ; {
 		part, err := form.NextPart()
 		if errors.Is(err, io.EOF) {
 			return fields, name, content, nil
@@ -93,17 +105,19 @@ func readForm(form *multipart.Reader) (fields map[string]string, name string, co
 		if err != nil {
 			return nil, "", nil, err
 		}
-		if name != "" {
-			return nil, "", nil, fmt.Errorf("field %s after the file", part.FormName())
+		at := slices.Index(order, part.FormName())
+		if at < 0 {
+			return nil, "", nil, fmt.Errorf("field %s is not read at this place", part.FormName())
 		}
-		b, err := io.ReadAll(part)
+		order = order[at+1:]
+		value, err := io.ReadAll(part)
 		if err != nil {
 			return nil, "", nil, err
 		}
-		if part.FormName() == "filename" && part.FileName() != "" {
-			name, content = part.FileName(), b
+		if part.FormName() == "filename" {
+			name, content = part.FileName(), value
 		} else {
-			fields[part.FormName()] = string(b)
+			fields[part.FormName()] = string(value)
 		}
 	}
 }
