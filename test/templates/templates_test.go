@@ -74,7 +74,7 @@ func TestClonesOfATemplateEnrolAsThemselves(t *testing.T) {
     endpoint: qemu:///session?socket=%s
     datastore: templates
     options: {emulate: "true", memoryMB: "1536", node: node.json}
-`, host.socket))
+`, host.Socket()))
 
 	for _, want := range []bool{false, true} {
 		out, err := rack.Imagectl(ctx, "upload", "lv", "worker", "-o", "json")

@@ -341,9 +341,21 @@ func TestHolesDoNotTravel(t *testing.T) {
 func TestAVersionInAnotherPoolStays(t *testing.T) {
 	c := started(t)
 	s := c.admin(t)
-	dir := t.TempDir()
-	const text = `<pool type='dir'><name>other</name><target><path>%s</path></target></pool>`
-	if _, err := s.StoragePoolCreateXML(fmt.Sprintf(text, dir), 0); err != nil {
+	p, err := s.StoragePoolLookupByName(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := s.StoragePoolGetXMLDesc(p, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var x libvirtxml.StoragePool
+	if err := x.Unmarshal(text); err != nil {
+		t.Fatal(err)
+	}
+	// A directory of the daemon's user.
+	const other = `<pool type='dir'><name>other</name><target><path>%s/../other</path></target></pool>`
+	if _, err := s.StoragePoolCreateXML(fmt.Sprintf(other, x.Target.Path), libvirt.StoragePoolCreateWithBuild); err != nil {
 		t.Fatal(err)
 	}
 	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 1)
