@@ -158,7 +158,7 @@ bench-images: release ## making images, against what people use otherwise
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
 
 .PHONY: upload-test
-upload-test: ## uploads against servers of other hands: versitygw, docker-registry, libvirtd
+upload-test: ## uploads against servers of other hands: versitygw, docker-registry, libvirtd, Azurite, fake-gcs-server
 	@test/packages images/upload/upload-packages.txt
 	$(call say,uploads against real servers)
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
@@ -166,6 +166,11 @@ upload-test: ## uploads against servers of other hands: versitygw, docker-regist
 	go test -count=1 -tags upload -v ./bootstrap/backup/bucket -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/oci
 	go test -count=1 -tags upload -v ./images/upload/libvirt
+	@command -v npm || { echo 'upload-test needs npm, of Debian or of Node.js' >&2; exit 1; }
+	npm install --silent --no-audit --no-fund --prefix bin/azurite azurite@3.35.0
+	go test -count=1 -tags upload -run Microsofts -v ./images/upload/azure -azurite $(CURDIR)/bin/azurite/node_modules/.bin/azurite-blob
+	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/fsouza/fake-gcs-server@v1.56.1
+	go test -count=1 -tags upload -run AnotherHand -v ./images/upload/gcp -fake-gcs-server $(CURDIR)/bin/fake-gcs-server
 	go test -count=1 -tags upload -v ./images/upload/vsphere
 
 .PHONY: templates

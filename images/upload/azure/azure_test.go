@@ -51,6 +51,7 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 		do()
 	}
 	return uploadtest.Platform{
+		RawSize: 1<<20 + 512,
 		Target: func(faults *uploadtest.Faults) upload.Target {
 			c := config(f)
 			c.Transport = faults.Transport(uploadtest.InProcess(f))

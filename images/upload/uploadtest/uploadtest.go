@@ -7,6 +7,7 @@
 package uploadtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -50,6 +51,9 @@ type Platform struct {
 	// Slow has each fault of each call tried in one of its four circumstances, which
 	// change from one to the next, and not in all: for a server that takes long.
 	Slow bool
+	// RawSize is that of the images' disks in bytes; 0 for 3 MiB and a sector. Less is
+	// quicker where all bytes are hashed again and again.
+	RawSize int64
 }
 
 // rawSize of test images in bytes: no whole MiB.
@@ -57,6 +61,11 @@ const rawSize = 3<<20 + 512
 
 // Image makes an image of a family; another seed is another image.
 func Image(t testing.TB, format store.Format, family string, seed uint64) upload.Image {
+	t.Helper()
+	return imageOf(t, format, family, seed, rawSize)
+}
+
+func imageOf(t testing.TB, format store.Format, family string, seed uint64, rawSize int64) upload.Image {
 	t.Helper()
 	raw := sparsetest.Image(t, seed, rawSize)
 	img := upload.Image{Name: family, Format: format, RawSize: rawSize, Digest: digest(t, raw), File: raw, Labels: map[string]string{"flatcar": "4593.2.1", "role": "worker"}}
@@ -116,7 +125,7 @@ func set(t *testing.T, start func(*testing.T) Platform) *bench {
 
 func (b *bench) image(seed uint64) upload.Image {
 	b.Helper()
-	return Image(b.T, b.target.Formats()[0], family, seed)
+	return imageOf(b.T, b.target.Formats()[0], family, seed, cmp.Or(b.RawSize, rawSize))
 }
 
 // run is one process: it opens the journal, uploads, and ends.
