@@ -82,8 +82,11 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 	if s.cfg.TPM {
 		a.attested, a.refusal = s.attest(name, key, req.Msg)
 	}
-	// Most calls ask again and change nothing: they are answered from memory.
-	var approved bool
+	// Most calls ask again and change nothing: they are answered from memory. Who holds
+	// an approved key does not wait behind strangers: it gets one certificate, and is
+	// answered from memory until that is due. Neither does the first key of a listed
+	// machine: there are no more of those than machines.
+	var ahead bool
 	if r, ok := s.cfg.Store.Machine(name); ok {
 		d := s.decideEnrolment(r, a, "", s.cfg.Now())
 		if d.Code == enrol.CodeTPMChallenge {
@@ -98,11 +101,9 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 			}
 			return s.answer(d), nil
 		}
-		approved = d.Status == enrol.Approved
+		ahead = d.Status == enrol.Approved || r.Known && r.Key == nil && r.Asked == 0
 	}
-	// Who holds an approved key does not wait behind strangers: it gets one
-	// certificate, and is answered from memory until that is due.
-	if !approved && !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
+	if !ahead && !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
 		return nil, connect.NewError(connect.CodeResourceExhausted, errors.New("too many new machines at once; ask again in a few seconds"))
 	}
 	d, r, err := s.enrol(ctx, from, name, a, req.Msg.GetFacts())

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
@@ -71,47 +72,70 @@ func (s *Server) records() []store.Machine {
 	return all
 }
 
-// each runs one transaction per machine and collects the outcomes.
+// each runs one transaction per machine, one after the other, and collects the outcomes.
 func (s operators) each(ctx context.Context, names []string, message string, f func(c *change, m *store.Machine) error) []*api.Outcome {
-	from := callerOf(ctx)
-	var out []*api.Outcome
-	for _, name := range names {
-		o := &api.Outcome{Machine: name, Ok: true, ReasonCode: codeDone, Message: message}
-		err := s.coordinate(ctx, from.actor(), func(c *change) error {
-			m, ok, err := c.tx.Machine(name)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				return &refusedError{codeUnknownName, fmt.Sprintf("there is no machine %s; imagectl machines ls shows them", name)}
-			}
-			if err := f(c, &m); err != nil {
-				return err
-			}
-			return c.tx.PutMachine(m)
-		})
-		if err != nil {
-			o.Ok, o.ReasonCode, o.Message = false, codeStorage, err.Error()
-			var refused *refusedError
-			var state *machine.RefusedError
-			var enrolment *enrol.Refusal
-			switch {
-			case errors.As(err, &refused):
-				o.ReasonCode = refused.code
-			case errors.As(err, &state):
-				o.ReasonCode, o.Message = codeRefused, fmt.Sprintf("it is %s: %s", state.State, state.Hint)
-			case errors.As(err, &enrolment):
-				o.ReasonCode = enrolment.Code
-			default:
-				s.cfg.Log.Error("changing a machine", "machine", name, "error", err.Error())
-			}
-		}
-		if m, ok := s.cfg.Store.Machine(name); ok {
-			o.State = string(m.State)
-		}
-		out = append(out, o)
+	out := make([]*api.Outcome, len(names))
+	for i, name := range names {
+		out[i] = s.one(ctx, name, message, f)
 	}
 	return out
+}
+
+// abreast is how many machines are changed at a time where they have nothing to do with
+// each other.
+const abreast = 64
+
+// together is each for changes that may be made in any order.
+func (s operators) together(ctx context.Context, names []string, message string, f func(c *change, m *store.Machine) error) []*api.Outcome {
+	out := make([]*api.Outcome, len(names))
+	var workers errgroup.Group
+	workers.SetLimit(abreast)
+	for i, name := range names {
+		workers.Go(func() error {
+			out[i] = s.one(ctx, name, message, f)
+			return nil
+		})
+	}
+	_ = workers.Wait() // nobody returns an error
+	return out
+}
+
+func (s operators) one(ctx context.Context, name, message string, f func(c *change, m *store.Machine) error) *api.Outcome {
+	from := callerOf(ctx)
+	o := &api.Outcome{Machine: name, Ok: true, ReasonCode: codeDone, Message: message}
+	err := s.coordinate(ctx, from.actor(), func(c *change) error {
+		m, ok, err := c.tx.Machine(name)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return &refusedError{codeUnknownName, fmt.Sprintf("there is no machine %s; imagectl machines ls shows them", name)}
+		}
+		if err := f(c, &m); err != nil {
+			return err
+		}
+		return c.tx.PutMachine(m)
+	})
+	if err != nil {
+		o.Ok, o.ReasonCode, o.Message = false, codeStorage, err.Error()
+		var refused *refusedError
+		var state *machine.RefusedError
+		var enrolment *enrol.Refusal
+		switch {
+		case errors.As(err, &refused):
+			o.ReasonCode = refused.code
+		case errors.As(err, &state):
+			o.ReasonCode, o.Message = codeRefused, fmt.Sprintf("it is %s: %s", state.State, state.Hint)
+		case errors.As(err, &enrolment):
+			o.ReasonCode = enrolment.Code
+		default:
+			s.cfg.Log.Error("changing a machine", "machine", name, "error", err.Error())
+		}
+	}
+	if m, ok := s.cfg.Store.Machine(name); ok {
+		o.State = string(m.State)
+	}
+	return o
 }
 
 // ApproveMachine implements apiconnect.OperatorServiceHandler.
@@ -121,7 +145,7 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 		return nil, err
 	}
 	by := callerOf(ctx).identity.Name
-	outcomes := s.each(ctx, names, "its key is approved", func(c *change, m *store.Machine) error {
+	outcomes := s.together(ctx, names, "its key is approved", func(c *change, m *store.Machine) error {
 		approvedCode := ""
 		if m.Key != nil {
 			approvedCode = m.Key.Code

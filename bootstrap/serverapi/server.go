@@ -28,8 +28,8 @@ import (
 const (
 	// maxUnknown is how many unlisted machines are remembered; the oldest goes.
 	maxUnknown = 256
-	// newPerSecond and newBurst limit records and keys that are new; a rack of a
-	// thousand machines that is switched on at once is through in a minute.
+	// newPerSecond and newBurst limit records and keys that are new, but for the first
+	// key of each listed machine.
 	newPerSecond = 10
 	newBurst     = 400
 )

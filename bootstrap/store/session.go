@@ -297,8 +297,11 @@ func (t *Tx) Lead() error {
 	if t.store.session == nil {
 		return nil
 	}
-	term := t.store.Term()
-	if term == "" || t.stm.Get(t.store.session.lock()) != term {
+	now, err := t.attempt.get(t.ctx, t.store.session.lock())
+	if err != nil {
+		return fmt.Errorf("reading who coordinates: %w", err)
+	}
+	if term := t.store.Term(); term == "" || now == nil || *now != term {
 		return ErrNotLeading
 	}
 	return nil

@@ -62,6 +62,8 @@ type Store struct {
 	done    chan struct{} // closed when the watch has ended
 	running sync.WaitGroup
 
+	changes queue
+
 	mu       sync.RWMutex
 	machines map[string]Machine
 	revision int64         // of the newest change in machines
@@ -156,6 +158,7 @@ func prefixOf(cluster string) string { return "/imagectl/" + cluster + "/" }
 
 // Close stops the store. No other call may be under way.
 func (s *Store) Close() {
+	s.changes.work.Wait()
 	s.stop()
 	<-s.done
 	s.running.Wait()

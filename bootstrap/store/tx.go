@@ -4,37 +4,42 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-
-	"go.etcd.io/etcd/client/v3/concurrency"
 )
 
 // Tx is one attempt at a change. What it read is checked again when it commits.
 type Tx struct {
 	store    *Store
-	stm      concurrency.STM
+	attempt  *attempt
+	ctx      context.Context // of the caller of Change; f has no other way to it
+	writes   map[string]*string
 	machines bool // a machine record was written
 }
 
 // Change runs f and commits what it wrote if nothing that it read has changed
 // meanwhile; otherwise it runs f again. So f may run several times and must have
-// no effect but through tx. An error of f discards everything. A disk that stands still
-// is waited for, up to two minutes; after the error that says so nobody knows whether the
-// change was made.
+// no effect but through tx; it must not call Change itself, nor wait for somebody who
+// does. An error of f discards everything. Changes that come at once are committed
+// together, for the disk is waited for once each time. A disk that stands still is waited
+// for, up to two minutes; after the error that says so nobody knows whether the change
+// was made.
 func (s *Store) Change(ctx context.Context, f func(tx *Tx) error) error {
-	var wrote bool
-	resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-		tx := &Tx{store: s, stm: stm}
-		err := f(tx)
-		wrote = tx.machines
-		return err
-	}, concurrency.WithAbortContext(ctx))
-	if err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !wrote {
-		return nil
+	c := &pending{ctx: ctx, f: f, done: make(chan struct{})}
+	s.enqueue(c)
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		if c.leave() {
+			return ctx.Err()
+		}
+		<-c.done
 	}
-	return s.await(ctx, resp.Header.Revision)
+	if c.err != nil || !c.machines {
+		return c.err
+	}
+	return s.await(ctx, c.revision)
 }
 
 // Machine reads a record. The result is the caller's own.
@@ -50,7 +55,8 @@ func (t *Tx) Prefetch(names []string) {
 	for i, n := range names {
 		keys[i] = t.store.machineKey(n)
 	}
-	t.stm.Get(keys...)
+	// Whoever wants one of them meets the error again.
+	_ = t.attempt.fetch(t.ctx, keys...)
 }
 
 // PutMachine writes a record.
@@ -62,7 +68,7 @@ func (t *Tx) PutMachine(m Machine) error {
 // DeleteMachine removes a record.
 func (t *Tx) DeleteMachine(name string) {
 	t.machines = true
-	t.stm.Del(t.store.machineKey(name))
+	t.writes[t.store.machineKey(name)] = nil
 }
 
 // Value reads a named value into v; false and an untouched v when there is none.
@@ -78,15 +84,22 @@ func (t *Tx) PutValue(name string, v any) error {
 // PutAudit appends a line to the audit log under its number. Two transactions
 // cannot write the same number, because both read and write the tip as a value.
 func (t *Tx) PutAudit(seq uint64, line []byte) {
-	t.stm.Put(t.store.auditKey(seq), string(line))
+	text := string(line)
+	t.writes[t.store.auditKey(seq)] = &text
 }
 
 func (t *Tx) get(key string, v any) (bool, error) {
-	text := t.stm.Get(key)
-	if text == "" {
+	text, own := t.writes[key]
+	if !own {
+		var err error
+		if text, err = t.attempt.get(t.ctx, key); err != nil {
+			return false, fmt.Errorf("reading %s: %w", key, err)
+		}
+	}
+	if text == nil {
 		return false, nil
 	}
-	if err := json.Unmarshal([]byte(text), v); err != nil {
+	if err := json.Unmarshal([]byte(*text), v); err != nil {
 		return false, fmt.Errorf("reading %s: %w", key, err)
 	}
 	return true, nil
@@ -97,6 +110,7 @@ func (t *Tx) put(key string, v any) error {
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", key, err)
 	}
-	t.stm.Put(key, string(b))
+	text := string(b)
+	t.writes[key] = &text
 	return nil
 }
