@@ -185,7 +185,7 @@ func (n *node) settle(ctx context.Context, looked chan<- struct{}) {
 	for ctx.Err() == nil {
 		wait := resettle
 		if run := n.directive(); run != nil {
-			out := runSteps(ctx, n.Log, n.steps(run), n.news().steps, n.publishSteps)
+			out := n.work(ctx, run)
 			n.publish(n.observe(ctx, run, out))
 			if len(out.changed) > 0 {
 				n.Log.Info("changed", "steps", out.changed)
@@ -206,6 +206,18 @@ func (n *node) settle(ctx context.Context, looked chan<- struct{}) {
 		}
 		t.Stop()
 	}
+}
+
+// work goes once through what the directive says.
+func (n *node) work(ctx context.Context, run *api.Run) outcome {
+	out := runSteps(ctx, n.Log, n.steps(run), n.news().steps, n.publishSteps)
+	if !out.done {
+		// Renewing is the last step, and must not wait for weeks for one that never ends
+		// well, an add-on for instance.
+		renewed := runSteps(ctx, n.Log, []Step{n.renewals(run)}, nil, func([]*api.StepStatus) {})
+		out.changed = append(out.changed, renewed.changed...)
+	}
+	return out
 }
 
 func (n *node) publishSteps(s []*api.StepStatus) {

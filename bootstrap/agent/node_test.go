@@ -494,6 +494,30 @@ func TestCertificatesOfServicesAreRenewedInPlace(t *testing.T) {
 	}
 }
 
+// A step that never ends well keeps the certificates from being made new as little as a
+// server that is away keeps anything else.
+func TestCertificatesAreRenewedWhileAnotherStepFails(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	programs(l)
+	n, run := l.newNode(), initRun(l)
+	if out := n.work(t.Context(), run); !out.done {
+		t.Fatalf("not done: %s", states(out))
+	}
+	before := l.read(etcd.ServerPath)
+	l.set(func() { l.now = 31 * 24 * time.Hour })
+	if err := n.enrol(t.Context(), api.Mode_MODE_NODE); err != nil {
+		t.Fatal(err)
+	}
+	l.node.SetUnit(containerd, "activating")
+	if out := n.work(t.Context(), run); out.done || !slices.Equal(out.changed, []string{"renewals"}) || l.read(etcd.ServerPath) == before {
+		t.Errorf("changed %v: %s", out.changed, states(out))
+	}
+	if out := n.work(t.Context(), run); len(out.changed) != 0 {
+		t.Errorf("a second time: changed %v", out.changed)
+	}
+}
+
 func TestImageArchivesOfBothKinds(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
