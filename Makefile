@@ -110,6 +110,22 @@ native-certs: build upstream ## what kubeadm made for a year is renewed by a rea
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.run Certificates -test.v
 
+.PHONY: years
+years: ## a server that is away for thirty days, and five years, by a clock of the test's own
+	$(call say,thirty days without a server and five years (about 4 minutes))
+	go test -count=1 -timeout 30m -tags drill -run '^Test(ThirtyDaysWithoutTheServer|FiveYears)$$' -v ./bootstrap/serverapi
+
+# Not what tests need, and no goal hangs on it: cfssl is compared where it can be built.
+CFSSL := github.com/cloudflare/cfssl/cmd/cfssl@v1.6.5
+
+.PHONY: bench-join
+bench-join: ## enrolments a second, against a plain signer and cfssl
+	$(call say,1000 simulated agents enrol at once (half a minute; 3 minutes more to build cfssl))
+	@test/packages test/benchjoin/bench-packages.txt || true
+	@[ -x bin/cfssl ] || (cd / && CGO_ENABLED=1 GOBIN=$(CURDIR)/bin GOFLAGS= go install $(CFSSL)) || echo 'cfssl could not be built: it is not compared'
+	go build -o bin/benchjoin ./test/benchjoin
+	bin/benchjoin -cfssl "$$(ls bin/cfssl 2>/dev/null || true)"
+
 .PHONY: release-test
 release-test: build release ## the test release itself: bad ones refused, firmware, verity, Ignition, doors
 	$(call say,the test release in virtual machines (about 4 minutes))
