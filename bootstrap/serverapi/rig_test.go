@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -35,6 +36,8 @@ type rig struct {
 	*Server
 	url  string
 	stop func()
+	// hold is how long the server may hold a Sync; zero for an hour.
+	hold time.Duration
 }
 
 func config(machines ...Machine) Config {
@@ -78,7 +81,7 @@ func (r *rig) up(cfg Config) {
 		st.Close()
 		r.t.Fatal(err)
 	}
-	s.poll, s.headers = time.Hour, time.Hour
+	s.poll, s.headers = cmp.Or(r.hold, time.Hour), time.Hour
 	// A server that comes back, out of a backup too, has the address it had.
 	l, err := listen(strings.TrimPrefix(r.url, "https://"))
 	if err != nil {
@@ -123,7 +126,7 @@ func (r *rig) restart(cfg Config) {
 func (r *rig) client(cert *tls.Certificate) *http.Client {
 	pool := x509.NewCertPool()
 	pool.AddCert(r.authority.imagectl.Certificate())
-	config := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+	config := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13, Time: r.cfg.Now}
 	if cert != nil {
 		// Show it even to a server that does not ask for its issuer.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }

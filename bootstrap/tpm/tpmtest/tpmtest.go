@@ -100,13 +100,15 @@ func (v *TPM) On() {
 		v.t.Fatal(err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	defer l.Close()
 	f, err := l.(*net.UnixListener).File()
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	defer f.Close()
 	v.start([]*os.File{f}, "--server", "type=unixio,fd=3", "--flags", "not-need-init,startup-clear")
+	// It alone listens: whoever calls one that has ended must not wait for an answer.
+	if err := errors.Join(l.Close(), f.Close()); err != nil {
+		v.t.Fatal(err)
+	}
 	// It has counted this start when it answers.
 	v.Do(func(t transport.TPM) error {
 		_, err := tpm2.GetRandom{BytesRequested: 8}.Execute(t)
