@@ -88,11 +88,13 @@ var layers = map[string][]string{
 
 	"pxe/admit":    {},
 	"pxe/boot":     {},
+	"pxe/limit":    {},
 	"pxe/listen":   {},
 	"pxe/bmc":      {},
 	"pxe/quirk":    {},
 	"pxe/tftp":     {"pxe/boot", "pxe/quirk"},
 	"pxe/selector": {},
+	"pxe/syslog":   {},
 	"pxe/journal":  {},
 	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/journal", "pxe/quirk", "pxe/selector"},
 	"pxe/dhcp6":    {"pxe/boot", "pxe/dhcp", "pxe/journal"},
@@ -102,7 +104,7 @@ var layers = map[string][]string{
 	"pxe/catalog":  {"pxe/boot", "pxe/selector", "butane/plan", "bootstrap/machine", "images/lock"},
 	"pxe/funnel":   {"pxe/boot"},
 	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/funnel"},
-	"pxe/server":   {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/httpboot", "pxe/listen", "pxe/quirk", "pxe/tftp"},
+	"pxe/server":   {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/httpboot", "pxe/limit", "pxe/listen", "pxe/quirk", "pxe/syslog", "pxe/tftp"},
 
 	// Only tests of journals use it.
 	"pxe/journal/journaltest": {"pxe/journal"},
@@ -123,12 +125,13 @@ var layers = map[string][]string{
 	"bootstrap/tpm/tpmtest":     {"bootstrap/host", "bootstrap/tpm"},
 	"bootstrap/enrol":           {"bootstrap/machine", "bootstrap/pki", "bootstrap/tpm"},
 	"bootstrap/coordinator":     {"bootstrap/machine"},
-	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm"},
+	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit"},
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
 	"bootstrap/efiboot":       {},
 	"bootstrap/lldp":          {},
+	"bootstrap/ipmi":          {},
 	"bootstrap/firewall":      {},
 	"bootstrap/host/hosttest": {"bootstrap/host"},
 	"bootstrap/etcd":          {},
@@ -136,7 +139,7 @@ var layers = map[string][]string{
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/ipmi", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
 }
 
 // only says who may use what reaches outside the process or exits it.
