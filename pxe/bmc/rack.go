@@ -19,8 +19,10 @@ type Member struct {
 	// Secret reads the password, at every login, so that it can be changed where it
 	// lies.
 	Secret func() (Password, error)
-	// Device is what a boot from the network uses.
+	// Device is what a boot for an installation uses: the network, or CD.
 	Device Device
+	// Media is the URL of the image for CD.
+	Media string
 }
 
 type slot struct {
@@ -51,7 +53,7 @@ func (r *Rack) Names(machine string) (string, bool) {
 // Power reads a machine's power state.
 func (r *Rack) Power(ctx context.Context, machine string) (Power, error) {
 	var p Power
-	err := r.with(ctx, machine, func(c Controller, _ Device) error {
+	err := r.with(ctx, machine, func(c Controller, _ Member) error {
 		var err error
 		p, err = c.Power(ctx)
 		return err
@@ -61,12 +63,12 @@ func (r *Rack) Power(ctx context.Context, machine string) (Power, error) {
 
 // Switch brings a machine on or off.
 func (r *Rack) Switch(ctx context.Context, machine string, want Power) error {
-	return r.with(ctx, machine, func(c Controller, _ Device) error { return Switch(ctx, c, r.pause, want) })
+	return r.with(ctx, machine, func(c Controller, _ Member) error { return Switch(ctx, c, r.pause, want) })
 }
 
 // Shutdown asks a machine's operating system to switch off, and does not wait.
 func (r *Rack) Shutdown(ctx context.Context, machine string) error {
-	return r.with(ctx, machine, func(c Controller, _ Device) error {
+	return r.with(ctx, machine, func(c Controller, _ Member) error {
 		if now, err := c.Power(ctx); err != nil || now == Off {
 			return err
 		}
@@ -76,20 +78,37 @@ func (r *Rack) Shutdown(ctx context.Context, machine string) error {
 
 // Cycle takes a machine's power away and gives it back.
 func (r *Rack) Cycle(ctx context.Context, machine string) error {
-	return r.with(ctx, machine, func(c Controller, _ Device) error { return Cycle(ctx, c, r.pause) })
+	return r.with(ctx, machine, func(c Controller, _ Member) error { return Cycle(ctx, c, r.pause) })
 }
 
 // Reset resets a machine that is on.
 func (r *Rack) Reset(ctx context.Context, machine string) error {
-	return r.with(ctx, machine, func(c Controller, _ Device) error { return Restart(ctx, c) })
+	return r.with(ctx, machine, func(c Controller, _ Member) error { return Restart(ctx, c) })
 }
 
-// Boot starts a machine from the network, once; see Boot.
+// Boot starts a machine for its installation, once; see Boot and BootMedia.
 func (r *Rack) Boot(ctx context.Context, machine string, still func() error, tell func(string)) error {
-	return r.with(ctx, machine, func(c Controller, d Device) error { return Boot(ctx, c, r.pause, d, still, tell) })
+	return r.with(ctx, machine, func(c Controller, m Member) error {
+		if m.Device == CD {
+			return BootMedia(ctx, c, r.pause, m.Media, still, tell)
+		}
+		return Boot(ctx, c, r.pause, m.Device, still, tell)
+	})
 }
 
-func (r *Rack) with(ctx context.Context, machine string, do func(Controller, Device) error) error {
+// Media says whether a machine is started from virtual media, which stay in until
+// Eject.
+func (r *Rack) Media(machine string) bool {
+	s, ok := r.slots[machine]
+	return ok && s.Device == CD
+}
+
+// Eject takes the virtual media out.
+func (r *Rack) Eject(ctx context.Context, machine string) error {
+	return r.with(ctx, machine, func(c Controller, _ Member) error { return c.EjectMedia(ctx) })
+}
+
+func (r *Rack) with(ctx context.Context, machine string, do func(Controller, Member) error) error {
 	s, ok := r.slots[machine]
 	if !ok {
 		return fmt.Errorf("cluster.yaml names no BMC for %s", machine)
@@ -110,5 +129,5 @@ func (r *Rack) with(ctx context.Context, machine string, do func(Controller, Dev
 		return err
 	}
 	defer c.Close()
-	return do(c, s.Device)
+	return do(c, s.Member)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"time"
 )
 
@@ -97,4 +98,24 @@ func Boot(ctx context.Context, c Controller, pause Pause, d Device, still func()
 	}
 	tell("switching it on")
 	return Switch(ctx, c, pause, On)
+}
+
+// ejectTime bounds taking out what was put in for a start that did not come about.
+const ejectTime = time.Minute
+
+// BootMedia puts an image into the virtual CD and starts a machine from it, once; see
+// Boot. The image stays in: whoever knows that it was read has it ejected. It is taken
+// out again where the machine was not started.
+func BootMedia(ctx context.Context, c Controller, pause Pause, image string, still func() error, tell func(string)) error {
+	tell("inserting " + path.Base(image))
+	err := c.InsertMedia(ctx, image)
+	if err == nil {
+		err = Boot(ctx, c, pause, CD, still, tell)
+	}
+	if err != nil {
+		again, cancel := context.WithTimeout(context.WithoutCancel(ctx), ejectTime)
+		defer cancel()
+		_ = c.EjectMedia(again) // the first error says what is wrong
+	}
+	return err
 }

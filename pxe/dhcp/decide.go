@@ -84,6 +84,8 @@ type BootFiles struct {
 	// Programs are the names of what it loads there; see ProgramURL.
 	HTTP     string
 	Programs map[boot.Firmware]string
+	// Syslog is where iPXE sends what it says; the zero value for nowhere.
+	Syslog netip.Addr
 }
 
 // Change is what a decision does to the lease table.

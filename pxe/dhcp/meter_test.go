@@ -16,6 +16,7 @@ import (
 type tally struct {
 	seen  []string
 	usage func() []Usage
+	other func() []Other
 }
 
 func (c *tally) Received(kind, code string, _ int) { c.seen = append(c.seen, kind+" "+code) }
@@ -23,6 +24,7 @@ func (c *tally) Sent(int)                          {}
 func (c *tally) Waiting(int)                       {}
 func (c *tally) Pools(f func() []Usage)            { c.usage = f }
 func (c *tally) Line(func() admit.Usage)           {}
+func (c *tally) Others(f func() []Other)           { c.other = f }
 
 func TestEachPacketIsCountedWithItsCode(t *testing.T) {
 	t.Parallel()

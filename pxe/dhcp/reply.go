@@ -66,6 +66,9 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 			m.UpdateOption(dhcpv4.OptGeneric(optionIPXE, []byte{176, 1, 1}))
 		}
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
+		if a := r.Files.Syslog; a.IsValid() {
+			m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionLogServer, ip(a)))
+		}
 	case Firmware:
 		name = r.Files.BIOS
 		if r.client.Firmware == boot.UEFIx64 {

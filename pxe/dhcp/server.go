@@ -55,6 +55,8 @@ type Meter interface {
 	Pools(func() []Usage)
 	// Line is called once where there is a Line, with what tells how it stands now.
 	Line(func() admit.Usage)
+	// Others is called once, with what tells which other servers give out addresses.
+	Others(func() []Other)
 }
 
 // Config is what a server needs. All fields but Line, Peers, Share, Recorder, Meter, Log
@@ -96,8 +98,7 @@ type Server struct {
 	mu      sync.Mutex
 	table   *Table
 	waiting late
-	// others are the DHCP servers that were reported, and when.
-	others map[netip.Addr]time.Time
+	others  others
 }
 
 // NewServer loads the leases.
@@ -118,8 +119,9 @@ func NewServer(cfg Config) (*Server, error) {
 			return nil, err
 		}
 	}
-	s := &Server{Config: cfg, table: NewTable(leases), waiting: make(late, maxLate), others: map[netip.Addr]time.Time{}}
+	s := &Server{Config: cfg, table: NewTable(leases), waiting: make(late, maxLate), others: others{}}
 	cfg.Meter.Pools(s.usage)
+	cfg.Meter.Others(s.otherServers)
 	if cfg.Line != nil {
 		cfg.Meter.Line(func() admit.Usage { return cfg.Line.Usage(cfg.Now()) })
 	}
@@ -134,6 +136,7 @@ func (unmetered) Sent(int)                     {}
 func (unmetered) Waiting(int)                  {}
 func (unmetered) Pools(func() []Usage)         {}
 func (unmetered) Line(func() admit.Usage)      {}
+func (unmetered) Others(func() []Other)        {}
 
 // pending is an answer that waits until its lease is durable.
 type pending struct {
@@ -255,10 +258,8 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	}
 	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
-	switch {
-	case d.Code == "other-server":
-		s.warnOf(addr(req.ServerIdentifier()), d)
-	case d.Code == "peer-server" && s.Line != nil:
+	s.noteOther(req, d, network.Proxy)
+	if d.Code == "peer-server" && s.Line != nil {
 		s.Line.Left(admit.MAC(d.Client.MAC))
 	}
 	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To, delay: d.Delay, conn: socket.Conn}
@@ -288,16 +289,25 @@ func (s *Server) Card(a netip.Addr) (net.HardwareAddr, bool) {
 	return net.HardwareAddr(l.MAC[:]), true
 }
 
-// warnOf tells the operator of another DHCP server, once an hour each. Packets name
-// it, so the memory of them is small.
-func (s *Server) warnOf(other netip.Addr, d Decision) {
-	const again, most = time.Hour, 16
-	now := s.Now()
-	if last, known := s.others[other]; known && now.Sub(last) < again || !known && len(s.others) >= most {
+// noteOther takes in which other server a client chose, and tells the operator where
+// there should be none, or only one.
+func (s *Server) noteOther(req *dhcpv4.DHCPv4, d Decision, proxy bool) {
+	chosen := addr(req.ServerIdentifier())
+	chooses := proxy && req.MessageType() == dhcpv4.MessageTypeRequest && chosen.IsValid() && d.Client.MAC != MAC{}
+	if !chooses && d.Code != "other-server" {
 		return
 	}
-	s.others[other] = now
-	s.Log.Warn("another DHCP server answers", "server", other, "mac", d.Client.MAC, "code", d.Code, "reason", d.Reason)
+	now := s.Now()
+	tell := s.others.note(chosen, d.Client.MAC, now)
+	if notice := Notice(proxy, s.others.recent(now)); tell && notice != "" {
+		s.Log.Warn("another DHCP server answers", "other", chosen, "mac", d.Client.MAC, "code", "other-server", "reason", notice)
+	}
+}
+
+func (s *Server) otherServers() []Other {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.others.recent(s.Now())
 }
 
 // report records what a netbooting machine got. Silence towards a stranger's

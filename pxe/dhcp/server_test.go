@@ -295,3 +295,40 @@ func BenchmarkExhaustedPool(b *testing.B) {
 		}
 	}
 }
+
+// iPXE sends what it says to the address of option 7; firmware does not know it.
+func TestIPXEIsToldWhereToSendItsLog(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		syslog netip.Addr
+		packet *dhcpv4.DHCPv4
+		want   string
+	}{
+		{"iPXE", us, discover(laptop, ipxe), us.String()},
+		{"firmware", us, discover(laptop, pxe(7)), ""},
+		{"iPXE, and nobody hears", netip.Addr{}, discover(laptop, ipxe), ""},
+	} {
+		with := files
+		with.Syslog = c.syslog
+		s, err := NewServer(Config{Address: us, Files: with, Source: source(), Store: &memStore{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, ok := s.handle(c.packet.ToBytes(), Socket{}, nil)
+		if !ok {
+			t.Fatalf("%s: no answer", c.name)
+		}
+		offer, err := dhcpv4.FromBytes(p.reply)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if b := offer.Options.Get(dhcpv4.OptionLogServer); b != nil {
+			got = net.IP(b).String()
+		}
+		if got != c.want {
+			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
+		}
+	}
+}

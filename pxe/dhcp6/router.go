@@ -48,8 +48,8 @@ func Advice(ctx context.Context, conn net.PacketConn, stateless bool) (string, e
 			if err != nil {
 				return "", fmt.Errorf("waiting for a router's advertisement: %w", err)
 			}
-			if n >= 16 && buf[0] == typeAdvertisement {
-				return judge(buf[5], stateless), nil
+			if flags, ok := advertised(buf[:n]); ok {
+				return judge(flags, stateless), nil
 			}
 		}
 	}
@@ -61,6 +61,14 @@ func wanted(stateless bool) string {
 		return "O (other configuration)"
 	}
 	return "M (managed addresses)"
+}
+
+// advertised reads the flags of an advertisement.
+func advertised(packet []byte) (flags byte, ok bool) {
+	if len(packet) < 16 || packet[0] != typeAdvertisement {
+		return 0, false
+	}
+	return packet[5], true
 }
 
 // judge looks at the flags of an advertisement.

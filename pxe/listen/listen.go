@@ -35,6 +35,8 @@ type Config struct {
 	// 547.
 	Address6 netip.Addr
 	DHCP6    bool
+	// Syslog opens port 514.
+	Syslog bool
 }
 
 // Link is a further network that the server has a card in.
@@ -54,6 +56,7 @@ type Sockets struct {
 	// DHCP6, TFTP6 and HTTP6 are for IPv6. Routers hears ICMPv6 router advertisements.
 	DHCP6, TFTP6, Routers net.PacketConn
 	HTTP6                 net.Listener
+	Syslog                net.PacketConn
 	// MTU is the smallest of the interfaces'.
 	MTU int
 }
@@ -95,8 +98,17 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 		}
 		s.MTU = min(s.MTU, ifi.MTU)
 	}
-	if s.TFTP, err = packet(ctx, netip.AddrPortFrom(cfg.Address, 69).String(), ""); err != nil {
+	tftp, err := packet(ctx, netip.AddrPortFrom(cfg.Address, 69).String(), "")
+	if err != nil {
 		return err
+	}
+	s.TFTP = tftp // not before: a nil *net.UDPConn in it would be no nil
+	if cfg.Syslog {
+		conn, err := packet(ctx, netip.AddrPortFrom(cfg.Address, 514).String(), "")
+		if err != nil {
+			return err
+		}
+		s.Syslog = conn
 	}
 	for _, t := range []struct {
 		port int
@@ -318,7 +330,7 @@ func (c from) WriteTo(b []byte, to net.Addr) (int, error) { return c.ip4.WriteTo
 // Close closes what is open.
 func (s Sockets) Close() error {
 	var errs []error
-	all := []interface{ Close() error }{s.DHCP, s.BootServer, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS, s.DHCP6, s.TFTP6, s.Routers, s.HTTP6}
+	all := []interface{ Close() error }{s.DHCP, s.BootServer, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS, s.DHCP6, s.TFTP6, s.Routers, s.HTTP6, s.Syslog}
 	for _, l := range s.Links {
 		all = append(all, l.DHCP, l.BootServer)
 	}

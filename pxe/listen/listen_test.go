@@ -56,6 +56,22 @@ func open(device, address string) error {
 	return err
 }
 
+// Whoever may open port 69 meets it taken at the second time, all others are not let.
+func TestARefusedPortIsAllThatIsSaid(t *testing.T) {
+	cfg := Config{Interface: "lo", Address: netip.MustParseAddr("127.0.0.1")}
+	s, err := Open(t.Context(), cfg)
+	if err == nil {
+		defer s.Close()
+		s, err = Open(t.Context(), cfg)
+	}
+	if err == nil || !strings.HasPrefix(err.Error(), "listening on udp 127.0.0.1:69: ") || strings.Contains(err.Error(), "invalid argument") {
+		t.Errorf("got %v", err)
+	}
+	if s.TFTP != nil {
+		t.Errorf("a socket that was not opened is %#v", s.TFTP)
+	}
+}
+
 func TestCloseOfNothing(t *testing.T) {
 	if err := (Sockets{}).Close(); err != nil {
 		t.Error(err)

@@ -31,6 +31,8 @@ type Boot struct {
 	dhcp *DHCP
 	tftp *TFTP
 	http *HTTP
+	// syslog counts packets by what became of them.
+	syslog *prometheus.CounterVec
 }
 
 // New registers everything with reg. f is fed through the Boot from now on.
@@ -47,12 +49,13 @@ func New(reg prometheus.Registerer, f *funnel.Funnel) (*Boot, error) {
 		current: prometheus.NewDesc("imagectl_boot_stage_entered_timestamp_seconds",
 			"When a machine whose boot is under way came to the stage it is in.", []string{"machine", "stage"}, nil),
 		dhcp: newDHCP(), tftp: newTFTP(), http: newHTTP(),
+		syslog: counter("imagectl_syslog_packets_total", "Packets that machines sent by syslog, by whether they were kept or their sender says too much.", "result"),
 	}
 	for _, s := range boot.Stages() {
 		b.took.WithLabelValues(string(s))
 		b.reached.WithLabelValues(unlisted, string(s))
 	}
-	all := []prometheus.Collector{b.reached, b.took, b.refusals, b}
+	all := []prometheus.Collector{b.reached, b.took, b.refusals, b.syslog, b}
 	all = append(all, b.dhcp.collectors()...)
 	all = append(all, b.tftp.collectors()...)
 	all = append(all, b.http.collectors()...)
@@ -95,6 +98,9 @@ func (b *Boot) TFTP() *TFTP { return b.tftp }
 
 // HTTP is the meter of the HTTP server.
 func (b *Boot) HTTP() *HTTP { return b.http }
+
+// Syslog is the meter of the syslog receiver.
+func (b *Boot) Syslog() Syslog { return Syslog{b.syslog} }
 
 // Describe implements prometheus.Collector.
 func (b *Boot) Describe(ch chan<- *prometheus.Desc) { ch <- b.current }

@@ -54,6 +54,7 @@ func TestWhatIsCounted(t *testing.T) {
 	b.DHCP().Pools(func() []dhcp.Usage {
 		return []dhcp.Usage{{Subnet: netip.MustParsePrefix("10.0.0.0/24"), Pool: 50, Leased: 7, Reserved: 2}}
 	})
+	b.DHCP().Others(func() []dhcp.Other { return []dhcp.Other{{Server: netip.MustParseAddr("10.0.0.9"), Last: start}} })
 	b.TFTP().Begun()
 	b.TFTP().Begun()
 	b.TFTP().Ended("snponly.efi", 1000, true)

@@ -30,6 +30,9 @@ type DHCP struct {
 	// line is nil where nobody has to wait for admission.
 	line           atomic.Pointer[func() admit.Usage]
 	admitted, rate *prometheus.Desc
+	// others is nil until there is a server.
+	others atomic.Pointer[func() []dhcp.Other]
+	other  *prometheus.Desc
 }
 
 func newDHCP() *DHCP {
@@ -45,6 +48,7 @@ func newDHCP() *DHCP {
 		reserved: prometheus.NewDesc("imagectl_dhcp_reserved_leases", "Reserved addresses that their machine holds.", subnet, nil),
 		admitted: prometheus.NewDesc("imagectl_boot_admitted_machines", "Machines that were offered an address and have no boot program yet.", nil, nil),
 		rate:     prometheus.NewDesc("imagectl_boot_admission_rate", "Boot programs a second that are taken to be possible; machines above it are told by silence to ask again.", nil, nil),
+		other:    prometheus.NewDesc("imagectl_dhcp_other_server_seen_timestamp_seconds", "When a client last chose another DHCP server, for those of the last hour.", []string{"server"}, nil),
 	}
 }
 
@@ -73,8 +77,20 @@ func (d *DHCP) Pools(usage func() []dhcp.Usage) { d.usage.Store(&usage) }
 // Line implements dhcp.Meter.
 func (d *DHCP) Line(usage func() admit.Usage) { d.line.Store(&usage) }
 
+// Others implements dhcp.Meter.
+func (d *DHCP) Others(others func() []dhcp.Other) { d.others.Store(&others) }
+
+// OtherServers are those that clients chose in the last hour.
+func (d *DHCP) OtherServers() []dhcp.Other {
+	if others := d.others.Load(); others != nil {
+		return (*others)()
+	}
+	return nil
+}
+
 // Describe implements prometheus.Collector.
 func (d *DHCP) Describe(ch chan<- *prometheus.Desc) {
+	ch <- d.other
 	ch <- d.admitted
 	ch <- d.rate
 	ch <- d.pool
@@ -84,6 +100,9 @@ func (d *DHCP) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (d *DHCP) Collect(ch chan<- prometheus.Metric) {
+	for _, o := range d.OtherServers() {
+		ch <- prometheus.MustNewConstMetric(d.other, prometheus.GaugeValue, seconds(o.Last), o.Server.String())
+	}
 	if line := d.line.Load(); line != nil {
 		u := (*line)()
 		ch <- prometheus.MustNewConstMetric(d.admitted, prometheus.GaugeValue, float64(u.Admitted))
@@ -160,3 +179,12 @@ func (h *HTTP) Ended(route string, status int, sent int64) {
 	h.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
 	h.sent.WithLabelValues(route).Add(float64(sent))
 }
+
+// Syslog implements syslog.Meter.
+type Syslog struct{ packets *prometheus.CounterVec }
+
+// Heard implements syslog.Meter.
+func (s Syslog) Heard() { s.packets.WithLabelValues("kept").Inc() }
+
+// Dropped implements syslog.Meter.
+func (s Syslog) Dropped() { s.packets.WithLabelValues("dropped").Inc() }

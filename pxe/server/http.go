@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/imagectl/imagectl/pxe/limit"
 )
 
 const (
@@ -46,7 +46,7 @@ type patience struct{ header, idle, stop time.Duration }
 
 func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wait patience) Task {
 	return Task{name, func(ctx context.Context) error {
-		limited := newLimiter(l, maxConns, maxConnsEach)
+		limited := limit.New(l, maxConns, maxConnsEach)
 		s := &http.Server{
 			Handler:           h,
 			ReadHeaderTimeout: wait.header,
@@ -55,7 +55,7 @@ func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wai
 			IdleTimeout:       wait.idle,
 			MaxHeaderBytes:    16 << 10,
 			ErrorLog:          slog.NewLogLogger(log.With("server", name).Handler(), slog.LevelDebug),
-			ConnState:         limited.left,
+			ConnState:         limited.Left,
 		}
 		var g errgroup.Group
 		stopped := make(chan struct{})
@@ -81,66 +81,4 @@ func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wai
 		})
 		return g.Wait()
 	}}
-}
-
-// limiter accepts a bounded number of connections, and of each address. Unlike
-// netutil.LimitListener it hands out the connections as they are: a wrapped one would
-// cost us sendfile.
-type limiter struct {
-	net.Listener
-	places chan struct{}
-	each   int
-	mu     sync.Mutex
-	by     map[netip.Addr]int
-}
-
-func newLimiter(l net.Listener, all, each int) *limiter {
-	return &limiter{Listener: l, places: make(chan struct{}, all), each: each, by: map[netip.Addr]int{}}
-}
-
-// Accept implements net.Listener. It closes what is above an address' share.
-func (l *limiter) Accept() (net.Conn, error) {
-	for {
-		l.places <- struct{}{}
-		c, err := l.Listener.Accept()
-		if err == nil && l.enter(source(c)) {
-			return c, nil
-		}
-		<-l.places
-		if err != nil {
-			return nil, err
-		}
-		c.Close()
-	}
-}
-
-func source(c net.Conn) netip.Addr {
-	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
-	}
-	return netip.Addr{}
-}
-
-func (l *limiter) enter(a netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.by[a] >= l.each {
-		return false
-	}
-	l.by[a]++
-	return true
-}
-
-// left is the server's ConnState hook.
-func (l *limiter) left(c net.Conn, s http.ConnState) {
-	if s != http.StateClosed && s != http.StateHijacked {
-		return
-	}
-	a := source(c)
-	l.mu.Lock()
-	if l.by[a]--; l.by[a] == 0 {
-		delete(l.by, a)
-	}
-	l.mu.Unlock()
-	<-l.places
 }

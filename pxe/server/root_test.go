@@ -251,7 +251,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 		Sockets: sockets, Address: address, HTTPPort: httpPort, Source: cat, Open: blobs.open,
 		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe,
 		HTTPBoot: map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: blobs.add("snponly.efi", ipxe)}},
-		BootTLS:  changed.BootTLS, BootTLSPort: changed.BootTLSPort,
+		BootTLS:  changed.BootTLS, BootTLSPort: changed.BootTLSPort, Meters: changed.Meters,
 		Address6: ports.Address6, DUID: dhcp6.ServerDUID([]byte("a rack")), Leases6: leases6,
 		Leases: leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})

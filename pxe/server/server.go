@@ -22,6 +22,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/quirk"
+	"github.com/imagectl/imagectl/pxe/syslog"
 	"github.com/imagectl/imagectl/pxe/tftp"
 )
 
@@ -108,6 +109,9 @@ type Config struct {
 	Peers    []netip.Addr
 	Share    dhcp.Share
 	Recorder boot.Recorder
+	// Heard gets what machines say by syslog, where there is a socket for it, with the
+	// MAC address that their address belongs to, or else the address.
+	Heard func(machine string, l syslog.Line)
 	// Meters: each may be nil.
 	Meters Meters
 	Log    *slog.Logger
@@ -118,6 +122,8 @@ type Meters struct {
 	DHCP dhcp.Meter
 	TFTP tftp.Meter
 	HTTP httpboot.Meter
+	// Syslog counts packets.
+	Syslog syslog.Meter
 }
 
 // BootTasks are DHCP (when a socket of it is open), TFTP and HTTP. The tasks close the
@@ -145,8 +151,12 @@ func BootTasks(cfg Config) ([]Task, error) {
 		programs[firmware] = p.Name
 	}
 	if sockets := dhcpSockets(cfg.Sockets); len(sockets) > 0 {
+		files := BootFiles(at, uefi, programs)
+		if cfg.Sockets.Syslog != nil {
+			files.Syslog = cfg.Address
+		}
 		s, err := dhcp.NewServer(dhcp.Config{
-			Address: cfg.Address, Files: BootFiles(at, uefi, programs),
+			Address: cfg.Address, Files: files,
 			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Line: line, Peers: cfg.Peers, Share: cfg.Share, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
@@ -225,6 +235,17 @@ func BootTasks(cfg Config) ([]Task, error) {
 	}
 	if cfg.Sockets.BootTLS != nil {
 		tasks = append(tasks, bootTLSTask(cfg.Sockets.BootTLS, handler, cfg.BootTLS, cfg.Log))
+	}
+	if cfg.Sockets.Syslog != nil {
+		tasks = append(tasks, Task{"syslog", func(ctx context.Context) error {
+			return syslog.Serve(ctx, cfg.Sockets.Syslog, syslog.Config{Meter: cfg.Meters.Syslog, Take: func(from netip.Addr, l syslog.Line) {
+				machine := from.String()
+				if mac, ok := card(from); ok {
+					machine = mac.String()
+				}
+				cfg.Heard(machine, l)
+			}})
+		}})
 	}
 	return tasks, nil
 }

@@ -8,11 +8,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/listen"
+	"github.com/imagectl/imagectl/pxe/syslog"
 )
 
 func TestRunNamesTheTaskThatFailed(t *testing.T) {
@@ -83,6 +86,40 @@ func TestHTTPTaskStopsCleanly(t *testing.T) {
 	}
 }
 
+func TestWhatMachinesSayIsTold(t *testing.T) {
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan string, 1)
+	tasks, err := BootTasks(Config{Sockets: listen.Sockets{Syslog: conn}, Heard: func(machine string, l syslog.Line) { heard <- machine + " " + l.App + ": " + l.Text }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(tasks, func(t Task) bool { return t.Name == "syslog" })
+	if i < 0 {
+		t.Fatalf("no task for it: %v", tasks)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- tasks[i].Run(ctx) }()
+	client, err := net.Dial("udp4", conn.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Write([]byte("<6>ipxe: net0: link up")); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-heard; got != "127.0.0.1 ipxe: net0: link up" {
+		t.Errorf("got %q", got)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func card(n int) net.HardwareAddr {
 	return net.HardwareAddr{2, 0, 0, byte(n >> 16), byte(n >> 8), byte(n)}
 }
@@ -120,88 +157,5 @@ func TestJournalIsBounded(t *testing.T) {
 	}
 	if got := j.Events(card(1 << 20)); len(got) != eventsPerCard || !strings.Contains(got[0].Detail, "again") {
 		t.Errorf("the busy card has %d events", len(got))
-	}
-}
-
-func TestConnectionsAreBounded(t *testing.T) {
-	inner, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer inner.Close()
-	l := newLimiter(inner, 1, 2)
-	accepted := make(chan net.Conn, 2)
-	go func() {
-		for range 2 {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			accepted <- c
-		}
-	}()
-	for range 2 {
-		c, err := net.Dial("tcp4", inner.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-	}
-	first := <-accepted
-	if _, ok := first.(*net.TCPConn); !ok {
-		t.Errorf("the connection is a %T, which costs sendfile", first)
-	}
-	select {
-	case <-accepted:
-		t.Error("a second connection is accepted beside the first")
-	case <-time.After(50 * time.Millisecond):
-	}
-	first.Close()
-	l.left(first, http.StateClosed)
-	(<-accepted).Close()
-}
-
-func TestOneAddressHasItsShareOfTheConnections(t *testing.T) {
-	inner, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer inner.Close()
-	l := newLimiter(inner, 8, 1)
-	accepted := make(chan net.Conn, 3)
-	go func() {
-		defer close(accepted)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			accepted <- c
-		}
-	}()
-	dial := func(from byte) net.Conn {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, from)}}
-		c, err := d.Dial("tcp4", inner.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		return c
-	}
-	dial(1)
-	first := <-accepted
-	if n, err := dial(1).Read(make([]byte, 1)); err == nil {
-		t.Errorf("the second connection of the address is open, and sent %d bytes", n)
-	}
-	dial(2)
-	other := <-accepted
-	if from := source(other).String(); from != "127.0.0.2" {
-		t.Errorf("accepted from %s", from)
-	}
-	l.left(first, http.StateClosed)
-	dial(1)
-	again := <-accepted
-	for _, c := range []net.Conn{first, other, again} {
-		c.Close()
 	}
 }
