@@ -15,16 +15,16 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"golang.org/x/net/netutil"
-
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/pxe/limit"
 )
 
 // Limits of the https listener.
 const (
-	// maxConns bounds connections: an agent needs one.
-	maxConns = 4096
+	// maxConns bounds connections: an agent needs one. Agents behind a router that
+	// rewrites addresses share one address, so a share is not small.
+	maxConns, maxConnsEach = 4096, 1024
 	// maxRequest bounds a request's body.
 	maxRequest = 256 << 10
 	stopTime   = 3 * time.Second
@@ -53,11 +53,14 @@ func (s *Server) Handler() http.Handler {
 	return s.authenticate(unhurried(mux))
 }
 
-// unhurried lifts the write deadline for the calls that stream for long.
+// unhurried lifts the write deadline for the calls that stream for long, and for those
+// that change as many machines as there are.
 func unhurried(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
-		case apiconnect.OperatorServiceWatchMachinesProcedure, apiconnect.OperatorServiceBackupServerProcedure, apiconnect.OperatorServiceReadAuditProcedure:
+		case apiconnect.OperatorServiceWatchMachinesProcedure, apiconnect.OperatorServiceBackupServerProcedure, apiconnect.OperatorServiceReadAuditProcedure,
+			apiconnect.OperatorServiceApproveMachineProcedure, apiconnect.OperatorServiceRejectMachineProcedure, apiconnect.OperatorServiceRetireMachineProcedure,
+			apiconnect.OperatorServiceArmMachineProcedure, apiconnect.OperatorServiceDisarmMachineProcedure, apiconnect.OperatorServicePowerMachineProcedure:
 			// Without support for it the stream ends early, and clients come back.
 			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		}
@@ -157,6 +160,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	// Long polls end when the server does, not half a minute later.
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	limited := limit.New(l, maxConns, maxConnsEach)
 	srv := &http.Server{
 		Handler:           s.Handler(),
 		TLSConfig:         config,
@@ -165,11 +169,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		WriteTimeout:      s.poll + 30*time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		ConnState:         limited.Left,
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.With("server", "https").Handler(), slog.LevelDebug),
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- srv.ServeTLS(netutil.LimitListener(l, maxConns), "", "") }()
+	go func() { ended <- srv.ServeTLS(limited, "", "") }()
 	select {
 	case err := <-ended:
 		return err

@@ -23,6 +23,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
@@ -38,6 +39,8 @@ type rig struct {
 	stop func()
 	// hold is how long the server may hold a Sync; zero for an hour.
 	hold time.Duration
+	// headers is how long a handshake or a header may take; 0 means an hour.
+	headers time.Duration
 }
 
 func config(machines ...Machine) Config {
@@ -81,7 +84,7 @@ func (r *rig) up(cfg Config) {
 		st.Close()
 		r.t.Fatal(err)
 	}
-	s.poll, s.headers = cmp.Or(r.hold, time.Hour), time.Hour
+	s.poll, s.headers = cmp.Or(r.hold, time.Hour), cmp.Or(r.headers, time.Hour)
 	// A server that comes back, out of a backup too, has the address it had.
 	l, err := listen(strings.TrimPrefix(r.url, "https://"))
 	if err != nil {
@@ -278,4 +281,24 @@ func (r *rig) arm(name string, reinstall bool) *api.Outcome {
 		r.t.Fatal(err)
 	}
 	return resp.Msg.GetOutcomes()[0]
+}
+
+// audited are the entries of an action in the audit log.
+func (r *rig) audited(action string) []audit.Entry {
+	r.t.Helper()
+	var out []audit.Entry
+	var tip audit.Tip
+	for line, err := range r.store.AuditLines(r.t.Context()) {
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		var e audit.Entry
+		if e, tip, err = audit.Open(tip, line); err != nil {
+			r.t.Fatal(err)
+		}
+		if e.Action == action {
+			out = append(out, e)
+		}
+	}
+	return out
 }
