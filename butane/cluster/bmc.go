@@ -22,7 +22,7 @@ type BMC struct {
 	Pin, CA, Insecure string
 	// System is the id of the Redfish system; empty where there is only one.
 	System string
-	// Boot is pxe or http: what a boot from the network is.
+	// Boot is pxe, http or iso: what it is started from to be installed.
 	Boot string
 	// BIOS says that the machine does not boot by UEFI.
 	BIOS bool
@@ -46,7 +46,7 @@ func (c *checker) bmc(raw rawBMC) *BMC {
 		Password: c.secret(raw.Password),
 		Insecure: strings.TrimSpace(raw.TLS.Insecure.V),
 		System:   raw.System.V,
-		Boot:     c.choice(raw.Boot, "pxe", []string{"pxe", "http"}, nil),
+		Boot:     c.choice(raw.Boot, "pxe", []string{"pxe", "http", "iso"}, nil),
 		BIOS:     c.choice(raw.Firmware, "uefi", []string{"uefi", "bios"}, nil) == "bios",
 	}
 	if raw.Username.Set && (b.Username == "" || b.Kind == "ipmi" && len(b.Username) > 16) {
@@ -54,6 +54,9 @@ func (c *checker) bmc(raw rawBMC) *BMC {
 	}
 	if raw.Boot.Set && b.Boot == "http" && (b.BIOS || b.Kind == "ipmi") {
 		c.add(raw.Boot.Pos, raw.Boot.Path, "boot: pxe", "http is for redfish with UEFI firmware")
+	}
+	if raw.Boot.Set && b.Boot == "iso" && b.Kind == "ipmi" {
+		c.add(raw.Boot.Pos, raw.Boot.Path, "boot: pxe", "iso is for redfish: IPMI knows no virtual media")
 	}
 	if b.Kind == "ipmi" {
 		for _, f := range []place{raw.TLS.place, raw.System.place} {

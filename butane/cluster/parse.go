@@ -236,6 +236,7 @@ func (c *checker) boot(raw rawBoot) Boot {
 		Interface:     raw.Interface.V,
 		DHCP:          c.choice(raw.DHCP, "authoritative", []string{"authoritative", "proxy", "proxy-4011", "off"}, nil),
 		Unknown:       c.choice(raw.Unknown, "discover", []string{"discover", "ignore"}, nil),
+		Syslog:        raw.Syslog.V,
 		IPXEBIOS:      ipxeBIOSDefault,
 		IPXEUEFI:      ipxeUEFIDefault,
 		InstallerArgs: c.kernelArgs(raw.InstallerArgs),

@@ -200,7 +200,7 @@ func TestFindings(t *testing.T) {
 			`error: machines[1].bmc.username: "" is no user name that a BMC has: want 1 to 16 characters`,
 			`error: machines[1].bmc.password.env: "A=b" is not the name of an environment variable`,
 			`error: machines[1].bmc.tls.pin: "abc" is not the SHA-256 digest of a certificate: want 64 hexadecimal digits`,
-			`error: machines[1].bmc.boot: "hdd" is not one of pxe, http`,
+			`error: machines[1].bmc.boot: "hdd" is not one of pxe, http, iso`,
 			`error: machines[1].bmc.firmware: "efi" is not one of uefi, bios`,
 		}},
 		{"a BMC with a password in it", bmc(`{kind: ipmi, address: 10.9.0.1, username: u, password: calvin}`), []string{

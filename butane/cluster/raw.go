@@ -99,6 +99,7 @@ type rawBoot struct {
 	Subnets       []rawSubnet   `key:"subnets"`
 	Relays        []rawAddr     `key:"relays"`
 	DHCP6         rawDHCP6      `key:"dhcp6"`
+	Syslog        rawBool       `key:"syslog"`
 	IPXE          rawIPXE       `key:"ipxe"`
 	ISO           rawISO        `key:"iso"`
 	SecureBoot    rawSecureBoot `key:"secureBoot"`

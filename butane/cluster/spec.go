@@ -125,7 +125,9 @@ type Boot struct {
 	IPXEBIOS, IPXEUEFI string
 	ISO                ISO
 	SecureBoot         SecureBoot
-	InstallerArgs      []string
+	// Syslog says that the server hears what machines say by syslog.
+	Syslog        bool
+	InstallerArgs []string
 }
 
 // ISO names the programs that start the installer from an ISO image. All are

@@ -162,6 +162,8 @@ type Boot struct {
 	ISO      ISO
 	// SecureBoot says who signs what UEFI starts; the zero value, that nobody does.
 	SecureBoot cluster.SecureBoot
+	// Syslog says that the server hears what machines say by syslog.
+	Syslog bool
 	// InstallerArgs are kernel arguments of the netbooted installer: the
 	// lock-down's, then cluster.yaml's (console=...).
 	InstallerArgs []string

@@ -47,6 +47,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown), Relays: spec.Boot.Relays,
 			IPXEBIOS: r.blob(lock.IPXEBIOS), IPXEUEFI: r.blob(lock.IPXEUEFIx64),
 			SecureBoot:    spec.Boot.SecureBoot,
+			Syslog:        spec.Boot.Syslog,
 			InstallerArgs: append(lockdown.KernelArgs(), spec.Boot.InstallerArgs...),
 		},
 		Agent: r.blob(lock.Agent),
