@@ -21,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/host"
+	"github.com/imagectl/imagectl/bootstrap/ipmi"
 	"github.com/imagectl/imagectl/bootstrap/lldp"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 )
@@ -47,6 +48,10 @@ type Agent struct {
 	servers *servers
 	// neighbours are who is at the other end of the machine's cables.
 	neighbours neighbours
+	// controller is what the machine's BMC says of itself, and askBMC is askMachinesBMC;
+	// tests that need none leave it nil.
+	controller controller
+	askBMC     func(context.Context) (ipmi.Controller, error)
 	// listen is lldp.Listen; tests that need no neighbours leave it nil.
 	listen func(ctx context.Context, card string) (lldp.Neighbour, error)
 	// askEtcd is etcd.Ask but in tests.
@@ -68,6 +73,7 @@ type Agent struct {
 func (a *Agent) Run(ctx context.Context) error {
 	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
 	a.progressTime, a.listen = 2*time.Second, lldp.Listen
+	a.askBMC = a.askMachinesBMC
 	return a.run(ctx)
 }
 
@@ -83,6 +89,9 @@ func (a *Agent) run(ctx context.Context) error {
 		for _, i := range a.Host.Facts().Interfaces {
 			hearing.Go(func() { a.hear(ctx, i.Name) })
 		}
+	}
+	if a.askBMC != nil {
+		hearing.Go(func() { a.lookForBMC(ctx) })
 	}
 	switch a.Config.Mode {
 	case nodeconf.Installer:

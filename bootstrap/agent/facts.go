@@ -13,6 +13,9 @@ func (a *Agent) wireFacts(f host.Facts) *api.Facts {
 			i.Neighbour = &api.Neighbour{Chassis: n.Chassis, Port: n.Port, System: n.System, PortDescription: n.PortDescription, Vlan: uint32(n.VLAN)}
 		}
 	}
+	if c := a.controller.get(); c != nil {
+		out.Bmc = &api.Controller{Address: c.Address.String(), Mac: c.MAC.String(), Vlan: uint32(c.VLAN)}
+	}
 	return out
 }
 

@@ -182,7 +182,7 @@ func (x EnrolResponse_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EnrolResponse_Status.Descriptor instead.
 func (EnrolResponse_Status) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{10, 0}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{11, 0}
 }
 
 type RenewOperatorRequest struct {
@@ -289,9 +289,12 @@ type Facts struct {
 	MemoryBytes  uint64  `protobuf:"varint,7,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	Disks        []*Disk `protobuf:"bytes,8,rep,name=disks,proto3" json:"disks,omitempty"`
 	// Firmware that booted this system: "bios" or "uefi".
-	Firmware      string `protobuf:"bytes,9,opt,name=firmware,proto3" json:"firmware,omitempty"`
-	Kernel        string `protobuf:"bytes,10,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	OsVersion     string `protobuf:"bytes,11,opt,name=os_version,json=osVersion,proto3" json:"os_version,omitempty"`
+	Firmware  string `protobuf:"bytes,9,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Kernel    string `protobuf:"bytes,10,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	OsVersion string `protobuf:"bytes,11,opt,name=os_version,json=osVersion,proto3" json:"os_version,omitempty"`
+	// What its BMC says over the local channel; absent without one. Nothing is done
+	// with it unless cluster.yaml names the same.
+	Bmc           *Controller `protobuf:"bytes,12,opt,name=bmc,proto3" json:"bmc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,6 +406,76 @@ func (x *Facts) GetOsVersion() string {
 	return ""
 }
 
+func (x *Facts) GetBmc() *Controller {
+	if x != nil {
+		return x.Bmc
+	}
+	return nil
+}
+
+// Controller is a management controller's own network. Unknown fields are empty or 0.
+type Controller struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Lower case, colon separated.
+	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Its VLAN, 0 for none.
+	Vlan          uint32 `protobuf:"varint,3,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Controller) Reset() {
+	*x = Controller{}
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Controller) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Controller) ProtoMessage() {}
+
+func (x *Controller) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Controller.ProtoReflect.Descriptor instead.
+func (*Controller) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Controller) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Controller) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Controller) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
 type NetworkInterface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -420,7 +493,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -432,7 +505,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[3]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -445,7 +518,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NetworkInterface) GetName() string {
@@ -498,7 +571,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +583,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[4]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +596,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Neighbour) GetChassis() string {
@@ -577,7 +650,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +662,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[5]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +675,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Disk) GetPath() string {
@@ -676,7 +749,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +761,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[6]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +774,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EnrolRequest) GetCsrDer() []byte {
@@ -772,7 +845,7 @@ type TpmClaim struct {
 
 func (x *TpmClaim) Reset() {
 	*x = TpmClaim{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +857,7 @@ func (x *TpmClaim) String() string {
 func (*TpmClaim) ProtoMessage() {}
 
 func (x *TpmClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[7]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +870,7 @@ func (x *TpmClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmClaim.ProtoReflect.Descriptor instead.
 func (*TpmClaim) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TpmClaim) GetEkPublic() []byte {
@@ -826,7 +899,7 @@ type TpmChallenge struct {
 
 func (x *TpmChallenge) Reset() {
 	*x = TpmChallenge{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +911,7 @@ func (x *TpmChallenge) String() string {
 func (*TpmChallenge) ProtoMessage() {}
 
 func (x *TpmChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[8]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +924,7 @@ func (x *TpmChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmChallenge.ProtoReflect.Descriptor instead.
 func (*TpmChallenge) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TpmChallenge) GetNonce() []byte {
@@ -895,7 +968,7 @@ type TpmProof struct {
 
 func (x *TpmProof) Reset() {
 	*x = TpmProof{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[9]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +980,7 @@ func (x *TpmProof) String() string {
 func (*TpmProof) ProtoMessage() {}
 
 func (x *TpmProof) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[9]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +993,7 @@ func (x *TpmProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmProof.ProtoReflect.Descriptor instead.
 func (*TpmProof) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TpmProof) GetNonce() []byte {
@@ -1001,7 +1074,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[10]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1086,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_enrol_proto_msgTypes[10]
+	mi := &file_imagectl_v1_enrol_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1099,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_enrol_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EnrolResponse) GetStatus() EnrolResponse_Status {
@@ -1093,7 +1166,7 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\x14RenewOperatorRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"@\n" +
 	"\x15RenewOperatorResponse\x12'\n" +
-	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\"\xe3\x02\n" +
+	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\"\x8e\x03\n" +
 	"\x05Facts\x12=\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x1d.imagectl.v1.NetworkInterfaceR\n" +
@@ -1109,7 +1182,13 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\x06kernel\x18\n" +
 	" \x01(\tR\x06kernel\x12\x1d\n" +
 	"\n" +
-	"os_version\x18\v \x01(\tR\tosVersion\"\x9c\x01\n" +
+	"os_version\x18\v \x01(\tR\tosVersion\x12)\n" +
+	"\x03bmc\x18\f \x01(\v2\x17.imagectl.v1.ControllerR\x03bmc\"L\n" +
+	"\n" +
+	"Controller\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x12\n" +
+	"\x04vlan\x18\x03 \x01(\rR\x04vlan\"\x9c\x01\n" +
 	"\x10NetworkInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
@@ -1205,7 +1284,7 @@ func file_imagectl_v1_enrol_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_enrol_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_imagectl_v1_enrol_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_imagectl_v1_enrol_proto_goTypes = []any{
 	(Mode)(0),                     // 0: imagectl.v1.Mode
 	(TpmTrouble)(0),               // 1: imagectl.v1.TpmTrouble
@@ -1213,37 +1292,39 @@ var file_imagectl_v1_enrol_proto_goTypes = []any{
 	(*RenewOperatorRequest)(nil),  // 3: imagectl.v1.RenewOperatorRequest
 	(*RenewOperatorResponse)(nil), // 4: imagectl.v1.RenewOperatorResponse
 	(*Facts)(nil),                 // 5: imagectl.v1.Facts
-	(*NetworkInterface)(nil),      // 6: imagectl.v1.NetworkInterface
-	(*Neighbour)(nil),             // 7: imagectl.v1.Neighbour
-	(*Disk)(nil),                  // 8: imagectl.v1.Disk
-	(*EnrolRequest)(nil),          // 9: imagectl.v1.EnrolRequest
-	(*TpmClaim)(nil),              // 10: imagectl.v1.TpmClaim
-	(*TpmChallenge)(nil),          // 11: imagectl.v1.TpmChallenge
-	(*TpmProof)(nil),              // 12: imagectl.v1.TpmProof
-	(*EnrolResponse)(nil),         // 13: imagectl.v1.EnrolResponse
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Controller)(nil),            // 6: imagectl.v1.Controller
+	(*NetworkInterface)(nil),      // 7: imagectl.v1.NetworkInterface
+	(*Neighbour)(nil),             // 8: imagectl.v1.Neighbour
+	(*Disk)(nil),                  // 9: imagectl.v1.Disk
+	(*EnrolRequest)(nil),          // 10: imagectl.v1.EnrolRequest
+	(*TpmClaim)(nil),              // 11: imagectl.v1.TpmClaim
+	(*TpmChallenge)(nil),          // 12: imagectl.v1.TpmChallenge
+	(*TpmProof)(nil),              // 13: imagectl.v1.TpmProof
+	(*EnrolResponse)(nil),         // 14: imagectl.v1.EnrolResponse
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_imagectl_v1_enrol_proto_depIdxs = []int32{
-	6,  // 0: imagectl.v1.Facts.interfaces:type_name -> imagectl.v1.NetworkInterface
-	8,  // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
-	7,  // 2: imagectl.v1.NetworkInterface.neighbour:type_name -> imagectl.v1.Neighbour
-	5,  // 3: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
-	0,  // 4: imagectl.v1.EnrolRequest.mode:type_name -> imagectl.v1.Mode
-	10, // 5: imagectl.v1.EnrolRequest.tpm:type_name -> imagectl.v1.TpmClaim
-	12, // 6: imagectl.v1.EnrolRequest.tpm_proof:type_name -> imagectl.v1.TpmProof
-	1,  // 7: imagectl.v1.EnrolRequest.tpm_trouble:type_name -> imagectl.v1.TpmTrouble
-	2,  // 8: imagectl.v1.EnrolResponse.status:type_name -> imagectl.v1.EnrolResponse.Status
-	14, // 9: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
-	11, // 10: imagectl.v1.EnrolResponse.tpm_challenge:type_name -> imagectl.v1.TpmChallenge
-	9,  // 11: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
-	3,  // 12: imagectl.v1.EnrolService.RenewOperator:input_type -> imagectl.v1.RenewOperatorRequest
-	13, // 13: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
-	4,  // 14: imagectl.v1.EnrolService.RenewOperator:output_type -> imagectl.v1.RenewOperatorResponse
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	7,  // 0: imagectl.v1.Facts.interfaces:type_name -> imagectl.v1.NetworkInterface
+	9,  // 1: imagectl.v1.Facts.disks:type_name -> imagectl.v1.Disk
+	6,  // 2: imagectl.v1.Facts.bmc:type_name -> imagectl.v1.Controller
+	8,  // 3: imagectl.v1.NetworkInterface.neighbour:type_name -> imagectl.v1.Neighbour
+	5,  // 4: imagectl.v1.EnrolRequest.facts:type_name -> imagectl.v1.Facts
+	0,  // 5: imagectl.v1.EnrolRequest.mode:type_name -> imagectl.v1.Mode
+	11, // 6: imagectl.v1.EnrolRequest.tpm:type_name -> imagectl.v1.TpmClaim
+	13, // 7: imagectl.v1.EnrolRequest.tpm_proof:type_name -> imagectl.v1.TpmProof
+	1,  // 8: imagectl.v1.EnrolRequest.tpm_trouble:type_name -> imagectl.v1.TpmTrouble
+	2,  // 9: imagectl.v1.EnrolResponse.status:type_name -> imagectl.v1.EnrolResponse.Status
+	15, // 10: imagectl.v1.EnrolResponse.server_time:type_name -> google.protobuf.Timestamp
+	12, // 11: imagectl.v1.EnrolResponse.tpm_challenge:type_name -> imagectl.v1.TpmChallenge
+	10, // 12: imagectl.v1.EnrolService.Enrol:input_type -> imagectl.v1.EnrolRequest
+	3,  // 13: imagectl.v1.EnrolService.RenewOperator:input_type -> imagectl.v1.RenewOperatorRequest
+	14, // 14: imagectl.v1.EnrolService.Enrol:output_type -> imagectl.v1.EnrolResponse
+	4,  // 15: imagectl.v1.EnrolService.RenewOperator:output_type -> imagectl.v1.RenewOperatorResponse
+	14, // [14:16] is the sub-list for method output_type
+	12, // [12:14] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_enrol_proto_init() }
@@ -1257,7 +1338,7 @@ func file_imagectl_v1_enrol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_enrol_proto_rawDesc), len(file_imagectl_v1_enrol_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

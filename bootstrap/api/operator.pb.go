@@ -1898,8 +1898,10 @@ type WhyResponse struct {
 	State      string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
 	Machine    string `protobuf:"bytes,5,opt,name=machine,proto3" json:"machine,omitempty"`
 	// The iPXE script it would be given.
-	Script        string       `protobuf:"bytes,6,opt,name=script,proto3" json:"script,omitempty"`
-	Events        []*BootEvent `protobuf:"bytes,7,rep,name=events,proto3" json:"events,omitempty"`
+	Script string       `protobuf:"bytes,6,opt,name=script,proto3" json:"script,omitempty"`
+	Events []*BootEvent `protobuf:"bytes,7,rep,name=events,proto3" json:"events,omitempty"`
+	// What it said last by syslog; the stage is the program that speaks.
+	Console       []*BootEvent `protobuf:"bytes,8,rep,name=console,proto3" json:"console,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1979,6 +1981,13 @@ func (x *WhyResponse) GetScript() string {
 func (x *WhyResponse) GetEvents() []*BootEvent {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *WhyResponse) GetConsole() []*BootEvent {
+	if x != nil {
+		return x.Console
 	}
 	return nil
 }
@@ -3573,7 +3582,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x05state\x18\x05 \x01(\tR\x05state\"&\n" +
 	"\n" +
 	"WhyRequest\x12\x18\n" +
-	"\amachine\x18\x01 \x01(\tR\amachine\"\xd6\x01\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"\x88\x02\n" +
 	"\vWhyResponse\x12\x16\n" +
 	"\x06answer\x18\x01 \x01(\tR\x06answer\x12\x1f\n" +
 	"\vreason_code\x18\x02 \x01(\tR\n" +
@@ -3582,7 +3591,8 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x18\n" +
 	"\amachine\x18\x05 \x01(\tR\amachine\x12\x16\n" +
 	"\x06script\x18\x06 \x01(\tR\x06script\x12.\n" +
-	"\x06events\x18\a \x03(\v2\x16.imagectl.v1.BootEventR\x06events\"e\n" +
+	"\x06events\x18\a \x03(\v2\x16.imagectl.v1.BootEventR\x06events\x120\n" +
+	"\aconsole\x18\b \x03(\v2\x16.imagectl.v1.BootEventR\aconsole\"e\n" +
 	"\tBootEvent\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x16\n" +
@@ -3816,74 +3826,75 @@ var file_imagectl_v1_operator_proto_depIdxs = []int32{
 	0,  // 27: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
 	29, // 28: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	32, // 29: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	58, // 30: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	13, // 31: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	58, // 32: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	36, // 33: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	35, // 34: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	58, // 35: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	58, // 36: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	58, // 37: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	57, // 38: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	16, // 39: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	29, // 40: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	29, // 41: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	58, // 42: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	58, // 43: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	58, // 44: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	43, // 45: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	29, // 46: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	58, // 47: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	13, // 48: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	17, // 49: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	19, // 50: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	21, // 51: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	23, // 52: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	25, // 53: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	27, // 54: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	30, // 55: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	33, // 56: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	37, // 57: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	39, // 58: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	41, // 59: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	44, // 60: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	46, // 61: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	48, // 62: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	50, // 63: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	52, // 64: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	54, // 65: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	2,  // 66: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	4,  // 67: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	6,  // 68: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	9,  // 69: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	11, // 70: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	18, // 71: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	20, // 72: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	22, // 73: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	24, // 74: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	26, // 75: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	28, // 76: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	31, // 77: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	34, // 78: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	38, // 79: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	40, // 80: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	42, // 81: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	45, // 82: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	47, // 83: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	49, // 84: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	51, // 85: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	53, // 86: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	55, // 87: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	3,  // 88: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	5,  // 89: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	7,  // 90: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	10, // 91: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	12, // 92: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	71, // [71:93] is the sub-list for method output_type
-	49, // [49:71] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	32, // 30: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	58, // 31: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	13, // 32: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	58, // 33: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	36, // 34: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	35, // 35: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	58, // 36: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	58, // 37: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	58, // 38: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	57, // 39: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	16, // 40: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	29, // 41: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	29, // 42: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	58, // 43: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	58, // 44: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	58, // 45: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	43, // 46: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	29, // 47: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	58, // 48: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	13, // 49: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	17, // 50: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	19, // 51: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	21, // 52: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	23, // 53: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	25, // 54: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	27, // 55: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	30, // 56: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	33, // 57: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	37, // 58: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	39, // 59: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	41, // 60: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	44, // 61: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	46, // 62: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	48, // 63: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	50, // 64: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	52, // 65: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	54, // 66: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	2,  // 67: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	4,  // 68: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	6,  // 69: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	9,  // 70: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	11, // 71: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	18, // 72: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	20, // 73: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	22, // 74: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	24, // 75: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	26, // 76: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	28, // 77: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	31, // 78: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	34, // 79: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	38, // 80: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	40, // 81: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	42, // 82: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	45, // 83: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	47, // 84: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	49, // 85: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	51, // 86: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	53, // 87: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	55, // 88: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	3,  // 89: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	5,  // 90: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	7,  // 91: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	10, // 92: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	12, // 93: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	72, // [72:94] is the sub-list for method output_type
+	50, // [50:72] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
