@@ -78,9 +78,10 @@ type Machine struct {
 // address finds what tells an address or a UUID in a sentence.
 var address = regexp.MustCompile(`(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|([0-9a-f]{2}-){5}[0-9a-f]{2}|([0-9a-f]{0,4}:){3,}[0-9a-f]{0,4}|[0-9]{1,3}(\.[0-9]{1,3}){3}`)
 
+func hide(s string) string { return address.ReplaceAllString(s, "…") }
+
 // public is what anybody may see of a machine: also its sentences name no address.
 func (m Machine) public() Machine {
-	hide := func(s string) string { return address.ReplaceAllString(s, "…") }
 	m.Private, m.Reason, m.Activity = nil, hide(m.Reason), hide(m.Activity)
 	if m.Refusal != nil {
 		m.Refusal = &Refusal{Code: m.Refusal.Code, Reason: hide(m.Refusal.Reason), At: m.Refusal.At}
@@ -101,6 +102,9 @@ type Private struct {
 	Address string   `json:"address,omitempty"`
 	// Log is what the server saw of it last, oldest first.
 	Log []Event `json:"log,omitempty"`
+	// Console is what it said last by syslog, oldest first; the stage is the program
+	// that speaks.
+	Console []Event `json:"console,omitempty"`
 }
 
 // Event is one thing that the server saw of a machine.
@@ -116,6 +120,9 @@ type View struct {
 	// Ready and Summary are about the whole.
 	Ready   bool   `json:"ready"`
 	Summary string `json:"summary"`
+	// Notice is a sentence on what is wrong with the boot network; often empty. It is
+	// shown without its addresses.
+	Notice string `json:"notice,omitempty"`
 	// Machines have different names.
 	Machines []Machine `json:"-"`
 }
@@ -309,6 +316,7 @@ func encode(v View, old *frame, now time.Time) *frame {
 			before[r.name] = r
 		}
 	}
+	v.Notice = hide(v.Notice)
 	f.head, f.headVersion = marshal(v), f.version
 	if old != nil && string(old.head) == string(f.head) {
 		f.headVersion = old.headVersion

@@ -348,3 +348,11 @@ func BenchmarkFrame(b *testing.B) {
 		f = encode(v, f, time.Now())
 	}
 }
+
+func TestANoticeNamesNoAddress(t *testing.T) {
+	t.Parallel()
+	head := string(encode(View{Notice: "another DHCP server gives out addresses: 10.0.0.9 (last taken by 52:54:00:00:00:01 at 12:00:00 UTC)"}, nil, time.Now()).head)
+	if !strings.Contains(head, `"notice":"another DHCP server gives out addresses: … (last taken by … at 12:00:00 UTC)"`) {
+		t.Errorf("got %s", head)
+	}
+}

@@ -43,7 +43,7 @@ function card(m) {
   if (!c) {
     c = { root: element("li"), title: element("h2"), state: element("span", "state"), where: element("p", "quiet"), track: element("ol"),
       time: element("p", "quiet"), bar: element("progress"), reason: element("p"), refusal: element("p", "bad"), private: element("p", "quiet"),
-      details: element("details"), log: element("pre"), steps: [] };
+      details: element("details"), log: element("pre"), said: element("details"), console: element("pre"), steps: [] };
     const head = element("div", "head");
     head.append(c.title, c.state);
     c.track.setAttribute("aria-label", "Boot");
@@ -55,7 +55,8 @@ function card(m) {
     c.bar.max = 100;
     c.bar.setAttribute("aria-label", "Installation");
     c.details.append(element("summary", "quiet", "what the server saw of it"), c.log);
-    c.root.append(head, c.where, c.track, c.bar, c.reason, c.refusal, c.time, c.private, c.details);
+    c.said.append(element("summary", "quiet", "what it said itself"), c.console);
+    c.root.append(head, c.where, c.track, c.bar, c.reason, c.refusal, c.time, c.private, c.details, c.said);
     cards.set(m.name, c);
   }
   return c;
@@ -78,13 +79,18 @@ function draw(m) {
   say(c.reason, [m.reason, m.activity].filter(Boolean).join(" · "));
   const p = m.private || {};
   say(c.private, [p.address, (p.macs || []).join(" ")].filter(Boolean).join(" · "));
-  c.details.hidden = !p.log;
-  const tail = (p.log || []).map((e) => new Date(e.at).toLocaleString() + "  " + e.stage + "  " + e.detail).join("\n");
-  if (c.log.textContent !== tail) {
-    c.log.textContent = tail;
-    c.log.scrollTop = c.log.scrollHeight;
-  }
+  tail(c.details, c.log, p.log);
+  tail(c.said, c.console, p.console);
   clock(m);
+}
+
+// tail shows the end of a list of events.
+function tail(box, pre, events) {
+  box.hidden = !events;
+  const text = (events || []).map((e) => new Date(e.at).toLocaleString() + "  " + e.stage + "  " + e.detail).join("\n");
+  if (pre.textContent === text) return;
+  pre.textContent = text;
+  pre.scrollTop = pre.scrollHeight;
 }
 
 // clock writes what changes by itself.
@@ -123,6 +129,7 @@ function show(news) {
   ahead = news.now - Date.now();
   say($("cluster"), news.view.cluster);
   say($("summary"), news.view.summary);
+  say($("notice"), news.view.notice || "");
   document.title = (news.view.ready ? "✓ " : "") + news.view.cluster + " · imagectl";
   for (const m of news.machines) {
     machines.set(m.name, m);

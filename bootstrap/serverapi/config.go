@@ -139,9 +139,13 @@ type BMC interface {
 	Names(machine string) (string, bool)
 	// Power asks for an action and returns the power state after it.
 	Power(ctx context.Context, machine string, a api.PowerMachineRequest_Action) (string, error)
-	// Boot starts a machine from the network, once. Before anything is switched it
+	// Boot starts a machine for its installation, once. Before anything is switched it
 	// asks still, and ends with its error; tell hears of every step.
 	Boot(ctx context.Context, machine string, still func() error, tell func(string)) error
+	// Media says whether Boot starts a machine from virtual media; then Eject takes them
+	// out.
+	Media(machine string) bool
+	Eject(ctx context.Context, machine string) error
 }
 
 // BootPath explains what a machine gets when it netboots.
@@ -154,6 +158,8 @@ type BootPath interface {
 	// Named says which machine of cluster.yaml booted with one of these MAC addresses,
 	// where the file names it by a selector; empty when none did, or more than one.
 	Named(macs []string) string
+	// Notices are sentences on what is wrong with the boot network itself.
+	Notices() []string
 }
 
 // BootAnswer is an answer on the boot path with its reason.
@@ -166,6 +172,9 @@ type BootAnswer struct {
 	Script string
 	// Events are oldest first.
 	Events []BootEvent
+	// Console is what it said last by syslog, oldest first; the stage is the program
+	// that speaks.
+	Console []BootEvent
 }
 
 // BootEvent is one observation on the boot path.

@@ -21,6 +21,8 @@ const (
 	netbootTime = 10 * time.Minute
 	// storePause is waited after a change could not be stored.
 	storePause = 10 * time.Second
+	// ejectPause is waited after a BMC did not eject.
+	ejectPause = time.Minute
 )
 
 // errNotWanted ends a start from the network whose arming is gone or taken.
@@ -79,7 +81,7 @@ func (s *Server) Netboot(ctx context.Context) error {
 		changed, term := s.cfg.Store.Changed(), s.cfg.Store.TermChanged()
 		for _, m := range s.cfg.Store.Machines() {
 			mu.Lock()
-			skip := busy[m.Name] || !due(m) || s.cfg.Store.Term() == ""
+			skip := busy[m.Name] || !due(m) && !s.wasRead(m) || s.cfg.Store.Term() == ""
 			busy[m.Name] = busy[m.Name] || !skip
 			mu.Unlock()
 			if skip {
@@ -112,6 +114,10 @@ func (s *Server) Netboot(ctx context.Context) error {
 func (s *Server) netboot(ctx context.Context, name string) {
 	for ctx.Err() == nil {
 		m, ok := s.cfg.Store.Machine(name)
+		if ok && s.wasRead(m) && s.cfg.Store.Term() != "" {
+			s.eject(ctx, name)
+			continue
+		}
 		if !ok || !due(m) || s.cfg.Store.Term() == "" {
 			return
 		}
@@ -152,10 +158,10 @@ func (s *Server) netbootEnded(ctx context.Context, name string, asked store.Armi
 		switch {
 		case failed == nil:
 			c.log(audit.Entry{Action: "netboot-done", Machine: name, Before: string(m.State), After: string(m.State), Detail: "by " + bmc})
-			if !current {
-				return nil
+			if current {
+				m.Arming.NetbootDone = c.now
 			}
-			m.Arming.NetbootDone = c.now
+			m.Media = m.Media || s.cfg.BMC.Media(name)
 		case !current:
 			c.log(audit.Entry{Action: "netboot-ended", Machine: name, Before: string(m.State), After: string(m.State), Detail: failed.Error()})
 			return nil
@@ -167,6 +173,41 @@ func (s *Server) netbootEnded(ctx context.Context, name string, asked store.Armi
 		}
 		return c.tx.PutMachine(m)
 	})
+}
+
+// wasRead says whether virtual media were put in for a start that is over: the installer
+// runs in memory, or the machine was disarmed.
+func (s *Server) wasRead(m store.Machine) bool {
+	_, has := s.bmcOf(m.Name)
+	return has && m.Media && m.State != machine.Armed
+}
+
+// eject has virtual media taken out, or else a machine whose order has the CD first
+// would start the installer for ever.
+func (s *Server) eject(ctx context.Context, name string) {
+	acting, cancel := context.WithTimeout(ctx, netbootTime)
+	err := s.cfg.BMC.Eject(acting, name)
+	cancel()
+	if err == nil {
+		err = s.coordinate(ctx, s.self(), func(c *change) error {
+			m, err := c.machine(name)
+			if err != nil || !m.Media {
+				return err
+			}
+			m.Media = false
+			bmc, _ := s.cfg.BMC.Names(name)
+			c.log(audit.Entry{Action: "media-ejected", Machine: name, Before: string(m.State), After: string(m.State), Detail: "by " + bmc})
+			return c.tx.PutMachine(m)
+		})
+	}
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	s.cfg.Log.Error("taking the installer out of a BMC's virtual CD; trying again", "machine", name, "error", err.Error())
+	select {
+	case <-time.After(s.ejectPause):
+	case <-ctx.Done():
+	}
 }
 
 // netbootReason is what a machine waits for whose BMC acts or has acted.

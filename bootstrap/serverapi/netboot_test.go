@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -24,6 +25,9 @@ type fakeBMCs struct {
 	mu    sync.Mutex
 	asked []string
 	fail  error
+	// media says that it starts machines from virtual media; the first ejection fails.
+	media     bool
+	ejections int
 }
 
 type bootOrder struct {
@@ -49,6 +53,18 @@ func (f *fakeBMCs) Power(_ context.Context, machine string, a api.PowerMachineRe
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, machine+" "+a.String())
 	return "on", f.fail
+}
+
+func (f *fakeBMCs) Media(string) bool { return f.media }
+
+func (f *fakeBMCs) Eject(context.Context, string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ejections++
+	if f.ejections == 1 {
+		return errors.New("it is busy")
+	}
+	return nil
 }
 
 func (f *fakeBMCs) Boot(ctx context.Context, machine string, still func() error, tell func(string)) error {
@@ -329,4 +345,35 @@ func (r *rig) shown(name string) *api.MachineView {
 	}
 	r.t.Fatalf("there is no machine %s", name)
 	return nil
+}
+
+// The installer's image is taken out once it runs, also when that takes two attempts,
+// and not while the machine has not read it.
+func TestVirtualMediaAreEjectedWhenTheInstallerRuns(t *testing.T) {
+	t.Parallel()
+	r, bmcs := startWithBMCs(t)
+	bmcs.media = true
+	r.ejectPause = time.Millisecond
+	w := r.approvedMachine("w1", "52:54:00:00:00:02")
+	r.netboots()
+	if o := r.provision("w1", false, false); !o.GetOk() {
+		t.Fatalf("got %v", o)
+	}
+	(<-bmcs.boots).end <- nil
+	if m := r.until("w1", netbooted); !m.Media {
+		t.Errorf("the record does not say that there is an image in it: %+v", m)
+	}
+	if d := w.sync(installer()); d.GetInstall() == nil {
+		t.Fatalf("want an Install directive, got %v", d)
+	}
+	m := r.until("w1", func(m store.Machine) bool { return !m.Media })
+	bmcs.mu.Lock()
+	defer bmcs.mu.Unlock()
+	if m.State != machine.Installing || bmcs.ejections != 2 {
+		t.Errorf("%s, %d ejections", m.State, bmcs.ejections)
+	}
+	entries := r.audited("media-ejected")
+	if len(entries) != 1 || entries[0].Detail != "by redfish 10.9.0.1" {
+		t.Errorf("audited: %v", entries)
+	}
 }

@@ -52,6 +52,8 @@ type Server struct {
 	calls    calls
 	// poll and headers are maxWait and headerTime but in tests.
 	poll, headers time.Duration
+	// ejectPause is the constant but in tests.
+	ejectPause time.Duration
 
 	// certificateEnd is that of this server's own, in Unix time; 0 for none yet.
 	certificateEnd atomic.Int64
@@ -81,7 +83,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(), led: cfg.Now(),
 		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(), renewals: newLimits(),
-		poll: maxWait, headers: headerTime,
+		poll: maxWait, headers: headerTime, ejectPause: ejectPause,
 	}
 	var listed []enrol.Hardware
 	for i, m := range cfg.Machines {

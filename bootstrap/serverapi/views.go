@@ -137,10 +137,16 @@ func (s operators) Why(_ context.Context, req *connect.Request[api.WhyRequest]) 
 	}
 	resp := &api.WhyResponse{Answer: a.Action, ReasonCode: a.Code, Reason: a.Reason, Machine: a.Machine, Script: a.Script,
 		State: string(s.cfg.Store.State(a.Machine))}
-	for _, e := range a.Events {
-		resp.Events = append(resp.Events, &api.BootEvent{At: timestamppb.New(e.At), Stage: e.Stage, Detail: e.Detail})
-	}
+	resp.Events, resp.Console = eventsOf(a.Events), eventsOf(a.Console)
 	return connect.NewResponse(resp), nil
+}
+
+func eventsOf(events []BootEvent) []*api.BootEvent {
+	var out []*api.BootEvent
+	for _, e := range events {
+		out = append(out, &api.BootEvent{At: timestamppb.New(e.At), Stage: e.Stage, Detail: e.Detail})
+	}
+	return out
 }
 
 // Status implements apiconnect.OperatorServiceHandler.
@@ -201,6 +207,11 @@ func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []
 	}
 	if conflicts > 0 {
 		notes = append(notes, fmt.Sprintf("alarm: %d machines are claimed by a second key; compare the codes before you approve or reject", conflicts))
+	}
+	if s.cfg.Boot != nil {
+		for _, n := range s.cfg.Boot.Notices() {
+			notes = append(notes, "alarm: "+n)
+		}
 	}
 	return append(append(notes, s.kubeadmNotes(nodes, choices)...), s.backupNotes()...)
 }

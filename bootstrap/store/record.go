@@ -40,6 +40,8 @@ type Machine struct {
 
 	// Arming is set while the machine is armed or installing.
 	Arming *Arming `json:"arming,omitempty"`
+	// Media says that our image is in its BMC's virtual CD.
+	Media bool `json:"media,omitempty"`
 	// InstalledAt is when an image was last written; zero for never.
 	InstalledAt time.Time `json:"installedAt,omitzero"`
 

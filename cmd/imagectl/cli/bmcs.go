@@ -43,14 +43,15 @@ func (b bmcs) Power(ctx context.Context, machine string, a api.PowerMachineReque
 
 // loadBMCs reads what the BMCs of a plan need, so that what is missing is said
 // before anything is served. It returns nil when there are none. unseal decrypts
-// what is encrypted to the state directory's identity.
-func (g *globals) loadBMCs(p plan.Plan, unseal func([]byte) ([]byte, error)) (serverapi.BMC, error) {
+// what is encrypted to the state directory's identity; medium is the URL of the
+// installer's ISO image, for those that boot it.
+func (g *globals) loadBMCs(p plan.Plan, medium string, unseal func([]byte) ([]byte, error)) (serverapi.BMC, error) {
 	members := map[string]bmc.Member{}
 	for _, m := range p.Machines {
 		if m.BMC == nil {
 			continue
 		}
-		member, err := g.loadBMC(*m.BMC, unseal)
+		member, err := g.loadBMC(*m.BMC, medium, unseal)
 		if err != nil {
 			return nil, fmt.Errorf("reading the BMC of machine %s: %w", m.Name, err)
 		}
@@ -62,11 +63,17 @@ func (g *globals) loadBMCs(p plan.Plan, unseal func([]byte) ([]byte, error)) (se
 	return bmcs{bmc.NewRack(members, bmc.Sleep)}, nil
 }
 
-func (g *globals) loadBMC(b cluster.BMC, unseal func([]byte) ([]byte, error)) (bmc.Member, error) {
+// bootISO is the value of bmc.boot for virtual media.
+const bootISO = "iso"
+
+func (g *globals) loadBMC(b cluster.BMC, medium string, unseal func([]byte) ([]byte, error)) (bmc.Member, error) {
 	member := bmc.Member{
 		Target: bmc.Target{Kind: bmc.Kind(b.Kind), Address: b.Address, Username: b.Username, System: b.System, BIOS: b.BIOS},
 		Device: bmc.Device(b.Boot),
 		Secret: func() (bmc.Password, error) { return g.secret(b.Password, unseal) },
+	}
+	if b.Boot == bootISO {
+		member.Device, member.Media = bmc.CD, medium
 	}
 	password, err := member.Secret()
 	if err != nil {

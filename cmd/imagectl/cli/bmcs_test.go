@@ -40,7 +40,7 @@ func TestBMCsAreCheckedBeforeAnythingIsServed(t *testing.T) {
 		"too long":      {bmc: cluster.BMC{Kind: "ipmi", Password: cluster.Secret{Env: "IMAGECTL_TEST_BMC"}}, want: "its password has 21 characters, and IPMI takes at most 20"},
 		"no authority":  {bmc: cluster.BMC{Kind: "redfish", Password: cluster.Secret{File: "password"}, CA: "ca.pem"}, want: "trusting a BMC: the file of bmc.tls.ca holds no certificate"},
 	} {
-		b, err := g.loadBMCs(plan.Plan{Machines: []plan.Machine{{Name: "cp1"}, {Name: "w1", BMC: &tc.bmc}}}, unseal)
+		b, err := g.loadBMCs(plan.Plan{Machines: []plan.Machine{{Name: "cp1"}, {Name: "w1", BMC: &tc.bmc}}}, "", unseal)
 		switch {
 		case tc.want == "" && err != nil:
 			t.Errorf("%s: %v", name, err)
@@ -55,7 +55,7 @@ func TestBMCsAreCheckedBeforeAnythingIsServed(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", name, err, tc.want)
 		}
 	}
-	if b, err := g.loadBMCs(plan.Plan{Machines: []plan.Machine{{Name: "cp1"}}}, unseal); b != nil || err != nil {
+	if b, err := g.loadBMCs(plan.Plan{Machines: []plan.Machine{{Name: "cp1"}}}, "", unseal); b != nil || err != nil {
 		t.Errorf("no BMC: got %v, %v", b, err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/catalog"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/server"
+	"github.com/imagectl/imagectl/pxe/syslog"
 )
 
 // bootPath explains the boot path to operators (serverapi.BootPath).
@@ -19,7 +20,14 @@ type bootPath struct {
 	journal *server.Journal
 	catalog *catalog.Catalog
 	plan    plan.Plan
+	// notice is a sentence on the boot network, or empty.
+	notice func() string
+	// consoles are what machines said by syslog.
+	consoles *syslog.Tails
 }
+
+// consoleLines is how much of what a machine said is shown at once.
+const consoleLines = 40
 
 // Explain implements serverapi.BootPath.
 func (b *bootPath) Explain(asked string) (serverapi.BootAnswer, bool) {
@@ -38,6 +46,18 @@ func (b *bootPath) Explain(asked string) (serverapi.BootAnswer, bool) {
 		}
 	}
 	slices.SortStableFunc(out.Events, func(x, y serverapi.BootEvent) int { return x.At.Compare(y.At) })
+	heard := []string{}
+	for _, mac := range macs {
+		heard = append(heard, mac.String())
+	}
+	for _, known := range b.plan.Machines {
+		if known.Name == a.Name && known.Address.IsValid() {
+			heard = append(heard, known.Address.String())
+		}
+	}
+	for _, l := range b.consoles.Tail(consoleLines, heard...) {
+		out.Console = append(out.Console, serverapi.BootEvent{At: l.At, Stage: l.App, Detail: l.Text})
+	}
 	return out, true
 }
 
@@ -81,6 +101,14 @@ func (b *bootPath) Named(macs []string) string {
 		}
 	}
 	return found
+}
+
+// Notices implements serverapi.BootPath.
+func (b *bootPath) Notices() []string {
+	if n := b.notice(); n != "" {
+		return []string{n}
+	}
+	return nil
 }
 
 // Last implements serverapi.BootPath.

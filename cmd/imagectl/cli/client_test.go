@@ -67,10 +67,15 @@ type fakeBoot struct{}
 
 func (fakeBoot) Explain(asked string) (serverapi.BootAnswer, bool) {
 	return serverapi.BootAnswer{Action: "local", Code: "not-armed", Reason: "it is not armed", Machine: "cp1", Script: "#!ipxe\nexit\n",
-		Events: []serverapi.BootEvent{{At: time.Unix(0, 0), Stage: "dhcp", Detail: "offered 10.0.0.1"}}}, asked == "cp1"
+		Events:  []serverapi.BootEvent{{At: time.Unix(0, 0), Stage: "dhcp", Detail: "offered 10.0.0.1"}},
+		Console: []serverapi.BootEvent{{At: time.Unix(0, 0), Stage: "ipxe", Detail: "net0: link up"}}}, asked == "cp1"
 }
 
 func (fakeBoot) Last([]string) (serverapi.BootEvent, bool) { return serverapi.BootEvent{}, false }
+
+func (fakeBoot) Notices() []string {
+	return []string{"another DHCP server gives out addresses on the boot network: 10.0.0.9"}
+}
 
 // Named knows the card of a machine that a selector names.
 func (fakeBoot) Named(macs []string) string {
@@ -97,6 +102,10 @@ func (f fakeBMCs) Power(_ context.Context, _ string, a api.PowerMachineRequest_A
 	}
 	return "off", nil
 }
+
+func (fakeBMCs) Media(string) bool { return false }
+
+func (fakeBMCs) Eject(context.Context, string) error { return nil }
 
 // Boot fails where the machine is on.
 func (f fakeBMCs) Boot(_ context.Context, _ string, still func() error, _ func(string)) error {
@@ -264,7 +273,7 @@ func (r rackOnLoopback) ask(mac string) (string, error) {
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}}
 	defer tr.CloseIdleConnections()
 	_, err = apiconnect.NewEnrolServiceClient(&http.Client{Transport: tr}, r.url).Enrol(context.Background(), connect.NewRequest(&api.EnrolRequest{
-		CsrDer: csr, Mode: api.Mode_MODE_INSTALLER, Facts: &api.Facts{Interfaces: []*api.NetworkInterface{{Name: "eth0", Mac: mac, Up: true, Addresses: []string{"10.0.0.21/24"},
+		CsrDer: csr, Mode: api.Mode_MODE_INSTALLER, Facts: &api.Facts{Bmc: &api.Controller{Address: "10.9.0.12", Mac: "00:25:90:01:02:03", Vlan: 9}, Interfaces: []*api.NetworkInterface{{Name: "eth0", Mac: mac, Up: true, Addresses: []string{"10.0.0.21/24"},
 			Neighbour: &api.Neighbour{Chassis: "52:54:00:ff:00:01", System: "leaf-3a", Port: "swp7", PortDescription: "rack 3", Vlan: 101}}}},
 	}))
 	if err != nil {

@@ -56,6 +56,14 @@ func newMachinesShow(g *globals) *cobra.Command {
 				if err := printMachine(g.stdio.Out, time.Now(), m); err != nil {
 					return err
 				}
+				why, err := r.operator().Why(cmd.Context(), connect.NewRequest(&api.WhyRequest{Machine: askable(m)}))
+				switch {
+				case connect.CodeOf(err) == connect.CodeUnimplemented || connect.CodeOf(err) == connect.CodeNotFound:
+				case err != nil:
+					return r.explain(err)
+				default:
+					printEvents(g.stdio.Out, "said by syslog:", why.Msg.GetConsole())
+				}
 			}
 			return nil
 		},
@@ -72,6 +80,14 @@ func machineNamed(all []*api.MachineView, asked string) *api.MachineView {
 		}
 	}
 	return nil
+}
+
+// askable is what the boot path knows a machine by.
+func askable(m *api.MachineView) string {
+	if macs := m.GetMacs(); !m.GetKnown() && len(macs) > 0 {
+		return macs[0]
+	}
+	return m.GetName()
 }
 
 func printMachine(w io.Writer, now time.Time, m *api.MachineView) error {
@@ -91,6 +107,7 @@ func printMachine(w io.Writer, now time.Time, m *api.MachineView) error {
 		{"system", text(strings.TrimSpace(f.GetOsVersion() + ", kernel " + f.GetKernel()))},
 		{"processors", strconv.Itoa(int(f.GetCpus()))},
 		{"memory", capacity(f.GetMemoryBytes())},
+		{"bmc", text(controller(f.GetBmc()))},
 	}
 	lines = append(lines, tpmLines(m.GetTpm())...)
 	for _, l := range lines {
@@ -147,6 +164,18 @@ func tpmLines(t *api.TpmView) [][]string {
 		{"tpm.ek", t.GetEk()},
 		{"tpm", fmt.Sprintf("%s, proven at %s, %d starts, firmware %x", standing, t.GetProvenAt().AsTime().Local().Format(time.DateTime), t.GetResets(), t.GetFirmware())},
 	}
+}
+
+// controller is a BMC as the machine names it, in a few words; empty for none.
+func controller(c *api.Controller) string {
+	if c == nil {
+		return ""
+	}
+	out := c.GetAddress() + " " + c.GetMac()
+	if v := c.GetVlan(); v != 0 {
+		out += fmt.Sprintf(" vlan %d", v)
+	}
+	return strings.TrimSpace(out) + ", by the machine's own word"
 }
 
 // neighbour is a switch and its port in a few words; empty for none heard.

@@ -18,9 +18,11 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/funnel"
 	"github.com/imagectl/imagectl/pxe/metrics"
 	"github.com/imagectl/imagectl/pxe/server"
+	"github.com/imagectl/imagectl/pxe/syslog"
 )
 
 // Values of serve's --dashboard.
@@ -61,6 +63,8 @@ type monitor struct {
 	boots    *metrics.Boot
 	page     *dashboard.Dashboard
 	cluster  string
+	proxy    bool
+	consoles syslog.Tails
 	// api is set before anything is served.
 	api *serverapi.Server
 }
@@ -70,7 +74,7 @@ func newMonitor(p plan.Plan) (*monitor, error) {
 	for _, m := range p.Machines {
 		names = append(names, m.Name)
 	}
-	m := &monitor{registry: prometheus.NewRegistry(), funnel: funnel.New(names), cluster: p.Cluster}
+	m := &monitor{registry: prometheus.NewRegistry(), funnel: funnel.New(names), cluster: p.Cluster, proxy: p.Boot.DHCP != plan.DHCPAuthoritative}
 	var err error
 	if m.boots, err = metrics.New(m.registry, m.funnel); err != nil {
 		return nil, fmt.Errorf("preparing metrics: %w", err)
@@ -149,6 +153,9 @@ func (m *monitor) metricsOnly() http.Handler {
 	return mux
 }
 
+// notice is one sentence on what is wrong with the boot network; empty for nothing.
+func (m *monitor) notice() string { return dhcp.Notice(m.proxy, m.boots.DHCP().OtherServers()) }
+
 // look puts together what the parts know about each machine.
 func (m *monitor) look() dashboard.View {
 	machines, ready, summary := m.api.Look()
@@ -166,7 +173,7 @@ func (m *monitor) look() dashboard.View {
 		row := dashboard.Machine{
 			Name: s.Name, Role: s.Role, Zone: s.Zone, State: s.State, Since: s.Since, Seen: s.Seen,
 			Reason: s.Reason, Activity: s.Activity, Alarm: s.Conflict,
-			Private: &dashboard.Private{MACs: s.MACs, Address: s.Address, Log: m.log(s.MACs)}, Unlisted: !s.Known,
+			Private: &dashboard.Private{MACs: s.MACs, Address: s.Address, Log: m.log(s.MACs), Console: m.console(append([]string{s.Address}, s.MACs...))}, Unlisted: !s.Known,
 		}
 		if s.Total > 0 {
 			row.Percent = int(100 * s.Done / s.Total)
@@ -185,10 +192,20 @@ func (m *monitor) look() dashboard.View {
 	for _, b := range m.funnel.Machines() {
 		if mac := b.MAC.String(); b.Name == "" && !seen[mac] {
 			strangers = append(strangers, with(dashboard.Machine{Name: mac, Unlisted: true, Reason: "cluster.yaml does not list it",
-				Private: &dashboard.Private{Log: m.log([]string{mac})}}, b.Boot))
+				Private: &dashboard.Private{Log: m.log([]string{mac}), Console: m.console([]string{mac})}}, b.Boot))
 		}
 	}
-	return dashboard.View{Cluster: m.cluster, Ready: ready, Summary: summary, Machines: append(rows, strangers...)}
+	return dashboard.View{Cluster: m.cluster, Ready: ready, Summary: summary, Notice: m.notice(), Machines: append(rows, strangers...)}
+}
+
+// console is the end of what a machine with these addresses said, oldest first.
+func (m *monitor) console(addresses []string) []dashboard.Event {
+	const lines = 12
+	var out []dashboard.Event
+	for _, l := range m.consoles.Tail(lines, addresses...) {
+		out = append(out, dashboard.Event{At: l.At, Stage: l.App, Detail: l.Text})
+	}
+	return out
 }
 
 // log is the end of what was seen of a machine with these cards, oldest first.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/dhcp"
 )
 
 func TestServeShowsTheInventoryToNobodyByMistake(t *testing.T) {
@@ -86,6 +88,31 @@ func TestEnrolmentEndsABoot(t *testing.T) {
 	}
 	ask("", "enrol-no-facts", false, false)
 	ask("", "enrol-no-facts", false, false, "no address")
+}
+
+// Another DHCP server on the boot network is told to operators, and on the page without
+// its address.
+func TestAnotherServerIsShown(t *testing.T) {
+	t.Parallel()
+	m, err := newMonitor(plan.Plan{Cluster: "demo", Boot: plan.Boot{DHCP: plan.DHCPAuthoritative}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := &bootPath{notice: m.notice}
+	if got := path.Notices(); len(got) != 0 {
+		t.Errorf("before there is one: %v", got)
+	}
+	m.boots.DHCP().Others(func() []dhcp.Other {
+		return []dhcp.Other{{Server: netip.MustParseAddr("10.0.0.9"), Last: time.Unix(0, 0), MAC: dhcp.MAC{2, 0, 0, 0, 0, 1}}}
+	})
+	if got := path.Notices(); len(got) != 1 || !strings.Contains(got[0], "10.0.0.9 (last taken by 02:00:00:00:00:01 at 1970-01-01 00:00:00 UTC)") {
+		t.Errorf("status says %v", got)
+	}
+	w := httptest.NewRecorder()
+	m.metricsOnly().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if want := `imagectl_dhcp_other_server_seen_timestamp_seconds{server="10.0.0.9"} 0`; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("metrics have no %s", want)
+	}
 }
 
 // What /metrics says is read by Prometheus' own parser.

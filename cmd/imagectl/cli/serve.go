@@ -142,6 +142,21 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		return err
 	}
 	defer sockets.Close()
+	return g.serveOn(ctx, p, f, opened{site: site, sockets: sockets, metrics: metricsAt, bootTLS: bootTLS}, log)
+}
+
+// opened is what serve has found and opened before it reads its state.
+type opened struct {
+	site    *site
+	sockets listen.Sockets
+	// metrics is nil without --metrics, bootTLS without --boot-tls-cert.
+	metrics net.Listener
+	bootTLS *tls.Config
+}
+
+// serveOn serves on sockets that are open.
+func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on opened, log *slog.Logger) error {
+	site := on.site
 	st, err := statestore.Open(ctx, statestore.Config{Dir: f.state, Cluster: p.Cluster, Log: g.stdio.Err, Name: site.servers()[0]})
 	if err != nil {
 		return err
@@ -155,11 +170,11 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	if err != nil {
 		return err
 	}
-	bootPath := &bootPath{journal: &monitor.journal, plan: p}
+	bootPath := &bootPath{journal: &monitor.journal, plan: p, notice: monitor.notice, consoles: &monitor.consoles}
 	config := site.serverConfig()
 	config.Asked, config.Pages = monitor.asked, monitor.pages(f.dashboard)
 	config.Store, config.Boot, config.Log = st, bootPath, log
-	if config.BMC, err = g.loadBMCs(p, st.Unseal); err != nil {
+	if config.BMC, err = g.loadBMCs(p, site.medium, st.Unseal); err != nil {
 		return err
 	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
@@ -210,10 +225,11 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		leases = opened
 	}
 	tasks, err := server.BootTasks(server.Config{
-		Sockets: sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: bootTLS, BootTLSPort: f.tls.port,
+		Sockets: on.sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: on.bootTLS, BootTLSPort: f.tls.port,
 		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Peers: p.Server.Peers, Share: share(p),
 		Address6: p.Boot.DHCP6.Address, DUID: dhcp6.ServerDUID(api.CAPEM()), Leases6: leases6, Recorder: monitor, Log: log,
-		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP()},
+		Heard:  monitor.consoles.Add,
+		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP(), Syslog: monitor.boots.Syslog()},
 	})
 	if err != nil {
 		return err
@@ -223,7 +239,7 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 		return err
 	}
 	tasks = append(tasks,
-		server.Task{Name: "https", Run: func(ctx context.Context) error { return api.Serve(ctx, sockets.HTTPS) }},
+		server.Task{Name: "https", Run: func(ctx context.Context) error { return api.Serve(ctx, on.sockets.HTTPS) }},
 		server.Task{Name: "netboot", Run: api.Netboot},
 		server.Task{Name: "other servers", Run: api.Follow},
 		server.Task{Name: "state", Run: func(ctx context.Context) error { return watchState(ctx, st) }},
@@ -232,8 +248,8 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	if keeper != nil {
 		tasks = append(tasks, server.Task{Name: "backup", Run: keeper.Run})
 	}
-	if metricsAt != nil {
-		tasks = append(tasks, server.HTTPTask("metrics", metricsAt, monitor.metricsOnly(), log))
+	if on.metrics != nil {
+		tasks = append(tasks, server.HTTPTask("metrics", on.metrics, monitor.metricsOnly(), log))
 	}
 	// The sockets are open: who calls from now on is answered.
 	fmt.Fprintf(g.stdio.Out, "imagectl serve: ready: cluster %s, %d machines, https://%s\n", p.Cluster, len(p.Machines), netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPSPort)))
@@ -273,6 +289,7 @@ func listenConfig(p plan.Plan) listen.Config {
 		DHCP:       p.Boot.DHCP == plan.DHCPAuthoritative || p.Boot.DHCP == plan.DHCPProxy,
 		BootServer: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011,
 		HTTPPort:   p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
+		Syslog: p.Boot.Syslog,
 	}
 	if d := p.Boot.DHCP6; d.Address.IsValid() {
 		c.Address6, c.DHCP6 = d.Address, d.Mode != plan.DHCP6Off

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,39 +22,20 @@ import (
 
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/store"
-	testsite "github.com/imagectl/imagectl/test/site"
 )
 
 // These tests run in a network namespace of their own: make test-root.
 
 const rackAddress = "10.97.0.1"
 
-// rackSite is a directory with everything serve reads. Files that only machines
-// would read are small and made up.
+// rackSite is a site on a network of this host's, with iPXE as Debian has it.
 func rackSite(t *testing.T, machines int) string {
 	t.Helper()
 	if out, err := exec.Command("sh", "-c", "ip link set lo up; ip link show br97 >/dev/null 2>&1 || { ip link add br97 type bridge && ip addr add "+rackAddress+"/16 dev br97 && ip link set br97 up; }").CombinedOutput(); err != nil {
 		t.Fatalf("making the boot network: %v: %s", err, out)
 	}
-	dir := t.TempDir()
-	write := func(name, text string) {
-		t.Helper()
-		if err := testsite.Write(filepath.Join(dir, name), []byte(text)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("keys/flatcar.asc", "no key\n")
-	write("bin/bootstrapd", "agent")
-	write("addons/cni.yaml", "kind: ConfigMap\n")
 	var y strings.Builder
-	fmt.Fprintf(&y, `version: 1
-cluster: demo
-flatcar: {channel: stable, version: 4593.2.5, keyring: keys/flatcar.asc}
-kubernetes: {version: v1.36.3, podCIDR: 10.128.0.0/12, serviceCIDR: 10.96.0.0/16}
-etcd: {version: v3.6.5}
-cni: {version: v1.9.1}
-agent: {source: bin/bootstrapd}
-server: {address: %s}
+	fmt.Fprintf(&y, `server: {address: %s}
 boot:
   interface: br97
   dhcp: authoritative
@@ -61,11 +43,6 @@ boot:
     - cidr: 10.97.0.0/16
       range: {first: 10.97.250.1, last: 10.97.250.250}
   ipxe: {bios: /usr/lib/ipxe/undionly.kpxe, uefi: /usr/lib/ipxe/snponly.efi}
-addons:
-  - {name: cni, source: addons/cni.yaml}
-roles:
-  control-plane: {kind: control-plane}
-  worker: {kind: worker}
 machines:
   - {name: cp1, role: control-plane, match: {mac: ["52:54:00:00:00:00"]}, address: 10.97.1.1, disk: {path: /dev/vda}}
 `, rackAddress)
@@ -73,15 +50,7 @@ machines:
 		fmt.Fprintf(&y, "  - {name: w%d, role: worker, match: {mac: [\"52:54:00:00:%02x:%02x\"]}, address: 10.97.%d.%d, disk: {path: /dev/vda}}\n",
 			i, i>>8, i&255, 2+i/200, 1+i%200)
 	}
-	write("cluster.yaml", y.String())
-
-	if err := testsite.Complete(dir, func(store.Format) int64 { return 100 }); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("IMAGECTL_CONFIG", filepath.Join(dir, "context.json"))
-	t.Setenv("IMAGECTL_CACHE", filepath.Join(dir, "cache"))
-	t.Setenv("SUDO_USER", "ada")
-	return dir
+	return siteWith(t, y.String(), nil)
 }
 
 // served is a running imagectl serve.
@@ -115,14 +84,6 @@ func startServe(t *testing.T, dir string) *served {
 		t.Fatalf("serve says %q, %v\n%s", line, err, s.errors.String())
 	}
 	return s
-}
-
-// imagectl runs one command in this process.
-func imagectl(t *testing.T, args ...string) (string, string, int) {
-	t.Helper()
-	var out, errs bytes.Buffer
-	code := Main(t.Context(), Stdio{In: strings.NewReader(""), Out: &out, Err: &errs}, args)
-	return out.String(), errs.String(), code
 }
 
 func TestServeSurvivesKillAndStopsOnRequest(t *testing.T) {
@@ -322,17 +283,21 @@ func TestServeSaysWhatIsMissing(t *testing.T) {
 	}
 	_ = s.Wait()
 
-	if err := os.WriteFile("out/demo-pxe.vmlinuz", []byte("demo-pxe.vmlinuX"), 0o644); err != nil {
+	kernel, err := os.ReadFile("out/demo-pxe.vmlinuz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("out/demo-pxe.vmlinuz", bytes.Repeat([]byte("X"), len(kernel)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	fails("out/demo-pxe.vmlinuz was changed after it was built")
 	if err := os.WriteFile("out/demo-worker.raw.zst", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile("out/demo-pxe.vmlinuz", []byte("demo-pxe.vmlinuz"), 0o644); err != nil {
+	if err := os.WriteFile("out/demo-pxe.vmlinuz", kernel, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	fails("out/demo-worker.raw.zst has 0 bytes, the manifest says 19: run imagectl build")
+	fails("out/demo-worker.raw.zst has 0 bytes, the manifest says 100: run imagectl build")
 	if err := os.Remove("out/" + store.ManifestName); err != nil {
 		t.Fatal(err)
 	}
@@ -341,4 +306,62 @@ func TestServeSaysWhatIsMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	fails("imagectl.lock is missing; run imagectl lock")
+}
+
+// Each port that is somebody else's is named, and nothing of ours stays open for it.
+func TestServeLetsGoOfEverythingWhenAPortIsTaken(t *testing.T) {
+	dir := rackSite(t, 2)
+	t.Chdir(dir)
+	certificate, key := bootCertificate(t, rackAddress, time.Now())
+	for name, b := range map[string][]byte{"boot.crt": certificate, "boot.key": key} {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sockets := func() string {
+		t.Helper()
+		out, err := exec.Command("ss", "-Hlntuw").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	by := fmt.Sprintf("is taken by %s (pid %d); stop it, or let it use another interface: ", strings.TrimSpace(string(self)), os.Getpid())
+	for _, c := range []struct{ network, address, want string }{
+		{"udp4", "0.0.0.0:67", "listening on udp 0.0.0.0:67: port 67 " + by},
+		{"udp4", rackAddress + ":69", "listening on udp " + rackAddress + ":69: port 69 " + by},
+		{"tcp4", rackAddress + ":8080", "listening on tcp " + rackAddress + ":8080: port 8080 " + by},
+		{"tcp4", rackAddress + ":8443", "listening on tcp " + rackAddress + ":8443: port 8443 " + by},
+		{"tcp4", rackAddress + ":8444", "listening on tcp " + rackAddress + ":8444: port 8444 " + by},
+		{"tcp4", "127.0.0.1:9640", "listening for /metrics: listen tcp 127.0.0.1:9640: bind: address already in use; let --metrics name another port"},
+	} {
+		var held io.Closer
+		var err error
+		if c.network == "udp4" {
+			held, err = net.ListenPacket(c.network, c.address)
+		} else {
+			held, err = net.Listen(c.network, c.address)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := sockets()
+		out, errs, code := imagectl(t, "serve", "--state", "state", "--boot-tls-cert", "boot.crt", "--boot-tls-key", "boot.key", "--metrics", "127.0.0.1:9640")
+		if code != exitFailed || out != "" || !strings.HasPrefix(errs, "imagectl: "+c.want) {
+			t.Errorf("%s: got %d, %s%s; want %s", c.address, code, out, errs, c.want)
+		}
+		if after := sockets(); after != before {
+			t.Errorf("%s: open sockets before\n%safter\n%s", c.address, before, after)
+		}
+		held.Close()
+	}
+	for _, path := range []string{"state", "context.json"} {
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("%s was made: %v", path, err)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
@@ -40,6 +41,8 @@ type site struct {
 	// httpBoot is what UEFI loads by HTTP.
 	httpBoot map[boot.Firmware]httpboot.Program
 	addons   []*api.Addon
+	// medium is the URL of the installer's ISO image, where a BMC shall boot it.
+	medium string
 }
 
 // loadSite looks for what imagectl build made and imagectl lock pinned.
@@ -96,6 +99,9 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 		return nil, err
 	}
 	if err := s.addHTTPBoot(ctx, m, out, cache.Path(p.Boot.IPXEUEFI.SHA256)); err != nil {
+		return nil, err
+	}
+	if err := s.addMedium(m, out); err != nil {
 		return nil, err
 	}
 	for _, a := range p.Addons {
@@ -165,6 +171,28 @@ func (s *site) addHTTPBoot(ctx context.Context, m store.Manifest, out, ipxe stri
 	b := p.Boot.IPXEUEFI
 	s.files[b.SHA256] = ipxe
 	s.httpBoot = map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: boot.Blob{Name: "snponly.efi", SHA256: b.SHA256, Size: b.Size}}}
+	return nil
+}
+
+// addMedium makes the installer's ISO image servable where a BMC shall boot it.
+func (s *site) addMedium(m store.Manifest, out string) error {
+	i := slices.IndexFunc(s.plan.Machines, func(m plan.Machine) bool { return m.BMC != nil && m.BMC.Boot == bootISO })
+	if i < 0 {
+		return nil
+	}
+	const also = "imagectl build --format iso makes it"
+	why := fmt.Sprintf("with bmc.boot: iso of %s, a BMC boots the installer's ISO image", s.plan.Machines[i].Name)
+	if err := canBootISO(s.plan, build.SetISO); err != nil {
+		return fmt.Errorf("%s: %w; then %s", why, err, also)
+	}
+	if _, ok := m.Find("", store.ISO); !ok {
+		return fmt.Errorf("%s, which is not in %s: %s", why, filepath.Join(out, store.ManifestName), also)
+	}
+	a, err := s.artefact(m, out, "", store.ISO)
+	if err != nil {
+		return err
+	}
+	s.public, s.medium = append(s.public, blobOf(a)), s.fileURL(a)
 	return nil
 }
 

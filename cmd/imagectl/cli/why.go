@@ -50,6 +50,17 @@ func newWhy(g *globals) *cobra.Command {
 	return cmd
 }
 
+// printEvents prints a list under an empty line and a title, or nothing.
+func printEvents(w io.Writer, title string, events []*api.BootEvent) {
+	if len(events) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%s\n", title)
+	for _, e := range events {
+		fmt.Fprintf(w, "  %s  %-8s  %s\n", e.GetAt().AsTime().Local().Format(time.DateTime), text(e.GetStage()), text(e.GetDetail()))
+	}
+}
+
 func printWhy(w io.Writer, asked string, a *api.WhyResponse) error {
 	name := a.GetMachine()
 	if name == "" {
@@ -60,12 +71,8 @@ func printWhy(w io.Writer, asked string, a *api.WhyResponse) error {
 		state = "unknown"
 	}
 	fmt.Fprintf(w, "%s (%s): %s (%s)\n  %s\n", name, state, a.GetAnswer(), a.GetReasonCode(), text(a.GetReason()))
-	if len(a.GetEvents()) > 0 {
-		fmt.Fprintln(w, "\nseen on the boot path:")
-		for _, e := range a.GetEvents() {
-			fmt.Fprintf(w, "  %s  %-8s  %s\n", e.GetAt().AsTime().Local().Format(time.DateTime), text(e.GetStage()), text(e.GetDetail()))
-		}
-	}
+	printEvents(w, "seen on the boot path:", a.GetEvents())
+	printEvents(w, "said by syslog:", a.GetConsole())
 	if a.GetScript() != "" {
 		fmt.Fprintf(w, "\niPXE script:\n%s", indent(text(a.GetScript())))
 	}
