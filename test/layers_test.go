@@ -70,6 +70,11 @@ var layers = map[string][]string{
 	"images/upload/aws":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	"images/upload/azure":      {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	"images/upload/gcp":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
+	// Platforms that have no name which points to a version.
+	"images/upload/bearer":       {"images/upload", "images/upload/rest"},
+	"images/upload/glance":       {"images/store", "images/upload"},
+	"images/upload/digitalocean": {"images/store", "images/upload", "images/upload/bearer"},
+	"images/upload/hetzner":      {"images/store", "images/upload", "images/upload/bearer"},
 	// Only tests of targets use these: the suite that each has to stand, and servers
 	// in the place of platforms.
 	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload", "images/vmdk"},

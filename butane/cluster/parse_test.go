@@ -331,7 +331,26 @@ roles:`}, []string{
 			`error: upload[2]: required key "datastore" is missing, type libvirt needs it`,
 			`error: upload[2].password: type libvirt has no such key`,
 		}},
-		{"an upload to what comes later", []string{"roles:", "upload: [{name: a, type: openstack}]\nroles:"}, []string{`error: upload[0].type: openstack is not supported yet`}},
+		{"uploads to clouds", []string{"roles:", `upload:
+  - {name: a, type: openstack, options: {cloud: prod, firmware: uefi, ca: ca.pem}}
+  - {name: b, type: openstack, endpoint: "https://keystone.example.org/v3", region: eu, username: id, password: {env: S}}
+  - {name: c, type: digitalocean, region: fra1, password: {env: S}, options: {directory: "https://b.example.org/images"}}
+  - {name: d, type: hetzner, password: {env: S}, options: {serverType: cx33}}
+roles:`}, nil},
+		{"uploads to clouds that lack something", []string{"roles:", `upload:
+  - {name: a, type: openstack, endpoint: "http://keystone.example.org/v3", datastore: d}
+  - {name: b, type: digitalocean, username: u}
+  - {name: c, type: hetzner, options: {type: cx33}}
+roles:`}, []string{
+			`error: upload[0].endpoint: the password would go to keystone.example.org readable by anybody on the way`,
+			`error: upload[0].datastore: type openstack has no such key`,
+			`error: upload[1]: required key "region" is missing, type digitalocean needs it`,
+			`error: upload[1]: required key "password" is missing, type digitalocean needs it`,
+			`error: upload[1].username: type digitalocean has no such key`,
+			`error: upload[2]: required key "password" is missing, type hetzner needs it`,
+			`error: upload[2].options.type: type hetzner has no option "type"; it has serverType`,
+		}},
+		{"an upload to what nobody knows", []string{"roles:", "upload: [{name: a, type: floppy}]\nroles:"}, []string{`error: upload[0].type: "floppy" is not one of opennebula, s3, oci, libvirt, vsphere, proxmox, aws, azure, gcp, openstack, digitalocean, hetzner`}},
 		{"an upload without what it needs", []string{"roles:", "upload: [{name: a, type: opennebula, datastore: d, username: u}]\nroles:"}, []string{
 			`error: upload[0]: required key "endpoint" is missing, type opennebula needs it`,
 			`error: upload[0]: required key "password" is missing, type opennebula needs it`,

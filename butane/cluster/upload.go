@@ -96,12 +96,25 @@ func uploadTypes() []uploadType {
 		options:  []string{"ca", "project"},
 		files:    []string{"ca"},
 		remote:   true,
+	}, {
+		name:    "openstack",
+		allowed: []string{"endpoint", "insecure", "password", "region", "username"},
+		options: []string{"bus", "ca", "cloud", "firmware", "import", "visibility"},
+		files:   []string{"ca"},
+		remote:  true,
+	}, {
+		name:     "digitalocean",
+		required: []string{"password", "region"},
+		allowed:  []string{"endpoint", "insecure"},
+		options:  []string{"directory"},
+		remote:   true,
+	}, {
+		name:     "hetzner",
+		required: []string{"password"},
+		allowed:  []string{"endpoint", "insecure", "region"},
+		options:  []string{"serverType"},
+		remote:   true,
 	}}
-}
-
-// laterUploads are platforms that are not supported yet.
-func laterUploads() []string {
-	return []string{"digitalocean", "hetzner", "openstack"}
 }
 
 // uploadVerbs are what imagectl upload takes in the place of a target's name.
@@ -138,7 +151,7 @@ func (c *checker) upload(r rawUpload, u *Upload) {
 	if !r.Type.Set {
 		return
 	}
-	u.Type = c.choice(r.Type, names[0], names, laterUploads())
+	u.Type = c.choice(r.Type, names[0], names, nil)
 	if c.reported(r.Type.Path) {
 		return
 	}
