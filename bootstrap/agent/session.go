@@ -49,6 +49,7 @@ func (a *Agent) talk(ctx context.Context, mode api.Mode, changed <-chan struct{}
 		if err := a.ensureEnrolled(ctx, mode); err != nil {
 			return err
 		}
+		asked := a.Now()
 		resp, err := a.sync(ctx, mode, revision, first, changed, news())
 		switch {
 		case ctx.Err() != nil:
@@ -57,7 +58,7 @@ func (a *Agent) talk(ctx context.Context, mode api.Mode, changed <-chan struct{}
 			back.reset()
 			first = false
 			revision = resp.GetRevision()
-			a.setClock(resp.GetServerTime())
+			a.setClock(resp.GetServerTime(), a.Now().Sub(asked))
 			handle(ctx, resp)
 		case connect.CodeOf(err) == connect.CodeUnauthenticated:
 			// The server does not know this certificate any more. Enrolling again with
@@ -192,13 +193,14 @@ func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
 	var shown time.Time
 	var last string
 	for ctx.Err() == nil {
+		asked := a.Now()
 		resp, err := a.ask(ctx, mode)
 		if ctx.Err() != nil {
 			return nil
 		}
 		status := fmt.Sprintf("no server answers: %v", err)
 		if err == nil {
-			a.setClock(resp.GetServerTime())
+			a.setClock(resp.GetServerTime(), a.Now().Sub(asked))
 			status = resp.GetReason()
 			if resp.GetStatus() == api.EnrolResponse_STATUS_APPROVED {
 				if err := a.id.store([]byte(resp.GetCertificatePem())); err != nil {
@@ -272,13 +274,14 @@ func (a *Agent) announce(status string) {
 }
 
 // setClock takes the server's time when ours is plainly wrong. The server is
-// authenticated by then; certificates, etcd and kubelet all need a clock.
-func (a *Agent) setClock(server *timestamppb.Timestamp) {
+// authenticated by then; certificates, etcd and kubelet all need a clock. took is how long
+// the call was: the answer may be as old as that, in a machine that was stopped meanwhile.
+func (a *Agent) setClock(server *timestamppb.Timestamp, took time.Duration) {
 	if server == nil || !server.IsValid() {
 		return
 	}
 	t, now := server.AsTime(), a.Now()
-	if d := t.Sub(now); d < skew && d > -skew {
+	if d := t.Sub(now); d < skew && d > -skew-took {
 		return
 	}
 	a.Log.Warn("our clock is wrong; taking the server's time", "ours", now, "server", t)

@@ -13,15 +13,12 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 // Three control planes from nothing, all switched on at once, their agents killed
@@ -242,116 +239,6 @@ func (r *rack) threeAPIServers() {
 	if err != nil || strings.Count(out, "node-role.kubernetes.io/control-plane") != len(r.nodes) {
 		r.t.Errorf("the control planes' taints: %v %s", err, out)
 	}
-}
-
-// writer puts one key after another and remembers what was acknowledged.
-type writer struct {
-	*rack
-	client *clientv3.Client
-	mu     sync.Mutex
-	acked  []string
-	failed int
-	cancel func()
-	done   chan struct{}
-}
-
-func (r *rack) write() *writer {
-	r.t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: r.endpoints(), TLS: r.nodes["cp1"].certificate(r.t), Logger: zap.NewNop(),
-		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	w := &writer{rack: r, client: c, cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(w.done)
-		for i := 0; ctx.Err() == nil; i++ {
-			key := fmt.Sprintf("drill/%08d", i)
-			call, end := context.WithTimeout(ctx, 5*time.Second)
-			_, err := c.Put(call, key, key)
-			end()
-			w.mu.Lock()
-			if err == nil {
-				w.acked = append(w.acked, key)
-			} else {
-				w.failed++
-			}
-			w.mu.Unlock()
-			time.Sleep(10 * time.Millisecond) // a hundred a second are plenty
-		}
-	}()
-	r.t.Cleanup(func() { w.stop(); _ = c.Close() })
-	return w
-}
-
-func (w *writer) stop() {
-	w.cancel()
-	<-w.done
-}
-
-// more waits for another n acknowledged writes.
-func (w *writer) more(n int) {
-	w.t.Helper()
-	count := func() int {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		return len(w.acked)
-	}
-	from := count()
-	w.wait(10*time.Minute, fmt.Sprintf("%d more writes", n), func() (bool, string) { return count() >= from+n, "" })
-}
-
-func (w *writer) verify() {
-	w.t.Helper()
-	have := map[string]bool{}
-	r, err := w.client.Get(context.Background(), "drill/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	for _, kv := range r.Kvs {
-		have[string(kv.Key)] = true
-	}
-	lost := 0
-	for _, k := range w.acked {
-		if !have[k] {
-			lost++
-		}
-	}
-	if lost > 0 {
-		w.t.Errorf("%d of %d acknowledged writes are lost", lost, len(w.acked))
-	}
-	w.t.Logf("%d writes acknowledged, %d failed, %d lost", len(w.acked), w.failed, lost)
-}
-
-// asker asks the API through a node's balancer, again and again.
-type asker struct {
-	worst  time.Duration
-	cancel func()
-	done   chan struct{}
-}
-
-func (a *asker) stop() {
-	a.cancel()
-	<-a.done
-}
-
-func (r *rack) ask(name string) *asker {
-	ctx, cancel := context.WithCancel(context.Background())
-	a := &asker{cancel: cancel, done: make(chan struct{})}
-	m := r.nodes[name]
-	go func() {
-		defer close(a.done)
-		last := time.Now()
-		for ctx.Err() == nil {
-			if _, err := m.on("curl", "-skf", "--max-time", "2", "-o", "/dev/null", "https://127.0.0.1:7443/readyz"); err == nil {
-				a.worst, last = max(a.worst, time.Since(last)), time.Now()
-			}
-			time.Sleep(200 * time.Millisecond)
-		}
-	}()
-	r.t.Cleanup(a.stop)
-	return a
 }
 
 // off takes a machine's power.

@@ -51,9 +51,12 @@ type rack struct {
 	t      *testing.T
 	dir    string
 	bin    string
+	conf   serverapi.Config
 	server *serverapi.Server
-	image  serverapi.Image
-	op     apiconnect.OperatorServiceClient
+	// store is the server's; closed when it is stopped.
+	store *store.Store
+	image serverapi.Image
+	op    apiconnect.OperatorServiceClient
 	// stop stops the server.
 	stop  func()
 	nodes map[string]*machine
@@ -90,7 +93,18 @@ func run(t *testing.T, argv ...string) string {
 	return string(out)
 }
 
+// newRack switches everything on.
 func newRack(t *testing.T, names ...string) *rack {
+	t.Helper()
+	r := darkRack(t, pki.Lifetimes{}, names...)
+	for i, name := range names {
+		r.power(name, i+1)
+	}
+	return r
+}
+
+// darkRack has a server, and nodes that are off.
+func darkRack(t *testing.T, lifetimes pki.Lifetimes, names ...string) *rack {
 	t.Helper()
 	r := &rack{t: t, dir: t.TempDir(), nodes: map[string]*machine{}}
 	r.programs()
@@ -100,10 +114,7 @@ func newRack(t *testing.T, names ...string) *rack {
 	run(t, "ip", "addr", "add", "10.98.0.1/24", "dev", "br0")
 	run(t, "ip", "link", "set", "br0", "up")
 	r.image = r.makeImage()
-	r.serve(names)
-	for i, name := range names {
-		r.power(name, i+1)
-	}
+	r.serve(lifetimes, names)
 	return r
 }
 
@@ -180,7 +191,7 @@ func (r *rack) makeImage() serverapi.Image {
 }
 
 // serve starts the real server.
-func (r *rack) serve(names []string) {
+func (r *rack) serve(lifetimes pki.Lifetimes, names []string) {
 	r.t.Helper()
 	addon := []byte("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: addon\n  namespace: default\n")
 	addonSum := sha256.Sum256(addon)
@@ -188,7 +199,7 @@ func (r *rack) serve(names []string) {
 		Cluster: "native", Version: "test", NodeServers: []string{serverURL}, ServerAddresses: []netip.Addr{netip.MustParseAddr("10.98.0.1")},
 		Kubernetes: serverapi.Kubernetes{Version: version, PodCIDR: "10.244.0.0/16", ServiceCIDR: "10.96.0.0/12", DNSDomain: "cluster.local",
 			Addons: []*api.Addon{{Name: "addon", Sha256: hex.EncodeToString(addonSum[:]), Manifest: addon}}},
-		Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
+		Lifetimes: lifetimes, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
 	}
 	for i, name := range names {
 		loop := strings.TrimSpace(run(r.t, "sh", "-c", fmt.Sprintf("truncate -s %d %[2]s && losetup -f --show %[2]s", imageSize+(8<<20), filepath.Join(r.dir, name+".disk"))))
@@ -203,32 +214,9 @@ func (r *rack) serve(names []string) {
 			Allow: []*api.Firewall_Allow{{From: []string{"10.98.0.1/32"}, Ports: []uint32{2379}}},
 		})
 	}
-	st, err := store.Open(r.t.Context(), store.Config{Dir: filepath.Join(r.dir, "state"), Cluster: conf.Cluster, Log: os.Stderr, Volatile: true})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	conf.Store = st
-	if r.server, err = serverapi.New(r.t.Context(), conf); err != nil {
-		r.t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", strings.TrimPrefix(serverURL, "https://"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.server.Serve(ctx, ln) }()
-	var once sync.Once
-	r.stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				r.t.Errorf("serving: %v", err)
-			}
-			st.Close()
-		})
-	}
-	r.t.Cleanup(r.stop)
+	r.conf = conf
+	r.up()
+	r.t.Cleanup(func() { r.stop() })
 	cert, key, _, err := r.server.Operator(r.t.Context(), "ada", pki.RoleAdmin)
 	if err != nil {
 		r.t.Fatal(err)
@@ -240,6 +228,33 @@ func (r *rack) serve(names []string) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(r.server.CAPEM())
 	r.op = apiconnect.NewOperatorServiceClient(&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, ForceAttemptHTTP2: true}}, serverURL)
+}
+
+// up starts the server, for the first time or on the state that it left.
+func (r *rack) up() {
+	r.t.Helper()
+	st, err := store.Open(r.t.Context(), store.Config{Dir: filepath.Join(r.dir, "state"), Cluster: r.conf.Cluster, Log: os.Stderr, Volatile: true})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.conf.Store, r.store = st, st
+	if r.server, err = serverapi.New(r.t.Context(), r.conf); err != nil {
+		r.t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", strings.TrimPrefix(serverURL, "https://"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.server.Serve(ctx, ln) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Errorf("serving: %v", err)
+		}
+		st.Close()
+	})
 }
 
 // power switches a machine on: it netboots the installer.
@@ -357,31 +372,38 @@ var codeRE = regexp.MustCompile(`CODE +([0-9A-Z]{4}-[0-9A-Z]{4}-[0-9A-Z]{4})`)
 // approve compares the code on each console with the server's, and arms.
 func (r *rack) approve() {
 	r.t.Helper()
-	for name, m := range r.nodes {
-		// systemd would give up on a start that waited for an operator.
-		r.wait(5*time.Minute, name+"'s agent to be ready", func() (bool, string) {
-			text, err := os.ReadFile(m.Dir + "/bootstrapd.service.log")
-			return err == nil && bytes.Contains(text, []byte("notified: READY=1\n")), string(text)
-		})
-		var code string
-		r.wait(5*time.Minute, name+"'s code", func() (bool, string) {
-			text, err := os.ReadFile(m.Dir + "/console")
-			if err != nil {
-				return false, err.Error()
-			}
-			if found := codeRE.FindSubmatch(text); found != nil {
-				code = string(found[1])
-			}
-			return code != "" && r.views()[name].GetPendingCode() == code, code
-		})
-		resp, err := r.op.ApproveMachine(r.t.Context(), connect.NewRequest(&api.ApproveMachineRequest{Selection: &api.Selection{Names: []string{name}}, Codes: map[string]string{name: code}}))
-		if err != nil || !resp.Msg.GetOutcomes()[0].GetOk() {
-			r.t.Fatalf("approving %s: %v %v", name, resp, err)
+	for name := range r.nodes {
+		r.admit(name)
+	}
+}
+
+// admit is approve for one node.
+func (r *rack) admit(name string) {
+	r.t.Helper()
+	m := r.nodes[name]
+	// systemd would give up on a start that waited for an operator.
+	r.wait(5*time.Minute, name+"'s agent to be ready", func() (bool, string) {
+		text, err := os.ReadFile(m.Dir + "/bootstrapd.service.log")
+		return err == nil && bytes.Contains(text, []byte("notified: READY=1\n")), string(text)
+	})
+	var code string
+	r.wait(5*time.Minute, name+"'s code", func() (bool, string) {
+		text, err := os.ReadFile(m.Dir + "/console")
+		if err != nil {
+			return false, err.Error()
 		}
-		armed, err := r.op.ArmMachine(r.t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{name}}}))
-		if err != nil || !armed.Msg.GetOutcomes()[0].GetOk() {
-			r.t.Fatalf("arming %s: %v %v", name, armed, err)
+		if found := codeRE.FindSubmatch(text); found != nil {
+			code = string(found[1])
 		}
+		return code != "" && r.views()[name].GetPendingCode() == code, code
+	})
+	resp, err := r.op.ApproveMachine(r.t.Context(), connect.NewRequest(&api.ApproveMachineRequest{Selection: &api.Selection{Names: []string{name}}, Codes: map[string]string{name: code}}))
+	if err != nil || !resp.Msg.GetOutcomes()[0].GetOk() {
+		r.t.Fatalf("approving %s: %v %v", name, resp, err)
+	}
+	armed, err := r.op.ArmMachine(r.t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{name}}}))
+	if err != nil || !armed.Msg.GetOutcomes()[0].GetOk() {
+		r.t.Fatalf("arming %s: %v %v", name, armed, err)
 	}
 }
 
