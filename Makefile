@@ -96,7 +96,7 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	$(call say,real parts as processes (about 2 minutes))
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates' -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills' -test.v
 
 .PHONY: native-ha
 native-ha: build upstream ## three control planes as processes: joined under kills, one without power, one without disk
@@ -109,6 +109,12 @@ native-certs: build upstream ## what kubeadm made for a year is renewed by a rea
 	$(call say,kubeadm's certificates renewed (about 2 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.run Certificates -test.v
+
+.PHONY: drills
+drills: build upstream ## one of three control planes without power, cut off, stopped, with a full disk, without a server
+	$(call say,what can happen to one of three control planes (about 6 minutes))
+	go test -c -tags root -o bin/root/native.test ./test/native
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Drills -test.v
 
 .PHONY: years
 years: ## a server that is away for thirty days, and five years, by a clock of the test's own

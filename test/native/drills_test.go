@@ -3,6 +3,7 @@
 package native
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -106,7 +107,7 @@ func (d *drills) run(what, victim string, f func(*machine) time.Time) {
 		n, gap := c.since(0)
 		r.acked += n
 		r.api = max(r.api, gap)
-		r.lost += c.lost(have)
+		r.lost += lost(c.soFar(), have)
 		if n == 0 {
 			d.t.Errorf("%s of %s: nothing was written to Kubernetes through %s", what, victim, c.via)
 		}
@@ -200,8 +201,8 @@ func (d *drills) cutOff(m *machine) time.Time {
 // sleeps stops all of a node's processes, until the certificate of its agent has ended.
 func (d *drills) sleeps(m *machine) time.Time {
 	d.t.Helper()
-	end := m.agentCertificate(d.t).NotAfter
 	m.signal(d.t, syscall.SIGSTOP)
+	end := m.agentCertificate(d.t).NotAfter
 	d.writer.more(500)
 	d.wait(10*time.Minute, "the end of "+m.Name+"'s certificate", func() (bool, string) { return time.Now().After(end.Add(time.Second)), end.Format(time.TimeOnly) })
 	if now := m.agentCertificate(d.t).NotAfter; !now.Equal(end) {
@@ -217,6 +218,10 @@ func (d *drills) sleeps(m *machine) time.Time {
 		v := d.views()[m.Name]
 		return v.GetLastSeen().AsTime().After(woken), v.GetState()
 	})
+	// It had an answer of before in its hands, with the server's time of before.
+	if log, err := os.ReadFile(m.Dir + "/bootstrapd.service.log"); err != nil || bytes.Contains(log, []byte("our clock is wrong")) {
+		d.t.Errorf("%s set its clock by an old answer (%v)", m.Name, err)
+	}
 	return woken
 }
 

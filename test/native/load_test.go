@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -64,12 +65,18 @@ func (t *tally) since(n int) (int, time.Duration) {
 	return len(t.acked) - n, worst
 }
 
-// lost counts what was acknowledged and is not there.
-func (t *tally) lost(have map[string]bool) int {
+// soFar is a copy of what was acknowledged so far. Look for it after that only: the writer
+// goes on.
+func (t *tally) soFar() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return slices.Clone(t.acked)
+}
+
+// lost counts what was acknowledged and is not there.
+func lost(acked []string, have map[string]bool) int {
 	n := 0
-	for _, name := range t.acked {
+	for _, name := range acked {
 		if !have[name] {
 			n++
 		}
@@ -139,7 +146,7 @@ func (w *writer) more(n int) {
 // gone returns how many acknowledged writes are lost.
 func (w *writer) gone() int {
 	w.t.Helper()
-	have := map[string]bool{}
+	acked, have := w.soFar(), map[string]bool{}
 	r, err := w.client.Get(context.Background(), "drill/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		w.t.Fatal(err)
@@ -147,7 +154,7 @@ func (w *writer) gone() int {
 	for _, kv := range r.Kvs {
 		have[string(kv.Key)] = true
 	}
-	return w.lost(have)
+	return lost(acked, have)
 }
 
 func (w *writer) verify() {
