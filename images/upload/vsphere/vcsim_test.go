@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type vcenter struct {
 	// folder of virtual machines; the datacenter's if its name is empty.
 	folderName string
 	folder     types.ManagedObjectReference
+	renames    *sync.Mutex
 }
 
 func startVCenter(t *testing.T, secure bool) *vcenter {
@@ -53,7 +55,7 @@ func startVCenter(t *testing.T, secure bool) *vcenter {
 	server := m.Service.NewServer()
 	t.Cleanup(server.Close)
 	dc := m.Map().Any("Datacenter").(*simulator.Datacenter)
-	return &vcenter{T: t, sim: m.Map(), server: server, folder: dc.VmFolder}
+	return &vcenter{T: t, sim: m.Map(), server: server, folder: dc.VmFolder, renames: new(sync.Mutex)}
 }
 
 // fresh is another folder of the same vCenter.
@@ -99,7 +101,7 @@ func (v *vcenter) config() vsphere.Config {
 	u.User = nil
 	return vsphere.Config{
 		Endpoint: u.String(), Username: "ops", Password: "secret", Datacenter: "DC0", Pool: "DC0_C0", Datastore: "LocalDS_0",
-		Network: "VM Network", Folder: v.folderName, Host: "DC0_C0/DC0_C0_H0", Node: []byte(`{"cluster":"prod"}`), Transport: settled{http.DefaultTransport},
+		Network: "VM Network", Folder: v.folderName, Host: "DC0_C0/DC0_C0_H0", Node: []byte(`{"cluster":"prod"}`), Transport: settled{http.DefaultTransport, v.renames},
 		Random: rand.Reader, Now: time.Now, Wait: wait, Beat: never,
 	}
 }
@@ -115,22 +117,41 @@ func (v *vcenter) target(c vsphere.Config) *vsphere.Target {
 
 // settled answers an import when its machine is there: one whose answer is lost has
 // made it, or never will. A real vCenter removes it when the lease ends, and the
-// simulator does not.
-type settled struct{ base http.RoundTripper }
+// simulator does not. It lets one machine be renamed after the other: the simulator
+// looks whether a name is free and then takes it, so that two can have it at once.
+type settled struct {
+	base    http.RoundTripper
+	renames *sync.Mutex
+}
 
-var leaseOf = regexp.MustCompile(`<returnval type="HttpNfcLease">([^<]+)</returnval>`)
+var begun = regexp.MustCompile(`<returnval type="(HttpNfcLease|Task)">([^<]+)</returnval>`)
 
-const askState = `<?xml version="1.0"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><RetrievePropertiesEx xmlns="urn:vim25"><_this type="PropertyCollector">propertyCollector</_this><specSet><propSet><type>HttpNfcLease</type><pathSet>state</pathSet></propSet><objectSet><obj type="HttpNfcLease">%s</obj></objectSet></specSet><options></options></RetrievePropertiesEx></Body></Envelope>`
+// unfinished are states of leases and tasks.
+var unfinished = regexp.MustCompile(`>(initializing|running|queued)<`)
+
+const askState = `<?xml version="1.0"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><RetrievePropertiesEx xmlns="urn:vim25"><_this type="PropertyCollector">propertyCollector</_this><specSet><propSet><type>%[1]s</type><pathSet>%[2]s</pathSet></propSet><objectSet><obj type="%[1]s">%[3]s</obj></objectSet></specSet><options></options></RetrievePropertiesEx></Body></Envelope>`
 
 func (s settled) RoundTrip(r *http.Request) (*http.Response, error) {
-	text, resp, err := s.send(r, nil)
-	lease := leaseOf.FindStringSubmatch(text)
-	for err == nil && lease != nil {
-		state, _, err := s.send(r, []byte(fmt.Sprintf(askState, lease[1])))
+	var body []byte
+	if strings.HasSuffix(r.URL.Path, "/sdk") {
+		var err error
+		if body, err = io.ReadAll(r.Body); err != nil {
+			return nil, err
+		}
+	}
+	if bytes.Contains(body, []byte("<Rename_Task ")) {
+		s.renames.Lock()
+		defer s.renames.Unlock()
+	}
+	text, resp, err := s.send(r, body)
+	what := begun.FindStringSubmatch(text)
+	for err == nil && what != nil {
+		property := map[string]string{"HttpNfcLease": "state", "Task": "info.state"}[what[1]]
+		state, _, err := s.send(r, []byte(fmt.Sprintf(askState, what[1], property, what[2])))
 		if err != nil {
 			return nil, err
 		}
-		if !strings.Contains(state, ">initializing<") {
+		if !unfinished.MatchString(state) {
 			break
 		}
 	}
@@ -140,7 +161,7 @@ func (s settled) RoundTrip(r *http.Request) (*http.Response, error) {
 // send sends a request, with another body if there is one, and reads the answer.
 func (s settled) send(r *http.Request, body []byte) (string, *http.Response, error) {
 	if body != nil {
-		r = r.Clone(context.Background())
+		r = r.Clone(context.WithoutCancel(r.Context()))
 		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	}
 	resp, err := s.base.RoundTrip(r)
