@@ -37,8 +37,9 @@ func Configure(ctx context.Context, h *host.Host, log *slog.Logger, waiting func
 	if _, err := h.Run(ctx, host.Command{Argv: []string{"modprobe", "--quiet", "qemu_fw_cfg"}}); err != nil {
 		log.Debug("loading qemu_fw_cfg failed", "err", err)
 	}
+	web := platform.Client()
 	for said := ""; ; {
-		conf, from, err := platform.Find(ctx, h)
+		conf, from, err := platform.Find(ctx, h, web)
 		if err == nil {
 			log.Info("the platform says which server this machine belongs to", "from", from, "cluster", conf.Cluster, "servers", conf.Servers)
 			return conf, keep(h, conf)

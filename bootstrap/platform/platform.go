@@ -9,6 +9,8 @@
 //	config-2     OpenStack, KubeVirt: the file openstack/latest/user_data
 //	OVF ENV      vSphere: the property guestinfo.imagectl.node of ovf-env.xml, by the
 //	             OVF transport "iso"
+//	metadata     EC2, Google Cloud, Azure, Hetzner, DigitalOcean, OpenStack: the user
+//	             data, by HTTP from the cloud's own address
 //
 // VMware's other transport, guestinfo, is read through an I/O port that only its
 // tools know how to use, and Flatcar's generic image has none.
@@ -79,8 +81,9 @@ func media() []medium {
 }
 
 // Find returns the first configuration and where it was found. Without one its
-// error says what was looked for and what is wrong with what was there.
-func Find(ctx context.Context, m Machine) (conf nodeconf.Config, from string, err error) {
+// error says what was looked for and what is wrong with what was there. It may take as
+// long as web lets a request take, twice.
+func Find(ctx context.Context, m Machine, web Web) (conf nodeconf.Config, from string, err error) {
 	var wrong []error
 	try := func(name string, b []byte, err error) bool {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -109,10 +112,19 @@ func Find(ctx context.Context, m Machine) (conf nodeconf.Config, from string, er
 			return conf, from, nil
 		}
 	}
+	s, err := cloud(m)
+	if s != nil {
+		b, err := s.userData(ctx, web)
+		if try("the metadata of "+s.name, b, err) {
+			return conf, from, nil
+		}
+	} else if err != nil {
+		wrong = append(wrong, fmt.Errorf("finding out which cloud this is: %w", err))
+	}
 	if len(wrong) > 0 {
 		return nodeconf.Config{}, "", fmt.Errorf("what the platform says is of no use: %w", errors.Join(wrong...))
 	}
-	return nodeconf.Config{}, "", fmt.Errorf("the platform says nothing: there is no fw_cfg key %s, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV", FirmwareKey)
+	return nodeconf.Config{}, "", fmt.Errorf("the platform says nothing: there is no fw_cfg key %s, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV, and the firmware names no cloud", FirmwareKey)
 }
 
 // parse reads node.json, as it is or in base64.

@@ -92,7 +92,7 @@ func TestFindTakesWhatEachPlatformGives(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got, from, err := Find(t.Context(), tt.guest)
+			got, from, err := Find(t.Context(), tt.guest, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -112,7 +112,7 @@ func TestFindSaysWhatIsWrong(t *testing.T) {
 		guest guest
 		want  string
 	}{
-		{"nothing", guest{}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV"},
+		{"nothing", guest{}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV, and the firmware names no cloud"},
 		{"cloud-config", guest{"cidata user-data": "#cloud-config\nusers: []\n"}, useless + "cidata user-data: it is neither the JSON that imagectl machines config prints, nor that in base64"},
 		{"an installer's", guest{firmwareFile: installer}, useless + `fw_cfg opt/org.imagectl/node: mode is "installer"; a machine that runs from its disk takes "node" only`},
 		{"cut off", guest{firmwareFile: installer[:40]}, useless + "fw_cfg opt/org.imagectl/node: parsing node configuration: unexpected EOF"},
@@ -131,7 +131,7 @@ func TestFindSaysWhatIsWrong(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			_, _, err := Find(t.Context(), tt.guest)
+			_, _, err := Find(t.Context(), tt.guest, nil)
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("got %v\nwant %s", err, tt.want)
 			}
