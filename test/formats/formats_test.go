@@ -9,10 +9,13 @@ package formats
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"flag"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,6 +47,8 @@ type clone struct {
 	channel  channel
 	// from is what the agent says about it.
 	from string
+	// as is its name where the format's is taken.
+	as string
 }
 
 const isoFormat = "iso"
@@ -52,7 +57,7 @@ func (c clone) name() string {
 	if c.format == isoFormat {
 		return c.format + "-" + string(c.firmware)
 	}
-	return c.format
+	return cmp.Or(c.as, c.format)
 }
 
 // channel puts node.json where the machine finds it.
@@ -63,11 +68,12 @@ func clones() []clone {
 	all := []clone{
 		{format: isoFormat, firmware: vm.OVMF},
 		{format: isoFormat, firmware: vm.SeaBIOS},
-		{"ova", "vmdk", vm.OVMF, ovfEnvironment, "OVF ENV ovf-env.xml"},
-		{"raw", "raw", vm.SeaBIOS, firmwareKey, "fw_cfg opt/org.imagectl/node"},
-		{"qcow2", "qcow2", vm.SeaBIOS, openNebula, "CONTEXT context.sh"},
-		{"vmdk", "vmdk", vm.SeaBIOS, cidata, "cidata user-data"},
-		{"vhd", "vpc", vm.SeaBIOS, configDrive, "config-2 openstack/latest/user_data"},
+		{format: "ova", driver: "vmdk", firmware: vm.OVMF, channel: ovfEnvironment, from: "OVF ENV ovf-env.xml"},
+		{format: "raw", driver: "raw", firmware: vm.SeaBIOS, channel: firmwareKey, from: "fw_cfg opt/org.imagectl/node"},
+		{format: "qcow2", driver: "qcow2", firmware: vm.SeaBIOS, channel: openNebula, from: "CONTEXT context.sh"},
+		{format: "vmdk", driver: "vmdk", firmware: vm.SeaBIOS, channel: cidata, from: "cidata user-data"},
+		{format: "vhd", driver: "vpc", firmware: vm.SeaBIOS, channel: configDrive, from: "config-2 openstack/latest/user_data"},
+		{format: "raw", driver: "raw", firmware: vm.SeaBIOS, channel: hetzner, from: "the metadata of Hetzner", as: "cloud"},
 	}
 	if *only == "" {
 		return all
@@ -292,7 +298,7 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 func formatList(all []clone) string {
 	var names []string
 	for _, c := range all {
-		if !installs(c) {
+		if !installs(c) && !slices.Contains(names, c.format) {
 			names = append(names, c.format)
 		}
 	}
@@ -323,6 +329,22 @@ func overlay(t *testing.T, rack *lab.Lab, c clone) string {
 func firmwareKey(t *testing.T, c *vm.Config, nodeJSON []byte) {
 	c.FirmwareKey, c.FirmwareData = "opt/org.imagectl/node", filepath.Join(t.TempDir(), "node.json")
 	write(t, c.FirmwareData, nodeJSON)
+}
+
+// hetzner makes the machine one of Hetzner's, with a metadata service as Hetzner
+// documents it. The machine reaches it by its router.
+func hetzner(t *testing.T, c *vm.Config, nodeJSON []byte) {
+	c.Manufacturer = "Hetzner"
+	run(t, "ip", "address", "add", "169.254.169.254/32", "dev", "lo")
+	l, err := net.Listen("tcp4", "169.254.169.254:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /hetzner/v1/userdata", func(w http.ResponseWriter, _ *http.Request) { w.Write(nodeJSON) })
+	s := &http.Server{Handler: mux}
+	go s.Serve(l) // ends with Close
+	t.Cleanup(func() { s.Close() })
 }
 
 // openNebula makes the CD of OpenNebula's context (its tm/common/context calls

@@ -48,6 +48,8 @@ type Config struct {
 	MAC        string
 	UUID       string
 	Serial     string
+	// Manufacturer is SMBIOS' of the system; empty for QEMU's own.
+	Manufacturer string
 	// Tap is an existing tap device.
 	Tap string
 	// DiskFirst makes the firmware prefer its disk over the network. UEFI is told at
@@ -202,7 +204,7 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 	args := []string{
 		"-name", cfg.Name, "-machine", machine, "-accel", string(cfg.Accel), "-cpu", cpu,
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
-		"-uuid", cfg.UUID, "-smbios", "type=1,serial=" + cfg.Serial,
+		"-uuid", cfg.UUID, "-smbios", cfg.system(),
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std",
 		"-serial", "stdio", "-monitor", "none",
 		"-qmp", "unix:" + cfg.qmpPath() + ",server=on,wait=off",
@@ -246,6 +248,15 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 		return nil, fmt.Errorf("starting guest %s: unknown firmware %q", cfg.Name, cfg.Firmware)
 	}
 	return args, nil
+}
+
+// system is the table in which firmware says whose machine it is (SMBIOS, type 1).
+func (c Config) system() string {
+	table := "type=1,serial=" + c.Serial
+	if c.Manufacturer != "" {
+		table += ",manufacturer=" + c.Manufacturer
+	}
+	return table
 }
 
 func (c Config) qmpPath() string { return filepath.Join(c.Dir, c.Name+".qmp") }
