@@ -26,8 +26,8 @@ type fake struct {
 	families   map[string]map[string]any
 	versions   map[string]*fakeVersion // by FAMILY/NUMBER
 	machines   []map[string]any
-	operations map[string]string // what beginGetAccess will have said, by path
-	writes     []string          // ranges, as they came
+	operations map[string]*fakeAccess // what beginGetAccess began, by path
+	writes     []string               // ranges, as they came
 	// full: there is a quota of disks. strict: an open disk is not opened again.
 	full, strict bool
 	// throttle answers that many requests with "later"; signIns counts tokens.
@@ -44,6 +44,12 @@ type fakeDisk struct {
 	created time.Time
 }
 
+type fakeAccess struct {
+	disk string
+	// looks until its address is told.
+	looks int
+}
+
 type fakeVersion struct {
 	doc  map[string]any
 	disk string
@@ -57,7 +63,7 @@ const (
 )
 
 func newFake() *fake {
-	return &fake{now: time.Unix(1_790_000_000, 0).UTC(), disks: map[string]*fakeDisk{}, families: map[string]map[string]any{}, versions: map[string]*fakeVersion{}, operations: map[string]string{}}
+	return &fake{now: time.Unix(1_790_000_000, 0).UTC(), disks: map[string]*fakeDisk{}, families: map[string]map[string]any{}, versions: map[string]*fakeVersion{}, operations: map[string]*fakeAccess{}}
 }
 
 func (f *fake) clock() time.Time {
@@ -94,14 +100,12 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		no(w, http.StatusBadRequest, "MissingApiVersionParameter")
 		return
 	}
-	if sas, ok := f.operations[path]; ok {
-		if sas == "" {
+	if o, ok := f.operations[path]; ok {
+		if d := f.disks[o.disk]; o.looks > 0 || d == nil {
+			o.looks--
 			w.WriteHeader(http.StatusAccepted)
 		} else {
-			reply(w, map[string]any{"accessSAS": sas})
-		}
-		for _, d := range f.disks {
-			f.operations[path] = d.sas
+			reply(w, map[string]any{"accessSAS": d.sas})
 		}
 		return
 	}
@@ -250,7 +254,7 @@ func (f *fake) disk(w http.ResponseWriter, r *http.Request, name string, verb []
 		}
 		d.state, d.sas = "ActiveUpload", f.url+"/blob/"+name+"?sv=2021&sig=signature"
 		at := fmt.Sprintf("/subscriptions/sub/operations/%d", len(f.operations))
-		f.operations[at] = ""
+		f.operations[at] = &fakeAccess{disk: name, looks: 1}
 		w.Header().Set("Location", f.url+at+"?api-version=2024-03-02")
 		w.WriteHeader(http.StatusAccepted)
 	case len(verb) == 1 && verb[0] == "endGetAccess":
