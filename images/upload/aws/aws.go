@@ -7,8 +7,7 @@
 // AMI's ID and whose history says what was before.
 //
 // The three APIs are called by hand over Amazon's own signer: service/ec2 of the
-// SDK is larger than all of imagectl's other packages together, and eleven calls
-// are needed of it. Block checksums and their aggregation are as awslabs/coldsnap
+// SDK is very large, and eleven calls are needed of it. Block checksums and their aggregation are as awslabs/coldsnap
 // makes them.
 package aws
 

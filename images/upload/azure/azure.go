@@ -7,8 +7,8 @@
 // the highest version that is not excluded from "latest". So every version is made
 // excluded, and Promote includes one and excludes the others.
 //
-// Of Azure's SDK nothing is used: its compute module alone is larger than imagectl,
-// and what is needed of it is twelve requests.
+// Of Azure's SDK nothing is used: its compute module is very large, and what is needed
+// of it is twelve requests.
 package azure
 
 import (
