@@ -16,18 +16,27 @@ type Pruned struct {
 
 // Prune deletes all finished objects of a family but the keep newest. What is
 // current, what was so before, and what is in use stays whatever its age. keep is
-// at least 1. dry changes nothing.
-func Prune(ctx context.Context, t Target, name string, keep int, dry bool) ([]Pruned, error) {
+// at least 1. dry changes nothing. agree is asked before anything is deleted, unless it
+// is nil; its error ends all. Nothing goes but what it was shown, and of that only what
+// is still to go then.
+func Prune(ctx context.Context, t Target, name string, keep int, dry bool, agree func([]Pruned) error) ([]Pruned, error) {
 	if name == "" || keep < 1 {
 		return nil, fmt.Errorf("pruning %q: want a family's name and at least 1 to keep, got %d", name, keep)
 	}
-	all, err := t.List(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("listing %s: %w", name, err)
+	out, err := planPrune(ctx, t, name, keep)
+	if err != nil || dry {
+		return out, err
 	}
-	out := decidePrune(all, keep)
-	if dry {
-		return out, nil
+	if agree != nil {
+		if err := agree(out); err != nil {
+			return nil, err
+		}
+		// People take their time to answer.
+		now, err := planPrune(ctx, t, name, keep)
+		if err != nil {
+			return nil, err
+		}
+		out = stillToGo(out, now)
 	}
 	var failed []error
 	for i, p := range out {
@@ -45,6 +54,28 @@ func Prune(ctx context.Context, t Target, name string, keep int, dry bool) ([]Pr
 		}
 	}
 	return out, errors.Join(failed...)
+}
+
+func planPrune(ctx context.Context, t Target, name string, keep int) ([]Pruned, error) {
+	all, err := t.List(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("listing %s: %w", name, err)
+	}
+	return decidePrune(all, keep), nil
+}
+
+// stillToGo is now's plan without what was not in the one that was agreed to.
+func stillToGo(agreed, now []Pruned) []Pruned {
+	to := map[string]bool{}
+	for _, p := range agreed {
+		to[p.Object.ID] = p.Deleted
+	}
+	for i, p := range now {
+		if p.Deleted && !to[p.Object.ID] {
+			now[i].Deleted, now[i].Reason = false, "was not to be deleted when you were asked"
+		}
+	}
+	return now
 }
 
 // decidePrune says for each object, oldest first, what shall become of it.

@@ -44,6 +44,52 @@ func TestPruneDecides(t *testing.T) {
 	}
 }
 
+// lists is a target of which only lists are asked for, each time the next, and that
+// deletes.
+type lists struct {
+	Target
+	all  [][]Object
+	gone []string
+}
+
+func (l *lists) List(context.Context, string) ([]Object, error) {
+	now := l.all[0]
+	l.all = l.all[1:]
+	return now, nil
+}
+
+func (l *lists) Delete(_ context.Context, o Object) error {
+	l.gone = append(l.gone, o.ID)
+	return nil
+}
+
+func TestPruneDeletesOnlyWhatWasAgreedTo(t *testing.T) {
+	t.Parallel()
+	a, b, c, d := Object{ID: "a"}, Object{ID: "b"}, Object{ID: "c"}, Object{ID: "d"}
+	promoted := a
+	promoted.Current = true
+	l := &lists{all: [][]Object{
+		{a, b, c, d},                   // a and b would go
+		{promoted, b, c, d, {ID: "e"}}, // a was promoted, and c is not of the newest two any more
+	}}
+	got, err := Prune(t.Context(), l, "demo", 2, false, func(would []Pruned) error {
+		if len(would) != 4 || !would[0].Deleted || !would[1].Deleted || would[2].Deleted {
+			t.Errorf("asked about %+v", would)
+		}
+		return nil
+	})
+	if err != nil || fmt.Sprint(l.gone) != "[b]" {
+		t.Errorf("deleted %v, %v", l.gone, err)
+	}
+	if len(got) != 5 || got[2].Deleted || got[2].Reason != "was not to be deleted when you were asked" {
+		t.Errorf("says %+v", got)
+	}
+	l = &lists{all: [][]Object{{a, b, c, d}}}
+	if _, err := Prune(t.Context(), l, "demo", 2, false, func([]Pruned) error { return errors.New("no") }); err == nil || len(l.gone) != 0 {
+		t.Errorf("after a no: deleted %v, %v", l.gone, err)
+	}
+}
+
 func TestErrorsKeepTheirKind(t *testing.T) {
 	t.Parallel()
 	gone, cancel := context.WithCancel(t.Context())

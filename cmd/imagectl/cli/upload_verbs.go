@@ -173,11 +173,7 @@ func newUploadPrune(g *globals) *cobra.Command {
 				return err
 			}
 			return g.at(cmd.Context(), args[0], func(ctx context.Context, _ destination, t upload.Target) error {
-				if !dry && !yes {
-					would, err := upload.Prune(ctx, t, family, keep, true)
-					if err != nil {
-						return err
-					}
+				agree := func(would []upload.Pruned) error {
 					if err := printPruned(g, formatTable, would, "would be deleted"); err != nil {
 						return err
 					}
@@ -189,8 +185,15 @@ func newUploadPrune(g *globals) *cobra.Command {
 					if strings.TrimSpace(answer) != "yes" {
 						return fmt.Errorf("nothing was deleted: the answer was not yes")
 					}
+					return nil
 				}
-				got, err := upload.Prune(ctx, t, family, keep, dry)
+				if yes {
+					agree = nil
+				}
+				got, err := upload.Prune(ctx, t, family, keep, dry, agree)
+				if err != nil && got == nil {
+					return err
+				}
 				word := "deleted"
 				if dry {
 					word = "would be deleted"

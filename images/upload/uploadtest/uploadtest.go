@@ -322,7 +322,7 @@ func prune(b *bench) {
 		want[all[1].Object.ID] = true
 	}
 	for _, dry := range []bool{true, false} {
-		got, err := upload.Prune(b.Context(), b.target, family, 2, dry)
+		got, err := upload.Prune(b.Context(), b.target, family, 2, dry, nil)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -339,7 +339,7 @@ func prune(b *bench) {
 	if b.current() != all[2].Object.ID {
 		b.Errorf("current is %s", b.current())
 	}
-	if _, err := upload.Prune(b.Context(), b.target, family, 0, false); err == nil {
+	if _, err := upload.Prune(b.Context(), b.target, family, 0, false, nil); err == nil {
 		b.Error("pruning down to nothing is not refused")
 	}
 }
@@ -491,7 +491,7 @@ func foreign(b *bench) {
 	if _, _, err := upload.Rollback(b.Context(), b.target, family); err != nil {
 		b.Error(err)
 	}
-	if _, err := upload.Prune(b.Context(), b.target, family, 1, false); err != nil {
+	if _, err := upload.Prune(b.Context(), b.target, family, 1, false, nil); err != nil {
 		b.Error(err)
 	}
 	if _, err := upload.Cleanup(b.Context(), b.target, b.state, targetName); err != nil {
