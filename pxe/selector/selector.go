@@ -109,6 +109,10 @@ func parse(name Field, text string) (pattern, error) {
 		}
 		return pattern{prefix: p}, nil
 	case len(text) > 1 && strings.HasPrefix(text, "/") && strings.HasSuffix(text, "/"):
+		// By itself first: it must not end the parenthesis that it gets.
+		if _, err := regexp.Compile(text[1 : len(text)-1]); err != nil {
+			return pattern{}, fmt.Errorf("%q is not a regular expression: %w", text, err)
+		}
 		match, err := regexp.Compile(`^(?:` + text[1:len(text)-1] + `)$`)
 		if err != nil {
 			return pattern{}, fmt.Errorf("%q is not a regular expression: %w", text, err)
