@@ -111,14 +111,43 @@ func (s *Server) self() audit.Actor {
 	return audit.Actor{Subject: pki.Identity{Cluster: s.cfg.Cluster, Kind: pki.KindServer, Name: "imagectl"}.String()}
 }
 
-// VerifyAudit reads the whole audit log and checks its chain.
-func (s *Server) VerifyAudit(ctx context.Context) (audit.Tip, error) {
+// auditTip is where the audit log ends now.
+func (s *Server) auditTip(ctx context.Context) (audit.Tip, error) {
 	var tip audit.Tip
-	if err := s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
+	err := s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
+		tip = audit.Tip{}
 		_, err := tx.Value(valueAuditTip, &tip)
 		return err
-	}); err != nil {
+	})
+	return tip, err
+}
+
+// VerifyAudit reads the whole audit log, up to where it ends at the call, and checks its
+// chain. It may grow meanwhile.
+func (s *Server) VerifyAudit(ctx context.Context) (audit.Tip, error) {
+	tip, err := s.auditTip(ctx)
+	if err != nil {
 		return audit.Tip{}, err
 	}
-	return tip, audit.Verify(s.cfg.Store.AuditLines(ctx), tip)
+	behind := false
+	lines := func(yield func([]byte, error) bool) {
+		seq := uint64(0)
+		for line, err := range s.cfg.Store.AuditLines(ctx) {
+			if seq++; err == nil && seq > tip.Seq {
+				behind = true
+				return
+			}
+			if !yield(line, err) {
+				return
+			}
+		}
+	}
+	if err := audit.Verify(lines, tip); err != nil || !behind {
+		return tip, err
+	}
+	now, err := s.auditTip(ctx)
+	if err == nil && now == tip {
+		err = fmt.Errorf("verifying audit log: there are entries behind its end, %d", tip.Seq)
+	}
+	return tip, err
 }

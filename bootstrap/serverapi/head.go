@@ -5,19 +5,13 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
-	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
 // auditHead is the end of the audit log now, signed; nil for an empty log. It is read each
 // time: another server may have written, and a node must never be shown an older one than
 // before.
 func (s *Server) auditHead(ctx context.Context) (*api.AuditHead, error) {
-	var tip audit.Tip
-	err := s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
-		tip = audit.Tip{}
-		_, err := tx.Value(valueAuditTip, &tip)
-		return err
-	})
+	tip, err := s.auditTip(ctx)
 	if err != nil || tip.Seq == 0 {
 		return nil, err
 	}

@@ -1,11 +1,14 @@
 package serverapi
 
 import (
+	"context"
+	"strings"
 	"testing"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
 // Each answer to a node carries the end of the log, signed, and it is the log's; that it
@@ -36,4 +39,56 @@ func TestNodesAreShownTheEndOfTheAuditLog(t *testing.T) {
 	}
 	r.restart(cfg)
 	check("after a restart")
+}
+
+func TestTheLogIsWholeWhileItGrows(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	ctx, stop := context.WithCancel(t.Context())
+	written := make(chan int)
+	go func() {
+		n := 0
+		for ctx.Err() == nil {
+			if err := r.change(ctx, r.self(), func(c *change) error {
+				c.log(audit.Entry{Action: "test"})
+				return nil
+			}); err == nil {
+				n++
+			}
+		}
+		written <- n
+	}()
+	for range 50 {
+		if _, err := r.VerifyAudit(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	stop()
+	if n := <-written; n == 0 {
+		t.Error("nothing was written meanwhile")
+	}
+}
+
+func TestAnEntryBehindTheEndIsFound(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	tip, err := r.VerifyAudit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tip.Seq += 1000 // the server itself adds some at its start
+	if err := r.store.Change(t.Context(), func(tx *store.Tx) error {
+		line, next, err := audit.Seal(tip, audit.Entry{Action: "test"})
+		tx.PutAudit(next.Seq, line)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	// While the log grows, what is behind its end may be what has just been added.
+	for err == nil && t.Context().Err() == nil {
+		_, err = r.VerifyAudit(t.Context())
+	}
+	if err == nil || !strings.Contains(err.Error(), "entries behind its end") {
+		t.Errorf("got %v", err)
+	}
 }

@@ -37,12 +37,12 @@ func failed(ctx context.Context, doing string, err error) error {
 }
 
 // kindOf knows the codes whose status says less than they do; nil for the others.
-// They are Amazon's, MinIO's and Ceph's.
+// They are Amazon's, MinIO's and Ceph's, and XAdminUserNotFound is versitygw's.
 func kindOf(answer minio.ErrorResponse) (kind error, hint string) {
 	switch code := answer.Code; {
 	case code == "RequestTimeTooSkewed":
 		return upload.ErrAuth, "the clock of this machine or the store's is wrong"
-	case code == "InvalidAccessKeyId", code == "SignatureDoesNotMatch", code == "AccessDenied", code == "ExpiredToken", code == "InvalidToken":
+	case code == "InvalidAccessKeyId", code == "SignatureDoesNotMatch", code == "AccessDenied", code == "ExpiredToken", code == "InvalidToken", code == "XAdminUserNotFound":
 		return upload.ErrAuth, ""
 	case code == "AuthorizationHeaderMalformed", code == "InvalidRegion":
 		return upload.ErrAuth, "is the region right?"

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -131,14 +132,22 @@ type roundTrip func(*http.Request) (*http.Response, error)
 // RoundTrip implements http.RoundTripper.
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// cutAt loses the connection with a part of a file.
+// cutAt loses the connection with a part of a file, once another part has arrived.
 func cutAt(part string) http.RoundTripper {
+	arrived := make(chan struct{})
+	var once sync.Once
 	return roundTrip(func(r *http.Request) (*http.Response, error) {
-		if r.URL.Query().Get("partNumber") == part {
+		number := r.URL.Query().Get("partNumber")
+		if number == part {
+			<-arrived
 			r.Body.Close()
 			return nil, io.ErrUnexpectedEOF
 		}
-		return http.DefaultTransport.RoundTrip(r)
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if err == nil && number != "" && r.Method == http.MethodPut {
+			once.Do(func() { close(arrived) })
+		}
+		return resp, err
 	})
 }
 
