@@ -221,6 +221,11 @@ func (t *Target) sendImage(ctx context.Context, img upload.Image, key string, j 
 		told = failed(ctx, "putting the parts of "+key+" together", err)
 	}
 	if err != nil && !missing(answered(err)) {
+		// A store that failed may have done it all the same, or another upload of the image
+		// has. What is left of this one then goes with the journal.
+		if there, err := t.isThere(ctx, img, key); err == nil && there {
+			return nil
+		}
 		return told
 	}
 	// Also when the upload is gone: another one of the same image may have finished
