@@ -2,6 +2,7 @@ package s3
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 func platform(t *testing.T, c Config) uploadtest.Platform {
 	t.Helper()
 	c.Region, c.Tries, c.Now = "us-east-1", 1, time.Now
+	c.Looks = cmp.Or(c.Looks, 1)
 	made := func(c Config) *Target {
 		to, err := New(c)
 		if err != nil {

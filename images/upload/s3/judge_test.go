@@ -43,7 +43,7 @@ func gateway(t *testing.T) Config {
 		}
 		return resp.Body.Close()
 	})
-	return Config{Endpoint: "http://" + address, AccessKey: accessKey, SecretKey: "secret-of-the-operator", Region: "us-east-1", Now: time.Now}
+	return Config{Endpoint: "http://" + address, AccessKey: accessKey, SecretKey: "secret-of-the-operator", Region: "us-east-1", Looks: 5, Now: time.Now}
 }
 
 // withBucket makes a bucket.

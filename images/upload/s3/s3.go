@@ -49,6 +49,10 @@ type Config struct {
 	Transport http.RoundTripper
 	// Tries of each request before it has failed; 0 for 5. They take three seconds.
 	Tries int
+	// Looks is how often an object is looked for whose upload has ended, perhaps by
+	// another one of the same image: not every store makes it in the same step. 0 for 5,
+	// which take 1.5 seconds.
+	Looks int
 	// PartSize in bytes; 0 for 16 MiB. It grows for files of more than 10,000 parts.
 	// Stores refuse less than 5 MiB for any part but the last.
 	PartSize int64
@@ -59,6 +63,8 @@ type Config struct {
 const (
 	defaultPrefix = "images"
 	defaultTries  = 5
+	defaultLooks  = 5
+	firstPause    = 100 * time.Millisecond // between two looks; the next ones double
 	// defaultPart makes a retry cheap and 10,000 of them 156 GiB.
 	defaultPart = 16 << 20
 	// maxParts is Amazon's limit, which the others took over.
@@ -76,6 +82,7 @@ type Target struct {
 	bucket   string
 	prefix   string
 	partSize int64
+	looks    int
 	now      func() time.Time
 }
 
@@ -106,6 +113,7 @@ func New(c Config) (*Target, error) {
 		bucket:   c.Bucket,
 		prefix:   cmp.Or(strings.Trim(c.Prefix, "/"), defaultPrefix),
 		partSize: cmp.Or(c.PartSize, defaultPart),
+		looks:    cmp.Or(c.Looks, defaultLooks),
 		now:      c.Now,
 	}, nil
 }

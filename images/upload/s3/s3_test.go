@@ -40,7 +40,7 @@ func serve(t *testing.T, f *fake) *httptest.Server {
 
 func target(t *testing.T, f *fake, url string) *Target {
 	t.Helper()
-	got, err := New(Config{Endpoint: url, Bucket: bucket, AccessKey: accessKey, SecretKey: "secret", Tries: 1, PartSize: partSize,
+	got, err := New(Config{Endpoint: url, Bucket: bucket, AccessKey: accessKey, SecretKey: "secret", Tries: 1, Looks: 1, PartSize: partSize,
 		Now: func() time.Time { f.mu.Lock(); defer f.mu.Unlock(); return f.now }})
 	if err != nil {
 		t.Fatal(err)

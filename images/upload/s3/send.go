@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 
@@ -124,6 +125,23 @@ func (t *Target) isThere(ctx context.Context, img upload.Image, key string) (boo
 	return true, nil
 }
 
+// appears looks for an object whose upload has ended.
+func (t *Target) appears(ctx context.Context, img upload.Image, key string) (bool, error) {
+	pause := firstPause
+	for n := 1; ; n++ {
+		there, err := t.isThere(ctx, img, key)
+		if there || err != nil || n >= t.looks {
+			return there, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, failed(ctx, "looking for "+key, ctx.Err())
+		case <-time.After(pause):
+		}
+		pause *= 2
+	}
+}
+
 // Upload sends the file, then the documents, then the record.
 func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal, ev upload.Events) (upload.Object, error) {
 	if err := checkNames(img); err != nil {
@@ -222,15 +240,21 @@ func (t *Target) sendImage(ctx context.Context, img upload.Image, key string, j 
 	}
 	if err != nil && !missing(answered(err)) {
 		// A store that failed may have done it all the same, or another upload of the image
-		// has. What is left of this one then goes with the journal.
-		if there, err := t.isThere(ctx, img, key); err == nil && there {
-			return nil
+		// has.
+		if !errors.Is(told, upload.ErrServer) {
+			return told
 		}
-		return told
+		if there, err := t.appears(ctx, img, key); err != nil || !there {
+			return told
+		}
+		if err := t.abort(ctx, key, id); err != nil {
+			return err
+		}
+		return j.Forget(left)
 	}
 	// Also when the upload is gone: another one of the same image may have finished
 	// it, or a lost answer said so.
-	there, err := t.isThere(ctx, img, key)
+	there, err := t.appears(ctx, img, key)
 	if errors.Is(err, upload.ErrTaken) && told == nil {
 		// Parts were found whose beginning was of another file. What is there is not
 		// finished and has no record.
