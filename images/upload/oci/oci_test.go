@@ -164,6 +164,31 @@ func TestASecondUploadSendsNothing(t *testing.T) {
 	}
 }
 
+func TestABlobThatTheRegistryLostIsSentAgain(t *testing.T) {
+	r := newRack(t, true)
+	to, img := target(t, r, Artifact), image(t, "1-aa", 1, store.QCOW2)
+	refused := 0
+	refuse := func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method != http.MethodPut || !strings.Contains(req.URL.Path, "/manifests/") || refused == puts-1 {
+			return false
+		}
+		refused++
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprint(w, `{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}`)
+		return true
+	}
+	r.refuse.Store(&refuse)
+	send(t, to, img)
+	if refused != puts-1 {
+		t.Errorf("refused %d times", refused)
+	}
+	refused = -1000 // for good
+	if _, err := to.Upload(t.Context(), image(t, "2-bb", 2, store.QCOW2), nil, quiet); err == nil || !strings.Contains(err.Error(), "blob unknown to registry") || refused != puts-1000 {
+		t.Errorf("got %v after %d", err, refused+1000)
+	}
+}
+
 func TestTheManifestSaysWhatOthersExpect(t *testing.T) {
 	to := target(t, newRack(t, true), Artifact)
 	img := image(t, "1-aa", 1, store.QCOW2)

@@ -139,10 +139,8 @@ func (t *Target) send(ctx context.Context, img upload.Image, ev upload.Events) (
 		done.Store(0) // the library begins again
 		return &counted{layer.open(), func(n int) { ev(upload.Event{Phase: "sending", Done: done.Add(int64(n)), Total: layer.size}) }}
 	}
-	for _, b := range []blob{told, config} {
-		if err := remote.WriteLayer(t.repo, b, t.with(ctx)...); err != nil {
-			return nil, failed(ctx, fmt.Sprintf("sending %s to %s", b.digest, t.repo.Name()), err)
-		}
+	if err := t.sendBlobs(ctx, told, config); err != nil {
+		return nil, err
 	}
 	// Meanwhile somebody else may have been here.
 	there, whole, err := t.look(ctx, img)
@@ -154,8 +152,8 @@ func (t *Target) send(ctx context.Context, img upload.Image, ev upload.Events) (
 		return nil, err
 	}
 	ref := t.repo.Tag(versionTag(img.Name, img.Version))
-	if err := remote.Put(ref, m, t.with(ctx)...); err != nil {
-		return nil, failed(ctx, "writing "+ref.Name(), err)
+	if err := t.put(ctx, ref.Name(), ref, m, told, config); err != nil {
+		return nil, err
 	}
 	// Another upload of the same image may have written it a moment later.
 	now, found, err := t.get(ctx, ref)
@@ -268,10 +266,8 @@ func (t *Target) attach(ctx context.Context, d upload.Document, to manifest) err
 	if err != nil {
 		return err
 	}
-	for _, b := range []blob{layer, config} {
-		if err := remote.WriteLayer(t.repo, b, t.with(ctx)...); err != nil {
-			return failed(ctx, fmt.Sprintf("sending %s to %s", path.Base(d.Path), t.repo.Name()), err)
-		}
+	if err := t.sendBlobs(ctx, layer, config); err != nil {
+		return err
 	}
 	m, err := encode(v1.Manifest{
 		ArtifactType: string(layer.mediaType),
@@ -284,7 +280,7 @@ func (t *Target) attach(ctx context.Context, d upload.Document, to manifest) err
 	if err != nil {
 		return err
 	}
-	return failed(ctx, "writing the manifest of "+path.Base(d.Path), remote.Put(t.repo.Digest(m.digest.String()), m, t.with(ctx)...))
+	return t.put(ctx, "the manifest of "+path.Base(d.Path), t.repo.Digest(m.digest.String()), m, layer, config)
 }
 
 // referrers are our documents that refer to a manifest. The list that older
