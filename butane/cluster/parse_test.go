@@ -226,7 +226,7 @@ func TestFindings(t *testing.T) {
 			`error: machines[4].match.selector.network[0]: "10.0.0.1/24" is not an IPv4 network, such as 10.1.2.0/24`,
 			"error: machines[5].match.selector: one machine can match this and the selector of s3 (machines[3].match.selector)",
 			"error: machines[6].match.selector: a machine shows its serial number by HTTP, and network, circuitID and remoteID in DHCP, never together",
-			"error: machines[7].match.selector.circuitID[0]: \"/[/\" is not a regular expression: error parsing regexp: missing closing ]: `[)$`",
+			"error: machines[7].match.selector.circuitID[0]: \"/[/\" is not a regular expression: error parsing regexp: missing closing ]: `[`",
 			`error: machines[7].match.selector.port: unknown key "port"`,
 		}},
 		{"what comes later", []string{
