@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -79,6 +80,9 @@ func newOperatorsAdd(g *globals) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains(pki.Roles(), pki.Role(role)) {
+				return usageError{fmt.Errorf("--role %q: want admin, operator, reader or backup", role)}
+			}
 			b, err := os.ReadFile(file)
 			if err != nil {
 				return fmt.Errorf("reading --csr: %w", err)
