@@ -180,11 +180,12 @@ bench-images: release ## making images, against what people use otherwise
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
 
 .PHONY: upload-test
-upload-test: ## uploads against servers of other hands: versitygw, docker-registry, libvirtd, Azurite, fake-gcs-server
+upload-test: ## uploads against servers of other hands: versitygw, sshd, docker-registry, libvirtd, Azurite, fake-gcs-server
 	@test/packages images/upload/upload-packages.txt
 	$(call say,uploads against real servers)
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 	go test -count=1 -tags upload -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
+	go test -count=1 -tags upload -v ./images/upload/hostdir
 	go test -count=1 -tags upload -v ./bootstrap/backup/bucket -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/oci
 	go test -count=1 -tags upload -v ./images/upload/libvirt

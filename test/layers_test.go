@@ -64,6 +64,8 @@ var layers = map[string][]string{
 	"images/upload/oci":        {"images/store", "images/upload"},
 	"images/upload/libvirt":    {"images/sparse", "images/store", "images/upload"},
 	"images/upload/pin":        {},
+	"images/upload/sshconn":    {},
+	"images/upload/hostdir":    {"images/upload", "images/upload/sshconn"},
 	"images/upload/vsphere":    {"images/ova", "images/store", "images/upload", "images/vmdk"},
 	"images/upload/proxmox":    {"images/iso", "images/store", "images/upload"},
 	"images/upload/rest":       {"images/upload"},
@@ -74,7 +76,7 @@ var layers = map[string][]string{
 	"images/upload/bearer":       {"images/upload", "images/upload/rest"},
 	"images/upload/glance":       {"images/store", "images/upload"},
 	"images/upload/digitalocean": {"images/store", "images/upload", "images/upload/bearer"},
-	"images/upload/hetzner":      {"images/store", "images/upload", "images/upload/bearer"},
+	"images/upload/hetzner":      {"images/store", "images/upload", "images/upload/bearer", "images/upload/sshconn"},
 	// Only tests of targets use these: the suite that each has to stand, and servers
 	// in the place of platforms.
 	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload", "images/vmdk"},

@@ -287,7 +287,7 @@ func TestFindings(t *testing.T) {
 			`error: upload[0].name: "prune" is a verb of imagectl upload; choose another name`,
 			`error: upload[0].endpoint: "one:2633" is not an http or https URL`,
 			`error: upload[0].bucket: type opennebula has no such key`,
-			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, firmware, frontendDirectory, memoryMB, network, node, vcpu`,
+			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, firmware, frontendDirectory, memoryMB, network, node, stage, vcpu`,
 			`error: upload[0].options.cpu: is empty`,
 		}},
 		{"uploads to a store, a registry and libvirt", []string{"roles:", `upload:
@@ -350,7 +350,24 @@ roles:`}, []string{
 			`error: upload[2]: required key "password" is missing, type hetzner needs it`,
 			`error: upload[2].options.type: type hetzner has no option "type"; it has serverType`,
 		}},
-		{"an upload to what nobody knows", []string{"roles:", "upload: [{name: a, type: floppy}]\nroles:"}, []string{`error: upload[0].type: "floppy" is not one of opennebula, s3, oci, libvirt, vsphere, proxmox, aws, azure, gcp, openstack, digitalocean, hetzner`}},
+		{"an upload that is staged in a bucket and one that is staged on a host", []string{"roles:", `upload:
+  - {name: a, type: opennebula, endpoint: "https://one.example.org/RPC2", datastore: d, username: u, password: {env: S}, options: {stage: c}}
+  - {name: b, type: digitalocean, region: fra1, password: {env: S}, options: {stage: d}}
+  - {name: c, type: ssh, endpoint: "ssh://oneadmin@one.example.org/var/tmp", password: {file: id_ed25519}, options: {hostKey: "ssh-ed25519 AAAA", url: "https://one.example.org/images"}}
+  - {name: d, type: s3, endpoint: "https://fra1.digitaloceanspaces.com", bucket: vm, username: k, password: {env: S}, options: {acl: public-read}}
+roles:`}, nil},
+		{"an upload that is staged nowhere", []string{"roles:", `upload:
+  - {name: a, type: proxmox, endpoint: "https://pve1.example.org:8006", datastore: vms, username: "u@pve!t", password: {env: S}, options: {host: pve1, stage: b}}
+  - {name: b, type: hetzner, password: {env: S}}
+  - {name: c, type: openstack, options: {stage: d, import: web-download}}
+  - {name: d, type: ssh}
+  - {name: e, type: openstack, options: {stage: f}}
+roles:`}, []string{
+			`error: upload[3]: required key "endpoint" is missing, type ssh needs it`,
+			`error: upload[0].options.stage: upload has no entry "b" of type s3 or ssh`,
+			`error: upload[4].options.stage: upload has no entry "f" of type s3 or ssh`,
+		}},
+		{"an upload to what nobody knows", []string{"roles:", "upload: [{name: a, type: floppy}]\nroles:"}, []string{`error: upload[0].type: "floppy" is not one of opennebula, s3, oci, libvirt, vsphere, proxmox, aws, azure, gcp, openstack, digitalocean, hetzner, ssh`}},
 		{"an upload without what it needs", []string{"roles:", "upload: [{name: a, type: opennebula, datastore: d, username: u}]\nroles:"}, []string{
 			`error: upload[0]: required key "endpoint" is missing, type opennebula needs it`,
 			`error: upload[0]: required key "password" is missing, type opennebula needs it`,

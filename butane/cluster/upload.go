@@ -41,14 +41,14 @@ func uploadTypes() []uploadType {
 		name:     "opennebula",
 		required: []string{"endpoint", "datastore", "username", "password"},
 		allowed:  []string{"insecure"},
-		options:  []string{"bus", "ca", "cpu", "diskMB", "firmware", "frontendDirectory", "memoryMB", "network", "node", "vcpu"},
+		options:  []string{"bus", "ca", "cpu", "diskMB", "firmware", "frontendDirectory", "memoryMB", "network", "node", "stage", "vcpu"},
 		files:    []string{"ca", "node"},
 		remote:   true,
 	}, {
 		name:     "s3",
 		required: []string{"endpoint", "bucket", "username", "password"},
 		allowed:  []string{"insecure", "region"},
-		options:  []string{"ca", "prefix"},
+		options:  []string{"acl", "ca", "prefix"},
 		files:    []string{"ca"},
 		remote:   true,
 	}, {
@@ -72,7 +72,7 @@ func uploadTypes() []uploadType {
 	}, {
 		name:     "proxmox",
 		required: []string{"datastore", "endpoint", "password", "username"},
-		options:  []string{"bridge", "ca", "cpu", "fingerprint", "firmware", "host", "import", "medium", "memoryMB", "node", "vcpu", "vlan", "vmid"},
+		options:  []string{"bridge", "ca", "cpu", "directory", "fingerprint", "firmware", "host", "import", "medium", "memoryMB", "node", "stage", "vcpu", "vlan", "vmid"},
 		files:    []string{"ca", "node"},
 		remote:   true,
 	}, {
@@ -99,14 +99,14 @@ func uploadTypes() []uploadType {
 	}, {
 		name:    "openstack",
 		allowed: []string{"endpoint", "insecure", "password", "region", "username"},
-		options: []string{"bus", "ca", "cloud", "firmware", "import", "visibility"},
+		options: []string{"bus", "ca", "cloud", "directory", "firmware", "import", "stage", "visibility"},
 		files:   []string{"ca"},
 		remote:  true,
 	}, {
 		name:     "digitalocean",
 		required: []string{"password", "region"},
 		allowed:  []string{"endpoint", "insecure"},
-		options:  []string{"directory"},
+		options:  []string{"directory", "stage"},
 		remote:   true,
 	}, {
 		name:     "hetzner",
@@ -114,6 +114,12 @@ func uploadTypes() []uploadType {
 		allowed:  []string{"endpoint", "insecure", "region"},
 		options:  []string{"serverType"},
 		remote:   true,
+	}, {
+		// No platform: a directory of a host that others fetch from.
+		name:     "ssh",
+		required: []string{"endpoint"},
+		allowed:  []string{"password"},
+		options:  []string{"hostKey", "url"},
 	}}
 }
 
@@ -140,7 +146,20 @@ func (c *checker) uploads(raw []rawUpload) []Upload {
 		c.upload(r, &u)
 		out = append(out, u)
 	}
+	c.stages(raw, out)
 	return out
+}
+
+// stages wants option stage to name an entry that files can be staged at.
+func (c *checker) stages(raw []rawUpload, all []Upload) {
+	for i, r := range raw {
+		for _, o := range r.Options {
+			at := slices.IndexFunc(all, func(u Upload) bool { return u.Name == all[i].Options["stage"] })
+			if o.Key == "stage" && all[i].Options["stage"] != "" && (at < 0 || all[at].Type != "s3" && all[at].Type != "ssh") {
+				c.add(o.V.Pos, o.V.Path, "", "upload has no entry %q of type s3 or ssh", o.V.V)
+			}
+		}
+	}
 }
 
 func (c *checker) upload(r rawUpload, u *Upload) {

@@ -73,7 +73,10 @@ func serveFile(ctx context.Context, path string) error {
 		return err
 	}
 	s := staging.New("http://" + l.Addr().String())
-	url, release := s.Stage("disk.qcow2", upload.Image{File: f, Size: st.Size()}, func(upload.Event) {})
+	url, release, err := s.Stage(ctx, upload.Wanted{Name: "disk.qcow2", Image: upload.Image{File: f, Size: st.Size()}}, nil, func(upload.Event) {})
+	if err != nil {
+		return err
+	}
 	defer release()
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)

@@ -98,6 +98,7 @@ func (g *globals) upload(ctx context.Context, f uploadFlags, o format, name stri
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
+	f.stage.life = f.timeout
 	fetch := &f.stage
 	if f.dry {
 		fetch = nil

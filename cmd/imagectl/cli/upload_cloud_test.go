@@ -44,6 +44,13 @@ func cloudSite(t *testing.T) *uploadSite {
   - {name: ocean, type: digitalocean, endpoint: "`+nobody.URL+`", region: fra1, password: {env: CLOUD_SECRET}}
   - {name: behind, type: digitalocean, region: fra1, password: {env: CLOUD_SECRET}}
   - {name: presigned, type: digitalocean, region: fra1, password: {env: CLOUD_SECRET}, options: {directory: "https://b.example.org/?X-Amz-Signature=1"}}
+  - {name: bucket, type: s3, endpoint: "`+nobody.URL+`", bucket: vm, region: eu, username: k, password: {env: CLOUD_SECRET}}
+  - {name: host, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/srv/images", password: {env: CLOUD_SECRET}, options: {hostKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFP7Xx4NKV4oqKYLpYrX5bBDSHHn7M5YpyWrpTJmJp5d"}}
+  - {name: unknown, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/srv/images"}
+  - {name: pathless, type: digitalocean, endpoint: "`+nobody.URL+`", region: fra1, password: {env: CLOUD_SECRET}, options: {stage: host}}
+  - {name: twice, type: digitalocean, region: fra1, password: {env: CLOUD_SECRET}, options: {stage: bucket, directory: "https://b.example.org"}}
+  - {name: put, type: openstack, options: {cloud: prod, stage: bucket}}
+  - {name: staged, type: digitalocean, endpoint: "`+nobody.URL+`", region: fra1, password: {env: CLOUD_SECRET}, options: {stage: bucket}}
   - {name: hetzner, type: hetzner, endpoint: "`+nobody.URL+`", password: {env: CLOUD_SECRET}}
 `)
 	return s
@@ -69,6 +76,11 @@ func TestUploadToClouds(t *testing.T) {
 		{"behind worker --out " + s.path("out"), exitUsage, "give --listen with a fixed port and --advertise"},
 		{"list behind --help", exitDone, "Usage"},
 		{"list presigned", exitUsage, "want an http or https URL without a query"},
+		{"list host", exitUsage, "a host is no platform: option stage of others names it"},
+		{"list pathless", exitUsage, "it fetches from a URL: give host option url"},
+		{"list twice", exitUsage, "want one of them"},
+		{"list put", exitUsage, "option stage and option directory want import: web-download"},
+		{"list staged", exitAuth, "calling GET /v2/images"},
 		{"list hetzner", exitAuth, "calling GET /images"},
 		{"hetzner worker --out " + s.path("out"), exitUsage, "build worker --format raw"},
 	} {

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
-	"net/url"
 	"time"
 
 	"github.com/imagectl/imagectl/images/upload"
@@ -23,19 +22,12 @@ func (g *globals) digitalOcean(ctx context.Context, d destination, s *stageFlags
 		return nil, nil, err
 	}
 	c := digitalocean.Config{API: d.Endpoint, Token: token, Region: d.Region, Transport: client.Transport, Wait: rest, Mark: rand.Text, Now: time.Now}
-	stop := func() {}
-	if dir := d.Options["directory"]; dir != "" {
-		if u, err := url.Parse(dir); err != nil || u.Host == "" || u.RawQuery != "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, nil, usageError{fmt.Errorf("upload target %s: option directory %q: want an http or https URL without a query", d.Name, dir)}
-		}
-		c.Source = digitalocean.Directory(dir)
-	} else if s != nil {
-		if s.advertise == "" && d.Endpoint == "" {
-			return nil, nil, usageError{fmt.Errorf("upload target %s: DigitalOcean fetches the image over the internet: give --listen with a fixed port and --advertise with the public URL of it, or put the file into a bucket and set option directory (docs/upload-digitalocean.md)", d.Name)}
-		}
-		if c.Source, stop, err = stage(ctx, d.Endpoint, *s); err != nil {
-			return nil, nil, err
-		}
+	if s != nil && s.advertise == "" && d.Endpoint == "" && d.Options["directory"] == "" && d.Options["stage"] == "" {
+		return nil, nil, usageError{fmt.Errorf("upload target %s: DigitalOcean fetches the image over the internet: give --listen with a fixed port and --advertise with the public URL of it, or set option stage to a bucket (docs/upload-digitalocean.md)", d.Name)}
+	}
+	var stop func()
+	if c.Source, stop, err = g.source(ctx, d, s, place{direct: d.Options["directory"], towards: d.Endpoint}); err != nil {
+		return nil, nil, err
 	}
 	t, err := digitalocean.New(c)
 	if err != nil {

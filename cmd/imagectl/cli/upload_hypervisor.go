@@ -11,14 +11,15 @@ import (
 	"github.com/imagectl/imagectl/images/upload/vsphere"
 )
 
-func (g *globals) proxmox(d destination) (upload.Target, error) {
+// proxmox sends, unless options say where Proxmox VE downloads from.
+func (g *globals) proxmox(ctx context.Context, d destination, s *stageFlags) (upload.Target, func(), error) {
 	secret, err := g.uploadSecret(d)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	transport, err := g.pinnedTransport(d)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c := proxmox.Config{
 		Endpoint: d.Endpoint, Token: d.Username, Secret: secret, Node: d.Options["host"], Datastore: d.Datastore, Import: d.Options["import"],
@@ -26,13 +27,23 @@ func (g *globals) proxmox(d destination) (upload.Target, error) {
 		Client: &http.Client{Transport: transport}, Random: rand.Reader, Now: time.Now, Wait: pause,
 	}
 	if err := d.counts(map[string]*int{"vcpu": &c.Cores, "memoryMB": &c.MemoryMB, "vlan": &c.VLAN, "vmid": &c.FirstID}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if c.NodeJSON, err = g.uploadNode(d); err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	stop := func() {}
+	if d.Options["stage"] != "" || d.Options["directory"] != "" {
+		if c.Source, stop, err = g.source(ctx, d, s, place{direct: d.Options["directory"], towards: d.Endpoint}); err != nil {
+			return nil, nil, err
+		}
 	}
 	t, err := proxmox.New(c)
-	return t, badDestination(d, err)
+	if err != nil {
+		stop()
+		return nil, nil, badDestination(d, err)
+	}
+	return t, stop, nil
 }
 
 // leaseBeat is between two signs of life: a lease of vCenter's ends after five

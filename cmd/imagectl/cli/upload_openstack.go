@@ -42,10 +42,13 @@ func (g *globals) openStack(ctx context.Context, d destination, s *stageFlags) (
 		return nil, nil, usageError{fmt.Errorf("upload target %s: %w", d.Name, err)}
 	}
 	stop := func() {}
-	if c.Method == glance.Download && s != nil {
-		if c.Source, stop, err = stage(ctx, auth.IdentityEndpoint, *s); err != nil {
+	switch fetched := c.Method == glance.Download; {
+	case fetched:
+		if c.Source, stop, err = g.source(ctx, d, s, place{direct: d.Options["directory"], towards: auth.IdentityEndpoint}); err != nil {
 			return nil, nil, err
 		}
+	case d.Options["stage"] != "" || d.Options["directory"] != "":
+		return nil, nil, badDestination(d, fmt.Errorf("option stage and option directory want import: %s, for nothing is fetched otherwise", glance.Download))
 	}
 	t, err := glance.New(c)
 	if err != nil {

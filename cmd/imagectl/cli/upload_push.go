@@ -30,26 +30,32 @@ func (g *globals) push(d destination) (upload.Target, error) {
 		return g.oci(d)
 	case "libvirt":
 		return g.libvirt(d)
-	case "proxmox":
-		return g.proxmox(d)
 	}
 	return g.cloud(d)
 }
 
 func (g *globals) s3(d destination) (upload.Target, error) {
-	secret, err := g.uploadSecret(d)
+	c, err := g.bucket(d)
 	if err != nil {
 		return nil, err
+	}
+	t, err := s3.New(c)
+	return t, badDestination(d, err)
+}
+
+func (g *globals) bucket(d destination) (s3.Config, error) {
+	secret, err := g.uploadSecret(d)
+	if err != nil {
+		return s3.Config{}, err
 	}
 	client, err := g.uploadClient(d)
 	if err != nil {
-		return nil, err
+		return s3.Config{}, err
 	}
-	t, err := s3.New(s3.Config{
+	return s3.Config{
 		Endpoint: d.Endpoint, Bucket: d.Bucket, Region: d.Region, Prefix: d.Options["prefix"],
 		AccessKey: d.Username, SecretKey: secret, Transport: client.Transport, Now: time.Now,
-	})
-	return t, badDestination(d, err)
+	}, nil
 }
 
 func (g *globals) oci(d destination) (upload.Target, error) {

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -22,7 +21,6 @@ import (
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/opennebula"
 	"github.com/imagectl/imagectl/images/upload/pin"
-	"github.com/imagectl/imagectl/images/upload/staging"
 )
 
 // destination is an entry of upload: in cluster.yaml.
@@ -60,8 +58,12 @@ func (g *globals) destination(name string) (destination, error) {
 	return destination{}, usageError{fmt.Errorf("%s names no upload target %q; it has %s", g.file, name, strings.Join(names, ", "))}
 }
 
-// stageFlags say where a platform that fetches images can fetch them here.
-type stageFlags struct{ listen, advertise string }
+// stageFlags say where a platform that fetches images can fetch them here, and how
+// long one that fetches them elsewhere may take.
+type stageFlags struct {
+	listen, advertise string
+	life              time.Duration
+}
 
 func (s *stageFlags) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&s.listen, "listen", ":0", "where a platform that fetches images fetches them: address and port of this machine, port 0 for any")
@@ -83,6 +85,10 @@ func (g *globals) target(ctx context.Context, d destination, s *stageFlags) (t u
 	case "hetzner":
 		t, err = g.hetzner(d)
 		return t, func() {}, err
+	case "proxmox":
+		return g.proxmox(ctx, d, s)
+	case "ssh":
+		return nil, nil, usageError{fmt.Errorf("upload target %s: a host is no platform: option stage of others names it (docs/upload.md)", d.Name)}
 	}
 	t, err = g.push(d)
 	return t, func() {}, err
@@ -118,13 +124,7 @@ func (g *globals) openNebula(ctx context.Context, d destination, s *stageFlags) 
 		Endpoint: d.Endpoint, Session: d.Username + ":" + password, Datastore: d.Datastore,
 		Machine: machine, Client: client, Wait: pause,
 	}
-	if dir := d.Options["frontendDirectory"]; dir != "" {
-		conf.Source = opennebula.Directory(strings.TrimRight(dir, "/"))
-	}
-	if s == nil || conf.Source != nil {
-		return opennebula.New(conf), func() {}, nil
-	}
-	source, stop, err := stage(ctx, d.Endpoint, *s)
+	source, stop, err := g.source(ctx, d, s, place{direct: d.Options["frontendDirectory"], towards: d.Endpoint, path: true})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -212,59 +212,4 @@ func (g *globals) uploadTransport(d destination) (*http.Transport, error) {
 		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: conf,
 		TLSHandshakeTimeout: 30 * time.Second, ForceAttemptHTTP2: true,
 	}, nil
-}
-
-// stage opens the server that the platform fetches from. Nothing is on it yet.
-func stage(ctx context.Context, endpoint string, s stageFlags) (*staging.Server, func(), error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.listen)
-	if err != nil {
-		return nil, nil, usageError{fmt.Errorf("opening --listen %s: %w", s.listen, err)}
-	}
-	base := s.advertise
-	if base == "" {
-		if base, err = reachedFrom(ctx, endpoint, l.Addr()); err != nil {
-			return nil, nil, errors.Join(err, l.Close())
-		}
-	} else if u, err := url.Parse(base); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, nil, errors.Join(usageError{fmt.Errorf("--advertise %q is not an http or https URL", base)}, l.Close())
-	}
-	server := staging.New(base)
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// It ends with ctx, or with the socket; then the platform says what it misses.
-		_ = server.Serve(ctx, l)
-	}()
-	return server, func() {
-		cancel()
-		<-done
-	}, nil
-}
-
-// reachedFrom is a socket's URL with the address that this machine has on the way
-// to the platform. Connecting UDP sends nothing.
-func reachedFrom(ctx context.Context, endpoint string, at net.Addr) (string, error) {
-	tcp, ok := at.(*net.TCPAddr)
-	if !ok {
-		return "", fmt.Errorf("--listen gave %s, which is no TCP address", at)
-	}
-	host := tcp.IP.String()
-	if tcp.IP.IsUnspecified() {
-		u, err := url.Parse(endpoint)
-		if err != nil {
-			return "", fmt.Errorf("reading endpoint %s: %w", endpoint, err)
-		}
-		c, err := (&net.Dialer{}).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), "9"))
-		if err != nil {
-			return "", codedError{exitServer, fmt.Errorf("finding this machine's address on the way to %s: %w; give --advertise", u.Host, err)}
-		}
-		defer c.Close()
-		local, ok := c.LocalAddr().(*net.UDPAddr)
-		if !ok {
-			return "", fmt.Errorf("finding this machine's address: %s is none; give --advertise", c.LocalAddr())
-		}
-		host = local.IP.String()
-	}
-	return "http://" + net.JoinHostPort(host, strconv.Itoa(tcp.Port)), nil
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,6 +91,41 @@ func (s *uploadSite) build(seed uint64) upload.Image {
 		s.Fatal(err)
 	}
 	return img
+}
+
+// What is staged elsewhere is sent there before the front-end hears of it.
+func TestUploadByAStage(t *testing.T) {
+	s := newUploadSite(t)
+	s.build(1)
+	nobody := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "<Error><Code>AccessDenied</Code><Message>nobody comes in here</Message></Error>", http.StatusForbidden)
+	}))
+	t.Cleanup(nobody.Close)
+	b, err := os.ReadFile(s.path("cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFP7Xx4NKV4oqKYLpYrX5bBDSHHn7M5YpyWrpTJmJp5d"
+	for _, tt := range []struct {
+		entry string
+		code  int
+		want  string
+	}{
+		{`{name: vault, type: s3, endpoint: "` + nobody.URL + `", bucket: vm, region: eu, username: k, password: {env: ONE_PASSWORD}}`, exitAuth, "making lab-worker"},
+		{`{name: vault, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/var/tmp", options: {hostKey: ` + key + `}}`, exitServer, "logging in to ops@127.0.0.1:1"},
+	} {
+		s.write("cluster.yaml", strings.Replace(string(b), "node: node.json}", "node: node.json, stage: vault}\n  - "+tt.entry, 1))
+		code, out, errs := s.upload()
+		if code != tt.code || !strings.Contains(errs, tt.want) {
+			t.Errorf("%s: exit code %d, want %d with %q\n%s%s", tt.entry, code, tt.code, tt.want, out, errs)
+		}
+		if left := s.one.Images(onedtest.Session); len(left) > 0 {
+			t.Errorf("the front-end has %v", left)
+		}
+		if err := os.RemoveAll(s.path("state")); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // upload runs imagectl upload one worker.

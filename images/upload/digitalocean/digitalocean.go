@@ -29,21 +29,6 @@ import (
 	"github.com/imagectl/imagectl/images/upload/bearer"
 )
 
-// Source makes a file readable for DigitalOcean, at a public URL without a query
-// that answers HEAD and ends as name does, until release is called.
-type Source interface {
-	Stage(name string, img upload.Image, ev upload.Events) (url string, release func())
-}
-
-// Directory is a Source: a URL below which somebody has put the file already, for
-// instance of a bucket.
-type Directory string
-
-// Stage implements Source.
-func (d Directory) Stage(name string, _ upload.Image, _ upload.Events) (string, func()) {
-	return strings.TrimRight(string(d), "/") + "/" + name, func() {}
-}
-
 // Config says where and how. Token, Region, Transport, Wait, Mark and Now are needed,
 // and Source to upload.
 type Config struct {
@@ -51,8 +36,9 @@ type Config struct {
 	API   string
 	Token string
 	// Region is where the image is made, such as fra1.
-	Region    string
-	Source    Source
+	Region string
+	// Source gives DigitalOcean the file, at a URL on the internet.
+	Source    upload.Source
 	Transport http.RoundTripper
 	// Tries of a request that may be sent again before it has failed; 0 for 5.
 	Tries int

@@ -355,7 +355,7 @@ func TestAnImportThatFailsSaysWhyAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	o := newOcean(t)
 	conf := config(t, o)
-	conf.Source = digitalocean.Directory(o.URL + "/nothing/")
+	conf.Source = staging.Direct(o.URL + "/nothing/")
 	_, err := uploaded(t, target(t, conf), uploadtest.Image(t, store.QCOW2, "prod-worker", 1), true)
 	if !errors.Is(err, upload.ErrServer) || !strings.Contains(err.Error(), "DigitalOcean says: deleted Your image could not be downloaded: 401") {
 		t.Errorf("got %v", err)

@@ -105,7 +105,11 @@ func (t *Target) create(ctx context.Context, img upload.Image, j upload.Journal,
 	if err != nil {
 		return nil, fmt.Errorf("describing image %s: %w", name, err)
 	}
-	url, release := t.conf.Source.Stage(fileName(img), img, ev)
+	// DigitalOcean takes no query, and asks by HEAD first.
+	url, release, err := t.conf.Source.Stage(ctx, upload.Wanted{Name: fileName(img), Image: img, Plain: true}, j, ev)
+	if err != nil {
+		return nil, fmt.Errorf("making %s readable for DigitalOcean: %w", name, err)
+	}
 	defer release()
 	if err := j.Write(left); err != nil {
 		return nil, err

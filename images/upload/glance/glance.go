@@ -50,11 +50,6 @@ const (
 	Download Method = "web-download"
 )
 
-// Source makes a file readable for Glance, at a URL, until release is called.
-type Source interface {
-	Stage(name string, img upload.Image, ev upload.Events) (url string, release func())
-}
-
 // Config is where the images go and what they say of machines. Auth, Client, Wait, Mark
 // and Now are needed.
 type Config struct {
@@ -67,7 +62,7 @@ type Config struct {
 	// Method; empty for Put.
 	Method Method
 	// Source is for Download only.
-	Source Source
+	Source upload.Source
 	// Visibility is private, shared, community or public; empty for private. Public
 	// is for administrators, mostly.
 	Visibility string

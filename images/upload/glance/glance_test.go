@@ -301,16 +301,9 @@ func TestAnImportThatFailsSaysWhy(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t)
 	conf := config(c.URL + "/identity/v3")
-	conf.Method, conf.Source = glance.Download, nowhere{}
+	conf.Method, conf.Source = glance.Download, staging.Direct("http://127.0.0.1:1")
 	_, err := uploaded(t, target(t, conf), uploadtest.Image(t, store.QCOW2, "prod-worker", 1), true)
 	if !errors.Is(err, upload.ErrServer) || !strings.Contains(err.Error(), "Task failed due to Internal Error") {
 		t.Errorf("got %v", err)
 	}
-}
-
-type nowhere struct{}
-
-// Stage names a file that nobody serves.
-func (nowhere) Stage(string, upload.Image, upload.Events) (string, func()) {
-	return "http://127.0.0.1:1/disk.qcow2", func() {}
 }

@@ -119,6 +119,9 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 // Clean removes the very image that a broken upload made, unless somebody has
 // finished it.
 func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
+	if mine, err := upload.CleanStaged(ctx, t.conf.Source, left); mine {
+		return err
+	}
 	if left.Kind != leftImage || left.ID == "" || left.Note == "" {
 		return fmt.Errorf("cleaning %s %q: OpenStack has no such thing", left.Kind, left.Name)
 	}

@@ -117,7 +117,7 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 				return upload.Object{}, err
 			}
 		default:
-			if err := t.send(ctx, found.id(), img, ev); err != nil {
+			if err := t.send(ctx, found.id(), img, j, ev); err != nil {
 				return upload.Object{}, err
 			}
 		}
@@ -195,7 +195,7 @@ func (t *Target) description(img upload.Image, left upload.Leftover) map[string]
 
 // send gives an image its data. That somebody else is at it is no error: the
 // caller looks again.
-func (t *Target) send(ctx context.Context, id string, img upload.Image, ev upload.Events) error {
+func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload.Journal, ev upload.Events) error {
 	path := "images/" + id
 	body := func() io.Reader {
 		return &counted{r: io.NewSectionReader(img.File, 0, img.Size), total: img.Size, ev: ev}
@@ -209,7 +209,10 @@ func (t *Target) send(ctx context.Context, id string, img upload.Image, ev uploa
 			err = t.importing(ctx, id, map[string]any{"name": Direct}, ev)
 		}
 	case Download:
-		url, release := t.conf.Source.Stage(versionName(img)+"."+string(img.Format), img, ev)
+		url, release, serr := t.conf.Source.Stage(ctx, upload.Wanted{Name: versionName(img) + "." + string(img.Format), Image: img}, j, ev)
+		if serr != nil {
+			return fmt.Errorf("making %s readable for Glance: %w", versionName(img), serr)
+		}
 		defer release()
 		err = t.importing(ctx, id, map[string]any{"name": Download, "uri": url}, ev)
 	}

@@ -8,20 +8,17 @@ import (
 	"io"
 	"net"
 	"strings"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/sshconn"
 )
 
 // disk is the first one of a server, in its rescue system.
 const disk = "/dev/sda"
-
-// dialLimit is for one try.
-const dialLimit = 15 * time.Second
 
 // writeCommand is what the rescue system is asked for: standard input is the disk,
 // packed; standard output is the SHA-256 of what is on the disk afterwards. What is
@@ -73,7 +70,7 @@ func (t *Target) login(ctx context.Context, address string, key ssh.Signer, ev u
 	}
 	var last error
 	for range t.conf.Connects {
-		client, err := t.dial(ctx, address, conf)
+		client, err := sshconn.Dial(ctx, t.conf.Dial, address, conf)
 		if err == nil {
 			return client, nil
 		}
@@ -86,23 +83,6 @@ func (t *Target) login(ctx context.Context, address string, key ssh.Signer, ev u
 		}
 	}
 	return nil, fmt.Errorf("%w: it did not answer in %d tries: %w", upload.ErrServer, t.conf.Connects, last)
-}
-
-func (t *Target) dial(ctx context.Context, address string, conf *ssh.ClientConfig) (*ssh.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialLimit)
-	defer cancel()
-	conn, err := t.conf.Dial(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	c, channels, requests, err := ssh.NewClientConn(conn, address, conf)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return ssh.NewClient(c, channels, requests), nil
 }
 
 // send runs the command with the image on its standard input, and returns the

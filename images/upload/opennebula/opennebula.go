@@ -35,8 +35,9 @@ type Config struct {
 	Session string
 	// Datastore is the name or the number of an image datastore.
 	Datastore string
-	// Source gives the front-end the file.
-	Source Source
+	// Source gives the front-end the file, at a URL or in a directory that SAFE_DIRS of
+	// the datastore has.
+	Source upload.Source
 	// Machine is what the template says of virtual machines.
 	Machine Machine
 	// Client sends the calls; it has no time limit, for one.image.allocate answers
@@ -44,21 +45,6 @@ type Config struct {
 	Client *http.Client
 	// Wait passes the time between two questions about the same thing.
 	Wait func(ctx context.Context) error
-}
-
-// Source makes a file readable for the front-end: where it finds it, until release
-// is called.
-type Source interface {
-	Stage(name string, img upload.Image, ev upload.Events) (path string, release func())
-}
-
-// Directory is a Source: a directory on the front-end where somebody has put the
-// file already. SAFE_DIRS of the datastore must have it.
-type Directory string
-
-// Stage implements Source.
-func (d Directory) Stage(name string, _ upload.Image, _ upload.Events) (string, func()) {
-	return string(d) + "/" + name, func() {}
 }
 
 // Target is an upload.Target.
@@ -163,7 +149,11 @@ func (t *Target) create(ctx context.Context, ds datastore, img upload.Image, j u
 		return image{}, err
 	}
 	name := imageName(img)
-	path, release := t.conf.Source.Stage(name+"."+string(img.Format), img, ev)
+	// A raw image is asked for by HEAD, too.
+	path, release, err := t.conf.Source.Stage(ctx, upload.Wanted{Name: name + "." + string(img.Format), Image: img, Plain: img.Format == store.Raw}, j, ev)
+	if err != nil {
+		return image{}, fmt.Errorf("making %s readable for the front-end: %w", name, err)
+	}
 	defer release()
 	left := upload.Leftover{Kind: "image", Name: name, Note: rand.Text()}
 	text, err := imageTemplate(img, path, sum, left.Note)

@@ -104,12 +104,13 @@ func TestTemplateHasWhatAMachineNeeds(t *testing.T) {
 
 // damaged is a source that gives the front-end other bytes than were hashed.
 type damaged struct {
-	opennebula.Source
+	upload.Source
 	other upload.Image
 }
 
-func (d damaged) Stage(name string, _ upload.Image, ev upload.Events) (string, func()) {
-	return d.Source.Stage(name, d.other, ev)
+func (d damaged) Stage(ctx context.Context, w upload.Wanted, j upload.Journal, ev upload.Events) (string, func(), error) {
+	w.Image = d.other
+	return d.Source.Stage(ctx, w, j, ev)
 }
 
 // The front-end says why, the dead image does not keep its name, and the next
@@ -127,14 +128,14 @@ func TestFailedImportSaysWhyAndLeavesNothing(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name   string
-		source func(good opennebula.Source) opennebula.Source
+		source func(good upload.Source) upload.Source
 		want   string
 	}{
-		{"bytes that are not those that were hashed", func(good opennebula.Source) opennebula.Source {
+		{"bytes that are not those that were hashed", func(good upload.Source) upload.Source {
 			return damaged{good, uploadtest.Image(t, store.QCOW2, "prod-worker", 6)}
 		}, "Hash does not match"},
-		{"a directory that is not safe", func(opennebula.Source) opennebula.Source { return opennebula.Directory(unsafe) }, "Not allowed to copy image"},
-		{"a file that is not there", func(opennebula.Source) opennebula.Source { return opennebula.Directory("/var/tmp/nowhere") }, "(Permission denied)"},
+		{"a directory that is not safe", func(upload.Source) upload.Source { return staging.Direct(unsafe) }, "Not allowed to copy image"},
+		{"a file that is not there", func(upload.Source) upload.Source { return staging.Direct("/var/tmp/nowhere") }, "(Permission denied)"},
 	} {
 		one := onedtest.Start(t)
 		conf := config(t, one)

@@ -279,6 +279,9 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 // Clean implements upload.Target: it removes the very image that the broken upload
 // made, which its mark tells from one that another upload makes under the same name.
 func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
+	if mine, err := upload.CleanStaged(ctx, t.conf.Source, left); mine {
+		return err
+	}
 	all, err := t.images(ctx)
 	if err != nil {
 		return err

@@ -119,6 +119,9 @@ func (t *Target) destroy(ctx context.Context, m machine) error {
 
 // Clean implements upload.Target.
 func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
+	if mine, err := upload.CleanStaged(ctx, t.Source, left); mine {
+		return err
+	}
 	switch {
 	case left.Kind == leftFile && left.Name != "":
 		return t.cleanFile(ctx, left)
@@ -169,7 +172,9 @@ func (t *Target) idle(ctx context.Context, kind, id string) error {
 func (t *Target) cleanFile(ctx context.Context, left upload.Leftover) error {
 	var err error
 	if left.Note == "" {
-		err = t.idle(ctx, "imgcopy", "")
+		if err = t.idle(ctx, "imgcopy", ""); err == nil {
+			err = t.idle(ctx, "download", "")
+		}
 	} else {
 		_, _, err = t.end(ctx, left.Note)
 	}

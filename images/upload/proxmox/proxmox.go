@@ -64,6 +64,9 @@ type Config struct {
 	NodeJSON []byte
 	// Medium is another volume for that drive, STORAGE:iso/NAME.iso.
 	Medium string
+	// Source gives Proxmox VE the file to download; nil to send it. The token then needs
+	// Sys.AccessNetwork on the node besides.
+	Source upload.Source
 	// Client sends the calls. It has no time limit: an upload is one call.
 	Client *http.Client
 	// Random makes names that nobody else uses.
@@ -194,8 +197,12 @@ func (t *Target) Preflight(ctx context.Context, img upload.Image) (upload.Plan, 
 			return upload.Plan{}, err
 		}
 	}
+	how := "send %d bytes of %s to the storage %s on %s, which compares the SHA-256"
+	if t.Source != nil {
+		how = "have %[4]s download %[1]d bytes of %[2]s to the storage %[3]s, and compare the SHA-256"
+	}
 	return upload.Plan{Bytes: img.Size, Steps: []string{
-		fmt.Sprintf("send %d bytes of %s to the storage %s on %s, which compares the SHA-256", img.Size, img.Format, t.Import, t.Node),
+		fmt.Sprintf(how, img.Size, img.Format, t.Import, t.Node),
 		fmt.Sprintf("make VM %d, or the next that is free, with the disk on %s", t.idOf(img, 0), t.Datastore),
 		"make it the template " + versionName(img.Name, img.Version), "delete the file",
 	}}, nil

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -20,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/proxmox"
 	"github.com/imagectl/imagectl/images/upload/proxmox/proxmoxtest"
+	"github.com/imagectl/imagectl/images/upload/staging"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
 )
 
@@ -49,11 +51,13 @@ func target(t *testing.T, c proxmox.Config) *proxmox.Target {
 	return tg
 }
 
-func start(t *testing.T) uploadtest.Platform {
-	s := proxmoxtest.Start(t)
+func start(t *testing.T) uploadtest.Platform { return platform(t, proxmoxtest.Start(t), nil) }
+
+func platform(t *testing.T, s *proxmoxtest.Server, from upload.Source) uploadtest.Platform {
 	return uploadtest.Platform{
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c := config(s)
+			c.Source = from
 			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
 			return target(t, c)
 		},
@@ -76,6 +80,39 @@ func start(t *testing.T) uploadtest.Platform {
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	uploadtest.Run(t, start)
+}
+
+// Proxmox VE downloads the file from the built-in server, and does all else alike.
+func TestConformanceOfADownload(t *testing.T) {
+	t.Parallel()
+	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
+		s := proxmoxtest.Start(t)
+		p := platform(t, s, served(t))
+		p.Slow, p.RawSize = true, 300<<10+512
+		return p
+	})
+}
+
+// served is the built-in server, until the test ends.
+func served(t *testing.T) *staging.Server {
+	t.Helper()
+	l := httptest.NewUnstartedServer(nil)
+	s := staging.New("http://" + l.Listener.Addr().String())
+	l.Config.Handler = s
+	l.Start()
+	t.Cleanup(l.Close)
+	return s
+}
+
+func TestADownloadThatFailsSaysWhyAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s := proxmoxtest.Start(t)
+	c := config(s)
+	c.Source = staging.Direct(s.URL + "/nothing")
+	_, err := run(t, target(t, c), uploadtest.Image(t, store.QCOW2, "prod-worker", 1))
+	if !errors.Is(err, upload.ErrServer) || !strings.Contains(err.Error(), "download failed: ERROR 404") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func run(t *testing.T, tg upload.Target, img upload.Image) (upload.Outcome, error) {

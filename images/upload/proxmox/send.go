@@ -111,6 +111,10 @@ func (t *Target) drop(ctx context.Context, j upload.Journal, s *sent) error {
 // own: Proxmox VE overwrites without asking.
 func (t *Target) send(ctx context.Context, img upload.Image, j upload.Journal, ev upload.Events) (*sent, error) {
 	for _, l := range j.Left() {
+		if l.Kind != leftFile && l.Kind != leftMachine {
+			// What a source has staged is what it goes on with.
+			continue
+		}
 		if err := t.Clean(ctx, l); err != nil {
 			return nil, err
 		}
@@ -128,21 +132,46 @@ func (t *Target) send(ctx context.Context, img upload.Image, j upload.Journal, e
 	if err := j.Write(s.left); err != nil {
 		return nil, err
 	}
-	var done int64
-	file := &counted{r: io.NewSectionReader(img.File, 0, img.Size), tell: func(n int) {
-		done += int64(n)
-		ev(upload.Event{Phase: "sending", Done: done, Total: img.Size})
-	}}
-	upid, err := t.post(ctx, "import", name, file, img.Size, img.SHA256)
+	give := t.push
+	if t.Source != nil {
+		give = t.pull
+	}
+	upid, release, err := give(ctx, name, img, j, ev)
 	if err != nil {
 		return nil, err
 	}
+	defer release()
 	s.left.Note = upid
 	if err := j.Write(s.left); err != nil {
 		return nil, err
 	}
 	ev(upload.Event{Phase: "Proxmox VE copying the file"})
 	return s, t.await(ctx, "storing "+name+" on "+t.Import, upid)
+}
+
+// push sends the file to the import storage.
+func (t *Target) push(ctx context.Context, name string, img upload.Image, _ upload.Journal, ev upload.Events) (upid string, release func(), err error) {
+	var done int64
+	file := &counted{r: io.NewSectionReader(img.File, 0, img.Size), tell: func(n int) {
+		done += int64(n)
+		ev(upload.Event{Phase: "sending", Done: done, Total: img.Size})
+	}}
+	upid, err = t.post(ctx, "import", name, file, img.Size, img.SHA256)
+	return upid, func() {}, err
+}
+
+// pull has Proxmox VE download the file to the import storage.
+func (t *Target) pull(ctx context.Context, name string, img upload.Image, j upload.Journal, ev upload.Events) (upid string, release func(), err error) {
+	address, release, err := t.Source.Stage(ctx, upload.Wanted{Name: versionName(img.Name, img.Version) + "." + string(img.Format), Image: img}, j, ev)
+	if err != nil {
+		return "", nil, fmt.Errorf("making %s readable for Proxmox VE: %w", name, err)
+	}
+	form := url.Values{"content": {"import"}, "filename": {name}, "url": {address}, "checksum": {img.SHA256}, "checksum-algorithm": {"sha256"}}
+	if upid, err = t.begin(ctx, t.node("storage", t.Import, "download-url"), form); err != nil {
+		release()
+		return "", nil, fmt.Errorf("having %s downloaded to the storage %s: %w", name, t.Import, err)
+	}
+	return upid, release, nil
 }
 
 // post sends a file to the import storage as a form with an exact length: without
@@ -225,7 +254,7 @@ func (t *Target) make(ctx context.Context, img upload.Image, j upload.Journal, s
 			return err
 		}
 		ev(upload.Event{Phase: "Proxmox VE making the disk"})
-		left.ID, err = t.create(ctx, form)
+		left.ID, err = t.begin(ctx, t.node("qemu"), form)
 		if err == nil {
 			if err := j.Write(left); err != nil {
 				return err
@@ -249,14 +278,14 @@ func (t *Target) make(ctx context.Context, img upload.Image, j upload.Journal, s
 	return fmt.Errorf("making a VM: %w: the %d VMIDs from %d on are in use by others; set another vmid", upload.ErrTaken, tries, t.idOf(img, 0))
 }
 
-// createLimit is how long the answer to the making of a machine may take, whatever
+// createLimit is how long the answer to the beginning of a task may take, whatever
 // becomes of the upload: it names the task, which a cleanup has to stop.
 const createLimit = 30 * time.Second
 
-func (t *Target) create(ctx context.Context, form url.Values) (upid string, err error) {
+func (t *Target) begin(ctx context.Context, path string, form url.Values) (upid string, err error) {
 	answered, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
 	defer cancel()
-	return upid, t.call(answered, http.MethodPost, t.node("qemu"), form, &upid)
+	return upid, t.call(answered, http.MethodPost, path, form, &upid)
 }
 
 // taken looks at a VMID that somebody has. It returns true when that may be this

@@ -62,7 +62,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.refuse != nil && f.refuse(w, r) {
 		return
 	}
-	if !strings.Contains(r.Header.Get("Authorization"), "Credential="+accessKey+"/") {
+	if !strings.Contains(r.Header.Get("Authorization"), "Credential="+accessKey+"/") && !f.signed(r) && !f.public(r) {
 		complain(w, http.StatusForbidden, "InvalidAccessKeyId")
 		return
 	}
@@ -106,6 +106,26 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		f.object(w, r, key, body)
 	}
+}
+
+// signed tells whether a query allows a request. The method is part of the signature,
+// which is made for GET.
+func (f *fake) signed(r *http.Request) bool {
+	q := r.URL.Query()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	begin, err := time.Parse("20060102T150405Z", q.Get("X-Amz-Date"))
+	seconds, serr := strconv.Atoi(q.Get("X-Amz-Expires"))
+	return err == nil && serr == nil && strings.HasPrefix(q.Get("X-Amz-Credential"), accessKey+"/") && q.Get("X-Amz-Signature") != "" &&
+		r.Method == http.MethodGet && !f.now.After(begin.Add(time.Duration(seconds)*time.Second))
+}
+
+// public tells whether everybody may make a request.
+func (f *fake) public(r *http.Request) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && f.objects[key].header.Get("X-Amz-Acl") == "public-read"
 }
 
 func (f *fake) object(w http.ResponseWriter, r *http.Request, key string, body []byte) {

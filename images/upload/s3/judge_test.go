@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -162,4 +163,59 @@ func watch(sent *[]string) http.RoundTripper {
 		}
 		return http.DefaultTransport.RoundTrip(r)
 	})
+}
+
+func TestConformanceOfOpenNebulaByARealStore(t *testing.T) {
+	c := gateway(t)
+	n := 0
+	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
+		n++
+		return stagedFor(t, withBucket(t, c, fmt.Sprintf("stage-%d", n)))
+	})
+}
+
+// The store judges the signature, its end, and who may read without one.
+func TestARealStoreGivesWhatIsStaged(t *testing.T) {
+	c := withBucket(t, gateway(t), "stage")
+	src := staged(t, c, SourceConfig{Life: time.Minute})
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 1)
+	want, err := os.ReadFile(img.File.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &uploadtest.Journal{}
+	at, release, err := src.Stage(t.Context(), upload.Wanted{Name: "a.qcow2", Image: img}, j, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, b := status(t, http.MethodGet, at); code != 200 || !bytes.Equal(b, want) {
+		t.Errorf("GET: %d, %d bytes", code, len(b))
+	}
+	if code, _ := status(t, http.MethodGet, strings.Replace(at, "a.qcow2", "b.qcow2", 1)); code != 403 {
+		t.Errorf("another object by this signature: %d", code)
+	}
+	release()
+	if code, _ := status(t, http.MethodGet, at); code != 404 {
+		t.Errorf("after the end: %d", code)
+	}
+
+	plain := upload.Wanted{Name: "a.img", Image: img, Plain: true}
+	if _, _, err := src.Stage(t.Context(), plain, j, quiet); !errors.Is(err, upload.ErrAuth) || !strings.Contains(err.Error(), "by a policy of the bucket") {
+		t.Errorf("without a policy: %v", err)
+	}
+	policy := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::stage/images/staging/*"}]}`
+	if err := src.target.core.Client.SetBucketPolicy(t.Context(), c.Bucket, policy); err != nil {
+		t.Fatal(err)
+	}
+	at, release, err = src.Stage(t.Context(), plain, j, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, b := status(t, http.MethodGet, at); code != 200 || !bytes.Equal(b, want) || strings.Contains(at, "?") {
+		t.Errorf("GET %s: %d, %d bytes", at, code, len(b))
+	}
+	release()
+	if left := j.Left(); len(left) > 0 {
+		t.Errorf("the journal has %v", left)
+	}
 }

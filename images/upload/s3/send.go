@@ -187,7 +187,7 @@ func (t *Target) sendFiles(ctx context.Context, img upload.Image, dir string, j 
 		return nil, err
 	}
 	if !there {
-		if err := t.sendImage(ctx, img, key, j, ev); err != nil {
+		if err := t.sendImage(ctx, img, key, t.imageOptions(img), j, ev); err != nil {
 			return nil, err
 		}
 	}
@@ -204,7 +204,7 @@ func (t *Target) sendFiles(ctx context.Context, img upload.Image, dir string, j 
 }
 
 // sendImage makes the object of the disk, out of parts.
-func (t *Target) sendImage(ctx context.Context, img upload.Image, key string, j upload.Journal, ev upload.Events) error {
+func (t *Target) sendImage(ctx context.Context, img upload.Image, key string, o minio.PutObjectOptions, j upload.Journal, ev upload.Events) error {
 	partSize := partSizeFor(img.Size, t.partSize)
 	left := upload.Leftover{Kind: leftParts, Name: key}
 	id, err := t.begun(ctx, key)
@@ -224,7 +224,7 @@ func (t *Target) sendImage(ctx context.Context, img upload.Image, key string, j 
 		if err := j.Write(left); err != nil {
 			return err
 		}
-		if id, err = t.core.NewMultipartUpload(ctx, t.bucket, key, t.imageOptions(img, partSize)); err != nil {
+		if id, err = t.core.NewMultipartUpload(ctx, t.bucket, key, o); err != nil {
 			return failed(ctx, "beginning the upload of "+key, err)
 		}
 	}
@@ -278,7 +278,7 @@ func answered(err error) error {
 	return err
 }
 
-func (t *Target) imageOptions(img upload.Image, partSize int64) minio.PutObjectOptions {
+func (t *Target) imageOptions(img upload.Image) minio.PutObjectOptions {
 	return minio.PutObjectOptions{
 		ContentType: "application/octet-stream",
 		UserMetadata: map[string]string{
@@ -287,7 +287,7 @@ func (t *Target) imageOptions(img upload.Image, partSize int64) minio.PutObjectO
 			upload.LabelVersion:        img.Version,
 			upload.LabelDigest:         "sha256:" + img.Digest,
 			metaFile:                   "sha256:" + img.SHA256,
-			metaPart:                   strconv.FormatInt(partSize, 10),
+			metaPart:                   strconv.FormatInt(partSizeFor(img.Size, t.partSize), 10),
 			"X-Amz-Checksum-Algorithm": "SHA256",
 		},
 	}

@@ -58,19 +58,23 @@ func New(base string) *Server {
 	return &Server{base: strings.TrimRight(base, "/"), staged: map[string]*staged{}}
 }
 
-// Stage makes an image readable at the URL that it returns, until release is
-// called. name is the last part of the URL. It tells ev how far the platform reads.
-func (s *Server) Stage(name string, img upload.Image, ev upload.Events) (url string, release func()) {
-	p := "/" + strings.ToLower(rand.Text()+rand.Text()) + "/" + path.Base(name)
+// Stage implements upload.Source. It tells ev how far the platform reads, and writes
+// nothing into the journal: what is staged ends with this process.
+func (s *Server) Stage(_ context.Context, w upload.Wanted, _ upload.Journal, ev upload.Events) (url string, release func(), err error) {
+	name := path.Base(w.Name)
+	p := "/" + strings.ToLower(rand.Text()+rand.Text()) + "/" + name
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.staged[p] = &staged{name: path.Base(name), img: img, ev: ev}
+	s.staged[p] = &staged{name: name, img: w.Image, ev: ev}
 	return s.base + p, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.staged, p)
-	}
+	}, nil
 }
+
+// Clean implements upload.Source: it leaves nothing.
+func (s *Server) Clean(context.Context, upload.Leftover) (bool, error) { return false, nil }
 
 // Serve serves on a socket, which it closes, until ctx ends; what is being sent
 // then is broken off.

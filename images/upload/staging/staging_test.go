@@ -64,11 +64,14 @@ func serve(t *testing.T) *site {
 			t.Error(err)
 		}
 	})
-	s.url, s.release = server.Stage("prod-worker.qcow2", upload.Image{File: f, Size: size, SHA256: "ab"}, func(e upload.Event) {
+	s.url, s.release, err = server.Stage(ctx, upload.Wanted{Name: "prod-worker.qcow2", Image: upload.Image{File: f, Size: size, SHA256: "ab"}}, nil, func(e upload.Event) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.events = append(s.events, e)
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 

@@ -35,6 +35,8 @@ func (s *Server) storage(r *http.Request, name string, p []string) (any, *refusa
 		return s.content(name, r.URL.Query().Get("content")), nil
 	case r.Method == http.MethodPost && p[0] == "upload":
 		return s.upload(r, name)
+	case r.Method == http.MethodPost && p[0] == "download-url":
+		return s.download(r, name)
 	case r.Method == http.MethodDelete && p[0] == "content" && len(p) >= 2:
 		return s.removeFile(name, strings.Join(p[1:], "/"))
 	}
@@ -70,6 +72,40 @@ func (s *Server) upload(r *http.Request, storage string) (any, *refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fork("imgcopy", "", func(k *task) error { return s.copyFile(k, name, fields["checksum"], content) }), nil
+}
+
+// download fetches a file itself, in a task.
+func (s *Server) download(r *http.Request, storage string) (any, *refusal) {
+	name, from, checksum := r.PostFormValue("filename"), r.PostFormValue("url"), r.PostFormValue("checksum")
+	switch {
+	case storage != Import:
+		return nil, no(http.StatusInternalServerError, "storage '%s' does not support '%s' content", storage, r.PostFormValue("content"))
+	case r.PostFormValue("content") != "import":
+		return nil, wrong("content", "value '"+r.PostFormValue("content")+"' does not have a value in the enumeration 'iso, vztmpl, import'")
+	case !importName.MatchString(name):
+		return nil, wrong("filename", "invalid filename or wrong extension")
+	case !strings.HasPrefix(from, "http://") && !strings.HasPrefix(from, "https://"):
+		return nil, wrong("url", "value does not match the regex pattern")
+	case checksum != "" && r.PostFormValue("checksum-algorithm") != "sha256":
+		return nil, wrong("checksum", "missing property - 'checksum' requires this property 'checksum-algorithm'")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fork("download", name, func(k *task) error {
+		resp, err := http.Get(from)
+		if err != nil {
+			return fmt.Errorf("download failed: %w", err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("download failed: ERROR %d: %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+		}
+		content, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return fmt.Errorf("download failed: %w", err)
+		}
+		return s.copyFile(k, name, checksum, content)
+	}), nil
 }
 
 // content lists volumes of a kind.
