@@ -363,8 +363,8 @@ roles:`}, nil},
   - {name: d, type: ssh}
   - {name: e, type: openstack, options: {stage: f}}
 roles:`}, []string{
-			`error: upload[3]: required key "endpoint" is missing, type ssh needs it`,
 			`error: upload[0].options.stage: upload has no entry "b" of type s3 or ssh`,
+			`error: upload[3]: required key "endpoint" is missing, type ssh needs it`,
 			`error: upload[4].options.stage: upload has no entry "f" of type s3 or ssh`,
 		}},
 		{"an upload to what nobody knows", []string{"roles:", "upload: [{name: a, type: floppy}]\nroles:"}, []string{`error: upload[0].type: "floppy" is not one of opennebula, s3, oci, libvirt, vsphere, proxmox, aws, azure, gcp, openstack, digitalocean, hetzner, ssh`}},

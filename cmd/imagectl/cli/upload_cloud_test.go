@@ -44,7 +44,7 @@ func cloudSite(t *testing.T) *uploadSite {
   - {name: ocean, type: digitalocean, endpoint: "`+nobody.URL+`", region: fra1, password: {env: CLOUD_SECRET}}
   - {name: behind, type: digitalocean, region: fra1, password: {env: CLOUD_SECRET}}
   - {name: presigned, type: digitalocean, region: fra1, password: {env: CLOUD_SECRET}, options: {directory: "https://b.example.org/?X-Amz-Signature=1"}}
-  - {name: bucket, type: s3, endpoint: "`+nobody.URL+`", bucket: vm, region: eu, username: k, password: {env: CLOUD_SECRET}}
+  - {name: bucket, type: s3, endpoint: "`+nobody.URL+`", bucket: vms, region: eu, username: k, password: {env: CLOUD_SECRET}}
   - {name: host, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/srv/images", password: {env: CLOUD_SECRET}, options: {hostKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFP7Xx4NKV4oqKYLpYrX5bBDSHHn7M5YpyWrpTJmJp5d"}}
   - {name: unknown, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/srv/images"}
   - {name: pathless, type: digitalocean, endpoint: "`+nobody.URL+`", region: fra1, password: {env: CLOUD_SECRET}, options: {stage: host}}

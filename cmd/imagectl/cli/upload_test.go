@@ -111,7 +111,7 @@ func TestUploadByAStage(t *testing.T) {
 		code  int
 		want  string
 	}{
-		{`{name: vault, type: s3, endpoint: "` + nobody.URL + `", bucket: vm, region: eu, username: k, password: {env: ONE_PASSWORD}}`, exitAuth, "making lab-worker"},
+		{`{name: vault, type: s3, endpoint: "` + nobody.URL + `", bucket: vms, region: eu, username: k, password: {env: ONE_PASSWORD}}`, exitAuth, "making lab-worker"},
 		{`{name: vault, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/var/tmp", options: {hostKey: ` + key + `}}`, exitServer, "logging in to ops@127.0.0.1:1"},
 	} {
 		s.write("cluster.yaml", strings.Replace(string(b), "node: node.json}", "node: node.json, stage: vault}\n  - "+tt.entry, 1))

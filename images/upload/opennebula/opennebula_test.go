@@ -1,6 +1,7 @@
 package opennebula_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/opennebula"
 	"github.com/imagectl/imagectl/images/upload/opennebula/onedtest"
+	"github.com/imagectl/imagectl/images/upload/staging"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
 )
 
