@@ -126,13 +126,15 @@ var layers = map[string][]string{
 	"bootstrap/store":          {"bootstrap/machine"},
 	// Only tests use it: an etcd for several servers.
 	"bootstrap/store/storetest": {"bootstrap/store"},
-	"bootstrap/backup":          {"bootstrap/store"},
-	"bootstrap/backup/bucket":   {"bootstrap/backup"},
+	"bootstrap/backup":          {"bootstrap/backup/files", "bootstrap/store"},
+	"bootstrap/backup/bucket":   {"bootstrap/backup/files"},
+	"bootstrap/backup/files":    {"bootstrap/pki"},
+	"bootstrap/backup/nodecopy": {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/backup/files", "bootstrap/pki"},
 	"bootstrap/tpm":             {},
 	"bootstrap/tpm/tpmtest":     {"bootstrap/host", "bootstrap/tpm"},
 	"bootstrap/enrol":           {"bootstrap/machine", "bootstrap/pki", "bootstrap/tpm"},
 	"bootstrap/coordinator":     {"bootstrap/machine"},
-	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit"},
+	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/backup/files", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit"},
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
@@ -145,8 +147,8 @@ var layers = map[string][]string{
 	"bootstrap/kubeadm":       {},
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
-	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/ipmi", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
+	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/pki"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/ipmi", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
 }
 
 // only says who may use what reaches outside the process or exits it.

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,6 +62,8 @@ type lab struct {
 	issued   []api.CertificateProfile
 	refuse   error
 	progress int
+	// backups are what the server hands out, by name.
+	backups map[string]string
 }
 
 // logs collects what the agent logs.
@@ -371,6 +374,21 @@ func (l agentServer) FetchKubernetesSecrets(context.Context, *connect.Request[ap
 		out.Files = append(out.Files, &api.File{Path: n, Content: []byte("content of " + n)})
 	}
 	return connect.NewResponse(out), nil
+}
+
+func (l agentServer) FetchBackup(_ context.Context, req *connect.Request[api.FetchBackupRequest], stream *connect.ServerStream[api.FetchBackupResponse]) error {
+	l.mu.Lock()
+	content, ok := l.backups[req.Msg.GetName()]
+	l.mu.Unlock()
+	if !ok {
+		return connect.NewError(connect.CodeNotFound, errors.New("there is no such backup"))
+	}
+	for chunk := range slices.Chunk([]byte(content), 5) {
+		if err := stream.Send(&api.FetchBackupResponse{Chunk: chunk}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // heard waits until the agent has taken the newest directive.

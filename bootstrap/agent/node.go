@@ -37,8 +37,8 @@ const (
 type node struct {
 	*Agent
 	balancer *balancer.Balancer
-	// changed wakes talk, wake wakes settle.
-	changed, wake chan struct{}
+	// changed wakes talk, wake wakes settle, backup keepBackups.
+	changed, wake, backup chan struct{}
 
 	// renewalsAfter holds back the next attempt; only settle uses it.
 	renewalsAfter time.Time
@@ -48,6 +48,9 @@ type node struct {
 
 	// imagesSeen is when containerd had all images; only settle uses it.
 	imagesSeen time.Time
+
+	// recording is held by Record.
+	recording sync.Mutex
 
 	mu sync.Mutex
 	// revoked is what the callers' CA has revoked, out of run; revokedNews is closed
@@ -60,12 +63,13 @@ type node struct {
 	report  report
 	// heads are the ends of the server's audit log; only handle changes them.
 	heads audit.Memory
+	copies copies
 	// sendLists: the server wants to see the revocation lists.
 	sendLists bool
 }
 
 func newNode(a *Agent) *node {
-	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), revokedNews: make(chan struct{})}
+	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), revokedNews: make(chan struct{})}
 }
 
 // node is the mode of an installed machine.
@@ -74,7 +78,7 @@ func (a *Agent) node(ctx context.Context) error {
 	if err := n.remember(); err != nil {
 		return err
 	}
-	if err := n.loadHeads(); err != nil {
+	if err := errors.Join(n.loadHeads(), n.loadBackups()); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -92,6 +96,10 @@ func (a *Agent) node(ctx context.Context) error {
 	g.Go(func() error {
 		n.look(ctx, looked)
 		return a.talk(ctx, api.Mode_MODE_NODE, n.changed, n.news, n.handle)
+	})
+	g.Go(func() error {
+		n.keepBackups(ctx)
+		return nil
 	})
 	a.ready()
 	return g.Wait()
@@ -120,6 +128,7 @@ func (n *node) news() report {
 	defer n.mu.Unlock()
 	r := n.report
 	r.held = heldLists(n.run.GetRevocations(), n.sendLists)
+	r.backups, r.backupProblem = n.copies.names(), n.copies.problem
 	return r
 }
 
@@ -135,6 +144,7 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 	n.sendLists = resp.GetSendLists()
 	n.mu.Unlock()
 	n.see(resp.GetAuditHead())
+	n.wantBackup(resp.GetBackup())
 	switch d := resp.GetDirective().(type) {
 	case *api.SyncResponse_Run:
 		d.Run.Revocations = n.newestLists(n.directive().GetRevocations(), d.Run.GetRevocations())

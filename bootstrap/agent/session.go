@@ -36,6 +36,10 @@ type report struct {
 	failure    string
 	// held are the revocation lists of an installed node.
 	held []*api.HeldList
+	// backups are the names of those that this node keeps, newest first; backupProblem is
+	// why the newest is not among them.
+	backups       []string
+	backupProblem string
 }
 
 // talk keeps the machine enrolled and the server informed: it enrols, syncs,
@@ -97,7 +101,7 @@ func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first 
 	req := &api.SyncRequest{
 		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: a.wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
 		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
-		Held: r.held,
+		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem,
 	}
 	if first {
 		req.WaitMs = 0

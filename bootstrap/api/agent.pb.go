@@ -146,7 +146,7 @@ func (x StepStatus_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StepStatus_State.Descriptor instead.
 func (StepStatus_State) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{0, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3, 0}
 }
 
 type EtcdWanted_Action int32
@@ -210,7 +210,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -268,7 +268,176 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20, 0}
+}
+
+// BackupCopy is one backup of the server's state, to be kept by a node.
+type BackupCopy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file's name, with cluster and time.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Size uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// Lower-case hexadecimal.
+	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// By the key of the server's CA (bootstrap/backup/files.Domain).
+	Signature []byte `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
+	// How many of the newest the node keeps; 0 from a node.
+	Keep          uint32 `protobuf:"varint,5,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupCopy) Reset() {
+	*x = BackupCopy{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupCopy) ProtoMessage() {}
+
+func (x *BackupCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupCopy.ProtoReflect.Descriptor instead.
+func (*BackupCopy) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *BackupCopy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BackupCopy) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *BackupCopy) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *BackupCopy) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *BackupCopy) GetKeep() uint32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+type FetchBackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchBackupRequest) Reset() {
+	*x = FetchBackupRequest{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchBackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchBackupRequest) ProtoMessage() {}
+
+func (x *FetchBackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchBackupRequest.ProtoReflect.Descriptor instead.
+func (*FetchBackupRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FetchBackupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type FetchBackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchBackupResponse) Reset() {
+	*x = FetchBackupResponse{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchBackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchBackupResponse) ProtoMessage() {}
+
+func (x *FetchBackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchBackupResponse.ProtoReflect.Descriptor instead.
+func (*FetchBackupResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FetchBackupResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
 }
 
 type StepStatus struct {
@@ -284,7 +453,7 @@ type StepStatus struct {
 
 func (x *StepStatus) Reset() {
 	*x = StepStatus{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -296,7 +465,7 @@ func (x *StepStatus) String() string {
 func (*StepStatus) ProtoMessage() {}
 
 func (x *StepStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -309,7 +478,7 @@ func (x *StepStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepStatus.ProtoReflect.Descriptor instead.
 func (*StepStatus) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *StepStatus) GetName() string {
@@ -350,7 +519,7 @@ type EtcdObserved struct {
 
 func (x *EtcdObserved) Reset() {
 	*x = EtcdObserved{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +531,7 @@ func (x *EtcdObserved) String() string {
 func (*EtcdObserved) ProtoMessage() {}
 
 func (x *EtcdObserved) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +544,7 @@ func (x *EtcdObserved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdObserved.ProtoReflect.Descriptor instead.
 func (*EtcdObserved) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EtcdObserved) GetRunning() bool {
@@ -434,7 +603,7 @@ type EtcdMember struct {
 
 func (x *EtcdMember) Reset() {
 	*x = EtcdMember{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +615,7 @@ func (x *EtcdMember) String() string {
 func (*EtcdMember) ProtoMessage() {}
 
 func (x *EtcdMember) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +628,7 @@ func (x *EtcdMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdMember.ProtoReflect.Descriptor instead.
 func (*EtcdMember) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EtcdMember) GetId() string {
@@ -512,7 +681,7 @@ type KubernetesObserved struct {
 
 func (x *KubernetesObserved) Reset() {
 	*x = KubernetesObserved{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +693,7 @@ func (x *KubernetesObserved) String() string {
 func (*KubernetesObserved) ProtoMessage() {}
 
 func (x *KubernetesObserved) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +706,7 @@ func (x *KubernetesObserved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesObserved.ProtoReflect.Descriptor instead.
 func (*KubernetesObserved) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *KubernetesObserved) GetApiserverReady() bool {
@@ -610,14 +779,18 @@ type SyncRequest struct {
 	Address string `protobuf:"bytes,12,opt,name=address,proto3" json:"address,omitempty"`
 	// The revocation lists that this node has. Their content comes along only when the
 	// server has asked for it.
-	Held          []*HeldList `protobuf:"bytes,30,rep,name=held,proto3" json:"held,omitempty"`
+	Held []*HeldList `protobuf:"bytes,30,rep,name=held,proto3" json:"held,omitempty"`
+	// The names of the backups that this node keeps, newest first, and why it has not got
+	// the newest one; empty when nothing is wrong.
+	Backups       []string `protobuf:"bytes,70,rep,name=backups,proto3" json:"backups,omitempty"`
+	BackupProblem string   `protobuf:"bytes,71,opt,name=backup_problem,json=backupProblem,proto3" json:"backup_problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +802,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +815,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SyncRequest) GetBootId() string {
@@ -736,6 +909,20 @@ func (x *SyncRequest) GetHeld() []*HeldList {
 	return nil
 }
 
+func (x *SyncRequest) GetBackups() []string {
+	if x != nil {
+		return x.Backups
+	}
+	return nil
+}
+
+func (x *SyncRequest) GetBackupProblem() string {
+	if x != nil {
+		return x.BackupProblem
+	}
+	return ""
+}
+
 // HeldList is a revocation list that a node keeps.
 type HeldList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -750,7 +937,7 @@ type HeldList struct {
 
 func (x *HeldList) Reset() {
 	*x = HeldList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +949,7 @@ func (x *HeldList) String() string {
 func (*HeldList) ProtoMessage() {}
 
 func (x *HeldList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +962,7 @@ func (x *HeldList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldList.ProtoReflect.Descriptor instead.
 func (*HeldList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeldList) GetCa() string {
@@ -814,14 +1001,16 @@ type SyncResponse struct {
 	// send it with the next Sync. Until then the directive holds no lists.
 	SendLists bool `protobuf:"varint,30,opt,name=send_lists,json=sendLists,proto3" json:"send_lists,omitempty"`
 	// The end of the server's audit log, for the node to remember.
-	AuditHead     *AuditHead `protobuf:"bytes,40,opt,name=audit_head,json=auditHead,proto3" json:"audit_head,omitempty"`
+	AuditHead *AuditHead `protobuf:"bytes,40,opt,name=audit_head,json=auditHead,proto3" json:"audit_head,omitempty"`
+	// The newest backup of the server, for a control plane to fetch and keep.
+	Backup        *BackupCopy `protobuf:"bytes,70,opt,name=backup,proto3" json:"backup,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +1022,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1035,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SyncResponse) GetRevision() uint64 {
@@ -920,6 +1109,13 @@ func (x *SyncResponse) GetAuditHead() *AuditHead {
 	return nil
 }
 
+func (x *SyncResponse) GetBackup() *BackupCopy {
+	if x != nil {
+		return x.Backup
+	}
+	return nil
+}
+
 type isSyncResponse_Directive interface {
 	isSyncResponse_Directive()
 }
@@ -963,7 +1159,7 @@ type AuditHead struct {
 
 func (x *AuditHead) Reset() {
 	*x = AuditHead{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1171,7 @@ func (x *AuditHead) String() string {
 func (*AuditHead) ProtoMessage() {}
 
 func (x *AuditHead) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1184,7 @@ func (x *AuditHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
 func (*AuditHead) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AuditHead) GetSeq() uint64 {
@@ -1022,7 +1218,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1230,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1243,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Wait) GetReasonCode() string {
@@ -1073,7 +1269,7 @@ type Reboot struct {
 
 func (x *Reboot) Reset() {
 	*x = Reboot{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1281,7 @@ func (x *Reboot) String() string {
 func (*Reboot) ProtoMessage() {}
 
 func (x *Reboot) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1294,7 @@ func (x *Reboot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reboot.ProtoReflect.Descriptor instead.
 func (*Reboot) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Reboot) GetReason() string {
@@ -1138,7 +1334,7 @@ type Install struct {
 
 func (x *Install) Reset() {
 	*x = Install{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1346,7 @@ func (x *Install) String() string {
 func (*Install) ProtoMessage() {}
 
 func (x *Install) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1359,7 @@ func (x *Install) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Install.ProtoReflect.Descriptor instead.
 func (*Install) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Install) GetImageUrl() string {
@@ -1259,7 +1455,7 @@ type DiskRule struct {
 
 func (x *DiskRule) Reset() {
 	*x = DiskRule{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1467,7 @@ func (x *DiskRule) String() string {
 func (*DiskRule) ProtoMessage() {}
 
 func (x *DiskRule) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1480,7 @@ func (x *DiskRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
 func (*DiskRule) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DiskRule) GetPath() string {
@@ -1341,7 +1537,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1549,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1562,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *File) GetPath() string {
@@ -1417,7 +1613,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1625,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1638,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Run) GetMachine() string {
@@ -1542,7 +1738,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1750,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1763,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -1600,7 +1796,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1808,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1821,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Firewall) GetOff() string {
@@ -1674,7 +1870,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1882,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1895,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -1769,7 +1965,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1977,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1990,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -1885,7 +2081,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2093,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2106,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Addon) GetName() string {
@@ -1946,7 +2142,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2154,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2167,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -2010,7 +2206,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2218,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2231,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 type IssueCertificatesRequest struct {
@@ -2047,7 +2243,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2255,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2268,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2091,7 +2287,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2299,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2312,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2134,7 +2330,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2342,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2355,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -2173,7 +2369,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2381,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2394,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2221,7 +2417,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2429,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2442,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2280,7 +2476,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2292,7 +2488,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2305,7 +2501,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2335,7 +2531,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2543,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2556,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -2388,7 +2584,18 @@ var File_imagectl_v1_agent_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17imagectl/v1/agent.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/enrol.proto\"\xd5\x01\n" +
+	"\x17imagectl/v1/agent.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/enrol.proto\"~\n" +
+	"\n" +
+	"BackupCopy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x1c\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignature\x12\x12\n" +
+	"\x04keep\x18\x05 \x01(\rR\x04keep\"(\n" +
+	"\x12FetchBackupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"+\n" +
+	"\x13FetchBackupResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"\xd5\x01\n" +
 	"\n" +
 	"StepStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
@@ -2422,7 +2629,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x0fkubelet_version\x18\x04 \x01(\tR\x0ekubeletVersion\x12%\n" +
 	"\x0eaddons_applied\x18\x05 \x01(\bR\raddonsApplied\x12E\n" +
 	"\x10certificates_end\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\x0fcertificatesEnd\x12-\n" +
-	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\"\xf8\x03\n" +
+	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\"\xb9\x04\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -2439,11 +2646,13 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	" \x01(\bR\tinstalled\x12\x18\n" +
 	"\afailure\x18\v \x01(\tR\afailure\x12\x18\n" +
 	"\aaddress\x18\f \x01(\tR\aaddress\x12)\n" +
-	"\x04held\x18\x1e \x03(\v2\x15.imagectl.v1.HeldListR\x04held\"K\n" +
+	"\x04held\x18\x1e \x03(\v2\x15.imagectl.v1.HeldListR\x04held\x12\x18\n" +
+	"\abackups\x18F \x03(\tR\abackups\x12%\n" +
+	"\x0ebackup_problem\x18G \x01(\tR\rbackupProblem\"K\n" +
 	"\bHeldList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x17\n" +
-	"\acrl_der\x18\x03 \x01(\fR\x06crlDer\"\xfa\x02\n" +
+	"\acrl_der\x18\x03 \x01(\fR\x06crlDer\"\xab\x03\n" +
 	"\fSyncResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
 	"\x04wait\x18\x02 \x01(\v2\x11.imagectl.v1.WaitH\x00R\x04wait\x120\n" +
@@ -2455,7 +2664,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"send_lists\x18\x1e \x01(\bR\tsendLists\x125\n" +
 	"\n" +
-	"audit_head\x18( \x01(\v2\x16.imagectl.v1.AuditHeadR\tauditHeadB\v\n" +
+	"audit_head\x18( \x01(\v2\x16.imagectl.v1.AuditHeadR\tauditHead\x12/\n" +
+	"\x06backup\x18F \x01(\v2\x17.imagectl.v1.BackupCopyR\x06backupB\v\n" +
 	"\tdirective\"O\n" +
 	"\tAuditHead\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
@@ -2598,12 +2808,13 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	")CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT\x10\x04\x12)\n" +
 	"%CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP\x10\x05\x12)\n" +
 	"%CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT\x10\x06\x12'\n" +
-	"#CERTIFICATE_PROFILE_KUBELET_SERVING\x10\a2\xfa\x02\n" +
+	"#CERTIFICATE_PROFILE_KUBELET_SERVING\x10\a2\xce\x03\n" +
 	"\fAgentService\x12;\n" +
 	"\x04Sync\x12\x18.imagectl.v1.SyncRequest\x1a\x19.imagectl.v1.SyncResponse\x12V\n" +
 	"\rReportInstall\x12!.imagectl.v1.ReportInstallRequest\x1a\".imagectl.v1.ReportInstallResponse\x12b\n" +
 	"\x11IssueCertificates\x12%.imagectl.v1.IssueCertificatesRequest\x1a&.imagectl.v1.IssueCertificatesResponse\x12q\n" +
-	"\x16FetchKubernetesSecrets\x12*.imagectl.v1.FetchKubernetesSecretsRequest\x1a+.imagectl.v1.FetchKubernetesSecretsResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"\x16FetchKubernetesSecrets\x12*.imagectl.v1.FetchKubernetesSecretsRequest\x1a+.imagectl.v1.FetchKubernetesSecretsResponse\x12R\n" +
+	"\vFetchBackup\x12\x1f.imagectl.v1.FetchBackupRequest\x1a .imagectl.v1.FetchBackupResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_agent_proto_rawDescOnce sync.Once
@@ -2618,91 +2829,97 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
 	(EtcdWanted_Action)(0),                 // 2: imagectl.v1.EtcdWanted.Action
 	(KubernetesWanted_Action)(0),           // 3: imagectl.v1.KubernetesWanted.Action
-	(*StepStatus)(nil),                     // 4: imagectl.v1.StepStatus
-	(*EtcdObserved)(nil),                   // 5: imagectl.v1.EtcdObserved
-	(*EtcdMember)(nil),                     // 6: imagectl.v1.EtcdMember
-	(*KubernetesObserved)(nil),             // 7: imagectl.v1.KubernetesObserved
-	(*SyncRequest)(nil),                    // 8: imagectl.v1.SyncRequest
-	(*HeldList)(nil),                       // 9: imagectl.v1.HeldList
-	(*SyncResponse)(nil),                   // 10: imagectl.v1.SyncResponse
-	(*AuditHead)(nil),                      // 11: imagectl.v1.AuditHead
-	(*Wait)(nil),                           // 12: imagectl.v1.Wait
-	(*Reboot)(nil),                         // 13: imagectl.v1.Reboot
-	(*Install)(nil),                        // 14: imagectl.v1.Install
-	(*DiskRule)(nil),                       // 15: imagectl.v1.DiskRule
-	(*File)(nil),                           // 16: imagectl.v1.File
-	(*Run)(nil),                            // 17: imagectl.v1.Run
-	(*RevocationList)(nil),                 // 18: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 19: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 20: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 21: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 22: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 23: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 24: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 25: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 26: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 27: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 28: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 29: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 30: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 31: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 32: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 33: google.protobuf.Timestamp
-	(Mode)(0),                              // 34: imagectl.v1.Mode
-	(*Facts)(nil),                          // 35: imagectl.v1.Facts
+	(*BackupCopy)(nil),                     // 4: imagectl.v1.BackupCopy
+	(*FetchBackupRequest)(nil),             // 5: imagectl.v1.FetchBackupRequest
+	(*FetchBackupResponse)(nil),            // 6: imagectl.v1.FetchBackupResponse
+	(*StepStatus)(nil),                     // 7: imagectl.v1.StepStatus
+	(*EtcdObserved)(nil),                   // 8: imagectl.v1.EtcdObserved
+	(*EtcdMember)(nil),                     // 9: imagectl.v1.EtcdMember
+	(*KubernetesObserved)(nil),             // 10: imagectl.v1.KubernetesObserved
+	(*SyncRequest)(nil),                    // 11: imagectl.v1.SyncRequest
+	(*HeldList)(nil),                       // 12: imagectl.v1.HeldList
+	(*SyncResponse)(nil),                   // 13: imagectl.v1.SyncResponse
+	(*AuditHead)(nil),                      // 14: imagectl.v1.AuditHead
+	(*Wait)(nil),                           // 15: imagectl.v1.Wait
+	(*Reboot)(nil),                         // 16: imagectl.v1.Reboot
+	(*Install)(nil),                        // 17: imagectl.v1.Install
+	(*DiskRule)(nil),                       // 18: imagectl.v1.DiskRule
+	(*File)(nil),                           // 19: imagectl.v1.File
+	(*Run)(nil),                            // 20: imagectl.v1.Run
+	(*RevocationList)(nil),                 // 21: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 22: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 23: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 24: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 25: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 26: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 27: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 28: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 29: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 30: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 31: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 32: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 33: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 34: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 35: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 36: google.protobuf.Timestamp
+	(Mode)(0),                              // 37: imagectl.v1.Mode
+	(*Facts)(nil),                          // 38: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
-	6,  // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	33, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
-	34, // 3: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	35, // 4: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
-	4,  // 5: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
-	5,  // 6: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
-	7,  // 7: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
-	9,  // 8: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
-	12, // 9: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	14, // 10: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	13, // 11: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	17, // 12: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	33, // 13: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	11, // 14: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
-	15, // 15: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	16, // 16: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	29, // 17: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	20, // 18: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	21, // 19: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	19, // 20: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	18, // 21: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	30, // 22: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	2,  // 23: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 24: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	22, // 25: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	33, // 26: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	31, // 27: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	32, // 28: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	16, // 29: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 30: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 31: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	8,  // 32: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	23, // 33: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	25, // 34: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	27, // 35: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	10, // 36: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	24, // 37: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	26, // 38: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	28, // 39: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	36, // [36:40] is the sub-list for method output_type
-	32, // [32:36] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	9,  // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
+	36, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	37, // 3: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	38, // 4: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	7,  // 5: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
+	8,  // 6: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
+	10, // 7: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
+	12, // 8: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
+	15, // 9: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	17, // 10: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	16, // 11: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	20, // 12: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	36, // 13: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	14, // 14: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
+	4,  // 15: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
+	18, // 16: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	19, // 17: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	32, // 18: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	23, // 19: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	24, // 20: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	22, // 21: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	21, // 22: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	33, // 23: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	2,  // 24: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	3,  // 25: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	25, // 26: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	36, // 27: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	34, // 28: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	35, // 29: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	19, // 30: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 31: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 32: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	11, // 33: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	26, // 34: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	28, // 35: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	30, // 36: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	5,  // 37: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	13, // 38: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	27, // 39: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	29, // 40: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	31, // 41: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	6,  // 42: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	38, // [38:43] is the sub-list for method output_type
+	33, // [33:38] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -2711,7 +2928,7 @@ func file_imagectl_v1_agent_proto_init() {
 		return
 	}
 	file_imagectl_v1_enrol_proto_init()
-	file_imagectl_v1_agent_proto_msgTypes[6].OneofWrappers = []any{
+	file_imagectl_v1_agent_proto_msgTypes[9].OneofWrappers = []any{
 		(*SyncResponse_Wait)(nil),
 		(*SyncResponse_Install)(nil),
 		(*SyncResponse_Reboot)(nil),
@@ -2723,7 +2940,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   29,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

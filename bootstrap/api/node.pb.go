@@ -22,6 +22,104 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ReadBackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty for the newest.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadBackupRequest) Reset() {
+	*x = ReadBackupRequest{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadBackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadBackupRequest) ProtoMessage() {}
+
+func (x *ReadBackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadBackupRequest.ProtoReflect.Descriptor instead.
+func (*ReadBackupRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ReadBackupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ReadBackupResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What follows; only in the first message, which has no chunk.
+	Copy          *BackupCopy `protobuf:"bytes,1,opt,name=copy,proto3" json:"copy,omitempty"`
+	Chunk         []byte      `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadBackupResponse) Reset() {
+	*x = ReadBackupResponse{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadBackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadBackupResponse) ProtoMessage() {}
+
+func (x *ReadBackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadBackupResponse.ProtoReflect.Descriptor instead.
+func (*ReadBackupResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReadBackupResponse) GetCopy() *BackupCopy {
+	if x != nil {
+		return x.Copy
+	}
+	return nil
+}
+
+func (x *ReadBackupResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
 type AuditHeadsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -30,7 +128,7 @@ type AuditHeadsRequest struct {
 
 func (x *AuditHeadsRequest) Reset() {
 	*x = AuditHeadsRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	mi := &file_imagectl_v1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -42,7 +140,7 @@ func (x *AuditHeadsRequest) String() string {
 func (*AuditHeadsRequest) ProtoMessage() {}
 
 func (x *AuditHeadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	mi := &file_imagectl_v1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -55,7 +153,7 @@ func (x *AuditHeadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsRequest.ProtoReflect.Descriptor instead.
 func (*AuditHeadsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{2}
 }
 
 type AuditHeadsResponse struct {
@@ -70,7 +168,7 @@ type AuditHeadsResponse struct {
 
 func (x *AuditHeadsResponse) Reset() {
 	*x = AuditHeadsResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	mi := &file_imagectl_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -82,7 +180,7 @@ func (x *AuditHeadsResponse) String() string {
 func (*AuditHeadsResponse) ProtoMessage() {}
 
 func (x *AuditHeadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	mi := &file_imagectl_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -95,7 +193,7 @@ func (x *AuditHeadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsResponse.ProtoReflect.Descriptor instead.
 func (*AuditHeadsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AuditHeadsResponse) GetHeads() []*AuditHeadsResponse_Seen {
@@ -120,7 +218,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	mi := &file_imagectl_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -132,7 +230,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	mi := &file_imagectl_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -145,7 +243,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 type VersionResponse struct {
@@ -160,7 +258,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -172,7 +270,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -185,7 +283,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VersionResponse) GetAgent() string {
@@ -224,7 +322,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -236,7 +334,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -249,7 +347,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 type HealthResponse struct {
@@ -264,7 +362,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +374,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +387,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -334,7 +432,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +444,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +457,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LogsRequest) GetUnit() string {
@@ -401,7 +499,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[7]
+	mi := &file_imagectl_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +511,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[7]
+	mi := &file_imagectl_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +524,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LogsResponse) GetAt() *timestamppb.Timestamp {
@@ -460,7 +558,7 @@ type AuditHeadsResponse_Seen struct {
 
 func (x *AuditHeadsResponse_Seen) Reset() {
 	*x = AuditHeadsResponse_Seen{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	mi := &file_imagectl_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +570,7 @@ func (x *AuditHeadsResponse_Seen) String() string {
 func (*AuditHeadsResponse_Seen) ProtoMessage() {}
 
 func (x *AuditHeadsResponse_Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	mi := &file_imagectl_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +583,7 @@ func (x *AuditHeadsResponse_Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsResponse_Seen.ProtoReflect.Descriptor instead.
 func (*AuditHeadsResponse_Seen) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1, 0}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3, 0}
 }
 
 func (x *AuditHeadsResponse_Seen) GetHead() *AuditHead {
@@ -506,7 +604,12 @@ var File_imagectl_v1_node_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\x13\n" +
+	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"'\n" +
+	"\x11ReadBackupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"W\n" +
+	"\x12ReadBackupResponse\x12+\n" +
+	"\x04copy\x18\x01 \x01(\v2\x17.imagectl.v1.BackupCopyR\x04copy\x12\x14\n" +
+	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"\x13\n" +
 	"\x11AuditHeadsRequest\"\xea\x01\n" +
 	"\x12AuditHeadsResponse\x12:\n" +
 	"\x05heads\x18\x01 \x03(\v2$.imagectl.v1.AuditHeadsResponse.SeenR\x05heads\x128\n" +
@@ -534,13 +637,15 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\fLogsResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\tR\x04line2\xa4\x02\n" +
+	"\x04line\x18\x03 \x01(\tR\x04line2\xf5\x02\n" +
 	"\vNodeService\x12D\n" +
 	"\aVersion\x12\x1b.imagectl.v1.VersionRequest\x1a\x1c.imagectl.v1.VersionResponse\x12A\n" +
 	"\x06Health\x12\x1a.imagectl.v1.HealthRequest\x1a\x1b.imagectl.v1.HealthResponse\x12=\n" +
 	"\x04Logs\x12\x18.imagectl.v1.LogsRequest\x1a\x19.imagectl.v1.LogsResponse0\x01\x12M\n" +
 	"\n" +
-	"AuditHeads\x12\x1e.imagectl.v1.AuditHeadsRequest\x1a\x1f.imagectl.v1.AuditHeadsResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"AuditHeads\x12\x1e.imagectl.v1.AuditHeadsRequest\x1a\x1f.imagectl.v1.AuditHeadsResponse\x12O\n" +
+	"\n" +
+	"ReadBackup\x12\x1e.imagectl.v1.ReadBackupRequest\x1a\x1f.imagectl.v1.ReadBackupResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_node_proto_rawDescOnce sync.Once
@@ -554,44 +659,50 @@ func file_imagectl_v1_node_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_node_proto_rawDescData
 }
 
-var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_imagectl_v1_node_proto_goTypes = []any{
-	(*AuditHeadsRequest)(nil),       // 0: imagectl.v1.AuditHeadsRequest
-	(*AuditHeadsResponse)(nil),      // 1: imagectl.v1.AuditHeadsResponse
-	(*VersionRequest)(nil),          // 2: imagectl.v1.VersionRequest
-	(*VersionResponse)(nil),         // 3: imagectl.v1.VersionResponse
-	(*HealthRequest)(nil),           // 4: imagectl.v1.HealthRequest
-	(*HealthResponse)(nil),          // 5: imagectl.v1.HealthResponse
-	(*LogsRequest)(nil),             // 6: imagectl.v1.LogsRequest
-	(*LogsResponse)(nil),            // 7: imagectl.v1.LogsResponse
-	(*AuditHeadsResponse_Seen)(nil), // 8: imagectl.v1.AuditHeadsResponse.Seen
-	(*StepStatus)(nil),              // 9: imagectl.v1.StepStatus
-	(*Facts)(nil),                   // 10: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),   // 11: google.protobuf.Timestamp
-	(*AuditHead)(nil),               // 12: imagectl.v1.AuditHead
+	(*ReadBackupRequest)(nil),       // 0: imagectl.v1.ReadBackupRequest
+	(*ReadBackupResponse)(nil),      // 1: imagectl.v1.ReadBackupResponse
+	(*AuditHeadsRequest)(nil),       // 2: imagectl.v1.AuditHeadsRequest
+	(*AuditHeadsResponse)(nil),      // 3: imagectl.v1.AuditHeadsResponse
+	(*VersionRequest)(nil),          // 4: imagectl.v1.VersionRequest
+	(*VersionResponse)(nil),         // 5: imagectl.v1.VersionResponse
+	(*HealthRequest)(nil),           // 6: imagectl.v1.HealthRequest
+	(*HealthResponse)(nil),          // 7: imagectl.v1.HealthResponse
+	(*LogsRequest)(nil),             // 8: imagectl.v1.LogsRequest
+	(*LogsResponse)(nil),            // 9: imagectl.v1.LogsResponse
+	(*AuditHeadsResponse_Seen)(nil), // 10: imagectl.v1.AuditHeadsResponse.Seen
+	(*BackupCopy)(nil),              // 11: imagectl.v1.BackupCopy
+	(*StepStatus)(nil),              // 12: imagectl.v1.StepStatus
+	(*Facts)(nil),                   // 13: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
+	(*AuditHead)(nil),               // 15: imagectl.v1.AuditHead
 }
 var file_imagectl_v1_node_proto_depIdxs = []int32{
-	8,  // 0: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
-	8,  // 1: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
-	9,  // 2: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
-	10, // 3: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
-	11, // 4: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	11, // 5: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
-	12, // 6: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
-	11, // 7: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
-	2,  // 8: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
-	4,  // 9: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
-	6,  // 10: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
-	0,  // 11: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
-	3,  // 12: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
-	5,  // 13: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
-	7,  // 14: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
-	1,  // 15: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
-	12, // [12:16] is the sub-list for method output_type
-	8,  // [8:12] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	11, // 0: imagectl.v1.ReadBackupResponse.copy:type_name -> imagectl.v1.BackupCopy
+	10, // 1: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	10, // 2: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	12, // 3: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
+	13, // 4: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
+	14, // 5: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	14, // 6: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
+	15, // 7: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
+	14, // 8: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
+	4,  // 9: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
+	6,  // 10: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
+	8,  // 11: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
+	2,  // 12: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
+	0,  // 13: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
+	5,  // 14: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
+	7,  // 15: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
+	9,  // 16: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
+	3,  // 17: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
+	1,  // 18: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_node_proto_init() }
@@ -607,7 +718,7 @@ func file_imagectl_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_node_proto_rawDesc), len(file_imagectl_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

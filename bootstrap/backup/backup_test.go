@@ -23,6 +23,7 @@ import (
 	"filippo.io/age"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
@@ -254,9 +255,9 @@ func TestTheNewestBackupsStayAndNothingElseIsTouched(t *testing.T) {
 	s := server(t, t.TempDir())
 	defer s.Close()
 	dir := t.TempDir()
-	other := Name("demo2", noon)
-	torn := partial + Name("demo", noon) + "-123"
-	for _, name := range []string{"notes.txt", other, torn, partial + other + "-9"} {
+	other := files.Name("demo2", noon)
+	torn := ".partial-" + files.Name("demo", noon) + "-123"
+	for _, name := range []string{"notes.txt", other, torn, ".partial-" + other + "-9"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -272,9 +273,9 @@ func TestTheNewestBackupsStayAndNothingElseIsTouched(t *testing.T) {
 			t.Errorf("the newest good one is %v, saved was %v", got, f)
 		}
 	}
-	want := []string{partial + other + "-9"}
+	want := []string{".partial-" + other + "-9"}
 	for i := 2; i < 5; i++ {
-		want = append(want, Name("demo", noon.Add(time.Duration(i)*time.Minute)))
+		want = append(want, files.Name("demo", noon.Add(time.Duration(i)*time.Minute)))
 	}
 	want = append(want, other, "notes.txt")
 	slices.Sort(want)
@@ -283,7 +284,7 @@ func TestTheNewestBackupsStayAndNothingElseIsTouched(t *testing.T) {
 	}
 
 	// A new process finds the newest that is good, not the newest.
-	newest := filepath.Join(dir, Name("demo", noon.Add(4*time.Minute)))
+	newest := filepath.Join(dir, files.Name("demo", noon.Add(4*time.Minute)))
 	if err := os.Truncate(newest, 300); err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +292,7 @@ func TestTheNewestBackupsStayAndNothingElseIsTouched(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := again.State().Good.Name; got != Name("demo", noon.Add(3*time.Minute)) {
+	if got := again.State().Good.Name; got != files.Name("demo", noon.Add(3*time.Minute)) {
 		t.Errorf("found %s", got)
 	}
 }
@@ -303,7 +304,7 @@ func TestABackupIsNotRemovedForOnesOfTheFuture(t *testing.T) {
 	defer s.Close()
 	dir := t.TempDir()
 	for i := range 4 {
-		if err := os.WriteFile(filepath.Join(dir, Name("demo", noon.AddDate(10, 0, i))), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, files.Name("demo", noon.AddDate(10, 0, i))), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -312,7 +313,7 @@ func TestABackupIsNotRemovedForOnesOfTheFuture(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{f.Name, Name("demo", noon.AddDate(10, 0, 2)), Name("demo", noon.AddDate(10, 0, 3))}
+	want := []string{f.Name, files.Name("demo", noon.AddDate(10, 0, 2)), files.Name("demo", noon.AddDate(10, 0, 3))}
 	if diff := cmp.Diff(want, names(t, dir)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -354,7 +355,7 @@ func TestAFailedBackupIsSeen(t *testing.T) {
 	}
 	// A check that fails leaves what was there.
 	before := names(t, dir)
-	_, err := Save(dir, Name("demo", noon.Add(time.Hour)), func(w io.Writer) error { _, err := w.Write([]byte("x")); return err }, func(io.Reader) error { return errors.New("bad") })
+	_, err := files.Save(dir, files.Name("demo", noon.Add(time.Hour)), func(w io.Writer) error { _, err := w.Write([]byte("x")); return err }, func(io.Reader) error { return errors.New("bad") })
 	if err == nil || err.Error() != "reading the backup that was just written: bad" || !slices.Equal(before, names(t, dir)) {
 		t.Errorf("got %v, %v", err, names(t, dir))
 	}
@@ -376,7 +377,7 @@ func TestRunSavesWhenOneIsDue(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if got := names(t, dir); !slices.Equal(got, []string{Name("demo", noon)}) {
+	if got := names(t, dir); !slices.Equal(got, []string{files.Name("demo", noon)}) {
 		t.Errorf("got %v", got)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 )
 
 // Place is somewhere else that keeps copies of the backups in the directory. What has a
@@ -16,10 +18,10 @@ import (
 type Place interface {
 	fmt.Stringer
 	// List returns the backups there, of any cluster, newest first.
-	List(ctx context.Context) ([]File, error)
-	Put(ctx context.Context, f File, r io.Reader) error
-	Open(ctx context.Context, f File) (io.ReadCloser, error)
-	Remove(ctx context.Context, f File) error
+	List(ctx context.Context) ([]files.File, error)
+	Put(ctx context.Context, f files.File, r io.Reader) error
+	Open(ctx context.Context, f files.File) (io.ReadCloser, error)
+	Remove(ctx context.Context, f files.File) error
 }
 
 const (
@@ -28,12 +30,6 @@ const (
 	// copyTime bounds one copy, with what is read back.
 	copyTime = 30 * time.Minute
 )
-
-// Named is the backup of that name; false for what is none.
-func Named(name string, size int64) (File, bool) {
-	cluster, at, ok := parseName(name)
-	return File{Name: name, Cluster: cluster, At: at, Size: size}, ok
-}
 
 // copy brings the newest good backup to the other place, unless it is there.
 func (k *Keeper) copy(ctx context.Context) {
@@ -63,12 +59,12 @@ func (k *Keeper) copy(ctx context.Context) {
 	}
 }
 
-func (k *Keeper) copyOne(ctx context.Context, f File) error {
+func (k *Keeper) copyOne(ctx context.Context, f files.File) error {
 	all, err := k.cfg.Copies.List(ctx)
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(all, func(o File) bool { return o.Name == f.Name && o.Size == f.Size }) {
+	if !slices.ContainsFunc(all, func(o files.File) bool { return o.Name == f.Name && o.Size == f.Size }) {
 		in, err := os.Open(filepath.Join(k.cfg.Dir, f.Name))
 		if err != nil {
 			return err
@@ -83,26 +79,26 @@ func (k *Keeper) copyOne(ctx context.Context, f File) error {
 		return err
 	}
 	defer out.Close()
-	if err := k.check(out); err != nil {
+	if _, err := k.check(out); err != nil {
 		return fmt.Errorf("reading the copy of %s: %w", f.Name, err)
 	}
 	return nil
 }
 
 // pruneCopies keeps as many as the directory has.
-func (k *Keeper) pruneCopies(ctx context.Context, saved File) error {
+func (k *Keeper) pruneCopies(ctx context.Context, saved files.File) error {
 	all, err := k.cfg.Copies.List(ctx)
 	if err != nil {
 		return err
 	}
 	var failed []error
-	for _, f := range surplus(all, saved, k.cfg.Keep) {
+	for _, f := range files.Surplus(all, saved, k.cfg.Keep) {
 		failed = append(failed, k.cfg.Copies.Remove(ctx, f))
 	}
 	return errors.Join(failed...)
 }
 
-func (k *Keeper) noteCopy(good File, err error) {
+func (k *Keeper) noteCopy(good files.File, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.last.Copy.At, k.last.Copy.Failed = k.cfg.Now(), err
@@ -117,13 +113,13 @@ type CopyState struct {
 	Place string
 	// Good is the newest that was read back to its end since the start; Failed is why the
 	// newest attempt failed, At when.
-	Good   File
+	Good   files.File
 	Failed error
 	At     time.Time
 }
 
 // due is how long until the next attempt; false when there is nothing to copy.
-func (s CopyState) due(newest File, now time.Time) (time.Duration, bool) {
+func (s CopyState) due(newest files.File, now time.Time) (time.Duration, bool) {
 	if s.Place == "" || newest.Name == "" || newest.Name == s.Good.Name {
 		return 0, false
 	}
@@ -140,7 +136,7 @@ func Fetch(ctx context.Context, from Place, name, dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f, err := choose(all, name, from.String())
+	f, err := files.Choose(all, name, from.String())
 	if err != nil {
 		return "", err
 	}

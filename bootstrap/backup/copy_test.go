@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 )
 
 // shelf is a place that holds data.
@@ -27,20 +29,20 @@ type shelf struct {
 
 func (s *shelf) String() string { return "the shelf" }
 
-func (s *shelf) List(context.Context) ([]File, error) {
+func (s *shelf) List(context.Context) ([]files.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []File
+	var out []files.File
 	for name, b := range s.files {
-		if f, ok := Named(name, int64(len(b))); ok {
+		if f, ok := files.Named(name, int64(len(b))); ok {
 			out = append(out, f)
 		}
 	}
-	slices.SortFunc(out, func(a, b File) int { return b.At.Compare(a.At) })
+	slices.SortFunc(out, func(a, b files.File) int { return b.At.Compare(a.At) })
 	return out, nil
 }
 
-func (s *shelf) Put(_ context.Context, f File, r io.Reader) error {
+func (s *shelf) Put(_ context.Context, f files.File, r io.Reader) error {
 	b, err := io.ReadAll(r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,13 +60,13 @@ func (s *shelf) Put(_ context.Context, f File, r io.Reader) error {
 	return err
 }
 
-func (s *shelf) Open(_ context.Context, f File) (io.ReadCloser, error) {
+func (s *shelf) Open(_ context.Context, f files.File) (io.ReadCloser, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return io.NopCloser(bytes.NewReader(s.files[f.Name])), nil
 }
 
-func (s *shelf) Remove(_ context.Context, f File) error {
+func (s *shelf) Remove(_ context.Context, f files.File) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.files, f.Name)
@@ -89,7 +91,7 @@ func TestACopyOfEachBackupIsElsewhere(t *testing.T) {
 	st := server(t, t.TempDir())
 	defer st.Close()
 	k := newKeeper(t, st, t.TempDir())
-	other := Name("demo2", noon)
+	other := files.Name("demo2", noon)
 	s := &shelf{files: map[string][]byte{"notes.txt": nil, other: nil}, news: make(chan struct{}, 1)}
 	cfg := k.config(st)
 	cfg.Copies = s
@@ -97,7 +99,7 @@ func TestACopyOfEachBackupIsElsewhere(t *testing.T) {
 	if k.Keeper, err = NewKeeper(cfg); err != nil {
 		t.Fatal(err)
 	}
-	save := func(minute int) File {
+	save := func(minute int) files.File {
 		t.Helper()
 		k.now.Store(int64(minute))
 		f, err := k.Save(t.Context())
@@ -115,7 +117,7 @@ func TestACopyOfEachBackupIsElsewhere(t *testing.T) {
 	}
 	want := []string{other, "notes.txt"}
 	for i := 2; i < 5; i++ {
-		want = append(want, Name("demo", noon.Add(time.Duration(i)*time.Minute)))
+		want = append(want, files.Name("demo", noon.Add(time.Duration(i)*time.Minute)))
 	}
 	slices.Sort(want)
 	if diff := cmp.Diff(want, s.names()); diff != "" {
@@ -147,8 +149,8 @@ func TestACopyOfEachBackupIsElsewhere(t *testing.T) {
 
 	// From there it comes back, whole.
 	dir := t.TempDir()
-	path, err := Fetch(t.Context(), s, Name("demo", noon.Add(4*time.Minute)), dir)
-	if err != nil || filepath.Base(path) != Name("demo", noon.Add(4*time.Minute)) {
+	path, err := Fetch(t.Context(), s, files.Name("demo", noon.Add(4*time.Minute)), dir)
+	if err != nil || filepath.Base(path) != files.Name("demo", noon.Add(4*time.Minute)) {
 		t.Fatalf("got %s, %v", path, err)
 	}
 	a, err := os.ReadFile(path)

@@ -2,6 +2,8 @@ package backup
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +16,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
@@ -33,6 +36,8 @@ type Config struct {
 	// Every is how often, Keep how many of the newest stay.
 	Every time.Duration
 	Keep  int
+	// Nodes is how many of the newest each control plane keeps; 0 for none.
+	Nodes int
 	Now   func() time.Time
 	Log   *slog.Logger
 }
@@ -55,7 +60,11 @@ type State struct {
 	Dir   string
 	Every time.Duration
 	// Good is the newest backup that was read back to its end; the zero value for none.
-	Good File
+	Good files.File
+	// SHA256 is of Good, lower-case hexadecimal; empty for none.
+	SHA256 string
+	// Nodes is how many of the newest each control plane keeps; 0 for none.
+	Nodes int
 	// Failed is why the newest attempt failed, At when; nil when it did not.
 	Failed error
 	At     time.Time
@@ -76,50 +85,57 @@ func NewKeeper(cfg Config) (*Keeper, error) {
 	if len(cfg.Recipients) == 0 {
 		return nil, errors.New("preparing backups: nobody could open them; backup.recipients in cluster.yaml names no key")
 	}
-	k := &Keeper{cfg: cfg, saved: make(chan struct{}, 1), last: State{Dir: cfg.Dir, Every: cfg.Every}}
+	k := &Keeper{cfg: cfg, saved: make(chan struct{}, 1), last: State{Dir: cfg.Dir, Every: cfg.Every, Nodes: cfg.Nodes}}
 	if cfg.Dir == "" {
 		return k, nil
 	}
 	if cfg.Copies != nil {
 		k.last.Copy.Place = cfg.Copies.String()
 	}
-	all, err := List(cfg.Dir)
+	all, err := files.List(cfg.Dir)
 	if err != nil {
-		k.note(File{}, err)
+		k.note(files.File{}, "", err)
 		return k, nil
 	}
-	for _, f := range of(cfg.Cluster, all) {
-		if err := k.verify(f); err != nil {
+	for _, f := range files.Of(cfg.Cluster, all) {
+		sum, err := k.verify(f)
+		if err != nil {
 			cfg.Log.Warn("a backup that is there is not good", "file", f.Name, "error", err.Error())
 			continue
 		}
-		k.last.Good = f
+		k.last.Good, k.last.SHA256 = f, sum
 		break
 	}
 	return k, nil
 }
 
 // verify reads a file in the directory to its end.
-func (k *Keeper) verify(f File) error {
+func (k *Keeper) verify(f files.File) (sum string, err error) {
 	in, err := os.Open(filepath.Join(k.cfg.Dir, f.Name))
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer in.Close()
 	return k.check(in)
 }
 
-func (k *Keeper) check(r io.Reader) error {
+// check reads a backup to its end and returns its SHA-256.
+func (k *Keeper) check(r io.Reader) (sum string, err error) {
+	h := sha256.New()
+	r = io.TeeReader(r, h)
 	c, n, err := Verify(r, k.cfg.Store.Identity())
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case c.Cluster != k.cfg.Cluster:
-		return fmt.Errorf("it is of cluster %s", c.Cluster)
+		return "", fmt.Errorf("it is of cluster %s", c.Cluster)
 	case n == 0:
-		return errors.New("there is no record in it")
+		return "", errors.New("there is no record in it")
 	}
-	return nil
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // State returns how it stands.
@@ -129,12 +145,12 @@ func (k *Keeper) State() State {
 	return k.last
 }
 
-func (k *Keeper) note(good File, err error) {
+func (k *Keeper) note(good files.File, sum string, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.last.At, k.last.Failed = k.cfg.Now(), err
 	if err == nil {
-		k.last.Good = good
+		k.last.Good, k.last.SHA256 = good, sum
 	}
 }
 
@@ -181,9 +197,9 @@ func (s State) due(now time.Time) time.Duration {
 }
 
 // Save makes a backup in the directory now; Run copies it after that.
-func (k *Keeper) Save(ctx context.Context) (File, error) {
+func (k *Keeper) Save(ctx context.Context) (files.File, error) {
 	if k.cfg.Dir == "" {
-		return File{}, errors.New("saving a backup: backup.target in cluster.yaml names no directory; imagectl server backup --to DIR brings one here")
+		return files.File{}, errors.New("saving a backup: backup.target in cluster.yaml names no directory; imagectl server backup --to DIR brings one here")
 	}
 	f, err := k.save(ctx)
 	if err == nil {
@@ -195,22 +211,26 @@ func (k *Keeper) Save(ctx context.Context) (File, error) {
 	return f, err
 }
 
-func (k *Keeper) save(ctx context.Context) (File, error) {
+func (k *Keeper) save(ctx context.Context) (files.File, error) {
 	k.saving.Lock()
 	defer k.saving.Unlock()
-	f := File{Cluster: k.cfg.Cluster, At: k.cfg.Now().UTC().Truncate(time.Millisecond)}
-	f.Name = Name(f.Cluster, f.At)
+	f := files.File{Cluster: k.cfg.Cluster, At: k.cfg.Now().UTC().Truncate(time.Millisecond)}
+	f.Name = files.Name(f.Cluster, f.At)
+	var sum string
 	var err error
-	f.Size, err = Save(k.cfg.Dir, f.Name, func(w io.Writer) error { return k.write(ctx, w, f.At) }, k.check)
+	f.Size, err = files.Save(k.cfg.Dir, f.Name, func(w io.Writer) error { return k.write(ctx, w, f.At) }, func(r io.Reader) (err error) {
+		sum, err = k.check(r)
+		return err
+	})
 	if err != nil {
 		if ctx.Err() == nil {
-			k.note(File{}, err)
+			k.note(files.File{}, "", err)
 			k.cfg.Log.Error("the backup failed", "error", err.Error())
 		}
-		return File{}, err
+		return files.File{}, err
 	}
-	k.note(f, nil)
-	gone, err := Prune(k.cfg.Dir, f, k.cfg.Keep)
+	k.note(f, sum, nil)
+	gone, err := files.Prune(k.cfg.Dir, f, k.cfg.Keep)
 	if err != nil {
 		k.cfg.Log.Error("old backups stay", "error", err.Error())
 	}
@@ -218,10 +238,19 @@ func (k *Keeper) save(ctx context.Context) (File, error) {
 	return f, nil
 }
 
+// Open opens the newest good backup, for a node to keep; the caller closes it. It is an error
+// when name is another one.
+func (k *Keeper) Open(name string) (io.ReadCloser, error) {
+	if good := k.State().Good.Name; name != good || good == "" {
+		return nil, fmt.Errorf("the newest backup is %q, not %q; ask again", good, name)
+	}
+	return os.Open(filepath.Join(k.cfg.Dir, name))
+}
+
 // Stream writes a backup to somebody else and returns its name.
 func (k *Keeper) Stream(ctx context.Context, w io.Writer) (string, error) {
 	at := k.cfg.Now().UTC().Truncate(time.Millisecond)
-	return Name(k.cfg.Cluster, at), k.write(ctx, w, at)
+	return files.Name(k.cfg.Cluster, at), k.write(ctx, w, at)
 }
 
 func (k *Keeper) write(ctx context.Context, w io.Writer, at time.Time) error {

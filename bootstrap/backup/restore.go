@@ -9,12 +9,12 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
 	"filippo.io/age"
 
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
@@ -87,31 +87,12 @@ func pick(from string) (string, error) {
 	if !info.IsDir() {
 		return from, nil
 	}
-	all, err := List(from)
+	all, err := files.List(from)
 	if err != nil {
 		return "", err
 	}
-	f, err := choose(all, "", from)
+	f, err := files.Choose(all, "", from)
 	return filepath.Join(from, f.Name), err
-}
-
-// choose takes the newest of a place's backups, or the one of that name.
-func choose(all []File, name, from string) (File, error) {
-	if i := slices.IndexFunc(all, func(f File) bool { return f.Name == name }); i >= 0 {
-		return all[i], nil
-	}
-	switch {
-	case name != "":
-		return File{}, fmt.Errorf("looking for a backup: there is no %s in %s", name, from)
-	case len(all) == 0:
-		return File{}, fmt.Errorf("looking for a backup: there is none in %s; their names are like %s", from, Name("CLUSTER", time.Time{}))
-	}
-	for _, f := range all {
-		if f.Cluster != all[0].Cluster {
-			return File{}, fmt.Errorf("looking for a backup: %s holds backups of the clusters %s and %s; name one file", from, all[0].Cluster, f.Cluster)
-		}
-	}
-	return all[0], nil
 }
 
 func restore(ctx context.Context, path string, c RestoreConfig) (Restored, error) {
@@ -169,7 +150,7 @@ func restore(ctx context.Context, path string, c RestoreConfig) (Restored, error
 	if err := prove(ctx, to, kept); err != nil {
 		return Restored{}, fmt.Errorf("reading back what was restored: %w", err)
 	}
-	if err := syncDir(next); err != nil {
+	if err := files.Sync(next); err != nil {
 		return Restored{}, err
 	}
 	// It takes the place of an empty directory too, which os.Rename would not, and of
@@ -177,7 +158,7 @@ func restore(ctx context.Context, path string, c RestoreConfig) (Restored, error
 	if err := syscall.Rename(next, state); err != nil {
 		return Restored{}, fmt.Errorf("putting %s in its place: %w; where a file system is mounted, name a directory in it", state, err)
 	}
-	return Restored{File: path, Header: content.Header, Records: n}, syncDir(filepath.Dir(state))
+	return Restored{File: path, Header: content.Header, Records: n}, files.Sync(filepath.Dir(state))
 }
 
 // vacant refuses a directory in which there is something.
@@ -196,16 +177,16 @@ func vacant(state string) error {
 
 // older names the backup to try when the one at path is no good.
 func older(path string) error {
-	cluster, at, ok := parseName(filepath.Base(path))
+	this, ok := files.Named(filepath.Base(path), 0)
 	if !ok {
 		return nil
 	}
-	all, err := List(filepath.Dir(path))
+	all, err := files.List(filepath.Dir(path))
 	if err != nil {
 		return nil // there is nothing more to say
 	}
-	for _, f := range of(cluster, all) {
-		if f.At.Before(at) {
+	for _, f := range files.Of(this.Cluster, all) {
+		if f.At.Before(this.At) {
 			return fmt.Errorf("the one before it is %s, of %s", filepath.Join(filepath.Dir(path), f.Name), f.At.Format(time.RFC3339))
 		}
 	}

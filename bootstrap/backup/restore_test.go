@@ -16,6 +16,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
@@ -123,7 +124,7 @@ func TestRestoreMakesAStateOutOfTheNewestBackup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Header.Cluster != "demo" || r.Records == 0 || !slices.Equal(r.Header.Servers, []string{"https://10.0.0.1:8443"}) || r.File != filepath.Join(dir, Name("demo", noon)) {
+	if r.Header.Cluster != "demo" || r.Records == 0 || !slices.Equal(r.Header.Servers, []string{"https://10.0.0.1:8443"}) || r.File != filepath.Join(dir, files.Name("demo", noon)) {
 		t.Errorf("got %+v", r)
 	}
 	if !whole(t, state) {
@@ -151,9 +152,9 @@ func TestRestoreMakesAStateOutOfTheNewestBackup(t *testing.T) {
 func TestRestoreRefuses(t *testing.T) {
 	t.Parallel()
 	dir, id := saved(t, "")
-	file := filepath.Join(dir, Name("demo", noon))
+	file := filepath.Join(dir, files.Name("demo", noon))
 	full, two, none, torn := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
-	for _, name := range []string{filepath.Join(full, "identity.age"), filepath.Join(two, Name("a", noon)), filepath.Join(two, Name("b", noon))} {
+	for _, name := range []string{filepath.Join(full, "identity.age"), filepath.Join(two, files.Name("a", noon)), filepath.Join(two, files.Name("b", noon))} {
 		if err := os.WriteFile(name, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +164,7 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for at, content := range map[time.Time][]byte{noon: b, noon.Add(time.Hour): b[:len(b)-1]} {
-		if err := os.WriteFile(filepath.Join(torn, Name("demo", at)), content, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(torn, files.Name("demo", at)), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -177,7 +178,7 @@ func TestRestoreRefuses(t *testing.T) {
 		{"backups of two clusters", two, "", id, two + " holds backups of the clusters"},
 		{"what is not there", file + "x", "", id, "no such file or directory"},
 		{"another key", file, "", key(t), "it is not encrypted to this key"},
-		{"the newest is cut off", torn, "", id, "it is damaged or cut off: failed to decrypt and authenticate payload chunk, file may be corrupted or tampered with\nthe one before it is " + filepath.Join(torn, Name("demo", noon)) + ", of 2026-05-01T12:00:00Z"},
+		{"the newest is cut off", torn, "", id, "it is damaged or cut off: failed to decrypt and authenticate payload chunk, file may be corrupted or tampered with\nthe one before it is " + filepath.Join(torn, files.Name("demo", noon)) + ", of 2026-05-01T12:00:00Z"},
 	} {
 		state := c.state
 		if state == "" {
@@ -215,7 +216,7 @@ func TestABackupIsKilled(t *testing.T) {
 		time.Sleep(time.Duration(i) * time.Millisecond) // any moment will do
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		all, err := List(dir)
+		all, err := files.List(dir)
 		if err != nil || len(all) == 0 || len(all) > 6 {
 			t.Fatalf("%d backups, %v", len(all), err)
 		}

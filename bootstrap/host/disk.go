@@ -27,7 +27,7 @@ type BlockDevice struct {
 // OpenDisk opens a disk exclusively: the kernel refuses when it or a partition
 // of it is mounted or held by another driver.
 func (h *Host) OpenDisk(name string) (*BlockDevice, error) {
-	f, err := os.OpenFile(h.path(name), os.O_RDWR|unix.O_EXCL, 0)
+	f, err := os.OpenFile(h.Path(name), os.O_RDWR|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return nil, fmt.Errorf("opening disk %s: something else uses it (a mount, a RAID, a volume group): %w", name, err)
 	} else if err != nil {
@@ -130,7 +130,7 @@ func (h *Host) MountPart(ctx context.Context, disk string, off, length int64, di
 	}
 	_, err := h.Run(ctx, Command{Argv: []string{"mount", "-t", "ext4", "-o",
 		"loop,nosuid,nodev,noexec,offset=" + strconv.FormatInt(off, 10) + ",sizelimit=" + strconv.FormatInt(length, 10),
-		h.path(disk), h.path(dir)}})
+		h.Path(disk), h.Path(dir)}})
 	return err
 }
 
@@ -141,7 +141,7 @@ func (h *Host) Unmount(ctx context.Context, dir string) error {
 	if err != nil || !mounted {
 		return err
 	}
-	_, err = h.Run(ctx, Command{Argv: []string{"umount", h.path(dir)}})
+	_, err = h.Run(ctx, Command{Argv: []string{"umount", h.Path(dir)}})
 	return err
 }
 
@@ -187,12 +187,12 @@ func (h *Host) loopOn(disk string) (string, error) {
 
 func (h *Host) isMountPoint(dir string) (bool, error) {
 	var here, above unix.Stat_t
-	if err := unix.Stat(h.path(dir), &here); errors.Is(err, unix.ENOENT) {
+	if err := unix.Stat(h.Path(dir), &here); errors.Is(err, unix.ENOENT) {
 		return false, nil
 	} else if err != nil {
 		return false, err
 	}
-	if err := unix.Stat(h.path(dir)+"/..", &above); err != nil {
+	if err := unix.Stat(h.Path(dir)+"/..", &above); err != nil {
 		return false, err
 	}
 	return here.Dev != above.Dev, nil

@@ -46,7 +46,7 @@ func (h *Host) EFIVariables(ctx context.Context) (v EFIVariables, ok bool, err e
 	}
 	// Firmware without a variable there is none. systemd mounts this, but cannot
 	// where the initrd came without the module.
-	_, err = h.Run(ctx, Command{Argv: []string{"mount", "-t", "efivarfs", "-o", "nosuid,nodev,noexec", "efivarfs", h.path(efivarfs)}})
+	_, err = h.Run(ctx, Command{Argv: []string{"mount", "-t", "efivarfs", "-o", "nosuid,nodev,noexec", "efivarfs", h.Path(efivarfs)}})
 	return v, true, err
 }
 
@@ -96,7 +96,7 @@ func (v EFIVariables) write(file string, content []byte) error {
 		// to be emptied first.
 		flags |= os.O_TRUNC
 	}
-	f, err := os.OpenFile(v.h.path(file), flags, 0o644)
+	f, err := os.OpenFile(v.h.Path(file), flags, 0o644)
 	if err != nil {
 		return err
 	}
@@ -122,7 +122,7 @@ func (v EFIVariables) Delete(name string) error {
 // makeMutable clears the flag by which the kernel keeps "rm -rf" from breaking
 // machines.
 func (v EFIVariables) makeMutable(file string) error {
-	f, err := os.Open(v.h.path(file))
+	f, err := os.Open(v.h.Path(file))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {

@@ -12,18 +12,18 @@ import (
 // ReadFile returns the content of a file. A caller may test the error for
 // fs.ErrNotExist.
 func (h *Host) ReadFile(name string) ([]byte, error) {
-	return os.ReadFile(h.path(name))
+	return os.ReadFile(h.Path(name))
 }
 
 // Open opens a file for reading; the caller closes it.
 func (h *Host) Open(name string) (*os.File, error) {
-	return os.Open(h.path(name))
+	return os.Open(h.Path(name))
 }
 
 // Exists says whether something lies at name. Only "there is nothing" is false:
 // an unreadable directory is an error.
 func (h *Host) Exists(name string) (bool, error) {
-	switch _, err := os.Stat(h.path(name)); {
+	switch _, err := os.Stat(h.Path(name)); {
 	case err == nil:
 		return true, nil
 	case errors.Is(err, fs.ErrNotExist):
@@ -37,7 +37,7 @@ func (h *Host) Exists(name string) (bool, error) {
 // in the same directory with the final mode from its creation on, fsync,
 // rename, fsync of the directory. Missing parent directories are made with 0755.
 func (h *Host) WriteFile(name string, content []byte, mode fs.FileMode) error {
-	if err := writeFile(h.path(name), content, mode); err != nil {
+	if err := writeFile(h.Path(name), content, mode); err != nil {
 		return fmt.Errorf("writing %s: %w", name, err)
 	}
 	return nil
@@ -97,7 +97,7 @@ func syncDir(dir string) error {
 // MkdirAll makes a directory with its parents. A directory that exists gets
 // mode: etcd refuses a data directory that others can read.
 func (h *Host) MkdirAll(name string, mode fs.FileMode) error {
-	p := h.path(name)
+	p := h.Path(name)
 	if err := os.MkdirAll(p, mode); err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (h *Host) MkdirAll(name string, mode fs.FileMode) error {
 
 // Mode returns a file's permission bits.
 func (h *Host) Mode(name string) (fs.FileMode, error) {
-	st, err := os.Stat(h.path(name))
+	st, err := os.Stat(h.Path(name))
 	if err != nil {
 		return 0, err
 	}
@@ -116,13 +116,13 @@ func (h *Host) Mode(name string) (fs.FileMode, error) {
 // Remove deletes a file or a whole directory; that it is gone already is no
 // error.
 func (h *Host) Remove(name string) error {
-	return os.RemoveAll(h.path(name))
+	return os.RemoveAll(h.Path(name))
 }
 
 // Glob returns the paths, as the node sees them, that match a pattern of
 // path/filepath, sorted.
 func (h *Host) Glob(pattern string) ([]string, error) {
-	found, err := filepath.Glob(h.path(pattern))
+	found, err := filepath.Glob(h.Path(pattern))
 	if err != nil {
 		return nil, err
 	}

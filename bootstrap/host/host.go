@@ -23,8 +23,9 @@ type Host struct {
 	Exec func(context.Context, Command) ([]byte, error)
 }
 
-// path is where a path of the node lies for this process.
-func (h *Host) path(name string) string {
+// Path is where a path of the node lies for this process: for packages that work in one
+// directory of it.
+func (h *Host) Path(name string) string {
 	if h.Root == "" {
 		return name
 	}

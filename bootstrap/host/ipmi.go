@@ -25,7 +25,7 @@ type IPMI struct {
 // IPMI opens it; the caller closes it. The error is ErrNotExist where there is no
 // controller, or no driver for it.
 func (h *Host) IPMI() (*IPMI, error) {
-	f, err := os.OpenFile(h.path(IPMIPath), os.O_RDWR, 0)
+	f, err := os.OpenFile(h.Path(IPMIPath), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func (h *Host) ReadMedium(ctx context.Context, label, file string, limit int64) 
 	if err := h.MkdirAll(mediumDir, 0o700); err != nil {
 		return nil, err
 	}
-	mount := []string{"mount", "-t", "iso9660,vfat", "-o", "ro,nosuid,nodev,noexec", h.path(device), h.path(mediumDir)}
+	mount := []string{"mount", "-t", "iso9660,vfat", "-o", "ro,nosuid,nodev,noexec", h.Path(device), h.Path(mediumDir)}
 	if _, err := h.Run(ctx, Command{Argv: mount}); err != nil {
 		return nil, err
 	}

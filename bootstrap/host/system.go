@@ -13,7 +13,7 @@ import (
 // the serial port sees it. A machine without a console is no error: the journal
 // has the same words.
 func (h *Host) Print(line string) {
-	f, err := os.OpenFile(h.path("/dev/console"), os.O_WRONLY|os.O_APPEND|unix.O_NOCTTY, 0)
+	f, err := os.OpenFile(h.Path("/dev/console"), os.O_WRONLY|os.O_APPEND|unix.O_NOCTTY, 0)
 	if err != nil {
 		return
 	}
@@ -38,7 +38,7 @@ func (h *Host) SetClock(t time.Time) error {
 // any other.
 func (h *Host) SetHostname(name string) error {
 	if h.Root != "" {
-		return os.WriteFile(h.path("/proc/sys/kernel/hostname"), []byte(name+"\n"), 0o644)
+		return os.WriteFile(h.Path("/proc/sys/kernel/hostname"), []byte(name+"\n"), 0o644)
 	}
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("setting the host name to %s: %w", name, err)

@@ -18,7 +18,7 @@ const TPMPath = "/dev/tpmrm0"
 // socket in the device's place is as good. Errors keep the system's: ErrNotExist where
 // there is none, EBUSY where somebody holds it.
 func (h *Host) TPM() (io.ReadWriteCloser, error) {
-	name := h.path(TPMPath)
+	name := h.Path(TPMPath)
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err

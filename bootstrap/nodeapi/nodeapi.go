@@ -4,6 +4,12 @@
 //
 // It changes nothing on the node; whoever adds a call that does must have the
 // server's audit log write it down.
+//
+// Times of certificates are strict, but for one call by one role: an admin reads the
+// backups that a node keeps with a certificate that has expired too. That is for the day
+// when the server is lost, which is who renews certificates; and what comes can be opened
+// with a recovery key only, so an old certificate gives nobody anything but ciphertext. The
+// node keeps a record of each such call.
 package nodeapi
 
 import (
@@ -21,6 +27,8 @@ import (
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
@@ -44,6 +52,11 @@ type Node interface {
 	Health(context.Context) *api.HealthResponse
 	// AuditHeads are the ends of the server's audit log that the node was shown.
 	AuditHeads() *api.AuditHeadsResponse
+	// Backup opens a backup that the node keeps, the newest for an empty name; the caller
+	// closes it. The error is for whoever asked.
+	Backup(name string) (files.Copy, io.ReadCloser, error)
+	// Record adds an entry to the node's own audit log, on the disk when it returns.
+	Record(audit.Entry) error
 	// Journal hands lines of the journal, as journalctl's JSON, to read.
 	Journal(ctx context.Context, q Query, read func(io.Reader) error) error
 }
@@ -59,31 +72,37 @@ type Query struct {
 	Lines int
 }
 
-// access says who may call what. A call that is missing here may be called by
-// nobody.
-func access() map[string]struct {
+// rule says who may make a call.
+type rule struct {
 	roles  []pki.Role
 	server bool
-} {
-	type a = struct {
-		roles  []pki.Role
-		server bool
-	}
-	return map[string]a{
-		apiconnect.NodeServiceVersionProcedure: {pki.Roles(), true},
-		apiconnect.NodeServiceHealthProcedure:  {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, true},
-		apiconnect.NodeServiceLogsProcedure:    {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, true},
+	// late are roles that may with a certificate that has expired.
+	late []pki.Role
+}
+
+// access says who may call what. A call that is missing here may be called by
+// nobody.
+func access() map[string]rule {
+	readers := []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}
+	return map[string]rule{
+		apiconnect.NodeServiceVersionProcedure: {roles: pki.Roles(), server: true},
+		apiconnect.NodeServiceHealthProcedure:  {roles: readers, server: true},
+		apiconnect.NodeServiceLogsProcedure:    {roles: readers, server: true},
 		// Whom the answer is about has no business with it.
-		apiconnect.NodeServiceAuditHeadsProcedure: {[]pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, false},
+		apiconnect.NodeServiceAuditHeadsProcedure: {roles: readers},
+		apiconnect.NodeServiceReadBackupProcedure: {roles: []pki.Role{pki.RoleAdmin, pki.RoleBackup}, late: []pki.Role{pki.RoleAdmin}},
 	}
 }
 
 // allowed returns the reason why a caller may not call a procedure, or nil.
-func allowed(who pki.Identity, procedure string) error {
+func allowed(c caller, procedure string) error {
 	rule, ok := access()[procedure]
+	who := c.who
 	switch {
 	case !ok:
 		return fmt.Errorf("there is no call %s", procedure)
+	case c.late && !slices.Contains(rule.late, who.Role):
+		return expired(c.leaf)
 	case who.Kind == pki.KindServer && rule.server:
 		return nil
 	case who.Kind == pki.KindOperator && slices.Contains(rule.roles, who.Role):
@@ -108,7 +127,7 @@ func Serve(ctx context.Context, ln net.Listener, trust func() (Trust, error), no
 		},
 	}
 	mux := http.NewServeMux()
-	s := &service{node: node, streams: make(chan struct{}, streamsMax)}
+	s := &service{node: node, streams: make(chan struct{}, streamsMax), backups: make(chan struct{}, backupsMax)}
 	mux.Handle(apiconnect.NewNodeServiceHandler(s, connect.WithReadMaxBytes(64<<10)))
 	srv := &http.Server{
 		Handler:           authorize(trust, mux),
@@ -135,11 +154,63 @@ func (t Trust) config() (*tls.Config, error) {
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}, Time: t.Now,
-		Certificates: []tls.Certificate{*t.Certificate}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
+		// verify does what RequireAndVerifyClientCert would, and knows who may be late.
+		Certificates: []tls.Certificate{*t.Certificate}, ClientCAs: roots, ClientAuth: tls.RequireAnyClientCert,
+		VerifyConnection: func(cs tls.ConnectionState) error { return t.verify(roots, cs) },
 		// A resumed session would outlive a change of the CA.
 		SessionTicketsDisabled: true,
 	}, nil
 }
+
+// verify lets in whom our CA has signed, in time but for those who may ever be late.
+func (t Trust) verify(roots *x509.CertPool, cs tls.ConnectionState) error {
+	if len(cs.PeerCertificates) == 0 {
+		return errors.New("the caller shows no certificate")
+	}
+	leaf, at := cs.PeerCertificates[0], t.Now()
+	late := at.After(leaf.NotAfter)
+	if late {
+		at = leaf.NotAfter
+	}
+	between := x509.NewCertPool()
+	for _, c := range cs.PeerCertificates[1:] {
+		between.AddCert(c)
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		return fmt.Errorf("verifying the caller: %w", err)
+	}
+	if !late {
+		return nil
+	}
+	who, err := pki.IdentityOf(leaf, t.Cluster)
+	if err != nil {
+		return fmt.Errorf("verifying the caller: %w", err)
+	}
+	for _, rule := range access() {
+		if slices.Contains(rule.late, who.Role) {
+			return nil
+		}
+	}
+	return expired(leaf)
+}
+
+func expired(leaf *x509.Certificate) error {
+	return fmt.Errorf("the caller's certificate has expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
+}
+
+// caller is who makes a call.
+type caller struct {
+	who  pki.Identity
+	leaf *x509.Certificate
+	// late: the certificate has expired.
+	late   bool
+	source string
+}
+
+type callerKey struct{}
+
+// lateTime bounds a call that no certificate's end does.
+const lateTime = 30 * time.Minute
 
 // These end a call that outlives the caller's certificate.
 var (
@@ -177,28 +248,29 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var left time.Duration
 		var t Trust
-		var leaf *x509.Certificate
+		var c caller
 		err := func() error {
 			var err error
 			if t, err = trust(); err != nil {
 				return err
 			}
-			if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+			if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 				return errors.New("the caller shows no certificate")
 			}
-			leaf = r.TLS.VerifiedChains[0][0]
+			c.leaf = r.TLS.PeerCertificates[0] // Trust.verify has let it in
+			c.source, _, _ = net.SplitHostPort(r.RemoteAddr)
 			// TLS looked at this when the connection began; it may be old.
-			if left = leaf.NotAfter.Sub(t.Now()); left < 0 {
-				return fmt.Errorf("the caller's certificate has expired at %s", leaf.NotAfter)
+			left = c.leaf.NotAfter.Sub(t.Now())
+			if c.late = left < 0; c.late {
+				left = lateTime
 			}
-			if err := t.revoked(leaf); err != nil {
+			if err := t.revoked(c.leaf); err != nil {
 				return err
 			}
-			who, err := pki.IdentityOf(leaf, t.Cluster)
-			if err != nil {
+			if c.who, err = pki.IdentityOf(c.leaf, t.Cluster); err != nil {
 				return err
 			}
-			return allowed(who, r.URL.Path)
+			return allowed(c, r.URL.Path)
 		}()
 		if err == nil {
 			// Following a journal goes on for days.
@@ -206,8 +278,8 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 			defer cancel()
 			ctx, end := context.WithCancelCause(ctx)
 			defer end(nil)
-			go untilRevoked(ctx, trust, t, leaf, end)
-			next.ServeHTTP(w, r.WithContext(ctx))
+			go untilRevoked(ctx, trust, t, c.leaf, end)
+			next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, callerKey{}, c)))
 			return
 		}
 		if werr := refuse.Write(w, r, connect.NewError(connect.CodePermissionDenied, err)); werr != nil {

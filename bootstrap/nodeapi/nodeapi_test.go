@@ -20,6 +20,8 @@ import (
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
@@ -28,11 +30,34 @@ type fake struct {
 	asked chan Query
 	// silent is closed when silent.service is followed; nil for nobody who waits.
 	silent chan struct{}
+	// record is the node's own log, which may fail.
+	record *record
+}
+
+type record struct {
+	mu      sync.Mutex
+	entries []audit.Entry
+	fails   error
 }
 
 func (fake) Version(context.Context) *api.VersionResponse { return &api.VersionResponse{Agent: "test"} }
 func (fake) Health(context.Context) *api.HealthResponse   { return &api.HealthResponse{Healthy: true} }
 func (fake) AuditHeads() *api.AuditHeadsResponse          { return &api.AuditHeadsResponse{} }
+func (fake) Backup(name string) (files.Copy, io.ReadCloser, error) {
+	if name != "" && name != "newest" {
+		return files.Copy{}, nil, errors.New("this node does not keep it")
+	}
+	return files.Copy{Name: "newest", Size: 3 * backupChunk / 2, SHA256: "aa", Signature: []byte("signed")}, io.NopCloser(bytes.NewReader(make([]byte, 3*backupChunk/2))), nil
+}
+func (f fake) Record(e audit.Entry) error {
+	if f.record == nil {
+		return nil
+	}
+	f.record.mu.Lock()
+	defer f.record.mu.Unlock()
+	f.record.entries = append(f.record.entries, e)
+	return f.record.fails
+}
 func (f fake) Journal(ctx context.Context, q Query, read func(io.Reader) error) error {
 	if q.Unit == "silent.service" {
 		if f.silent != nil {
@@ -62,6 +87,13 @@ type lab struct {
 	mu      sync.Mutex
 	revoked pki.RevocationList
 	changed chan struct{}
+}
+
+// at sets the node's clock.
+func (l *lab) at(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now = func() time.Time { return now }
 }
 
 // revoke puts a certificate on the node's list.
@@ -180,6 +212,15 @@ func call(c apiconnect.NodeServiceClient, procedure string) error {
 	case apiconnect.NodeServiceAuditHeadsProcedure:
 		_, err := c.AuditHeads(ctx, connect.NewRequest(&api.AuditHeadsRequest{}))
 		return err
+	case apiconnect.NodeServiceReadBackupProcedure:
+		s, err := c.ReadBackup(ctx, connect.NewRequest(&api.ReadBackupRequest{}))
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		for s.Receive() {
+		}
+		return s.Err()
 	case apiconnect.NodeServiceLogsProcedure:
 		s, err := c.Logs(ctx, connect.NewRequest(&api.LogsRequest{}))
 		if err != nil {
@@ -193,25 +234,32 @@ func call(c apiconnect.NodeServiceClient, procedure string) error {
 	return fmt.Errorf("the test does not know %s", procedure)
 }
 
-func TestEveryCallByEveryCaller(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	all := []string{apiconnect.NodeServiceVersionProcedure, apiconnect.NodeServiceHealthProcedure, apiconnect.NodeServiceLogsProcedure, apiconnect.NodeServiceAuditHeadsProcedure}
+// calls are all that there are.
+func calls(t *testing.T) []string {
+	t.Helper()
+	all := []string{apiconnect.NodeServiceVersionProcedure, apiconnect.NodeServiceHealthProcedure, apiconnect.NodeServiceLogsProcedure, apiconnect.NodeServiceAuditHeadsProcedure, apiconnect.NodeServiceReadBackupProcedure}
 	if len(access()) != len(all) {
 		t.Fatalf("the test knows %d calls, there are %d", len(all), len(access()))
 	}
+	return all
+}
+
+func TestEveryCallByEveryCaller(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	all := calls(t)
 	for _, tc := range []struct {
 		kind string
 		role pki.Role
-		may  [4]bool // version, health, logs, the ends of the audit log
+		may  [5]bool // version, health, logs, the ends of the audit log, backups
 	}{
-		{"server", "", [4]bool{true, true, true, false}},
-		{"operator", pki.RoleAdmin, [4]bool{true, true, true, true}},
-		{"operator", pki.RoleOperator, [4]bool{true, true, true, true}},
-		{"operator", pki.RoleReader, [4]bool{true, true, true, true}},
-		{"operator", pki.RoleBackup, [4]bool{true, false, false, false}},
-		{"node", "", [4]bool{}},
-		{"operator of another cluster", pki.RoleAdmin, [4]bool{}},
+		{"server", "", [5]bool{true, true, true, false, false}},
+		{"operator", pki.RoleAdmin, [5]bool{true, true, true, true, true}},
+		{"operator", pki.RoleOperator, [5]bool{true, true, true, true, false}},
+		{"operator", pki.RoleReader, [5]bool{true, true, true, true, false}},
+		{"operator", pki.RoleBackup, [5]bool{true, false, false, false, true}},
+		{"node", "", [5]bool{}},
+		{"operator of another cluster", pki.RoleAdmin, [5]bool{}},
 	} {
 		c := l.client(l.cert(l.ca, l.profile(tc.kind, tc.role)))
 		for i, procedure := range all {

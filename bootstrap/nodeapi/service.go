@@ -34,6 +34,7 @@ var unitRE = regexp.MustCompile(`^[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}$`)
 type service struct {
 	node    Node
 	streams chan struct{}
+	backups chan struct{}
 }
 
 func (s *service) Version(ctx context.Context, _ *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error) {

@@ -71,26 +71,31 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		resp.Revision = revision(resp)
 		resp.ServerTime = timestamppb.New(s.cfg.Now())
 		if resp.Revision != req.Msg.GetKnownRevision() || wait == 0 {
-			return s.answer(ctx, resp), nil
+			return s.answer(ctx, req.Msg, name, resp), nil
 		}
 		select {
 		case <-news:
 		case <-records:
 		case <-term:
 		case <-timer.C:
-			return s.answer(ctx, resp), nil
+			return s.answer(ctx, req.Msg, name, resp), nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
 }
 
-// answer adds where the audit log ends, which is no news to wake anybody for and none that
-// anybody waits for.
-func (s agents) answer(ctx context.Context, resp *api.SyncResponse) *connect.Response[api.SyncResponse] {
+// answer adds where the audit log ends and, for a control plane, which backup is the newest:
+// no news to wake anybody for and none that anybody waits for.
+func (s agents) answer(ctx context.Context, req *api.SyncRequest, name string, resp *api.SyncResponse) *connect.Response[api.SyncResponse] {
 	var err error
 	if resp.AuditHead, err = s.auditHead(ctx); err != nil && ctx.Err() == nil {
 		s.cfg.Log.Warn("a node is not shown the end of the audit log", "error", err.Error())
+	}
+	if req.GetMode() == api.Mode_MODE_NODE && s.isControlPlane(name) {
+		if resp.Backup, err = s.backupCopy(); err != nil {
+			s.cfg.Log.Warn("a node is not told of the newest backup", "error", err.Error())
+		}
 	}
 	return connect.NewResponse(resp)
 }

@@ -48,6 +48,7 @@ func permissions() map[string]permission {
 		apiconnect.AgentServiceReportInstallProcedure:          node,
 		apiconnect.AgentServiceIssueCertificatesProcedure:      node,
 		apiconnect.AgentServiceFetchKubernetesSecretsProcedure: node,
+		apiconnect.AgentServiceFetchBackupProcedure:            node,
 
 		apiconnect.OperatorServiceListMachinesProcedure:    read,
 		apiconnect.OperatorServiceWatchMachinesProcedure:   read,

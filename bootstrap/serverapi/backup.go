@@ -145,7 +145,7 @@ func (s *Server) backupNotes() []string {
 			text = "warning: " + text
 		}
 		out = append(out, text)
-		out = append(out, copyNotes(st, now)...)
+		out = append(append(out, copyNotes(st, now)...), nodeCopyNotes(st, s.keepers(), now)...)
 	}
 	if s.restored.File != "" && s.cfg.Now().Sub(s.restored.At) < restoredNews {
 		out = append(out, fmt.Sprintf("this server was restored at %s from the backup of %s; what happened between is not on record", s.restored.At.UTC().Format(time.RFC3339), s.restored.Backup.UTC().Format(time.RFC3339)))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
@@ -126,10 +127,12 @@ type Asked struct {
 // Backups makes backups of the server's state.
 type Backups interface {
 	// Save makes one where they belong.
-	Save(ctx context.Context) (backup.File, error)
+	Save(ctx context.Context) (files.File, error)
 	// Stream writes one, and returns what its file is called.
 	Stream(ctx context.Context, w io.Writer) (string, error)
 	State() backup.State
+	// Open opens the newest good one; an error when name is another.
+	Open(name string) (io.ReadCloser, error)
 }
 
 // BMC reaches the management controllers of machines. Its errors are for people:

@@ -84,7 +84,7 @@ type state struct {
 	certificate, nodeCertificate, kubeadmCertificate   *prometheus.Desc
 	storeSize, storeUsed, storeLimit                   *prometheus.Desc
 	ready, coordinates                                 *prometheus.Desc
-	backupGood, backupSize, backupFailed               *prometheus.Desc
+	backupGood, backupSize, backupFailed, backupCopies *prometheus.Desc
 }
 
 func newState(s *Server) state {
@@ -107,6 +107,7 @@ func newState(s *Server) state {
 		backupGood:         d("backup_good_timestamp_seconds", "When the newest backup was made that was read back to its end; 0 for none."),
 		backupSize:         d("backup_good_size_bytes", "How long that backup is."),
 		backupFailed:       d("backup_failed", "1 when the newest attempt to make a backup failed."),
+		backupCopies:       d("backup_copies", "How many control planes keep a copy of that backup; only where cluster.yaml asks for copies there."),
 		ready:              d("ready", "1 while this server can store changes."),
 		coordinates:        d("coordinates", "1 on the server that answers nodes and operators; over all servers of a cluster the sum should be 1."),
 		storeLimit:         d("store_limit_bytes", "At this size the database takes no more changes."),
@@ -116,7 +117,7 @@ func newState(s *Server) state {
 // Describe implements prometheus.Collector.
 func (c state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.build, c.machines, c.entered, c.seen, c.pending, c.conflicts,
-		c.certificate, c.nodeCertificate, c.kubeadmCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.ready, c.coordinates, c.backupGood, c.backupSize, c.backupFailed} {
+		c.certificate, c.nodeCertificate, c.kubeadmCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.ready, c.coordinates, c.backupGood, c.backupSize, c.backupFailed, c.backupCopies} {
 		ch <- d
 	}
 }
@@ -193,6 +194,13 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.backupGood, good)
 	gauge(c.backupSize, float64(b.Good.Size))
 	gauge(c.backupFailed, float64(btoi(b.Failed != nil)))
+	if b.Nodes > 0 {
+		n := 0
+		for _, k := range s.keepers() {
+			n += btoi(k.newest.Name == b.Good.Name && b.Good.Name != "")
+		}
+		gauge(c.backupCopies, float64(n))
+	}
 }
 
 func unix(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }

@@ -24,6 +24,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
@@ -41,6 +42,8 @@ type rig struct {
 	hold time.Duration
 	// headers is how long a handshake or a header may take; 0 means an hour.
 	headers time.Duration
+	// keeps are the backups of the server that is next, in a directory; nil for none.
+	keeps func(*store.Store) *backup.Keeper
 }
 
 func config(machines ...Machine) Config {
@@ -79,6 +82,9 @@ func (r *rig) up(cfg Config) {
 		r.t.Fatal(err)
 	}
 	cfg.Store = st
+	if r.keeps != nil {
+		cfg.Backups = r.keeps(st)
+	}
 	s, err := New(r.t.Context(), cfg)
 	if err != nil {
 		st.Close()

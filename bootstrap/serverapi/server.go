@@ -16,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/machine"
@@ -60,6 +61,10 @@ type Server struct {
 
 	// head is the end of the audit log that was signed last; nil for none.
 	head atomic.Pointer[audit.Head]
+	// copy is the backup for nodes that was signed last; nil for none. copied is, by machine,
+	// the name of the one that it was given last.
+	copy   atomic.Pointer[files.Copy]
+	copied sync.Map
 
 	// revoked is what is revoked; never nil after New.
 	revoked atomic.Pointer[revokedView]

@@ -7,8 +7,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -30,7 +32,9 @@ type lived struct {
 	name string
 	node *hosttest.Node
 	log  *journal
-	stop func()
+	// address is of its API.
+	address string
+	stop    func()
 }
 
 // journal keeps what an agent says.
@@ -67,6 +71,7 @@ func (r *rig) live(c *clock, name, mac string) *lived {
 	}
 	a := r.agent(l.node, string(r.CAPEM()))
 	a.Config.Mode, a.Now, a.Log = nodeconf.Node, c.Now, slog.New(slog.NewTextHandler(l.log, nil))
+	l.address = serveAPI(r.t, a)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
@@ -116,7 +121,7 @@ func (l *lived) left(t *testing.T, c *clock) time.Duration {
 	return l.certificate(t).Leaf.NotAfter.Sub(c.Now())
 }
 
-func agedRig(t *testing.T) (*rig, *clock) {
+func agedRig(t *testing.T) (*rig, *clock, *kept) {
 	t.Helper()
 	c := newClock()
 	cp, w := cp1(), w1()
@@ -126,9 +131,10 @@ func agedRig(t *testing.T) (*rig, *clock) {
 	cfg := config(cp, w, w2)
 	cfg.Now = c.Now
 	r := &rig{t: t, dir: t.TempDir(), hold: 20 * time.Millisecond}
+	k := r.keepCopies(c.Now)
 	r.up(cfg)
 	t.Cleanup(func() { r.stop() })
-	return r, c
+	return r, c, k
 }
 
 // leaves are the certificates of etcd that a control plane renews from a third of their
@@ -144,15 +150,22 @@ func leaves() []api.CertificateProfile {
 func (r *rig) asAgent(l *lived) *fake { return &fake{rig: r, cert: l.certificate(r.t)} }
 
 // The server is away for thirty days, at the worst moment: the day before certificates
-// would have been renewed. Then its disk is lost too, and it comes back out of a backup.
+// would have been renewed. Then its disk is destroyed too, with the backups on it, and it
+// comes back out of the copy that a control plane keeps, fetched by an operator whose
+// certificate ended as long ago.
 func TestThirtyDaysWithoutTheServer(t *testing.T) {
-	r, c := agedRig(t)
+	r, c, k := agedRig(t)
 	nodes := []*lived{r.live(c, "cp1", cp1MAC), r.live(c, "w1", w1MAC), r.live(c, "w2", "52:54:00:00:00:03")}
 	if _, err := r.asAgent(nodes[0]).issue(leaves()...); err != nil {
 		t.Fatal(err)
 	}
 	c.pass(10*day - time.Hour)
-	saved := r.backup()
+	newest, err := k.Save(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.soon("the copy on cp1", func() bool { ks := r.keepers(); return len(ks) == 1 && ks[0].newest.Name == newest.Name })
+	ada := r.source(pki.RoleAdmin, c.Now)
 	held, err := r.held(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -205,9 +218,19 @@ func TestThirtyDaysWithoutTheServer(t *testing.T) {
 		t.Error("after 30 days every certificate is still good: they live longer than they should")
 	}
 
-	// Its disk is destroyed. One command makes a new state directory.
+	// Its disk is destroyed. One command, imagectl server restore --from-node, makes a new
+	// state directory.
+	if err := errors.Join(os.RemoveAll(r.dir), os.RemoveAll(k.dir)); err != nil {
+		t.Fatal(err)
+	}
+	r.keeps = nil
 	began := time.Now()
-	r.restore(r.cfg, saved, c.Now())
+	got, err := ada.Fetch(t.Context(), []string{nodes[0].address}, t.TempDir(), func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetched := time.Since(began)
+	r.restore(r.cfg, saved{got.Path, k.key}, c.Now())
 	restored := time.Since(began)
 	at := c.Now()
 	for _, l := range nodes {
@@ -216,6 +239,7 @@ func TestThirtyDaysWithoutTheServer(t *testing.T) {
 			t.Errorf("%s is back with a certificate for %v", l.name, left)
 		}
 	}
+	t.Logf("fetched %d bytes from %s after %.2f s;", got.File.Size, got.Node, fetched.Seconds())
 	t.Logf("restored and serving after %.2f s; all %d nodes reported %.1f s after the restore began, without a touch", restored.Seconds(), len(nodes), time.Since(began).Seconds())
 	if _, err := r.VerifyAudit(t.Context()); err != nil {
 		t.Error(err)
@@ -225,7 +249,7 @@ func TestThirtyDaysWithoutTheServer(t *testing.T) {
 // Five years, a day at a time: every certificate is renewed in time, the server starts
 // anew each year. Then on until something ends that nothing renews.
 func TestFiveYears(t *testing.T) {
-	r, c := agedRig(t)
+	r, c, k := agedRig(t)
 	began := c.Now()
 	nodes := []*lived{r.live(c, "cp1", cp1MAC), r.live(c, "w1", w1MAC)}
 	first := map[string]string{}
@@ -298,6 +322,12 @@ func TestFiveYears(t *testing.T) {
 				t.Errorf("year %d: %s", year+1, n)
 			}
 		}
+		// A year of backups to fetch, and then there is a new one.
+		last, err := k.Save(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.soon("the copy on cp1", func() bool { ks := r.keepers(); return len(ks) == 1 && ks[0].newest.Name == last.Name })
 		r.restart(r.cfg)
 	}
 	for _, l := range nodes {

@@ -13,13 +13,15 @@ import (
 const (
 	backupEvery = 6 * time.Hour
 	backupKeep  = 28
+	// nodesMost is files.MaxCopies of bootstrap/backup, which this package does not import.
+	nodesMost = 8
 )
 
 func (c *checker) backup(raw rawBackup, uploads []Upload) Backup {
 	if raw.place.Path == "" {
 		return Backup{}
 	}
-	b := Backup{Target: raw.Target.V, Bucket: raw.Bucket.V, Every: raw.Every.or(backupEvery), Keep: raw.Keep.or(backupKeep)}
+	b := Backup{Target: raw.Target.V, Bucket: raw.Bucket.V, Every: raw.Every.or(backupEvery), Keep: raw.Keep.or(backupKeep), Nodes: raw.Nodes.V}
 	for _, r := range raw.Recipients {
 		if !r.Set {
 			continue
@@ -52,6 +54,12 @@ func (c *checker) backup(raw rawBackup, uploads []Upload) Backup {
 	}
 	if raw.Keep.Set && (b.Keep < 2 || b.Keep > 10000) {
 		c.add(raw.Keep.Pos, raw.Keep.Path, "keep: 28", "%d backups are not between 2 and 10000", b.Keep)
+	}
+	switch {
+	case raw.Nodes.Set && (b.Nodes < 1 || b.Nodes > nodesMost):
+		c.add(raw.Nodes.Pos, raw.Nodes.Path, "nodes: 2", "%d copies on each control plane are not between 1 and %d", b.Nodes, nodesMost)
+	case raw.Nodes.Set && !raw.Target.Set:
+		c.add(raw.Nodes.Pos, raw.Nodes.Path, "target: /var/backups/imagectl", "gives control planes what is in backup.target, which names no directory")
 	}
 	return b
 }

@@ -236,17 +236,19 @@ func TestFindings(t *testing.T) {
 			`error: machines[1].network.vlans: is not supported yet`,
 		}},
 		{"backups that nobody could open", []string{"roles:", "backup: {recipients: []}\nroles:"}, []string{`error: backup: names no recipient, so nobody could open a backup`}},
-		{"a backup with everything wrong", []string{"roles:", "backup: {recipients: [age1zz, AGE-SECRET-KEY-1QQQ], target: backups, every: 5s, keep: 1}\nroles:"}, []string{
+		{"a backup with everything wrong", []string{"roles:", "backup: {recipients: [age1zz, AGE-SECRET-KEY-1QQQ], target: backups, every: 5s, keep: 1, nodes: 9}\nroles:"}, []string{
 			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
 			`error: backup.recipients[1]: this is a secret key, which never belongs here`,
 			`error: backup.target: "backups" is not an absolute path of a directory on the server's machine`,
 			`error: backup.every: 5s is not between one minute and a week`,
 			`error: backup.keep: 1 backups are not between 2 and 10000`,
+			`error: backup.nodes: 9 copies on each control plane are not between 1 and 8`,
 		}},
-		{"copies of no backups, in no bucket", []string{"roles:", "backup: {recipients: [age1zz], bucket: store}\nroles:"}, []string{
+		{"copies of no backups, in no bucket", []string{"roles:", "backup: {recipients: [age1zz], bucket: store, nodes: 2}\nroles:"}, []string{
 			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
 			`error: backup.bucket: copies what is in backup.target, which names no directory`,
 			`error: backup.bucket: upload has no entry "store" of type s3`,
+			`error: backup.nodes: gives control planes what is in backup.target, which names no directory`,
 		}},
 		{"other policies", []string{"roles:", "identity: {policy: ekg}\nroles:"}, []string{`error: identity.policy: "ekg" is not one of approve, token, tpm`}},
 		{"what takes two persons", []string{"roles:", "policy: {secondPerson: [wipe, destory, restore]}\nroles:"}, []string{

@@ -372,6 +372,7 @@ type rawBackup struct {
 	Bucket     rawString   `key:"bucket"`
 	Every      rawDuration `key:"every"`
 	Keep       rawInt      `key:"keep"`
+	Nodes      rawInt      `key:"nodes"`
 }
 
 type rawIdentity struct {

@@ -109,6 +109,8 @@ type Backup struct {
 	Every  time.Duration
 	// Keep is how many of the newest stay.
 	Keep int
+	// Nodes is how many of them each control plane keeps too; 0 for none.
+	Nodes int
 }
 
 // Boot is the boot network.

@@ -44,6 +44,9 @@ const (
 	// AgentServiceFetchKubernetesSecretsProcedure is the fully-qualified name of the AgentService's
 	// FetchKubernetesSecrets RPC.
 	AgentServiceFetchKubernetesSecretsProcedure = "/imagectl.v1.AgentService/FetchKubernetesSecrets"
+	// AgentServiceFetchBackupProcedure is the fully-qualified name of the AgentService's FetchBackup
+	// RPC.
+	AgentServiceFetchBackupProcedure = "/imagectl.v1.AgentService/FetchBackup"
 )
 
 // AgentServiceClient is a client for the imagectl.v1.AgentService service.
@@ -60,6 +63,9 @@ type AgentServiceClient interface {
 	// FetchKubernetesSecrets hands the Kubernetes CA material to a control plane.
 	// It never contains an etcd CA key. Each call is audited.
 	FetchKubernetesSecrets(context.Context, *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error)
+	// FetchBackup hands the backup that SyncResponse.backup names to a control plane. It is
+	// encrypted to the operators' recovery keys, which no machine of the cluster has.
+	FetchBackup(context.Context, *connect.Request[api.FetchBackupRequest]) (*connect.ServerStreamForClient[api.FetchBackupResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the imagectl.v1.AgentService service. By default,
@@ -97,6 +103,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("FetchKubernetesSecrets")),
 			connect.WithClientOptions(opts...),
 		),
+		fetchBackup: connect.NewClient[api.FetchBackupRequest, api.FetchBackupResponse](
+			httpClient,
+			baseURL+AgentServiceFetchBackupProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("FetchBackup")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -106,6 +118,7 @@ type agentServiceClient struct {
 	reportInstall          *connect.Client[api.ReportInstallRequest, api.ReportInstallResponse]
 	issueCertificates      *connect.Client[api.IssueCertificatesRequest, api.IssueCertificatesResponse]
 	fetchKubernetesSecrets *connect.Client[api.FetchKubernetesSecretsRequest, api.FetchKubernetesSecretsResponse]
+	fetchBackup            *connect.Client[api.FetchBackupRequest, api.FetchBackupResponse]
 }
 
 // Sync calls imagectl.v1.AgentService.Sync.
@@ -128,6 +141,11 @@ func (c *agentServiceClient) FetchKubernetesSecrets(ctx context.Context, req *co
 	return c.fetchKubernetesSecrets.CallUnary(ctx, req)
 }
 
+// FetchBackup calls imagectl.v1.AgentService.FetchBackup.
+func (c *agentServiceClient) FetchBackup(ctx context.Context, req *connect.Request[api.FetchBackupRequest]) (*connect.ServerStreamForClient[api.FetchBackupResponse], error) {
+	return c.fetchBackup.CallServerStream(ctx, req)
+}
+
 // AgentServiceHandler is an implementation of the imagectl.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Sync reports what the agent sees and returns what the server wants. The
@@ -142,6 +160,9 @@ type AgentServiceHandler interface {
 	// FetchKubernetesSecrets hands the Kubernetes CA material to a control plane.
 	// It never contains an etcd CA key. Each call is audited.
 	FetchKubernetesSecrets(context.Context, *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error)
+	// FetchBackup hands the backup that SyncResponse.backup names to a control plane. It is
+	// encrypted to the operators' recovery keys, which no machine of the cluster has.
+	FetchBackup(context.Context, *connect.Request[api.FetchBackupRequest], *connect.ServerStream[api.FetchBackupResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -175,6 +196,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("FetchKubernetesSecrets")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceFetchBackupHandler := connect.NewServerStreamHandler(
+		AgentServiceFetchBackupProcedure,
+		svc.FetchBackup,
+		connect.WithSchema(agentServiceMethods.ByName("FetchBackup")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceSyncProcedure:
@@ -185,6 +212,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceIssueCertificatesHandler.ServeHTTP(w, r)
 		case AgentServiceFetchKubernetesSecretsProcedure:
 			agentServiceFetchKubernetesSecretsHandler.ServeHTTP(w, r)
+		case AgentServiceFetchBackupProcedure:
+			agentServiceFetchBackupHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -208,4 +237,8 @@ func (UnimplementedAgentServiceHandler) IssueCertificates(context.Context, *conn
 
 func (UnimplementedAgentServiceHandler) FetchKubernetesSecrets(context.Context, *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.AgentService.FetchKubernetesSecrets is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) FetchBackup(context.Context, *connect.Request[api.FetchBackupRequest], *connect.ServerStream[api.FetchBackupResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.AgentService.FetchBackup is not implemented"))
 }

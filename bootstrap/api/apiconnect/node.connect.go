@@ -41,6 +41,8 @@ const (
 	NodeServiceLogsProcedure = "/imagectl.v1.NodeService/Logs"
 	// NodeServiceAuditHeadsProcedure is the fully-qualified name of the NodeService's AuditHeads RPC.
 	NodeServiceAuditHeadsProcedure = "/imagectl.v1.NodeService/AuditHeads"
+	// NodeServiceReadBackupProcedure is the fully-qualified name of the NodeService's ReadBackup RPC.
+	NodeServiceReadBackupProcedure = "/imagectl.v1.NodeService/ReadBackup"
 )
 
 // NodeServiceClient is a client for the imagectl.v1.NodeService service.
@@ -51,6 +53,9 @@ type NodeServiceClient interface {
 	Logs(context.Context, *connect.Request[api.LogsRequest]) (*connect.ServerStreamForClient[api.LogsResponse], error)
 	// AuditHeads tells which ends of the server's audit log this node was shown.
 	AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error)
+	// ReadBackup streams a backup of the server that this node keeps. An admin may call it
+	// with a certificate that has expired: it takes a recovery key to open what comes.
+	ReadBackup(context.Context, *connect.Request[api.ReadBackupRequest]) (*connect.ServerStreamForClient[api.ReadBackupResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the imagectl.v1.NodeService service. By default, it
@@ -88,6 +93,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("AuditHeads")),
 			connect.WithClientOptions(opts...),
 		),
+		readBackup: connect.NewClient[api.ReadBackupRequest, api.ReadBackupResponse](
+			httpClient,
+			baseURL+NodeServiceReadBackupProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ReadBackup")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -97,6 +108,7 @@ type nodeServiceClient struct {
 	health     *connect.Client[api.HealthRequest, api.HealthResponse]
 	logs       *connect.Client[api.LogsRequest, api.LogsResponse]
 	auditHeads *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
+	readBackup *connect.Client[api.ReadBackupRequest, api.ReadBackupResponse]
 }
 
 // Version calls imagectl.v1.NodeService.Version.
@@ -119,6 +131,11 @@ func (c *nodeServiceClient) AuditHeads(ctx context.Context, req *connect.Request
 	return c.auditHeads.CallUnary(ctx, req)
 }
 
+// ReadBackup calls imagectl.v1.NodeService.ReadBackup.
+func (c *nodeServiceClient) ReadBackup(ctx context.Context, req *connect.Request[api.ReadBackupRequest]) (*connect.ServerStreamForClient[api.ReadBackupResponse], error) {
+	return c.readBackup.CallServerStream(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the imagectl.v1.NodeService service.
 type NodeServiceHandler interface {
 	Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error)
@@ -127,6 +144,9 @@ type NodeServiceHandler interface {
 	Logs(context.Context, *connect.Request[api.LogsRequest], *connect.ServerStream[api.LogsResponse]) error
 	// AuditHeads tells which ends of the server's audit log this node was shown.
 	AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error)
+	// ReadBackup streams a backup of the server that this node keeps. An admin may call it
+	// with a certificate that has expired: it takes a recovery key to open what comes.
+	ReadBackup(context.Context, *connect.Request[api.ReadBackupRequest], *connect.ServerStream[api.ReadBackupResponse]) error
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -160,6 +180,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("AuditHeads")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceReadBackupHandler := connect.NewServerStreamHandler(
+		NodeServiceReadBackupProcedure,
+		svc.ReadBackup,
+		connect.WithSchema(nodeServiceMethods.ByName("ReadBackup")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceVersionProcedure:
@@ -170,6 +196,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceLogsHandler.ServeHTTP(w, r)
 		case NodeServiceAuditHeadsProcedure:
 			nodeServiceAuditHeadsHandler.ServeHTTP(w, r)
+		case NodeServiceReadBackupProcedure:
+			nodeServiceReadBackupHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -193,4 +221,8 @@ func (UnimplementedNodeServiceHandler) Logs(context.Context, *connect.Request[ap
 
 func (UnimplementedNodeServiceHandler) AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.AuditHeads is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ReadBackup(context.Context, *connect.Request[api.ReadBackupRequest], *connect.ServerStream[api.ReadBackupResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.ReadBackup is not implemented"))
 }

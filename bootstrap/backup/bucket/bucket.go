@@ -17,7 +17,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
-	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 )
 
 // Config is where the backups go. All fields but Region and Transport are needed.
@@ -70,24 +70,24 @@ func New(c Config) (*Bucket, error) {
 func (b *Bucket) String() string { return "s3://" + b.bucket + "/" + b.prefix }
 
 // List returns the backups, newest first. Other objects are left alone.
-func (b *Bucket) List(ctx context.Context) ([]backup.File, error) {
+func (b *Bucket) List(ctx context.Context) ([]files.File, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // or who is not listened to any more waits for ever
-	var out []backup.File
+	var out []files.File
 	for o := range b.client.ListObjects(ctx, b.bucket, minio.ListObjectsOptions{Prefix: b.prefix}) {
 		if o.Err != nil {
 			return nil, fmt.Errorf("looking for backups in %s: %w", b, o.Err)
 		}
-		if f, ok := backup.Named(strings.TrimPrefix(o.Key, b.prefix), o.Size); ok {
+		if f, ok := files.Named(strings.TrimPrefix(o.Key, b.prefix), o.Size); ok {
 			out = append(out, f)
 		}
 	}
-	slices.SortFunc(out, func(a, b backup.File) int { return b.At.Compare(a.At) })
+	slices.SortFunc(out, func(a, b files.File) int { return b.At.Compare(a.At) })
 	return out, nil
 }
 
 // Put keeps a backup of that size.
-func (b *Bucket) Put(ctx context.Context, f backup.File, r io.Reader) error {
+func (b *Bucket) Put(ctx context.Context, f files.File, r io.Reader) error {
 	_, err := b.client.PutObject(ctx, b.bucket, b.prefix+f.Name, r, f.Size, minio.PutObjectOptions{ContentType: "application/octet-stream", DisableContentSha256: true})
 	if err != nil {
 		return fmt.Errorf("saving a backup in %s: %w", b, err)
@@ -96,7 +96,7 @@ func (b *Bucket) Put(ctx context.Context, f backup.File, r io.Reader) error {
 }
 
 // Open reads a backup; the caller closes it.
-func (b *Bucket) Open(ctx context.Context, f backup.File) (io.ReadCloser, error) {
+func (b *Bucket) Open(ctx context.Context, f files.File) (io.ReadCloser, error) {
 	o, err := b.client.GetObject(ctx, b.bucket, b.prefix+f.Name, minio.GetObjectOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("reading %s of %s: %w", f.Name, b, err)
@@ -105,7 +105,7 @@ func (b *Bucket) Open(ctx context.Context, f backup.File) (io.ReadCloser, error)
 }
 
 // Remove takes a backup away.
-func (b *Bucket) Remove(ctx context.Context, f backup.File) error {
+func (b *Bucket) Remove(ctx context.Context, f files.File) error {
 	if err := b.client.RemoveObject(ctx, b.bucket, b.prefix+f.Name, minio.RemoveObjectOptions{}); err != nil {
 		return fmt.Errorf("removing %s of %s: %w", f.Name, b, err)
 	}

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 )
 
 // fake is a store with one bucket, as far as this package speaks to it, from Amazon's API
@@ -89,9 +89,9 @@ func try(t *testing.T, c Config) {
 	noon := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 	text := map[string]string{}
 	for i := range 3 {
-		name := backup.Name("demo", noon.Add(time.Duration(i)*time.Hour))
+		name := files.Name("demo", noon.Add(time.Duration(i)*time.Hour))
 		text[name] = strings.Repeat(name, 5000+i)
-		f, ok := backup.Named(name, int64(len(text[name])))
+		f, ok := files.Named(name, int64(len(text[name])))
 		if !ok {
 			t.Fatalf("%s is no name", name)
 		}
@@ -100,7 +100,7 @@ func try(t *testing.T, c Config) {
 		}
 	}
 	all, err := b.List(t.Context())
-	if err != nil || len(all) != 3 || all[0].Name != backup.Name("demo", noon.Add(2*time.Hour)) {
+	if err != nil || len(all) != 3 || all[0].Name != files.Name("demo", noon.Add(2*time.Hour)) {
 		t.Fatalf("got %v, %v", all, err)
 	}
 	for _, f := range all {
@@ -139,7 +139,7 @@ func try(t *testing.T, c Config) {
 
 func TestABucketKeepsBackups(t *testing.T) {
 	t.Parallel()
-	f := &fake{objects: map[string][]byte{"images/x": []byte("mine"), "backups/notes.txt": []byte("read"), "backups/old/" + backup.Name("demo", time.Unix(0, 0)): nil}}
+	f := &fake{objects: map[string][]byte{"images/x": []byte("mine"), "backups/notes.txt": []byte("read"), "backups/old/" + files.Name("demo", time.Unix(0, 0)): nil}}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
 	try(t, Config{Endpoint: s.URL, Bucket: "vault", Region: "us-east-1", Prefix: "backups", AccessKey: "server", SecretKey: "secret"})

@@ -109,9 +109,8 @@ type remote struct {
 	cert tls.Certificate
 }
 
-// dial checks the context. Where there are several servers, they are asked which of them
-// coordinates; else nothing is sent yet.
-func dial() (*remote, error) {
+// openContext reads the context, whose certificate may have expired.
+func openContext() (*remote, error) {
 	c, err := readContext()
 	if err != nil {
 		return nil, err
@@ -129,7 +128,17 @@ func dial() (*remote, error) {
 	if r.cert, err = tls.X509KeyPair([]byte(c.Certificate), key); err != nil {
 		return nil, fmt.Errorf("reading context: %w", err)
 	}
-	if end := r.cert.Leaf.NotAfter; time.Now().After(end) && c.KeyFile == "" {
+	return r, nil
+}
+
+// dial checks the context. Where there are several servers, they are asked which of them
+// coordinates; else nothing is sent yet.
+func dial() (*remote, error) {
+	r, err := openContext()
+	if err != nil {
+		return nil, err
+	}
+	if end := r.cert.Leaf.NotAfter; time.Now().After(end) && r.KeyFile == "" {
 		return nil, fmt.Errorf("the operator certificate in the context file expired at %s: imagectl serve keeps the file on its machine fresh; start it there, or copy the file again", end.Local().Format(time.DateTime))
 	}
 	if len(r.Servers) > 1 {

@@ -185,7 +185,7 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	keeper, err := newKeeper(backup.Config{
 		Header: backup.Header{Cluster: p.Cluster, Program: config.Version, Servers: config.NodeServers},
 		Store:  st, Leases: filepath.Join(f.state, backup.LeasesFile), Leases6: filepath.Join(f.state, backup.Leases6File),
-		Dir: p.Backup.Target, Copies: copies, Every: p.Backup.Every, Keep: p.Backup.Keep, Now: time.Now, Log: log,
+		Dir: p.Backup.Target, Copies: copies, Every: p.Backup.Every, Keep: p.Backup.Keep, Nodes: p.Backup.Nodes, Now: time.Now, Log: log,
 	}, p.Backup.Recipients)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,8 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/backup/bucket"
+	"github.com/imagectl/imagectl/bootstrap/backup/nodecopy"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
 func newServer(g *globals) *cobra.Command {
@@ -107,36 +110,45 @@ func receiveBackup(dir string, stream *connect.ServerStreamForClient[api.BackupS
 
 func newServerRestore(g *globals) *cobra.Command {
 	var state, identity, from string
+	var nodes []string
 	cmd := &cobra.Command{
-		Use:   "restore FILE|DIR",
+		Use:   "restore [FILE|DIR]",
 		Short: "Make a state directory out of a backup, on any machine",
 		Long: "Make a state directory for imagectl serve out of a backup, on any machine and\n" +
 			"without a server; of a directory the newest backup is taken. All of it is read and\n" +
 			"checked before anything is written, and a directory with anything in it is left\n" +
 			"alone. The old server must never run again. With --bucket the backup comes out of the\n" +
-			"bucket of that entry of upload in cluster.yaml; a name takes another than the newest.",
+			"bucket of that entry of upload in cluster.yaml; a name takes another than the newest.\n" +
+			"With --from-node it comes from a control plane that keeps copies (backup.nodes in\n" +
+			"cluster.yaml): the newest of all nodes that are named. That takes the context file of\n" +
+			"an admin, whose certificate may have expired.",
 		Example: "  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl\n" +
-			"  imagectl server restore --bucket store --identity recovery.key --state /var/lib/imagectl",
+			"  imagectl server restore --bucket store --identity recovery.key --state /var/lib/imagectl\n" +
+			"  imagectl server restore --from-node 10.0.0.11 --from-node 10.0.0.12 --identity recovery.key",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 || len(args) == 0 && from == "" || identity == "" {
+			if len(args) > 1 || len(args) == 0 && from == "" && len(nodes) == 0 || identity == "" {
 				return usageError{fmt.Errorf("say which backup, and with --identity the file of the recovery key; see %s --help", cmd.CommandPath())}
+			}
+			if len(nodes) > 0 && (len(args) > 0 || from != "") {
+				return usageError{fmt.Errorf("a backup comes from nodes, from a bucket or from a file; name one of them")}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if from == "" {
+			if from == "" && len(nodes) == 0 {
 				return g.restoreServer(cmd.Context(), args[0], identity, state)
-			}
-			place, err := g.backupBucket(from)
-			if err != nil {
-				return err
 			}
 			dir, err := os.MkdirTemp("", "imagectl-restore-*") // mode 0700; it is encrypted
 			if err != nil {
 				return err
 			}
 			defer os.RemoveAll(dir)
-			path, err := backup.Fetch(cmd.Context(), place, strings.Join(args, ""), dir)
+			path := ""
+			if len(nodes) > 0 {
+				path, err = g.backupOfNodes(cmd.Context(), nodes, dir)
+			} else {
+				path, err = g.fetchBackup(cmd.Context(), from, strings.Join(args, ""), dir)
+			}
 			if err != nil {
 				return err
 			}
@@ -146,7 +158,44 @@ func newServerRestore(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&state, "state", "/var/lib/imagectl", "state `directory` to make")
 	cmd.Flags().StringVar(&identity, "identity", "", "`file` with the recovery key (age-keygen)")
 	cmd.Flags().StringVar(&from, "bucket", "", "`name` of the entry of upload in cluster.yaml whose bucket has the backup")
+	cmd.Flags().StringArrayVar(&nodes, "from-node", nil, "`address` of a control plane that keeps a copy; may be repeated")
 	return cmd
+}
+
+// fetchBackup brings one out of a bucket.
+func (g *globals) fetchBackup(ctx context.Context, bucket, name, dir string) (string, error) {
+	place, err := g.backupBucket(bucket)
+	if err != nil {
+		return "", err
+	}
+	return backup.Fetch(ctx, place, name, dir)
+}
+
+// backupOfNodes brings the newest that nodes keep.
+func (g *globals) backupOfNodes(ctx context.Context, nodes []string, dir string) (string, error) {
+	r, err := openContext()
+	if err != nil {
+		return "", err
+	}
+	ca, err := pki.ParseCertificatePEM([]byte(r.CA))
+	if err != nil {
+		return "", fmt.Errorf("reading context: its ca: %w", err)
+	}
+	var addresses []string
+	for _, n := range nodes {
+		if _, _, err := net.SplitHostPort(n); err != nil {
+			n = net.JoinHostPort(strings.Trim(n, "[]"), nodePort)
+		}
+		addresses = append(addresses, n)
+	}
+	got, err := nodecopy.Source{Cluster: r.Cluster, CA: ca, Certificate: r.cert, Now: time.Now}.Fetch(ctx, addresses, dir, func(err error) {
+		fmt.Fprintf(g.stdio.Err, "warning: %v\n", err)
+	})
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(g.stdio.Out, "%s gave %s, %d bytes, signed by the server\n", got.Node, got.File.Name, got.File.Size)
+	return got.Path, nil
 }
 
 func (g *globals) restoreServer(ctx context.Context, from, identity, state string) error {

@@ -1,4 +1,8 @@
-package backup
+// Package files is backups of the server's state as files in a directory, on the server
+// and on the nodes that keep copies: their names, how one gets its name only when it is
+// whole, which are too old to stay, and what makes a copy of one genuine. What is in them is
+// package backup's business.
+package files
 
 import (
 	"errors"
@@ -33,14 +37,20 @@ type File struct {
 	Size    int64
 }
 
-// parseName is the reverse of Name; false for other files.
-func parseName(name string) (cluster string, at time.Time, ok bool) {
+// parse is the reverse of Name; false for other files.
+func parse(name string) (cluster string, at time.Time, ok bool) {
 	m := fileName.FindStringSubmatch(name)
 	if m == nil {
 		return "", time.Time{}, false
 	}
 	at, err := time.Parse(stamp, m[2])
 	return m[1], at, err == nil
+}
+
+// Named is the backup of that name; false for what is none.
+func Named(name string, size int64) (File, bool) {
+	cluster, at, ok := parse(name)
+	return File{Name: name, Cluster: cluster, At: at, Size: size}, ok
 }
 
 // List returns the backups in a directory, newest first. Other files are left alone.
@@ -51,8 +61,7 @@ func List(dir string) ([]File, error) {
 	}
 	var out []File
 	for _, e := range entries {
-		cluster, at, ok := parseName(e.Name())
-		if !ok || !e.Type().IsRegular() {
+		if _, _, ok := parse(e.Name()); !ok || !e.Type().IsRegular() {
 			continue
 		}
 		info, err := e.Info()
@@ -62,15 +71,35 @@ func List(dir string) ([]File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("looking for backups: %w", err)
 		}
-		out = append(out, File{Name: e.Name(), Cluster: cluster, At: at, Size: info.Size()})
+		f, _ := Named(e.Name(), info.Size())
+		out = append(out, f)
 	}
 	slices.SortFunc(out, func(a, b File) int { return b.At.Compare(a.At) })
 	return out, nil
 }
 
-// of keeps the backups of one cluster.
-func of(cluster string, all []File) []File {
+// Of keeps the backups of one cluster.
+func Of(cluster string, all []File) []File {
 	return slices.DeleteFunc(all, func(f File) bool { return f.Cluster != cluster })
+}
+
+// Choose takes the newest of a place's backups, or the one of that name.
+func Choose(all []File, name, from string) (File, error) {
+	if i := slices.IndexFunc(all, func(f File) bool { return f.Name == name }); i >= 0 {
+		return all[i], nil
+	}
+	switch {
+	case name != "":
+		return File{}, fmt.Errorf("looking for a backup: there is no %s in %s", name, from)
+	case len(all) == 0:
+		return File{}, fmt.Errorf("looking for a backup: there is none in %s; their names are like %s", from, Name("CLUSTER", time.Time{}))
+	}
+	for _, f := range all {
+		if f.Cluster != all[0].Cluster {
+			return File{}, fmt.Errorf("looking for a backup: %s holds backups of the clusters %s and %s; name one file", from, all[0].Cluster, f.Cluster)
+		}
+	}
+	return all[0], nil
 }
 
 // partial begins the name of a file that is being written.
@@ -108,12 +137,12 @@ func Save(dir, name string, write func(io.Writer) error, check func(io.Reader) e
 	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
 		return 0, fmt.Errorf("saving a backup: %w", err)
 	}
-	return size, syncDir(dir)
+	return size, Sync(dir)
 }
 
 // clean removes what a killed attempt for the same cluster left.
 func clean(dir, name string) error {
-	cluster, _, ok := parseName(name)
+	cluster, _, ok := parse(name)
 	if !ok {
 		return fmt.Errorf("saving a backup: %q is no name of one", name)
 	}
@@ -130,7 +159,7 @@ func clean(dir, name string) error {
 		if i < 0 {
 			continue
 		}
-		if c, _, ok := parseName(rest[:i]); !ok || c != cluster {
+		if c, _, ok := parse(rest[:i]); !ok || c != cluster {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -149,7 +178,7 @@ func Prune(dir string, saved File, keep int) ([]string, error) {
 		return nil, err
 	}
 	var gone []string
-	for _, f := range surplus(all, saved, keep) {
+	for _, f := range Surplus(all, saved, keep) {
 		if err := os.Remove(filepath.Join(dir, f.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return gone, fmt.Errorf("removing an old backup: %w", err)
 		}
@@ -158,13 +187,14 @@ func Prune(dir string, saved File, keep int) ([]string, error) {
 	return gone, nil
 }
 
-// surplus are those of a cluster that are not among the newest keep.
-func surplus(all []File, saved File, keep int) []File {
-	all = slices.DeleteFunc(of(saved.Cluster, all), func(f File) bool { return f.Name == saved.Name })
+// Surplus are those of a cluster that are not among the newest keep.
+func Surplus(all []File, saved File, keep int) []File {
+	all = slices.DeleteFunc(Of(saved.Cluster, all), func(f File) bool { return f.Name == saved.Name })
 	return all[min(max(keep-1, 0), len(all)):]
 }
 
-func syncDir(dir string) error {
+// Sync waits until what was done in a directory is on the disk.
+func Sync(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

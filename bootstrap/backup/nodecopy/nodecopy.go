@@ -1,0 +1,181 @@
+// Package nodecopy fetches a backup of the server from the nodes that keep copies of it,
+// without a server: on the day when the server is lost.
+//
+// Whose copy it is does not matter, and neither whether certificates have ended meanwhile,
+// for the server renewed them: a copy is taken when the cluster's CA has signed it, and only
+// a recovery key opens it. A node can at worst hide that it has a newer one, which is why
+// several are asked.
+package nodecopy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// Source is where to ask, and as whom. All fields are needed.
+type Source struct {
+	Cluster string
+	// CA is the cluster's CA imagectl.
+	CA *x509.Certificate
+	// Certificate is an admin's or, while it is good, one with the role backup.
+	Certificate tls.Certificate
+	Now         func() time.Time
+}
+
+// answerTime is how long a node has to say what it keeps.
+const answerTime = 20 * time.Second
+
+// Fetched is what came from a node.
+type Fetched struct {
+	// Path is of the backup in the directory.
+	Path string
+	File files.File
+	// Node is the node's name.
+	Node string
+}
+
+// Fetch brings the newest backup that any of the nodes keeps into a directory of this
+// machine. addresses are HOST:PORT. tell hears of nodes that gave nothing.
+func (s Source) Fetch(ctx context.Context, addresses []string, dir string, tell func(error)) (Fetched, error) {
+	var best *offer
+	defer func() {
+		if best != nil {
+			best.close()
+		}
+	}()
+	var failed []error
+	for _, address := range addresses {
+		o, err := s.ask(ctx, address)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("asking %s for a backup: %w", address, err))
+			continue
+		}
+		if best == nil || o.file.At.After(best.file.At) {
+			best, o = o, best
+		}
+		if o != nil {
+			o.close()
+		}
+	}
+	if best == nil {
+		return Fetched{}, errors.Join(failed...)
+	}
+	for _, err := range failed {
+		tell(err)
+	}
+	if _, err := files.Save(dir, best.file.Name, best.copyTo, best.signed.CheckContent); err != nil {
+		return Fetched{}, fmt.Errorf("fetching a backup from %s: %w", best.node, err)
+	}
+	return Fetched{Path: filepath.Join(dir, best.file.Name), File: best.file, Node: best.node}, nil
+}
+
+// offer is a node that has begun to send a backup.
+type offer struct {
+	node   string
+	signed files.Copy
+	file   files.File
+	stream *connect.ServerStreamForClient[api.ReadBackupResponse]
+	close  func()
+}
+
+func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
+	o := &offer{}
+	ctx, cancel := context.WithCancel(ctx)
+	tr := &http.Transport{ForceAttemptHTTP2: true, TLSHandshakeTimeout: answerTime, TLSClientConfig: &tls.Config{
+		MinVersion:           tls.VersionTLS13,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &s.Certificate, nil },
+		// verify does it all, but for the time.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(cs tls.ConnectionState) (err error) {
+			o.node, err = s.verify(cs)
+			return err
+		},
+	}}
+	o.close = func() {
+		cancel()
+		if o.stream != nil {
+			_ = o.stream.Close()
+		}
+		tr.CloseIdleConnections()
+	}
+	defer func() {
+		if err != nil {
+			o.close()
+		}
+	}()
+	slow := time.AfterFunc(answerTime, cancel)
+	defer slow.Stop()
+	o.stream, err = apiconnect.NewNodeServiceClient(&http.Client{Transport: tr}, "https://"+address, connect.WithReadMaxBytes(1<<20)).ReadBackup(ctx, connect.NewRequest(&api.ReadBackupRequest{}))
+	if err != nil {
+		return nil, words(err)
+	}
+	if !o.stream.Receive() {
+		if err := o.stream.Err(); err != nil {
+			return nil, words(err)
+		}
+		return nil, errors.New("it sent nothing")
+	}
+	c := o.stream.Msg().GetCopy()
+	o.signed = files.Copy{Name: c.GetName(), Size: int64(c.GetSize()), SHA256: c.GetSha256(), Signature: c.GetSignature()}
+	o.file, err = o.signed.Check(s.CA, s.Cluster)
+	return o, err
+}
+
+// words is what an error of a call says, without its code.
+func words(err error) error {
+	if ce := new(connect.Error); errors.As(err, &ce) {
+		return errors.New(ce.Message())
+	}
+	return err
+}
+
+// verify accepts any node of the cluster, also one whose certificate has expired.
+func (s Source) verify(cs tls.ConnectionState) (node string, err error) {
+	leaf, at := cs.PeerCertificates[0], s.Now()
+	if at.After(leaf.NotAfter) {
+		at = leaf.NotAfter
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(s.CA)
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+		return "", fmt.Errorf("verifying the node: %w", err)
+	}
+	who, err := pki.IdentityOf(leaf, s.Cluster)
+	if err != nil {
+		return "", fmt.Errorf("verifying the node: %w", err)
+	}
+	if who.Kind != pki.KindNode {
+		return "", fmt.Errorf("verifying the node: it is %s, which is no node", who)
+	}
+	return who.Name, nil
+}
+
+func (o *offer) copyTo(w io.Writer) error {
+	for left := o.signed.Size; o.stream.Receive(); {
+		b := o.stream.Msg().GetChunk()
+		if left -= int64(len(b)); left < 0 {
+			return fmt.Errorf("more comes than its %d bytes", o.signed.Size)
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	if err := o.stream.Err(); err != nil {
+		return words(err)
+	}
+	return nil
+}
