@@ -58,6 +58,7 @@ var layers = map[string][]string{
 	"images/ova":               {},
 	"images/store":             {"images/lock", "images/sparse"},
 	"images/upload":            {"images/store"},
+	"images/shelf":             {"images/store", "images/upload"},
 	"images/upload/staging":    {"images/upload"},
 	"images/upload/opennebula": {"images/store", "images/upload"},
 	"images/upload/s3":         {"images/store", "images/upload"},

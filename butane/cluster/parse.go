@@ -71,6 +71,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Uploads:    c.uploads(raw.Upload),
 	}
 	s.Backup = c.backup(raw.Backup, s.Uploads)
+	s.Server.Artefacts = c.artefacts(raw.Server.Artefacts, s.Uploads)
 	for _, d := range raw.Policy.SecondPerson {
 		if v := c.choice(d, "", []string{"wipe", "destroy"}, nil); v != "" {
 			s.SecondPerson = append(s.SecondPerson, v)

@@ -250,6 +250,10 @@ func TestFindings(t *testing.T) {
 			`error: backup.bucket: upload has no entry "store" of type s3`,
 			`error: backup.nodes: gives control planes what is in backup.target, which names no directory`,
 		}},
+		{"artefacts in a place that keeps none", []string{"roles:", `upload: [{name: c, type: libvirt, endpoint: "qemu+ssh://root@kvm1/system", datastore: default}]
+roles:`, "  address: 10.0.0.2", "  address: 10.0.0.2\n  artefacts: c"}, []string{
+			`error: server.artefacts: upload has no entry "c" of type s3 or oci`,
+		}},
 		{"other policies", []string{"roles:", "identity: {policy: ekg}\nroles:"}, []string{`error: identity.policy: "ekg" is not one of approve, token, tpm`}},
 		{"what takes two persons", []string{"roles:", "policy: {secondPerson: [wipe, destory, restore]}\nroles:"}, []string{
 			`error: policy.secondPerson[1]: "destory" is not one of wipe, destroy`,

@@ -88,6 +88,7 @@ type rawServer struct {
 	Peers     []rawAddr   `key:"peers"`
 	HTTPPort  rawInt      `key:"httpPort"`
 	HTTPSPort rawInt      `key:"httpsPort"`
+	Artefacts rawString   `key:"artefacts"`
 	SANs      []rawString `key:"sans"`
 }
 

@@ -96,6 +96,9 @@ type Server struct {
 	Peers               []netip.Addr
 	HTTPPort, HTTPSPort int
 	SANs                []string
+	// Artefacts is the name of an upload of type s3 or oci that keeps what servers serve;
+	// empty where each has it in its own output directory.
+	Artefacts string
 }
 
 // Backup says how the server's state is saved; the zero value, that it is not.

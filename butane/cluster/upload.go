@@ -237,3 +237,12 @@ func isLoopback(host string) bool {
 	a, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && a.IsLoopback()
 }
+
+// artefacts is the store that servers share.
+func (c *checker) artefacts(raw rawString, uploads []Upload) string {
+	i := slices.IndexFunc(uploads, func(u Upload) bool { return u.Name == raw.V })
+	if raw.Set && (i < 0 || uploads[i].Type != "s3" && uploads[i].Type != "oci") {
+		c.add(raw.Pos, raw.Path, "", "upload has no entry %q of type s3 or oci", raw.V)
+	}
+	return raw.V
+}

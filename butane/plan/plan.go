@@ -82,6 +82,8 @@ type Server struct {
 	HTTPPort, HTTPSPort int
 	// SANs are further names and addresses in the server's certificate.
 	SANs []string
+	// Artefacts is the name of an upload that keeps what servers serve; empty for none.
+	Artefacts string
 }
 
 // Identity says how a machine may prove who it is.

@@ -41,6 +41,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		Etcd: Etcd{Version: spec.Etcd.Version, Archive: r.blob(lock.EtcdArchive)},
 		Server: Server{
 			Address: spec.Server.Address, Peers: spec.Server.Peers, HTTPPort: spec.Server.HTTPPort, HTTPSPort: spec.Server.HTTPSPort, SANs: spec.Server.SANs,
+			Artefacts: spec.Server.Artefacts,
 		},
 		Backup: spec.Backup,
 		Boot: Boot{

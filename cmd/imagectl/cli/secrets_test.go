@@ -121,7 +121,7 @@ machines:
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	if r.on.site, err = g.loadSite(ctx, p, filepath.Join(r.dir, "out"), filepath.Join(r.dir, "cache")); err != nil {
+	if r.on.site, err = g.loadSite(ctx, p, sources{out: filepath.Join(r.dir, "out"), cache: filepath.Join(r.dir, "cache")}); err != nil {
 		t.Fatal(err)
 	}
 	certificate, key := bootCertificate(t, "192.0.2.1", time.Now())

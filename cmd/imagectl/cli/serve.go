@@ -122,7 +122,11 @@ func (g *globals) serve(ctx context.Context, p plan.Plan, f serveFlags) error {
 	if err != nil {
 		return usageError{err}
 	}
-	site, err := g.loadSite(ctx, p, f.out, f.cache)
+	from := sources{out: f.out, cache: f.cache}
+	if from.shelf, err = g.shelf(p); err != nil {
+		return err
+	}
+	site, err := g.loadSite(ctx, p, from)
 	if err != nil {
 		return err
 	}

@@ -25,12 +25,12 @@ import (
 func newServer(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "server",
-		Short:   "Back up, restore, move and share the state of imagectl serve",
+		Short:   "Back up, restore, move and share the state of imagectl serve, and share what it serves",
 		Example: "  imagectl server backup\n  imagectl server backup --to /media/usb\n  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl\n  sudo imagectl server move --to-embedded",
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newServerBackup(g), newServerRestore(g), newServerMove(g), newServerJoin(g))
+	cmd.AddCommand(newServerBackup(g), newServerRestore(g), newServerMove(g), newServerJoin(g), newServerPublish(g))
 	return cmd
 }
 

@@ -10,16 +10,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/butane/render"
-	"github.com/imagectl/imagectl/images/build"
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/release"
+	"github.com/imagectl/imagectl/images/shelf"
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
@@ -29,15 +28,17 @@ import (
 
 // site is a plan with everything that is served for it, found and checked.
 type site struct {
-	plan     plan.Plan
-	kernel   boot.Blob
-	initrd   boot.Blob
-	agent    boot.Blob
-	images   map[string]serverapi.Image // by role
-	files    map[string]string          // path by digest, of all that may be served
-	public   []boot.Blob
-	ipxeBIOS []byte
-	ipxeUEFI []byte
+	plan   plan.Plan
+	kernel boot.Blob
+	initrd boot.Blob
+	agent  boot.Blob
+	images map[string]serverapi.Image // by role
+	files  map[string]string          // path by digest, of all that may be served
+	public []boot.Blob
+	// artefacts are what of a build is served.
+	artefacts []store.Artefact
+	ipxeBIOS  []byte
+	ipxeUEFI  []byte
 	// httpBoot is what UEFI loads by HTTP.
 	httpBoot map[boot.Firmware]httpboot.Program
 	addons   []*api.Addon
@@ -45,31 +46,47 @@ type site struct {
 	medium string
 }
 
+// sources are where the files of a site are.
+type sources struct {
+	// out is the output directory of imagectl build, cache that of inputs.
+	out, cache string
+	// shelf has what is not in out, but for the manifest; nil for none.
+	shelf shelf.Place
+}
+
 // loadSite looks for what imagectl build made and imagectl lock pinned.
-func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir string) (*site, error) {
+func (g *globals) loadSite(ctx context.Context, p plan.Plan, from sources) (*site, error) {
+	cache, err := openCache(from.cache)
+	if err != nil {
+		return nil, err
+	}
+	progress := newProgress(g.stdio.Err)
+	defer progress.close()
 	s := &site{plan: p, images: map[string]serverapi.Image{}, files: map[string]string{}}
-	m, err := store.ReadManifest(out)
+	out := artefacts{site: s, dir: from.out, shelf: from.shelf, cache: cache, progress: progress}
+	m, err := store.ReadManifest(from.out)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("there is no %s: run imagectl build, or say with --out where it wrote to", filepath.Join(out, store.ManifestName))
+		return nil, fmt.Errorf("there is no %s: run imagectl build, or say with --out where it wrote to", filepath.Join(from.out, store.ManifestName))
 	}
 	if err != nil {
 		return nil, err
 	}
 	if m.Cluster != p.Cluster || m.Kubernetes != p.Kubernetes.Version || m.Flatcar != p.Flatcar.Version {
 		return nil, fmt.Errorf("%s holds images of cluster %s, Flatcar %s, Kubernetes %s; cluster.yaml says %s, %s, %s: run imagectl build",
-			out, m.Cluster, m.Flatcar, m.Kubernetes, p.Cluster, p.Flatcar.Version, p.Kubernetes.Version)
+			from.out, m.Cluster, m.Flatcar, m.Kubernetes, p.Cluster, p.Flatcar.Version, p.Kubernetes.Version)
 	}
+	out.manifest = m
 	for _, want := range []struct {
 		format store.Format
 		to     *boot.Blob
 	}{{store.PXEKernel, &s.kernel}, {store.PXEInitrd, &s.initrd}, {store.Sysext, &s.agent}} {
-		if *want.to, err = s.program(ctx, m, out, want.format); err != nil {
+		if *want.to, err = out.program(ctx, want.format); err != nil {
 			return nil, err
 		}
 	}
 	s.public = append(s.public, s.agent)
 	for _, r := range p.Roles {
-		a, err := s.artefact(m, out, r.Name, store.RawZstd)
+		a, err := out.find(ctx, r.Name, store.RawZstd)
 		if err != nil {
 			return nil, err
 		}
@@ -77,10 +94,6 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 		s.images[r.Name] = serverapi.Image{
 			URL: s.fileURL(a), SHA256: a.SHA256, Size: uint64(a.Size), RawSize: uint64(a.RawSize), RawSHA256: a.RawSHA256,
 		}
-	}
-	cache, err := openCache(cacheDir)
-	if err != nil {
-		return nil, err
 	}
 	read := func(b lock.Blob) ([]byte, error) {
 		got, err := release.Fetch(ctx, cache, g.dir(), b, release.Watch{})
@@ -98,10 +111,10 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 	if err := server.CheckPrograms(s.ipxeBIOS, s.ipxeUEFI); err != nil {
 		return nil, err
 	}
-	if err := s.addHTTPBoot(ctx, m, out, cache.Path(p.Boot.IPXEUEFI.SHA256)); err != nil {
+	if err := out.addHTTPBoot(ctx, cache.Path(p.Boot.IPXEUEFI.SHA256)); err != nil {
 		return nil, err
 	}
-	if err := s.addMedium(m, out); err != nil {
+	if err := out.addMedium(ctx); err != nil {
 		return nil, err
 	}
 	for _, a := range p.Addons {
@@ -112,88 +125,6 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, out, cacheDir strin
 		s.addons = append(s.addons, &api.Addon{Name: a.Name, Sha256: a.Blob.SHA256, Manifest: manifest})
 	}
 	return s, nil
-}
-
-// artefact finds one file of a build and makes it servable.
-func (s *site) artefact(m store.Manifest, out, role string, f store.Format) (store.Artefact, error) {
-	what := string(f)
-	if role != "" {
-		what = "role " + role + " as " + what
-	}
-	a, ok := m.Find(role, f)
-	if !ok {
-		return a, fmt.Errorf("%s has no %s: run imagectl build", filepath.Join(out, store.ManifestName), what)
-	}
-	path := filepath.Join(out, a.Name)
-	info, err := os.Stat(path)
-	if err != nil {
-		return a, fmt.Errorf("looking for what was built: %w; run imagectl build", err)
-	}
-	if info.Size() != a.Size {
-		return a, fmt.Errorf("%s has %d bytes, the manifest says %d: run imagectl build", path, info.Size(), a.Size)
-	}
-	s.files[a.SHA256] = path
-	return a, nil
-}
-
-// program finds one file of the installer, which firmware or iPXE check nothing of,
-// so we do.
-func (s *site) program(ctx context.Context, m store.Manifest, out string, f store.Format) (boot.Blob, error) {
-	a, err := s.artefact(m, out, "", f)
-	if err != nil {
-		return boot.Blob{}, err
-	}
-	path := s.files[a.SHA256]
-	digest, _, err := store.HashFile(ctx, path)
-	if err == nil && digest != a.SHA256 {
-		err = fmt.Errorf("%s was changed after it was built (its digest is %.12s…, the manifest says %.12s…): run imagectl build", path, digest, a.SHA256)
-	}
-	return blobOf(a), err
-}
-
-// addHTTPBoot says what UEFI loads by HTTP. With Secure Boot that is the installer
-// itself, signed by the owner's key: nobody has signed iPXE with it.
-func (s *site) addHTTPBoot(ctx context.Context, m store.Manifest, out, ipxe string) error {
-	p := s.plan
-	if p.Boot.SecureBoot.Certificate != nil {
-		const also = "imagectl build --format uki makes it"
-		if err := canBootISO(p, build.SetUKI); err != nil {
-			return fmt.Errorf("with boot.secureBoot, UEFI HTTP boot loads the signed installer: %w; then %s", err, also)
-		}
-		if _, ok := m.Find("", store.UKI); !ok {
-			return fmt.Errorf("with boot.secureBoot, UEFI HTTP boot loads the signed installer, which is not in %s: %s", filepath.Join(out, store.ManifestName), also)
-		}
-		installer, err := s.program(ctx, m, out, store.UKI)
-		firmware := map[string]boot.Firmware{"amd64": boot.UEFIx64, "arm64": boot.UEFIarm64}[p.Flatcar.Arch]
-		s.httpBoot = map[boot.Firmware]httpboot.Program{firmware: {Blob: installer, Installer: true}}
-		return err
-	}
-	b := p.Boot.IPXEUEFI
-	s.files[b.SHA256] = ipxe
-	s.httpBoot = map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: boot.Blob{Name: "snponly.efi", SHA256: b.SHA256, Size: b.Size}}}
-	return nil
-}
-
-// addMedium makes the installer's ISO image servable where a BMC shall boot it.
-func (s *site) addMedium(m store.Manifest, out string) error {
-	i := slices.IndexFunc(s.plan.Machines, func(m plan.Machine) bool { return m.BMC != nil && m.BMC.Boot == bootISO })
-	if i < 0 {
-		return nil
-	}
-	const also = "imagectl build --format iso makes it"
-	why := fmt.Sprintf("with bmc.boot: iso of %s, a BMC boots the installer's ISO image", s.plan.Machines[i].Name)
-	if err := canBootISO(s.plan, build.SetISO); err != nil {
-		return fmt.Errorf("%s: %w; then %s", why, err, also)
-	}
-	if _, ok := m.Find("", store.ISO); !ok {
-		return fmt.Errorf("%s, which is not in %s: %s", why, filepath.Join(out, store.ManifestName), also)
-	}
-	a, err := s.artefact(m, out, "", store.ISO)
-	if err != nil {
-		return err
-	}
-	s.public, s.medium = append(s.public, blobOf(a)), s.fileURL(a)
-	return nil
 }
 
 func blobOf(a store.Artefact) boot.Blob {

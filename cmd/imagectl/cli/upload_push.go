@@ -34,7 +34,7 @@ func (g *globals) push(d destination) (upload.Target, error) {
 	return g.cloud(d)
 }
 
-func (g *globals) s3(d destination) (upload.Target, error) {
+func (g *globals) s3(d destination) (*s3.Target, error) {
 	c, err := g.bucket(d)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (g *globals) bucket(d destination) (s3.Config, error) {
 	}, nil
 }
 
-func (g *globals) oci(d destination) (upload.Target, error) {
+func (g *globals) oci(d destination) (*oci.Target, error) {
 	u, err := url.Parse(d.Endpoint)
 	if err != nil {
 		return nil, badDestination(d, err)

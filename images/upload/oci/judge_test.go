@@ -61,6 +61,15 @@ func TestConformanceOfARealRegistry(t *testing.T) {
 	})
 }
 
+func TestARealRegistryKeepsWhatServersServe(t *testing.T) {
+	to, err := New(Config{Repository: dockerRegistry(t) + "/team/servers", Plain: true, Username: operator, Password: password, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeps(t, to)
+	keeps(t, to)
+}
+
 // skopeo is another hand's client: it reads what we wrote.
 func TestSkopeoReadsBothForms(t *testing.T) {
 	address := dockerRegistry(t)

@@ -128,6 +128,24 @@ func TestARealStoreGoesOnAndProvesTheBytes(t *testing.T) {
 	}
 }
 
+func TestARealStoreKeepsWhatServersServe(t *testing.T) {
+	c := withBucket(t, gateway(t), "shelf")
+	c.PartSize, c.Prefix = 5<<20, "servers/lab"
+	to, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeps(t, to)
+	var resent []string
+	c.Transport = watch(&resent)
+	if to, err = New(c); err != nil {
+		t.Fatal(err)
+	}
+	if keeps(t, to); len(resent) > 0 {
+		t.Errorf("what was there was sent again: %v", resent)
+	}
+}
+
 type roundTrip func(*http.Request) (*http.Response, error)
 
 // RoundTrip implements http.RoundTripper.
