@@ -135,13 +135,13 @@ func TestARealStoreKeepsWhatServersServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keeps(t, to)
+	keeps(t, to, 12<<20)
 	var resent []string
 	c.Transport = watch(&resent)
 	if to, err = New(c); err != nil {
 		t.Fatal(err)
 	}
-	if keeps(t, to); len(resent) > 0 {
+	if keeps(t, to, 12<<20); len(resent) > 0 {
 		t.Errorf("what was there was sent again: %v", resent)
 	}
 }

@@ -15,19 +15,19 @@ import (
 func TestKeepSendsEachFileOnceUnderItsDigest(t *testing.T) {
 	f := newFake()
 	server := serve(t, f)
-	keeps(t, target(t, f, server.URL))
+	keeps(t, target(t, f, server.URL), 3*partSize)
 	puts := len(f.puts)
-	keeps(t, target(t, f, server.URL))
+	keeps(t, target(t, f, server.URL), 3*partSize)
 	if len(f.puts) != puts {
 		t.Errorf("what was there was sent again: %v", f.puts[puts:])
 	}
 }
 
-// keeps has a store keep files, one of several parts, and reads them again.
-func keeps(t *testing.T, to *Target) {
+// keeps has a store keep files, one of that size, and reads them again.
+func keeps(t *testing.T, to *Target, size int) {
 	t.Helper()
 	dir := t.TempDir()
-	content := map[string][]byte{"lab-pxe.vmlinuz": []byte("kernel"), "lab-worker.raw.zst": bytes.Repeat([]byte("disk"), 3<<20)}
+	content := map[string][]byte{"lab-pxe.vmlinuz": []byte("kernel"), "lab-worker.raw.zst": bytes.Repeat([]byte("disk"), size/4)}
 	var all []store.Artefact
 	for name, b := range content {
 		write(t, filepath.Join(dir, name), b)
