@@ -108,7 +108,7 @@ var layers = map[string][]string{
 	"pxe/dhcp6":    {"pxe/boot", "pxe/dhcp", "pxe/journal"},
 	"pxe/httpboot": {"pxe/boot"},
 	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/quirk", "pxe/tftp"},
-	"pxe/leases":   {"bootstrap/store", "pxe/dhcp"},
+	"pxe/leases":   {"bootstrap/store", "pxe/dhcp", "pxe/dhcp6", "pxe/journal"},
 	"pxe/catalog":  {"pxe/boot", "pxe/selector", "butane/plan", "bootstrap/machine", "images/lock"},
 	"pxe/funnel":   {"pxe/boot"},
 	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/funnel"},

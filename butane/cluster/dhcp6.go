@@ -14,8 +14,18 @@ func (c *checker) dhcp6(raw rawDHCP6) DHCP6 {
 		return DHCP6{}
 	}
 	d := DHCP6{Mode: c.choice(raw.Mode, "stateful", []string{"stateful", "stateless", "off"}, nil), Address: raw.Address.V, RapidCommit: raw.RapidCommit.V}
-	if a := raw.Address; a.Set && (!a.V.Is6() || a.V.Is4In6() || a.V.Zone() != "" || !a.V.IsGlobalUnicast()) {
-		c.add(a.Pos, a.Path, "such as fd00:10::1; ip -6 address lists them", "%s is not an IPv6 address that machines can use in a URL", a.V)
+	seen := map[string]place{}
+	for _, a := range append([]rawAddr{raw.Address}, raw.Peers...) {
+		if !a.Set {
+			continue
+		}
+		if !a.V.Is6() || a.V.Is4In6() || a.V.Zone() != "" || !a.V.IsGlobalUnicast() {
+			c.add(a.Pos, a.Path, "such as fd00:10::1; ip -6 address lists them", "%s is not an IPv6 address that machines can use in a URL", a.V)
+		}
+		c.unique(seen, "server", a.V.String(), a.place)
+	}
+	for _, a := range raw.Peers {
+		d.Peers = append(d.Peers, a.V)
 	}
 	for _, s := range raw.Subnets {
 		d.Subnets = append(d.Subnets, c.subnet6(s))
@@ -67,7 +77,7 @@ func wide(first, last netip.Addr) bool {
 }
 
 // networks6 checks what DHCPv6 needs from the rest of the boot network.
-func (c *checker) networks6(raw rawBoot, d DHCP6) {
+func (c *checker) networks6(raw rawBoot, d DHCP6, peers int) {
 	from := raw.DHCP6
 	if from.Path == "" {
 		return
@@ -80,6 +90,9 @@ func (c *checker) networks6(raw rawBoot, d DHCP6) {
 	}
 	if from.RapidCommit.Set && d.Mode != "stateful" {
 		c.add(from.RapidCommit.Pos, from.RapidCommit.Path, "mode: stateful", "rapidCommit is for a server that gives out addresses")
+	}
+	if len(d.Peers) != peers {
+		c.add(from.Pos, from.Path, "peers: the IPv6 address of each of server.peers, in that order", "peers has %d addresses, and server.peers %d: each server boots machines from its own", len(d.Peers), peers)
 	}
 	home := false
 	for i, s := range d.Subnets {
@@ -94,8 +107,10 @@ func (c *checker) networks6(raw rawBoot, d DHCP6) {
 		if d.Mode == "stateless" && at.Range.Path != "" {
 			c.add(at.Range.Pos, at.Range.Path, "mode: stateful", "under mode: stateless another server gives out the addresses")
 		}
-		if s.First.Is6() && s.Last.Is6() && !d.Address.Less(s.First) && !s.Last.Less(d.Address) {
-			c.add(from.Address.Pos, from.Address.Path, "", "the server's address %s is inside the range %s to %s", d.Address, s.First, s.Last)
+		for _, a := range append([]rawAddr{from.Address}, from.Peers...) {
+			if a.Set && s.First.Is6() && s.Last.Is6() && !a.V.Less(s.First) && !s.Last.Less(a.V) {
+				c.add(a.Pos, a.Path, "", "the server's address %s is inside the range %s to %s", a.V, s.First, s.Last)
+			}
 		}
 		for j, other := range d.Subnets[:i] {
 			if from.Subnets[j].CIDR.Set && other.Prefix.Overlaps(s.Prefix) {

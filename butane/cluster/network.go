@@ -117,7 +117,7 @@ func (c *checker) networks(raw rawFile, s Spec) {
 		}
 	}
 	c.peers(raw, s)
-	c.networks6(raw.Boot, s.Boot.DHCP6)
+	c.networks6(raw.Boot, s.Boot.DHCP6, len(s.Server.Peers))
 	c.links(raw, s)
 	c.relays(raw, s)
 	seen := map[string]place{}
@@ -192,10 +192,6 @@ func (c *checker) peers(raw rawFile, s Spec) {
 				c.add(p.Pos, p.Path, "", "the server %s has the address of %s", p.V, m.Name)
 			}
 		}
-	}
-	if len(raw.Server.Peers) > 0 && raw.Boot.DHCP6.Path != "" {
-		p := raw.Server.Peers[0]
-		c.add(p.Pos, p.Path, "", "booting by IPv6 works with one server only, and boot.dhcp6 asks for it")
 	}
 }
 

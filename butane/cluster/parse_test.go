@@ -121,7 +121,12 @@ func TestFindings(t *testing.T) {
 			`error: server.peers[4]: IPv6 is not supported yet`,
 		}},
 		{"two servers for IPv6", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.3]\n", "  interface: eth1\n", "  interface: eth1\n  dhcp6: {address: 'fd00:10::1', subnets: [{cidr: 'fd00:10::/64', range: {first: 'fd00:10::100', last: 'fd00:10::1ff'}}]}\n"}, []string{
-			`error: server.peers[0]: booting by IPv6 works with one server only, and boot.dhcp6 asks for it`,
+			`error: boot.dhcp6: peers has 0 addresses, and server.peers 1: each server boots machines from its own`,
+		}},
+		{"two servers with addresses for IPv6", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.3]\n", "  interface: eth1\n", "  interface: eth1\n  dhcp6: {address: 'fd00:10::1', peers: ['fd00:10::2'], subnets: [{cidr: 'fd00:10::/64', range: {first: 'fd00:10::100', last: 'fd00:10::1ff'}}]}\n"}, nil},
+		{"servers for IPv6 that are not", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.3, 10.0.0.4]\n", "  interface: eth1\n", "  interface: eth1\n  dhcp6: {address: 'fd00:10::1', peers: ['fd00:10::101', 'fe80::1'], subnets: [{cidr: 'fd00:10::/64', range: {first: 'fd00:10::100', last: 'fd00:10::1ff'}}]}\n"}, []string{
+			`error: boot.dhcp6.peers[0]: the server's address fd00:10::101 is inside the range fd00:10::100 to fd00:10::1ff`,
+			`error: boot.dhcp6.peers[1]: fe80::1 is not an IPv6 address that machines can use in a URL`,
 		}},
 		{"relays at other people's addresses", []string{"  interface: eth1\n", "  interface: eth1\n  relays: [10.0.0.11, 10.0.0.210, 10.0.0.3, 10.0.0.3, fd00::1]\n"}, []string{
 			`error: boot.relays[0]: the relay 10.0.0.11 has the address of cp1`,

@@ -123,6 +123,7 @@ type rawDHCP6 struct {
 	place
 	Mode        rawString    `key:"mode"`
 	Address     rawAddr      `key:"address,required"`
+	Peers       []rawAddr    `key:"peers"`
 	RapidCommit rawBool      `key:"rapidCommit"`
 	Subnets     []rawSubnet6 `key:"subnets"`
 }

@@ -164,7 +164,9 @@ type DHCP6 struct {
 	// Mode is stateful, stateless or off.
 	Mode string
 	// Address is the server's on Boot.Interface.
-	Address     netip.Addr
+	Address netip.Addr
+	// Peers are those of Server.Peers, in the same order.
+	Peers       []netip.Addr
 	RapidCommit bool
 	Subnets     []Subnet6
 }

@@ -123,8 +123,11 @@ const (
 // DHCP6 is booting by IPv6; the zero value means that there is none.
 type DHCP6 struct {
 	Mode DHCP6Mode
-	// Address is the server's on Boot.Interface: boot files come from it.
-	Address     netip.Addr
+	// Address is the server's on Boot.Interface: boot files come from it. In a running
+	// server it is its own.
+	Address netip.Addr
+	// Peers are those of Server.Peers, in the same order.
+	Peers       []netip.Addr
 	RapidCommit bool
 	Subnets     []Subnet6
 }

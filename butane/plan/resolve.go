@@ -65,7 +65,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	for _, s := range spec.Boot.Subnets {
 		p.Boot.Subnets = append(p.Boot.Subnets, Subnet(s))
 	}
-	p.Boot.DHCP6 = DHCP6{Mode: DHCP6Mode(spec.Boot.DHCP6.Mode), Address: spec.Boot.DHCP6.Address, RapidCommit: spec.Boot.DHCP6.RapidCommit}
+	p.Boot.DHCP6 = DHCP6{Mode: DHCP6Mode(spec.Boot.DHCP6.Mode), Address: spec.Boot.DHCP6.Address, Peers: spec.Boot.DHCP6.Peers, RapidCommit: spec.Boot.DHCP6.RapidCommit}
 	for _, s := range spec.Boot.DHCP6.Subnets {
 		p.Boot.DHCP6.Subnets = append(p.Boot.DHCP6.Subnets, Subnet6(s))
 	}

@@ -348,10 +348,7 @@ func (s *Server) commit(queue <-chan pending) {
 	keep := func(all []Lease) error { return s.Store.Append(all) } // there may be no Store, and then nothing waits
 	journal.Commit(queue, leases, keep, func(batch []pending, err error) {
 		s.Meter.Waiting(-len(batch))
-		var taken *TakenError
-		if errors.As(err, &taken) {
-			batch, err = s.yield(batch, taken), nil
-		}
+		kept, lost, now, err := journal.Yield(batch, leases, err)
 		if err != nil {
 			s.Log.Error("leases not kept, requests stay unanswered", "code", "store-failed", "error", err, "requests", len(batch))
 			for _, p := range batch {
@@ -359,7 +356,8 @@ func (s *Server) commit(queue <-chan pending) {
 			}
 			return
 		}
-		for _, p := range batch {
+		s.yield(lost, now)
+		for _, p := range kept {
 			if p.reply != nil {
 				s.send(p)
 			}
@@ -367,26 +365,15 @@ func (s *Server) commit(queue <-chan pending) {
 	})
 }
 
-// yield takes over what other servers gave away, and returns the answers that may leave.
-// Who is not answered asks again, and is offered another address.
-func (s *Server) yield(batch []pending, taken *TakenError) []pending {
+// yield takes over what other servers gave away. Who is not answered asks again, and is
+// offered another address.
+func (s *Server) yield(lost []pending, now []Lease) {
 	s.mu.Lock()
-	s.table.Learn(taken.Now)
+	s.table.Learn(now)
 	s.mu.Unlock()
-	kept, i := batch[:0], 0
-	for _, p := range batch {
-		lost := false
-		for range p.leases {
-			lost = lost || taken.Lost[i]
-			i++
-		}
-		if lost {
-			s.refuse(p, "taken", "no answer: another server gave its address to another machine in this moment; it asks again")
-			continue
-		}
-		kept = append(kept, p)
+	for _, p := range lost {
+		s.refuse(p, "taken", "no answer: another server gave its address to another machine in this moment; it asks again")
 	}
-	return kept
 }
 
 func (s *Server) send(p pending) {

@@ -3,29 +3,16 @@ package dhcp
 import (
 	"context"
 	"net/netip"
+
+	"github.com/imagectl/imagectl/pxe/journal"
 )
 
-// Shared is a Store that other servers of the same network write to at the same time.
-type Shared interface {
-	Store
-	// Follow tells of every change, those of this server included, in their order, until
-	// ctx ends. A lease of an address whose Until is zero is gone.
-	Follow(ctx context.Context, changed func([]Lease)) error
-	// Ready is nil while the table can be trusted to be nearly current.
-	Ready() error
-}
+// Shared is a Store that other servers of the same network write to at the same time. A
+// lease of an address whose Until is zero is gone.
+type Shared = journal.Shared[Lease]
 
-// TakenError is what Append of a Shared returns when it kept all but some leases, since
-// another server gave their addresses to other machines.
-type TakenError struct {
-	// Lost are the indexes of those that were not kept.
-	Lost map[int]bool
-	// Now are the leases of their addresses as they are.
-	Now []Lease
-}
-
-// Error implements error.
-func (e *TakenError) Error() string { return "another server gave the addresses to other machines" }
+// TakenError is what Append of a Shared returns when it kept all but some leases.
+type TakenError = journal.TakenError[Lease]
 
 // Share is a part of each pool: the addresses whose distance from the first, divided by
 // Of, leaves Index. The zero value is all of it. Servers that offer out of their own part

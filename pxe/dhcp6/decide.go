@@ -18,6 +18,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
@@ -43,8 +44,10 @@ type Env struct {
 	From netip.Addr
 	// Server is our address on the boot network, which boot files come from; DUID is
 	// our name in DHCPv6.
-	Server  netip.Addr
-	DUID    dhcpv6.DUID
+	Server netip.Addr
+	DUID   dhcpv6.DUID
+	// Peers are the names of further servers that share the leases.
+	Peers   []dhcpv6.DUID
 	Network *boot.Network6
 	Leases  Leases
 	// Answer is boot.Source's Decide.
@@ -208,6 +211,9 @@ func (q *query) misaddressed() (Decision, bool) {
 	}
 	if bytes.Equal(server.ToBytes(), q.DUID.ToBytes()) {
 		return Decision{}, false
+	}
+	if slices.ContainsFunc(q.Peers, func(p dhcpv6.DUID) bool { return bytes.Equal(server.ToBytes(), p.ToBytes()) }) {
+		return silent("peer-server", "the client chose another server of this cluster"), true
 	}
 	d := silent("other-server", "the client chose another DHCPv6 server: one gives out addresses here too; switch it off, or set boot.dhcp6.mode: stateless in cluster.yaml")
 	d.Refused = q.client.boots() && !q.Network.Stateless

@@ -459,3 +459,29 @@ func FuzzDecide(f *testing.F) {
 		}
 	})
 }
+
+// With several servers, who chose another one of them has not met a stranger.
+func TestAPeerIsNoOtherServer(t *testing.T) {
+	e := env()
+	peer := ServerDUID([]byte("another seed"))
+	ask := message(dhcpv6.MessageTypeRequest, client(), dhcpv6.OptServerID(peer), ia(1))
+	if d := Decide(ask, e); d.Code != "other-server" {
+		t.Errorf("a stranger: got %s, %s", d.Code, d.Reason)
+	}
+	e.Peers = []dhcpv6.DUID{ServerDUID([]byte("a third seed")), peer}
+	if d := Decide(ask, e); d.Reply != nil || d.Code != "peer-server" || d.Refused {
+		t.Errorf("a peer: got %s, %s", d.Code, d.Reason)
+	}
+	// Its lease is known here, and goes on here when that server is gone.
+	table := NewTable(nil)
+	table.Learn([]Lease{{Key: Key{"52:54:00:98:00:01", 1}, Addr: netip.MustParseAddr("fd00::1007"), Until: start.Add(time.Minute)}})
+	e.Leases = table
+	d := Decide(message(dhcpv6.MessageTypeRebind, client(), ia(1, "fd00::1007")), e)
+	if d.Code != "renew" || len(d.Changes) != 1 || d.Changes[0].Addr != netip.MustParseAddr("fd00::1007") {
+		t.Errorf("it asks everybody: got %s, %s, %v", d.Code, d.Reason, d.Changes)
+	}
+	table.Learn([]Lease{{Addr: netip.MustParseAddr("fd00::1007")}})
+	if table.Len() != 0 {
+		t.Error("a lease that is gone is in the table")
+	}
+}

@@ -52,12 +52,14 @@ type Meter interface {
 	Waiting(more int)
 }
 
-// Config is what a server needs. All fields but Recorder, Meter, Log and Now are
-// required; Store only where addresses are given out.
+// Config is what a server needs. All fields but Peers, Recorder, Meter, Log and Now
+// are required; Store only where addresses are given out.
 type Config struct {
 	// Address is ours on the boot network: boot files come from it.
-	Address  netip.Addr
-	DUID     dhcpv6.DUID
+	Address netip.Addr
+	DUID    dhcpv6.DUID
+	// Peers are the names of further servers that share the Store.
+	Peers    []dhcpv6.DUID
 	Files    BootFiles
 	Source   Source
 	Store    Store
@@ -127,6 +129,9 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 		<-ctx.Done()
 		return conn.Close()
 	})
+	if shared, ok := s.Store.(Shared); ok {
+		g.Go(func() error { return s.follow(ctx, shared) })
+	}
 	g.Go(func() error {
 		defer close(queue)
 		return s.read(ctx, conn, queue)
@@ -179,9 +184,14 @@ func (s *Server) handle(packet []byte, from *net.UDPAddr) pending {
 		s.Meter.Received("v6-other", "malformed", len(packet))
 		return pending{}
 	}
+	if err := s.notReady(); err != nil {
+		s.Log.Debug("packet ignored", "code", "store-failed", "error", err)
+		s.Meter.Received("v6-other", "store-failed", len(packet))
+		return pending{}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := Decide(req, Env{Now: s.Now(), From: from.AddrPort().Addr(), Server: s.Address, DUID: s.DUID,
+	d := Decide(req, Env{Now: s.Now(), From: from.AddrPort().Addr(), Server: s.Address, DUID: s.DUID, Peers: s.Peers,
 		Network: s.Source.Network6(), Leases: s.table, Answer: s.Source.Decide, Files: s.Files})
 	s.Meter.Received(kind(d.Type), d.Code, len(packet))
 	s.report(d)
@@ -268,6 +278,7 @@ func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
 	keep := func(all []Lease) error { return s.Store.Append(all) } // there may be no Store, and then nothing waits
 	journal.Commit(queue, leases, keep, func(batch []pending, err error) {
 		s.Meter.Waiting(-len(batch))
+		kept, lost, now, err := journal.Yield(batch, leases, err)
 		if err != nil {
 			s.Log.Error("leases not kept, requests stay unanswered", "code", "store-failed", "error", err, "requests", len(batch))
 			for _, p := range batch {
@@ -275,7 +286,8 @@ func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
 			}
 			return
 		}
-		for _, p := range batch {
+		s.yield(lost, now)
+		for _, p := range kept {
 			s.send(conn, p)
 		}
 	})

@@ -3,26 +3,22 @@
 // server knew it, so that of two servers that give one address to two machines in the
 // same moment one is refused, and its machine is not answered.
 //
-// It does not keep the leases of DHCPv6.
+// The leases of DHCP and of DHCPv6 are in rows of two names; kind is all that tells them
+// apart.
 package leases
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/store"
-	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/journal"
 )
-
-// Name is that of the rows in a store.
-const Name = "leases"
 
 // patience is how long one writing may take: after that the clients have asked again.
 const patience = 4 * time.Second
@@ -34,95 +30,94 @@ type Rows interface {
 	Follow(ctx context.Context, revision int64, changed func([]store.Row), has func() []string) error
 }
 
-// Leases implements dhcp.Shared. It is safe for concurrent use.
-type Leases struct {
+// kind is what a protocol's leases are.
+type kind[L any] struct {
+	encode func(L) ([]byte, error)
+	// decode reads what is kept of an address; of nothing it makes one that is gone.
+	decode func(a netip.Addr, value []byte) (L, error)
+	addr   func(L) netip.Addr
+	until  func(L) time.Time
+	// holder names whose a lease is, who has one address; empty for nobody's.
+	holder func(L) string
+	// moves says that the holder gives up what it had besides.
+	moves func(L) bool
+	// same says whether one client may write a lease over another one that goes on.
+	same func(l, over L) bool
+}
+
+// Leases implements journal.Shared. It is safe for concurrent use.
+type Leases[L any] struct {
+	kind[L]
 	rows  Rows
 	ready func() error
 	now   func() time.Time
-	first []dhcp.Lease
+	first []L
 	// from is the revision that first is as of.
 	from int64
 
 	mu sync.Mutex
-	// known are the rows as this server knows them, by key; byMAC is where each card has
+	// known are the rows as this server knows them, by key; has is where each holder has
 	// its address.
-	known map[string]known
-	byMAC map[dhcp.MAC]string
+	known map[string]known[L]
+	has   map[string]string
 }
 
 // known is a row; the lease of one that is gone has no end.
-type known struct {
-	lease    dhcp.Lease
+type known[L any] struct {
+	lease    L
 	revision int64
 }
 
-var _ dhcp.Shared = (*Leases)(nil)
-
-// Open reads the leases. ready says whether the store answers now.
-func Open(ctx context.Context, rows Rows, ready func() error, now func() time.Time) (*Leases, error) {
-	l := &Leases{rows: rows, ready: ready, now: now, known: map[string]known{}, byMAC: map[dhcp.MAC]string{}}
+// load reads the leases. ready says whether the store answers now.
+func load[L any](ctx context.Context, k kind[L], rows Rows, ready func() error, now func() time.Time) (*Leases[L], error) {
+	l := &Leases[L]{kind: k, rows: rows, ready: ready, now: now, known: map[string]known[L]{}, has: map[string]string{}}
 	all, revision, err := rows.Load(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("opening leases: %w", err)
 	}
 	l.from = revision
 	for _, row := range all {
-		lease, err := decode(row)
+		lease, err := l.read(row)
 		if err != nil {
 			return nil, fmt.Errorf("opening leases: %w", err)
 		}
-		l.note(row.Key, known{lease, row.Revision})
+		l.note(row.Key, known[L]{lease, row.Revision})
 		l.first = append(l.first, lease)
 	}
 	return l, nil
 }
 
-// record is a lease in a row whose key is the address.
-type record struct {
-	MAC     string     `json:"mac"`
-	Machine string     `json:"machine,omitempty"`
-	Until   time.Time  `json:"until"`
-	State   dhcp.State `json:"state,omitempty"`
-}
-
-func encode(l dhcp.Lease) ([]byte, error) {
-	return json.Marshal(record{MAC: l.MAC.String(), Machine: l.Machine, Until: l.Until.UTC(), State: l.State})
-}
-
-// decode reads a row; the lease of one that is gone has no end.
-func decode(row store.Row) (dhcp.Lease, error) {
+// read is the lease of a row, whose key is the address.
+func (l *Leases[L]) read(row store.Row) (L, error) {
 	a, err := netip.ParseAddr(row.Key)
-	if err != nil || row.Value == nil {
-		return dhcp.Lease{Addr: a}, err
+	if err != nil {
+		var none L
+		return none, err
 	}
-	var r record
-	if err := json.Unmarshal(row.Value, &r); err != nil {
-		return dhcp.Lease{}, fmt.Errorf("lease of %s: %w", row.Key, err)
+	lease, err := l.decode(a, row.Value)
+	if err != nil {
+		return lease, fmt.Errorf("lease of %s: %w", row.Key, err)
 	}
-	mac, err := net.ParseMAC(r.MAC)
-	if err != nil || len(mac) != 6 || r.Until.IsZero() {
-		return dhcp.Lease{}, fmt.Errorf("lease of %s: %q until %s is no card with its time", row.Key, r.MAC, r.Until)
-	}
-	return dhcp.Lease{MAC: dhcp.MAC(mac), Addr: a, Machine: r.Machine, Until: r.Until, State: r.State}, nil
+	return lease, nil
 }
 
-// Load implements dhcp.Store.
-func (l *Leases) Load() ([]dhcp.Lease, error) { return l.first, nil }
+// Load implements journal.Shared.
+func (l *Leases[L]) Load() ([]L, error) { return l.first, nil }
 
-// Ready implements dhcp.Shared.
-func (l *Leases) Ready() error { return l.ready() }
+// Ready implements journal.Shared.
+func (l *Leases[L]) Ready() error { return l.ready() }
 
-// Follow implements dhcp.Shared. It is called once.
-func (l *Leases) Follow(ctx context.Context, changed func([]dhcp.Lease)) error {
+// Follow implements journal.Shared. It is called once.
+func (l *Leases[L]) Follow(ctx context.Context, changed func([]L)) error {
 	return l.rows.Follow(ctx, l.from, func(rows []store.Row) {
-		var news []dhcp.Lease
+		var news []L
 		l.mu.Lock()
 		for _, row := range rows {
-			lease, err := decode(row)
+			lease, err := l.read(row)
 			if err != nil || row.Revision < l.known[row.Key].revision {
 				continue // nobody can read it, or it is of our own writing and there is a newer one
 			}
-			l.note(row.Key, known{lease, row.Revision})
+			l.note(row.Key, known[L]{lease, row.Revision})
 			news = append(news, lease)
 		}
 		l.mu.Unlock()
@@ -131,43 +126,43 @@ func (l *Leases) Follow(ctx context.Context, changed func([]dhcp.Lease)) error {
 }
 
 // note remembers a row; mu is held.
-func (l *Leases) note(key string, k known) {
-	if old, ok := l.known[key]; ok && l.byMAC[old.lease.MAC] == key {
-		delete(l.byMAC, old.lease.MAC)
+func (l *Leases[L]) note(key string, k known[L]) {
+	if old, ok := l.known[key]; ok && l.has[l.holder(old.lease)] == key {
+		delete(l.has, l.holder(old.lease))
 	}
-	if k.lease.Until.IsZero() {
+	if l.until(k.lease).IsZero() {
 		delete(l.known, key)
 		return
 	}
 	l.known[key] = k
-	if k.lease.State != dhcp.Declined {
-		l.byMAC[k.lease.MAC] = key
+	if who := l.holder(k.lease); who != "" {
+		l.has[who] = key
 	}
 }
 
-func (l *Leases) keys() []string {
+func (l *Leases[L]) keys() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Collect(maps.Keys(l.known))
 }
 
-// most is how many leases one writing has; each may end another one of its card.
+// most is how many leases one writing has; each may end another one of its holder.
 const most = store.MaxSwap / 2
 
-// Append implements dhcp.Store: when it returns nil, or a dhcp.TakenError for the others,
+// Append implements journal.Shared: when it returns nil, or a TakenError for the others,
 // the leases are on a majority of etcd's members. After another error some may be. One
 // goroutine calls it at a time.
-func (l *Leases) Append(leases []dhcp.Lease) error {
+func (l *Leases[L]) Append(leases []L) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	// The last word on an address counts; this server's own are in their order.
 	last := map[netip.Addr]int{}
 	for i, lease := range leases {
-		last[lease.Addr] = i
+		last[l.addr(lease)] = i
 	}
-	lost := map[netip.Addr]dhcp.Lease{}
+	lost := map[netip.Addr]L{}
 	for part := range slices.Chunk(slices.Sorted(maps.Values(last)), most) {
-		todo := make([]dhcp.Lease, len(part))
+		todo := make([]L, len(part))
 		for i, n := range part {
 			todo[i] = leases[n]
 		}
@@ -181,9 +176,9 @@ func (l *Leases) Append(leases []dhcp.Lease) error {
 	if len(lost) == 0 {
 		return nil
 	}
-	taken := &dhcp.TakenError{Lost: map[int]bool{}, Now: slices.Collect(maps.Values(lost))}
+	taken := &journal.TakenError[L]{Lost: map[int]bool{}, Now: slices.Collect(maps.Values(lost))}
 	for i, lease := range leases {
-		if _, ok := lost[lease.Addr]; ok {
+		if _, ok := lost[l.addr(lease)]; ok {
 			taken.Lost[i] = true
 		}
 	}
@@ -192,7 +187,7 @@ func (l *Leases) Append(leases []dhcp.Lease) error {
 
 // write tries to write leases, and returns those that have to be tried again, now that
 // more is known.
-func (l *Leases) write(ctx context.Context, leases []dhcp.Lease, lost map[netip.Addr]dhcp.Lease) (again []dhcp.Lease, err error) {
+func (l *Leases[L]) write(ctx context.Context, leases []L, lost map[netip.Addr]L) (again []L, err error) {
 	rows, again, err := l.prepare(leases, lost)
 	if err != nil || len(rows) == 0 {
 		return nil, err
@@ -210,49 +205,44 @@ func (l *Leases) write(ctx context.Context, leases []dhcp.Lease, lost map[netip.
 		}
 	}
 	for _, row := range other {
-		lease, err := decode(row)
+		lease, err := l.read(row)
 		if err != nil {
 			return nil, err
 		}
 		if row.Revision >= l.known[row.Key].revision || row.Value == nil {
-			l.note(row.Key, known{lease, row.Revision})
+			l.note(row.Key, known[L]{lease, row.Revision})
 		}
 	}
 	return again, nil
 }
 
 // prepare makes the rows for leases that are nobody else's, as far as known here.
-func (l *Leases) prepare(leases []dhcp.Lease, lost map[netip.Addr]dhcp.Lease) (rows []store.Row, ours []dhcp.Lease, err error) {
+func (l *Leases[L]) prepare(leases []L, lost map[netip.Addr]L) (rows []store.Row, ours []L, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	writes := map[string]bool{}
 	for _, lease := range leases {
-		writes[lease.Addr.String()] = true
+		writes[l.addr(lease).String()] = true
 	}
 	for _, lease := range leases {
-		key := lease.Addr.String()
+		key := l.addr(lease).String()
 		has := l.known[key]
-		if !mayTake(lease, has.lease, l.now()) {
-			lost[lease.Addr] = has.lease
+		// One that has ended is anybody's.
+		if l.now().Before(l.until(has.lease)) && !l.same(lease, has.lease) {
+			lost[l.addr(lease)] = has.lease
 			continue
 		}
-		value, err := encode(lease)
+		value, err := l.encode(lease)
 		if err != nil {
 			return nil, nil, fmt.Errorf("encoding leases: %w", err)
 		}
 		ours = append(ours, lease)
 		rows = append(rows, store.Row{Key: key, Value: value, Revision: has.revision})
-		// A card has one address: what it had is free.
-		if old, ok := l.byMAC[lease.MAC]; ok && lease.State == dhcp.Bound && !writes[old] {
+		// A holder has one address: what it had is free.
+		if old, ok := l.has[l.holder(lease)]; ok && l.moves(lease) && !writes[old] {
 			writes[old] = true
 			rows = append(rows, store.Row{Key: old, Revision: l.known[old].revision})
 		}
 	}
 	return rows, ours, nil
-}
-
-// mayTake says whether a lease may be written over what is there: one that has ended, or
-// of the same card, or an address that cluster.yaml keeps for the machine that asks.
-func mayTake(l, over dhcp.Lease, now time.Time) bool {
-	return !now.Before(over.Until) || over.MAC == l.MAC && over.State != dhcp.Declined || l.Machine != ""
 }

@@ -94,7 +94,7 @@ func (e *etcd) Follow(ctx context.Context, revision int64, changed func([]store.
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
-func open(t *testing.T, on Rows) *Leases {
+func open(t *testing.T, on Rows) *Leases[dhcp.Lease] {
 	t.Helper()
 	l, err := Open(t.Context(), on, func() error { return nil }, func() time.Time { return noon })
 	if err != nil {

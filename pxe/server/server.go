@@ -89,9 +89,11 @@ type Config struct {
 	Address  netip.Addr
 	HTTPPort int
 	// Address6 is the same for machines that boot by IPv6, where there are sockets for
-	// them; DUID is our name in DHCPv6, and Leases6 are what Leases are.
+	// them; DUID is our name in DHCPv6, DUIDs are those of Peers, and Leases6 are what
+	// Leases are.
 	Address6 netip.Addr
 	DUID     dhcpv6.DUID
+	DUIDs    []dhcpv6.DUID
 	Leases6  dhcp6.Store
 	Source   Source
 	// Open opens a public file by digest, and those of HTTPBoot.
@@ -171,7 +173,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			uefi = "" // its certificate is for the other address
 		}
 		s, err := dhcp6.NewServer(dhcp6.Config{
-			Address: cfg.Address6, DUID: cfg.DUID, Files: BootFiles6(at6, uefi, programs),
+			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Files: BootFiles6(at6, uefi, programs),
 			Source: cfg.Source, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
 		})
 		if err != nil {

@@ -1,21 +1,14 @@
 package cli
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"time"
 
-	"github.com/imagectl/imagectl/bootstrap/backup"
 	statestore "github.com/imagectl/imagectl/bootstrap/store"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/dhcp"
-	"github.com/imagectl/imagectl/pxe/leases"
 )
 
 // ownPlan is the plan as the server of this machine sees it: its own address is
@@ -37,6 +30,11 @@ func ownPlan(p plan.Plan, address string, has []netip.Addr) (plan.Plan, error) {
 			return p, usageError{fmt.Errorf("this machine has %d of the addresses of server.address and server.peers (%v); give it one, or say --address", len(mine), all)}
 		}
 		own = mine[0]
+	}
+	if six := append([]netip.Addr{p.Boot.DHCP6.Address}, p.Boot.DHCP6.Peers...); p.Boot.DHCP6.Address.IsValid() {
+		i := slices.Index(all, own)
+		p.Boot.DHCP6.Address = six[i]
+		p.Boot.DHCP6.Peers = slices.Delete(six, i, i+1)
 	}
 	p.Server.Address = own
 	p.Server.Peers = slices.DeleteFunc(all, func(a netip.Addr) bool { return a == own })
@@ -74,60 +72,4 @@ func share(p plan.Plan) dhcp.Share {
 	all := append([]netip.Addr{p.Server.Address}, p.Server.Peers...)
 	slices.SortFunc(all, netip.Addr.Compare)
 	return dhcp.Share{Index: slices.Index(all, p.Server.Address), Of: len(all)}
-}
-
-// openLeases opens the DHCP leases where the state is, and brings there what is in the
-// other place: the state has been moved. The caller calls the function at the end.
-func openLeases(ctx context.Context, st *statestore.Store, state string) (dhcp.Store, func() error, error) {
-	path := filepath.Join(state, backup.LeasesFile)
-	rows := st.Rows(leases.Name)
-	if !st.Shared() {
-		j, err := dhcp.OpenJournal(path)
-		if err != nil {
-			return nil, nil, err
-		}
-		return j, j.Close, bringHome(ctx, rows, j)
-	}
-	shared, err := leases.Open(ctx, rows, st.Healthy, time.Now)
-	if err != nil {
-		return nil, nil, err
-	}
-	if _, err := os.Stat(path); err != nil {
-		return shared, func() error { return nil }, nil
-	}
-	j, err := dhcp.OpenJournal(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer j.Close()
-	all, err := j.Load()
-	if err != nil {
-		return nil, nil, err
-	}
-	var taken *dhcp.TakenError // another server has given out the address since
-	if err := shared.Append(all); err != nil && !errors.As(err, &taken) {
-		return nil, nil, fmt.Errorf("moving leases to etcd: %w", err)
-	}
-	if err := os.Rename(path, path+".moved"); err != nil {
-		return nil, nil, err
-	}
-	// What was just written is read by whoever opens them next.
-	shared, err = leases.Open(ctx, rows, st.Healthy, time.Now)
-	return shared, func() error { return nil }, err
-}
-
-// bringHome moves leases from a state that was on etcd into the file.
-func bringHome(ctx context.Context, rows *statestore.Rows, to dhcp.Store) error {
-	from, err := leases.Open(ctx, rows, nil, time.Now)
-	if err != nil {
-		return err
-	}
-	all, err := from.Load()
-	if err != nil || len(all) == 0 {
-		return err
-	}
-	if err := to.Append(all); err != nil {
-		return err
-	}
-	return rows.Clear(ctx)
 }

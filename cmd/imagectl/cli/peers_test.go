@@ -7,6 +7,7 @@ import (
 
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 )
 
 func addresses(texts ...string) []netip.Addr {
@@ -69,5 +70,30 @@ func TestServersShareThePoolWithoutTalking(t *testing.T) {
 	}
 	if got := share(plan.Plan{Server: plan.Server{Address: all[0]}}); got != (dhcp.Share{}) {
 		t.Errorf("a server that is alone has the part %+v", got)
+	}
+}
+
+func TestEachServerHasItsOwnAddressAndNameInIPv6(t *testing.T) {
+	t.Parallel()
+	four, six := addresses("10.0.0.2", "10.0.0.3", "10.0.0.4"), addresses("fd00::2", "fd00::3", "fd00::4")
+	p := plan.Plan{Server: plan.Server{Address: four[0], Peers: four[1:]}, Boot: plan.Boot{DHCP6: plan.DHCP6{Address: six[0], Peers: six[1:]}}}
+	names := map[string]string{}
+	for i, a := range four {
+		got, err := ownPlan(p, a.String(), nil)
+		if err != nil || got.Boot.DHCP6.Address != six[i] || len(got.Boot.DHCP6.Peers) != 2 || slices.Contains(got.Boot.DHCP6.Peers, six[i]) {
+			t.Fatalf("%s: got %+v, %v", a, got.Boot.DHCP6, err)
+		}
+		own, peers := serverDUIDs(got, []byte("ca"))
+		names[a.String()] = own.String()
+		if len(peers) != 2 || peers[0].String() == own.String() || peers[1].String() == own.String() {
+			t.Errorf("%s calls itself %s, and the others %v", a, own, peers)
+		}
+	}
+	if names["10.0.0.2"] == names["10.0.0.3"] || names["10.0.0.3"] == names["10.0.0.4"] {
+		t.Errorf("two servers have one name: %v", names)
+	}
+	alone, peers := serverDUIDs(plan.Plan{Boot: plan.Boot{DHCP6: plan.DHCP6{Address: six[0]}}}, []byte("ca"))
+	if want := dhcp6.ServerDUID([]byte("ca")); alone.String() != want.String() || peers != nil {
+		t.Errorf("one server alone calls itself %s, want %s", alone, want)
 	}
 }

@@ -24,8 +24,6 @@ import (
 	statestore "github.com/imagectl/imagectl/bootstrap/store"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/catalog"
-	"github.com/imagectl/imagectl/pxe/dhcp"
-	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/server"
@@ -214,24 +212,16 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	}
 	bootPath.catalog = cat
 
-	leases6, closeLeases6, err := openLeases6(p, f.state)
+	leases4, leases6, closeLeases, err := openLeases(ctx, p, st, f.state)
 	if err != nil {
 		return err
 	}
-	defer closeLeases6()
-	var leases dhcp.Store
-	if p.Boot.DHCP == plan.DHCPAuthoritative {
-		opened, closeLeases, err := openLeases(ctx, st, f.state)
-		if err != nil {
-			return err
-		}
-		defer closeLeases()
-		leases = opened
-	}
+	defer closeLeases()
+	duid, duids := serverDUIDs(p, api.CAPEM())
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: on.sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: on.bootTLS, BootTLSPort: f.tls.port,
-		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases, Peers: p.Server.Peers, Share: share(p),
-		Address6: p.Boot.DHCP6.Address, DUID: dhcp6.ServerDUID(api.CAPEM()), Leases6: leases6, Recorder: monitor, Log: log,
+		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Leases: leases4, Peers: p.Server.Peers, Share: share(p),
+		Address6: p.Boot.DHCP6.Address, DUID: duid, DUIDs: duids, Leases6: leases6, Recorder: monitor, Log: log,
 		Heard:  monitor.consoles.Add,
 		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP(), Syslog: monitor.boots.Syslog()},
 	})
@@ -304,19 +294,6 @@ func listenConfig(p plan.Plan) listen.Config {
 		}
 	}
 	return c
-}
-
-// openLeases6 opens the leases of DHCPv6, if it gives out addresses. The caller calls
-// the function at the end.
-func openLeases6(p plan.Plan, state string) (dhcp6.Store, func(), error) {
-	if p.Boot.DHCP6.Mode != plan.DHCP6Stateful {
-		return nil, func() {}, nil
-	}
-	j, err := dhcp6.OpenJournal(filepath.Join(state, backup.Leases6File))
-	if err != nil {
-		return nil, nil, err
-	}
-	return j, func() { j.Close() }, nil
 }
 
 // contextTask writes the context file now and keeps its certificate fresh.
