@@ -105,7 +105,7 @@ var layers = map[string][]string{
 	"pxe/syslog":   {},
 	"pxe/journal":  {},
 	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/journal", "pxe/quirk", "pxe/selector"},
-	"pxe/dhcp6":    {"pxe/boot", "pxe/dhcp", "pxe/journal"},
+	"pxe/dhcp6":    {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/journal"},
 	"pxe/httpboot": {"pxe/boot"},
 	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/quirk", "pxe/tftp"},
 	"pxe/leases":   {"bootstrap/store", "pxe/dhcp", "pxe/dhcp6", "pxe/journal"},

@@ -10,6 +10,8 @@
 package admit
 
 import (
+	"cmp"
+	"fmt"
 	"math"
 	"sync"
 	"time"
@@ -19,9 +21,9 @@ const (
 	// patience is how long a machine may have to wait for its program. Firmware asks
 	// for it six times, four seconds apart (EDK2: PXEBC_MTFTP_TIMEOUT, _RETRIES).
 	patience = 18 * time.Second
-	// unlisted is that for machines that cluster.yaml does not name: their cards can
-	// be invented, so they never take more than a part of the places.
-	unlisted = patience / 4
+	// unlisted is the part of it for machines that cluster.yaml does not name: their
+	// cards can be invented, so they never take more than a part of the places.
+	unlisted = 4
 	// firstWindow and lastWindow bound the time between two of firmware's requests,
 	// which doubles (PXE 2.1, EDK2's mPxeDhcpTimeout). It takes an offer when the time
 	// ends, not before.
@@ -45,8 +47,15 @@ const (
 // MAC is a machine's network card.
 type MAC [6]byte
 
-// Line is the book. The zero value is an empty one. It is safe for concurrent use.
+// Line is the book of one way to load programs. The zero value is an empty one, for iPXE
+// by TFTP. It is safe for concurrent use.
 type Line struct {
+	// Patience is how long a machine may have to wait for its program, First how many
+	// programs a second are taken to be possible before any were measured, and Least what
+	// no measurement goes below. Zero values are TFTP's: 18 s, 64 and 4.
+	Patience     time.Duration
+	First, Least float64
+
 	mu    sync.Mutex
 	cards map[MAC]card
 	// due counts the machines that were let in and have no program yet, by the second
@@ -82,14 +91,20 @@ type Verdict struct {
 	Window time.Duration
 }
 
+// Refusal is the reason for silence.
+func (v Verdict) Refusal() string {
+	return fmt.Sprintf("no offer yet: so many machines boot now that its boot program would come after %s, and its firmware gives up when that takes longer than about %s; it asks again in about %s",
+		v.Wait.Round(time.Second), v.Limit, v.Window)
+}
+
 // Ask says whether a machine may have an offer now. Listed machines are those of
 // cluster.yaml. It changes nothing.
 func (l *Line) Ask(mac MAC, listed bool, now time.Time) Verdict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	v := Verdict{Limit: patience, Window: l.window(mac, now)}
+	v := Verdict{Limit: cmp.Or(l.Patience, patience), Window: l.window(mac, now)}
 	if !listed {
-		v.Limit = unlisted
+		v.Limit /= unlisted
 	}
 	if c := l.cards[mac]; !c.due.IsZero() && now.Sub(c.due) < firstWindow { // it did not hear the offer
 		v.Admitted = true
@@ -202,7 +217,7 @@ func (l *Line) wait(now, at time.Time) time.Duration {
 
 func (l *Line) speed() float64 {
 	if l.rate == 0 {
-		return firstRate
+		return cmp.Or(l.First, firstRate)
 	}
 	return l.rate
 }
@@ -217,7 +232,7 @@ func (l *Line) measure(now time.Time) {
 	if took < 2*span { // else nobody came for a while
 		seen, rate := float64(l.done)/took.Seconds(), l.speed()
 		if l.crowded || seen > rate {
-			l.rate = math.Max(leastRate, (rate+seen)/2)
+			l.rate = math.Max(cmp.Or(l.Least, leastRate), (rate+seen)/2)
 		}
 	}
 	l.since, l.done, l.crowded = now, 0, false

@@ -49,7 +49,7 @@ func TestInventedCardsLeavePlacesToListedMachines(t *testing.T) {
 			let++
 		}
 	}
-	if want := int(unlisted.Seconds()*firstRate) + firstRate; let == 0 || let > want {
+	if want := int((patience/unlisted).Seconds()*firstRate) + firstRate; let == 0 || let > want {
 		t.Errorf("%d unlisted machines were let in, want at most %d", let, want)
 	}
 	if len(l.cards) > maxStrangers {
@@ -197,4 +197,29 @@ func (q *events) Pop() any {
 	e := (*q)[len(*q)-1]
 	*q = (*q)[:len(*q)-1]
 	return e
+}
+
+// The programs of HTTP boot have another patience and another rate.
+func TestALineHasItsOwnPatienceAndRate(t *testing.T) {
+	t.Parallel()
+	let := func(l *Line) (n int) {
+		for i := range 10_000 {
+			if ask(l, i, true, noon).Admitted {
+				n++
+			}
+		}
+		return n
+	}
+	usual, impatient, slow := &Line{}, &Line{Patience: 4 * time.Second}, &Line{Patience: 4 * time.Second, First: 8}
+	if a, b, c := let(usual), let(impatient), let(slow); b > a/4+2 || c > b/8+2 || c < 32 {
+		t.Errorf("let in: %d, impatient %d, slow %d", a, b, c)
+	}
+	// Machines wait, and nothing is sent: the rate falls as far as it may.
+	least := &Line{First: 8, Least: 0.25}
+	for s := range 100 {
+		least.Crowded(after(float64(s)))
+	}
+	if got := least.Usage(after(100)).Rate; got != 0.25 {
+		t.Errorf("the rate fell to %v", got)
+	}
 }

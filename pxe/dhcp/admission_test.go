@@ -50,9 +50,47 @@ func TestWhoHasToWaitForAdmission(t *testing.T) {
 	if len(line.asked) != 2 || !line.asked[0] || line.asked[1] {
 		t.Errorf("asked whether they are in cluster.yaml: %v, want the first only", line.asked)
 	}
-	l.src.network.Proxy = true
-	if got := l.offered(discover(node1, pxe(7))); strings.HasPrefix(got, "silence") {
-		t.Errorf("beside another DHCP server: %s", got)
+}
+
+// UEFI HTTP boot has a line of its own.
+func TestHTTPBootHasItsOwnLine(t *testing.T) {
+	http := []modifier{opt(60, []byte("HTTPClient:Arch:00016:UNDI:003001")...), opt(93, 0, 16)}
+	l, line := newLab(t), &full{}
+	l.line = line
+	if got := l.offered(discover(node1, http...)); got != "10.0.0.11" || len(line.asked) > 0 {
+		t.Errorf("it waits for TFTP: %s", got)
+	}
+	l = newLab(t)
+	l.httpLine = line
+	if got := l.offered(discover(node1, http...)); got != "silence: busy" || len(line.asked) != 1 {
+		t.Errorf("got %s", got)
+	}
+	if got := l.offered(discover(node1, pxe(7))); got != "10.0.0.11" {
+		t.Errorf("TFTP waits for it: %s", got)
+	}
+}
+
+// Beside another server, silence sends firmware to its next boot device: only who may be
+// invented gets it.
+func TestBesideAnotherServerOnlyStrangersWait(t *testing.T) {
+	for name, options := range map[string][]modifier{"PXE": {pxe(7)}, "HTTP boot": {opt(60, []byte("HTTPClient:Arch:00016:UNDI:003001")...), opt(93, 0, 16)}} {
+		l := newLab(t)
+		l.src.network.Proxy = true
+		l.line, l.httpLine = &full{}, &full{}
+		d := l.send(discover(node1, options...))
+		if d.Code != "proxy-offer" || d.Verdict == nil || !d.Verdict.Admitted {
+			t.Errorf("%s of a machine of cluster.yaml: %s, %+v", name, d.Code, d.Verdict)
+		}
+		if d := l.send(discover(laptop, options...)); d.Code != "busy" || d.Reply != nil || d.Verdict.Admitted {
+			t.Errorf("%s of a stranger: %s, %+v", name, d.Code, d.Verdict)
+		}
+	}
+	l := newLab(t)
+	l.src.network.Proxy, l.bootServer, l.line = true, true, &full{}
+	ask := request(laptop, pxe(7))
+	ask.ClientIPAddr = []byte{10, 0, 0, 200}
+	if d := l.send(ask); d.Code != "busy" || d.Reply != nil {
+		t.Errorf("a stranger at port 4011: %s: %s", d.Code, d.Reason)
 	}
 }
 

@@ -62,8 +62,9 @@ type Env struct {
 	Files  BootFiles
 	// Quirks are the firmware habits to mind; the zero value minds none.
 	Quirks quirk.Set
-	// Line says which machines may begin to boot now; nil lets all of them.
-	Line Line
+	// Line says which machines may begin to boot now, HTTPLine which of those that boot
+	// by HTTP; nil lets all of them.
+	Line, HTTPLine Line
 	// Peers are servers that share our leases; Share is what we offer first.
 	Peers []netip.Addr
 	Share Share
@@ -309,8 +310,7 @@ func (r *query) discover() Decision {
 	}
 	verdict := r.admission()
 	if verdict != nil && !verdict.Admitted {
-		d := silent("busy", "no offer yet: so many machines boot now that its boot program would come after %s, and its firmware gives up when that takes longer than about %s; it asks again in about %s",
-			verdict.Wait.Round(time.Second), verdict.Limit, verdict.Window).refused()
+		d := silent("busy", "%s", verdict.Refusal()).refused()
 		d.Verdict = verdict
 		return d
 	}
@@ -321,13 +321,17 @@ func (r *query) discover() Decision {
 	}
 }
 
-// admission asks the Line for firmware that will load its program by TFTP. All that
-// runs already goes on: iPXE, systems, and whoever was offered an address.
+// admission asks the Line for firmware that will load its program. All that runs already
+// goes on: iPXE, systems, and whoever was offered an address.
 func (r *query) admission() *admit.Verdict {
-	if r.Line == nil || r.client.Stage != Firmware {
+	line := r.Line
+	if r.client.Stage == HTTPBoot {
+		line = r.HTTPLine
+	}
+	if line == nil || r.client.Stage != Firmware && r.client.Stage != HTTPBoot {
 		return nil
 	}
-	v := r.Line.Ask(admit.MAC(r.client.MAC), r.answer.Name != "", r.Now)
+	v := line.Ask(admit.MAC(r.client.MAC), r.answer.Name != "", r.Now)
 	return &v
 }
 

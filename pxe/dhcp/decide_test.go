@@ -79,8 +79,8 @@ type lab struct {
 	bootServer bool
 	from       netip.AddrPort
 	// line lets machines in; shown is the last that the source was asked about.
-	line  Line
-	shown boot.Machine
+	line, httpLine Line
+	shown          boot.Machine
 	// peers share the table; share is what this server offers first.
 	peers []netip.Addr
 	share Share
@@ -99,7 +99,7 @@ func (l *lab) send(m *dhcpv4.DHCPv4) Decision {
 	}
 	l.table.use(l.src.network)
 	answer := func(m boot.Machine) boot.Answer { l.shown = m; return l.src.Decide(m) }
-	d := Decide(req, Env{Now: l.now, Server: l.server, Link: l.link, BootServer: l.bootServer, From: l.from, Network: l.src.network, Leases: l.table, Answer: answer, Files: files, Line: l.line, Peers: l.peers, Share: l.share})
+	d := Decide(req, Env{Now: l.now, Server: l.server, Link: l.link, BootServer: l.bootServer, From: l.from, Network: l.src.network, Leases: l.table, Answer: answer, Files: files, Line: l.line, HTTPLine: l.httpLine, Peers: l.peers, Share: l.share})
 	if d.Code == "" || d.Reason == "" {
 		l.t.Errorf("%s: no code or reason: %+v", m.MessageType(), d)
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 )
 
@@ -30,11 +31,19 @@ func (r *query) proxy() Decision {
 		if !to.IsValid() {
 			return silent("malformed", "the request names no address")
 		}
-		return Decision{Reply: r.pointer(dhcpv4.MessageTypeAck), To: to, Change: See, Lease: r.lease(to.Addr(), r.answer.Name, seenTime),
+		verdict, busy := r.besideAdmission()
+		if busy != nil {
+			return *busy
+		}
+		return Decision{Reply: r.pointer(dhcpv4.MessageTypeAck), To: to, Verdict: verdict, Change: See, Lease: r.lease(to.Addr(), r.answer.Name, seenTime),
 			Code: "boot-file", Reason: "answered on port 4011" + r.bootNote()}
 	case r.BootServer:
 	case t == dhcpv4.MessageTypeDiscover:
-		return Decision{Reply: r.pointer(dhcpv4.MessageTypeOffer), To: r.destination(),
+		verdict, busy := r.besideAdmission()
+		if busy != nil {
+			return *busy
+		}
+		return Decision{Reply: r.pointer(dhcpv4.MessageTypeOffer), To: r.destination(), Verdict: verdict,
 			Code: "proxy-offer", Reason: "offered no address, another server does" + r.bootNote()}
 	case t == dhcpv4.MessageTypeRequest && chosen.IsValid():
 		d := silent("address-elsewhere", "the client takes the address %s from the server %s", r.RequestedIPAddress(), chosen)
@@ -44,6 +53,23 @@ func (r *query) proxy() Decision {
 		return d
 	}
 	return silent("not-for-us", "message type %s is not for a proxy", t)
+}
+
+// besideAdmission is admission where another server gives out the addresses. Silence
+// sends firmware to its next boot device there, so a machine of cluster.yaml is let in
+// whatever it has to wait; strangers, whose cards may be invented, are not.
+func (r *query) besideAdmission() (verdict *admit.Verdict, busy *Decision) {
+	v := r.admission()
+	if v == nil || v.Admitted {
+		return v, nil
+	}
+	if r.answer.Name != "" {
+		v.Admitted = true
+		return v, nil
+	}
+	d := silent("busy", "%s", v.Refusal()).refused()
+	d.Verdict = v
+	return nil, &d
 }
 
 // sender is where the packet came from: nobody can have our answers sent to

@@ -59,7 +59,7 @@ type Meter interface {
 	Others(func() []Other)
 }
 
-// Config is what a server needs. All fields but Line, Peers, Share, Recorder, Meter, Log
+// Config is what a server needs. All fields but Line, HTTPLine, Peers, Share, Recorder, Meter, Log
 // and Now are required; Store only where addresses are given out.
 type Config struct {
 	// Address is ours on the boot network: boot files come from it.
@@ -69,8 +69,9 @@ type Config struct {
 	Quirks quirk.Set
 	Source Source
 	Store  Store
-	// Line says which machines may begin; nil lets all of them.
-	Line *admit.Line
+	// Line says which machines may begin, HTTPLine which of those that boot by HTTP; nil
+	// lets all of them.
+	Line, HTTPLine *admit.Line
 	// Peers are the addresses of further servers that share the Store, and Share is what
 	// this one offers first.
 	Peers    []netip.Addr
@@ -123,7 +124,13 @@ func NewServer(cfg Config) (*Server, error) {
 	cfg.Meter.Pools(s.usage)
 	cfg.Meter.Others(s.otherServers)
 	if cfg.Line != nil {
-		cfg.Meter.Line(func() admit.Usage { return cfg.Line.Usage(cfg.Now()) })
+		cfg.Meter.Line(func() admit.Usage {
+			u := cfg.Line.Usage(cfg.Now())
+			if cfg.HTTPLine != nil {
+				u.Admitted += cfg.HTTPLine.Usage(cfg.Now()).Admitted
+			}
+			return u
+		})
 	}
 	return s, nil
 }
@@ -252,15 +259,26 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	if s.Line != nil {
 		env.Line = s.Line
 	}
+	if s.HTTPLine != nil {
+		env.HTTPLine = s.HTTPLine
+	}
 	d := Decide(req, env)
 	if d.Verdict != nil {
-		s.Line.Note(admit.MAC(d.Client.MAC), d.Answer.Name != "", *d.Verdict, env.Now)
+		line := s.Line
+		if d.Client.Stage == HTTPBoot {
+			line = s.HTTPLine
+		}
+		line.Note(admit.MAC(d.Client.MAC), d.Answer.Name != "", *d.Verdict, env.Now)
 	}
 	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
 	s.noteOther(req, d, network.Proxy)
-	if d.Code == "peer-server" && s.Line != nil {
-		s.Line.Left(admit.MAC(d.Client.MAC))
+	if d.Code == "peer-server" {
+		for _, line := range []*admit.Line{s.Line, s.HTTPLine} {
+			if line != nil {
+				line.Left(admit.MAC(d.Client.MAC))
+			}
+		}
 	}
 	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To, delay: d.Delay, conn: socket.Conn}
 	if d.Reply != nil {

@@ -1,6 +1,7 @@
 package dhcp6
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/iana"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 )
@@ -42,6 +44,15 @@ func (c Client) machine() boot.Machine {
 		m.MAC = c.MAC[:]
 	}
 	return m
+}
+
+// place is by what the Line knows it: its card, or what stands for one.
+func (c Client) place() admit.MAC {
+	if c.MAC != (dhcp.MAC{}) {
+		return admit.MAC(c.MAC)
+	}
+	sum := sha256.Sum256([]byte(c.Key))
+	return admit.MAC(sum[:6])
 }
 
 // identify reads who sent a request.

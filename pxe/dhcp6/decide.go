@@ -23,6 +23,7 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 )
@@ -53,6 +54,9 @@ type Env struct {
 	// Answer is boot.Source's Decide.
 	Answer func(boot.Machine) boot.Answer
 	Files  BootFiles
+	// Line says which machines may begin to netboot, HTTPLine which of those that boot by
+	// HTTP; nil lets all of them.
+	Line, HTTPLine dhcp.Line
 }
 
 // BootFiles are the network boot programs.
@@ -75,6 +79,8 @@ type Decision struct {
 	Type   dhcpv6.MessageType
 	// Reply is nil for silence. It goes back to who sent the packet.
 	Reply dhcpv6.DHCPv6
+	// Verdict is the Line's; nil when the Line was not asked.
+	Verdict *admit.Verdict
 	// Changes are for the lease table, and durable before the reply leaves.
 	Changes []Lease
 	// Code is a stable word; Reason is one sentence. Refused says that the client
@@ -166,7 +172,15 @@ func (q *query) decide() Decision {
 	}
 	switch q.msg.MessageType {
 	case dhcpv6.MessageTypeSolicit:
-		return q.solicit()
+		verdict, busy := q.admission(false)
+		if busy != nil {
+			return *busy
+		}
+		d := q.solicit()
+		if d.Reply != nil {
+			d.Verdict = verdict
+		}
+		return d
 	case dhcpv6.MessageTypeRequest:
 		return q.bind("reply")
 	case dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind:
@@ -247,13 +261,40 @@ func (q *query) refusesBoot() (reason, code string) {
 // takes such an offer for one to redirect it to port 4011.
 func (q *query) beside() Decision {
 	if q.msg.MessageType == dhcpv6.MessageTypeSolicit && q.client.Stage == dhcp.HTTPBoot {
-		return Decision{Reply: q.wrap(q.reply(dhcpv6.MessageTypeAdvertise)), Code: "proxy-advertise", Reason: "another server gives the address" + q.bootNote()}
+		verdict, busy := q.admission(true)
+		if busy != nil {
+			return *busy
+		}
+		return Decision{Reply: q.wrap(q.reply(dhcpv6.MessageTypeAdvertise)), Verdict: verdict, Code: "proxy-advertise", Reason: "another server gives the address" + q.bootNote()}
 	}
 	d := silent("stateless", "another server gives out the addresses (boot.dhcp6.mode: stateless)")
 	if q.client.Stage == dhcp.Firmware {
 		d.Reason += "; UEFI's PXE takes its boot file from that one only: let it send option 59, " + q.Files.UEFI
 	}
 	return d
+}
+
+// admission asks the Line for firmware that will load its program; busy is silence. Where
+// another server gives out the addresses that would send it to its next boot device, so
+// only machines that cluster.yaml does not name are held back there.
+func (q *query) admission(beside bool) (verdict *admit.Verdict, busy *Decision) {
+	line := q.Line
+	if q.client.Stage == dhcp.HTTPBoot {
+		line = q.HTTPLine
+	}
+	if line == nil || q.client.Stage != dhcp.Firmware && q.client.Stage != dhcp.HTTPBoot {
+		return nil, nil
+	}
+	v := line.Ask(q.client.place(), q.answer.Name != "", q.Now)
+	if beside && q.answer.Name != "" {
+		v.Admitted = true
+	}
+	if v.Admitted {
+		return &v, nil
+	}
+	d := silent("busy", "%s", v.Refusal()).refused()
+	d.Verdict = &v
+	return nil, &d
 }
 
 func subnetOf(n *boot.Network6, a netip.Addr) (boot.Subnet6, bool) {

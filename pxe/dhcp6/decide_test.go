@@ -13,6 +13,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/iana"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 )
@@ -483,5 +484,52 @@ func TestAPeerIsNoOtherServer(t *testing.T) {
 	table.Learn([]Lease{{Addr: netip.MustParseAddr("fd00::1007")}})
 	if table.Len() != 0 {
 		t.Error("a lease that is gone is in the table")
+	}
+}
+
+// full is a line that lets nobody in.
+type full struct{ asked []admit.MAC }
+
+func (f *full) Ask(mac admit.MAC, _ bool, _ time.Time) admit.Verdict {
+	f.asked = append(f.asked, mac)
+	return admit.Verdict{Wait: 25 * time.Second, Limit: 18 * time.Second, Window: 8 * time.Second}
+}
+
+// While a line is full, firmware that has no address yet gets silence; all that has begun
+// goes on.
+func TestWhoHasToWaitForAdmission(t *testing.T) {
+	listed := func(boot.Machine) boot.Answer { return boot.Answer{Action: boot.Install, Name: "w1"} }
+	solicit := func(more ...dhcpv6.Option) *dhcpv6.Message {
+		return message(dhcpv6.MessageTypeSolicit, append([]dhcpv6.Option{client(), ia(1)}, more...)...)
+	}
+	for _, c := range []struct {
+		name          string
+		m             *dhcpv6.Message
+		beside, known bool
+		code          string
+		tftp, http    int // how often the lines are asked
+	}{
+		{"PXE", solicit(pxe()...), false, true, "busy", 1, 0},
+		{"HTTP boot", solicit(http()...), false, true, "busy", 0, 1},
+		{"iPXE", solicit(ipxe()...), false, true, "advertise", 0, 0},
+		{"a system", solicit(), false, true, "advertise", 0, 0},
+		{"PXE that has its offer", message(dhcpv6.MessageTypeRequest, append([]dhcpv6.Option{client(), chosen(), ia(1)}, pxe()...)...), false, true, "reply", 0, 0},
+		{"HTTP boot beside another server", solicit(http()...), true, true, "proxy-advertise", 0, 1},
+		{"a stranger's there", solicit(http()...), true, false, "busy", 0, 1},
+	} {
+		e, tftp, byHTTP := env(), &full{}, &full{}
+		e.Line, e.HTTPLine, e.Network.Stateless = tftp, byHTTP, c.beside
+		if c.known {
+			e.Answer = listed
+		}
+		d := Decide(c.m, e)
+		if d.Code != c.code || len(tftp.asked) != c.tftp || len(byHTTP.asked) != c.http || (d.Reply == nil) != (c.code == "busy") || (d.Verdict == nil) != (c.tftp+c.http == 0) {
+			t.Errorf("%s: %s, %d and %d questions, verdict %v", c.name, d.Code, len(tftp.asked), len(byHTTP.asked), d.Verdict)
+		}
+	}
+	// Who hides its card is a machine of its own, too.
+	hidden, other := Client{Key: "0001"}, Client{Key: "0002"}
+	if hidden.place() == other.place() || hidden.place() == (admit.MAC{}) {
+		t.Errorf("two clients are one: %v", hidden.place())
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/journal"
@@ -52,20 +53,22 @@ type Meter interface {
 	Waiting(more int)
 }
 
-// Config is what a server needs. All fields but Peers, Recorder, Meter, Log and Now
-// are required; Store only where addresses are given out.
+// Config is what a server needs. All fields but Peers, the lines, Recorder, Meter, Log
+// and Now are required; Store only where addresses are given out.
 type Config struct {
 	// Address is ours on the boot network: boot files come from it.
 	Address netip.Addr
 	DUID    dhcpv6.DUID
 	// Peers are the names of further servers that share the Store.
-	Peers    []dhcpv6.DUID
-	Files    BootFiles
-	Source   Source
-	Store    Store
-	Recorder boot.Recorder
-	Meter    Meter
-	Log      *slog.Logger
+	Peers []dhcpv6.DUID
+	// Line and HTTPLine are those of DHCP: a machine loads the same programs.
+	Line, HTTPLine *admit.Line
+	Files          BootFiles
+	Source         Source
+	Store          Store
+	Recorder       boot.Recorder
+	Meter          Meter
+	Log            *slog.Logger
 	// Now is time.Now unless a test says otherwise.
 	Now func() time.Time
 }
@@ -191,8 +194,29 @@ func (s *Server) handle(packet []byte, from *net.UDPAddr) pending {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := Decide(req, Env{Now: s.Now(), From: from.AddrPort().Addr(), Server: s.Address, DUID: s.DUID, Peers: s.Peers,
-		Network: s.Source.Network6(), Leases: s.table, Answer: s.Source.Decide, Files: s.Files})
+	env := Env{Now: s.Now(), From: from.AddrPort().Addr(), Server: s.Address, DUID: s.DUID, Peers: s.Peers,
+		Network: s.Source.Network6(), Leases: s.table, Answer: s.Source.Decide, Files: s.Files}
+	if s.Line != nil {
+		env.Line = s.Line
+	}
+	if s.HTTPLine != nil {
+		env.HTTPLine = s.HTTPLine
+	}
+	d := Decide(req, env)
+	if d.Verdict != nil {
+		line := s.Line
+		if d.Client.Stage == dhcp.HTTPBoot {
+			line = s.HTTPLine
+		}
+		line.Note(d.Client.place(), d.Answer.Name != "", *d.Verdict, env.Now)
+	}
+	if d.Code == "peer-server" {
+		for _, line := range []*admit.Line{s.Line, s.HTTPLine} {
+			if line != nil {
+				line.Left(d.Client.place())
+			}
+		}
+	}
 	s.Meter.Received(kind(d.Type), d.Code, len(packet))
 	s.report(d)
 	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: d.Changes, to: destination(from, req.IsRelay())}

@@ -54,9 +54,13 @@ type Config struct {
 	// that to one address. Above it the answer is 503 with Retry-After, which iPXE
 	// honours.
 	Transfers int
-	Recorder  boot.Recorder
-	Meter     Meter
-	Log       *slog.Logger
+	// Waits is called when UEFI has to wait for its program, Loaded when a card has it;
+	// they may be nil.
+	Waits    func()
+	Loaded   func(mac net.HardwareAddr)
+	Recorder boot.Recorder
+	Meter    Meter
+	Log      *slog.Logger
 	// Now is time.Now unless a test says otherwise.
 	Now func() time.Time
 }
@@ -178,12 +182,12 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no public file of this digest and name", http.StatusNotFound)
 		return
 	}
-	h.send(w, r, blob, func(detail string, no boot.Refusal) { h.fetched(r, detail, no) })
+	ok, leave := h.places.enter(r.RemoteAddr)
+	h.send(w, r, blob, ok, leave, func(detail string, no boot.Refusal) { h.fetched(r, detail, no) })
 }
 
-// send sends a file, and tells fetched what becomes of it.
-func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, fetched func(detail string, no boot.Refusal)) {
-	ok, leave := h.places.enter(r.RemoteAddr)
+// send sends a file to who has a place, and tells fetched what becomes of it.
+func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok bool, leave func(), fetched func(detail string, no boot.Refusal)) {
 	if !ok {
 		fetched("no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already, or a quarter of that for this address; it was told to come back in seconds", h.Transfers)})
 		// Spread the retries: all that wait would come back together.

@@ -1,9 +1,11 @@
 package httpboot
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/imagectl/imagectl/pxe/boot"
 )
@@ -22,8 +24,8 @@ type Program struct {
 // answer it would wait for a minute.
 func (h handler) program(w http.ResponseWriter, r *http.Request) {
 	mac, err := net.ParseMAC(r.PathValue("mac"))
-	p, ok := h.named(r.PathValue("name"))
-	if err != nil || len(mac) != 6 || !ok {
+	p, known := h.named(r.PathValue("name"))
+	if err != nil || len(mac) != 6 || !known {
 		http.Error(w, "say which card boots, and what there is: /boot/MAC/NAME", http.StatusNotFound)
 		return
 	}
@@ -39,7 +41,8 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, a.Code+": "+a.Reason, http.StatusNotFound)
 		return
 	}
-	h.send(w, r, p.Blob, func(detail string, no boot.Refusal) {
+	ok, leave := h.place(r)
+	h.send(w, r, p.Blob, ok, leave, func(detail string, no boot.Refusal) {
 		if r.Method != http.MethodGet {
 			return // UEFI asks for the size first
 		}
@@ -52,6 +55,26 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		}
 		h.record(r, e)
 	})
+	if ok && r.Method == http.MethodGet && h.Loaded != nil && r.Context().Err() == nil {
+		h.Loaded(mac)
+	}
+}
+
+// programWait is how long UEFI may wait for the first byte of an answer: EDK2 gives up
+// after five seconds.
+const programWait = 4 * time.Second
+
+// place is one for UEFI, which does not understand that it shall come back.
+func (h handler) place(r *http.Request) (ok bool, leave func()) {
+	if ok, leave := h.places.enter(r.RemoteAddr); ok {
+		return true, leave
+	}
+	if h.Waits != nil {
+		h.Waits()
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), programWait)
+	defer cancel()
+	return h.places.wait(ctx, r.RemoteAddr)
 }
 
 func (h handler) named(name string) (Program, bool) {

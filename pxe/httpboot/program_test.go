@@ -2,10 +2,14 @@ package httpboot
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/imagectl/imagectl/pxe/boot"
 )
@@ -112,5 +116,37 @@ func TestHTTPBootAnswersLikeUEFIWants(t *testing.T) {
 	}
 	if len(rec) != 1 || rec[0].Stage != boot.StageKernel || rec[0].Refusal.Code != "file-missing" {
 		t.Errorf("a lost file: events %+v", rec)
+	}
+}
+
+// UEFI takes "come back" for a no, so it waits for a place as long as it is patient.
+func TestHTTPBootWaitsForAPlace(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		free   time.Duration // when the place that is taken is given back
+		status int
+		loaded string
+	}{
+		{"in time", programWait - time.Second, 200, "[52:54:00:00:00:00]"},
+		{"too late", programWait + time.Second, 503, "[]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				waits, loaded := 0, []net.HardwareAddr{}
+				h := handler{places: newPlaces(1), Config: Config{Source: answersByCard, Open: open, Server: at, Programs: programs(false), Now: time.Now, Log: slog.New(slog.DiscardHandler),
+					Waits: func() { waits++ }, Loaded: func(mac net.HardwareAddr) { loaded = append(loaded, mac) }}}
+				_, leave := h.places.enter("10.0.0.9:1")
+				time.AfterFunc(c.free, leave)
+				r := httptest.NewRequest(http.MethodGet, "/", nil)
+				r.SetPathValue("mac", card(armed))
+				r.SetPathValue("name", nbp.Name)
+				w := httptest.NewRecorder()
+				h.program(w, r)
+				if w.Code != c.status || waits != 1 || fmt.Sprint(loaded) != c.loaded {
+					t.Errorf("status %d, waits %d, loaded %v", w.Code, waits, loaded)
+				}
+				time.Sleep(programWait) // what comes too late comes
+			})
+		})
 	}
 }

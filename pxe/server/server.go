@@ -143,7 +143,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	var tasks []Task
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
-	line := &admit.Line{}
+	line, httpLine := &admit.Line{}, lineByHTTP(cfg.HTTPBoot)
 	uefi := "http://" + at.String()
 	if cfg.Sockets.BootTLS != nil {
 		uefi = "https://" + netip.AddrPortFrom(cfg.Address, uint16(cfg.BootTLSPort)).String()
@@ -159,7 +159,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 		}
 		s, err := dhcp.NewServer(dhcp.Config{
 			Address: cfg.Address, Files: files,
-			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Line: line, Peers: cfg.Peers, Share: cfg.Share, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
+			Quirks: quirks, Source: cfg.Source, Store: cfg.Leases, Line: line, HTTPLine: httpLine, Peers: cfg.Peers, Share: cfg.Share, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp"),
 		})
 		if err != nil {
 			return nil, err
@@ -173,7 +173,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			uefi = "" // its certificate is for the other address
 		}
 		s, err := dhcp6.NewServer(dhcp6.Config{
-			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Files: BootFiles6(at6, uefi, programs),
+			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Line: line, HTTPLine: httpLine, Files: BootFiles6(at6, uefi, programs),
 			Source: cfg.Source, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
 		})
 		if err != nil {
@@ -224,7 +224,10 @@ func BootTasks(cfg Config) ([]Task, error) {
 			cfg.fetched(mac, reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason})
 		},
 	}
-	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Server6: at6, Programs: cfg.HTTPBoot, Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
+	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Server6: at6, Programs: cfg.HTTPBoot,
+		Waits:    func() { httpLine.Crowded(time.Now()) },
+		Loaded:   func(mac net.HardwareAddr) { httpLine.Done(admit.MAC(mac), time.Now()) },
+		Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
 	tasks = append(tasks,
 		cfg.tftpTask("tftp", cfg.Sockets.TFTP, tftpConfig, script),
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
@@ -250,6 +253,19 @@ func BootTasks(cfg Config) ([]Task, error) {
 		}})
 	}
 	return tasks, nil
+}
+
+// lineByHTTP is for UEFI HTTP boot, which gives up when an answer does not begin within
+// five seconds. It loads iPXE, or the whole installer, of which a thousandth as many can
+// be sent in a second.
+func lineByHTTP(programs map[boot.Firmware]httpboot.Program) *admit.Line {
+	l := &admit.Line{Patience: 4 * time.Second}
+	for _, p := range programs {
+		if p.Installer {
+			l.First, l.Least = 8, 0.25
+		}
+	}
+	return l
 }
 
 // adviseOnRouters warns once of a network in which no machine will ask DHCPv6.
