@@ -57,6 +57,9 @@ type InstallerInput struct {
 	AgentURL string
 	// AgentSHA256 is its digest in hexadecimal: the way there need not be trusted.
 	AgentSHA256 string
+	// AgentPath is where the extension lies already, for an installer that was loaded
+	// with it; then the two above are not needed.
+	AgentPath string
 }
 
 // Installer returns the first Ignition config of a netbooted machine.
@@ -69,11 +72,18 @@ func Installer(in InstallerInput) ([]byte, error) {
 		return nil, fmt.Errorf("rendering the installer's Ignition: node.json is for mode %q, want %q", conf.Mode, nodeconf.Installer)
 	}
 	cfg := types.Config{Ignition: types.Ignition{Version: specVersion}}
-	agent := file("/etc/extensions/imagectl.raw", 0o644, types.Resource{
-		Source:       &in.AgentURL,
-		Verification: types.Verification{Hash: ptr("sha256-" + strings.ToLower(in.AgentSHA256))},
-	})
-	cfg.Storage.Files = append(cfg.Storage.Files, inline(nodeconf.Path, 0o644, string(in.NodeConfig)), agent)
+	cfg.Storage.Files = append(cfg.Storage.Files, inline(nodeconf.Path, 0o644, string(in.NodeConfig)))
+	const agent = "/etc/extensions/imagectl.raw"
+	if in.AgentPath != "" {
+		cfg.Storage.Links = append(cfg.Storage.Links, types.Link{
+			Node: types.Node{Path: agent}, LinkEmbedded1: types.LinkEmbedded1{Target: &in.AgentPath, Hard: ptr(false)},
+		})
+	} else {
+		cfg.Storage.Files = append(cfg.Storage.Files, file(agent, 0o644, types.Resource{
+			Source:       &in.AgentURL,
+			Verification: types.Verification{Hash: ptr("sha256-" + strings.ToLower(in.AgentSHA256))},
+		}))
+	}
 	b, err := encode(ignition.Merge(cfg, closedDoors()))
 	if err != nil {
 		return nil, fmt.Errorf("rendering the installer's Ignition: %w", err)

@@ -81,7 +81,7 @@ func New(o Options) (fstree.Content, error) {
 // Program is what UEFI starts from the medium, for firmware that is given it in
 // another way. Label and BIOS are not looked at.
 func Program(o Options) (*uki.Image, error) {
-	oem, err := archive(o)
+	oem, err := Archive(o.OEM, o.ModTime)
 	if err != nil {
 		return nil, fmt.Errorf("archiving the installer's files: %w", err)
 	}
@@ -110,7 +110,7 @@ func program(o Options, oem []byte) (*uki.Image, error) {
 func cmdline(o Options) string { return strings.Join(o.Args, " ") }
 
 func layOut(o Options) (fstree.Content, error) {
-	oem, err := archive(o)
+	oem, err := Archive(o.OEM, o.ModTime)
 	if err != nil {
 		return nil, err
 	}
@@ -146,14 +146,16 @@ func layOut(o Options) (fstree.Content, error) {
 	return iso.New(tree, i)
 }
 
-// archive is the OEM directory as a compressed cpio archive: what follows an
-// archive of another length than firmware expects gets lost unless it is.
-func archive(o Options) ([]byte, error) {
-	if o.OEM == nil {
+// Archive makes files for the root of Flatcar's OEM directory into a compressed cpio
+// archive, which follows the initial RAM file system: what follows an archive of another
+// length than firmware expects gets lost unless it is compressed. The installer has them
+// below /oem. Genuine Flatcar copies them there (bootengine, 99setup-root).
+func Archive(oem *fstree.Tree, modTime time.Time) ([]byte, error) {
+	if oem == nil {
 		return nil, errors.New("there are no files for the OEM directory")
 	}
 	tree := new(fstree.Tree)
-	for _, e := range o.OEM.Entries() {
+	for _, e := range oem.Entries() {
 		// The path that every Flatcar release reads.
 		e.Path = path.Join("usr/share/oem", e.Path)
 		if err := tree.Add(e); err != nil {
@@ -161,7 +163,7 @@ func archive(o Options) ([]byte, error) {
 		}
 	}
 	var b bytes.Buffer
-	err := cpio.WriteGzip(&b, tree, cpio.Options{ModTime: o.ModTime})
+	err := cpio.WriteGzip(&b, tree, cpio.Options{ModTime: modTime})
 	return b.Bytes(), err
 }
 

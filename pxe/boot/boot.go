@@ -70,6 +70,9 @@ type Answer struct {
 	// Kernel, Initrd are set for Install and Discover.
 	Kernel Blob
 	Initrd []Blob
+	// Configured says that the last of Initrd brings the first Ignition config, so that
+	// the kernel has nothing to ask a server for.
+	Configured bool
 	// Args are kernel arguments without initrd= and ignition.config.url=.
 	Args []string
 }

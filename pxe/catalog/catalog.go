@@ -25,12 +25,14 @@ type States interface {
 	State(name string) machine.State
 }
 
-// Config is the content of a snapshot. All fields but Files are required.
+// Config is the content of a snapshot. All fields but Files and Configured are required.
 type Config struct {
 	Plan plan.Plan
 	// Kernel and Initrd are the installer's.
 	Kernel boot.Blob
 	Initrd []boot.Blob
+	// Configured says that the last of Initrd brings what Ignition would return.
+	Configured bool
 	// Files may be fetched by anyone besides Kernel and Initrd: what the
 	// installer's Ignition config names.
 	Files []boot.Blob
@@ -239,7 +241,7 @@ func (s *snapshot) known(e entry) boot.Answer {
 		a.Code, a.Reason = "not-armed", "it is not armed, its disk stays as it is; to install it: "+arm
 	}
 	if a.Action == boot.Install {
-		a.Kernel, a.Initrd, a.Args = s.kernel, s.initrd, e.Args
+		a.Kernel, a.Initrd, a.Configured, a.Args = s.kernel, s.initrd, s.configured, e.Args
 	}
 	return a
 }
@@ -251,6 +253,6 @@ func (s *snapshot) unknown(m boot.Machine) boot.Answer {
 	return boot.Answer{
 		Action: boot.Discover, Code: "unknown-machine", LocalBoot: defaultLocalBoot,
 		Reason: "it is not in cluster.yaml: it reports itself and writes no disk",
-		Kernel: s.kernel, Initrd: s.initrd, Args: s.args,
+		Kernel: s.kernel, Initrd: s.initrd, Configured: s.configured, Args: s.args,
 	}
 }

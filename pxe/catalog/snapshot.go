@@ -33,10 +33,11 @@ type snapshot struct {
 	// selecting are the entries that have a selector.
 	selecting []int
 
-	kernel boot.Blob
-	initrd []boot.Blob
-	args   []string
-	blobs  map[string]boot.Blob
+	kernel     boot.Blob
+	initrd     []boot.Blob
+	configured bool
+	args       []string
+	blobs      map[string]boot.Blob
 	// ignition by machine name.
 	ignition map[string][]byte
 
@@ -51,7 +52,7 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 	p := cfg.Plan
 	s := &snapshot{
 		byMAC: map[card]int{}, byUUID: map[[16]byte]int{}, bySerial: map[string]int{}, byName: map[string]int{},
-		kernel: cfg.Kernel, initrd: cfg.Initrd, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
+		kernel: cfg.Kernel, initrd: cfg.Initrd, configured: cfg.Configured, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
 		unknownPolicy: p.Boot.Unknown, states: cfg.States, now: cfg.Now,
 	}
 	if s.now == nil {

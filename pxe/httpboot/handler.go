@@ -234,7 +234,7 @@ func (h handler) fetched(r *http.Request, detail string, no boot.Refusal) {
 // stageOf says which step of the boot path a file request is.
 func stageOf(s string) boot.Stage {
 	switch stage := boot.Stage(s); stage {
-	case boot.StageKernel, boot.StageInitrd:
+	case boot.StageKernel, boot.StageInitrd, boot.StageIgnition:
 		return stage
 	}
 	return ""

@@ -55,12 +55,18 @@ func writeInstaller(s *strings.Builder, server netip.AddrPort, m boot.Machine, a
 		// Under UEFI the kernel finds its initrds by these names.
 		args = append(args, fmt.Sprintf("initrd=initrd%d", i))
 	}
-	args = append(args, "ignition.config.url="+base+"/ignition?"+identity(m).Encode())
+	if !a.Configured {
+		args = append(args, "ignition.config.url="+base+"/ignition?"+identity(m).Encode())
+	}
 
 	fmt.Fprintf(s, "\nset try:int32 0\n:again\nimgfree\n")
 	fmt.Fprintf(s, "kernel --name vmlinuz %s %s || goto failed\n", file(a.Kernel, boot.StageKernel), strings.Join(args, " "))
 	for i, b := range a.Initrd {
-		fmt.Fprintf(s, "initrd --name initrd%d %s || goto failed\n", i, file(b, boot.StageInitrd))
+		stage := boot.StageInitrd
+		if a.Configured && i == len(a.Initrd)-1 {
+			stage = boot.StageIgnition
+		}
+		fmt.Fprintf(s, "initrd --name initrd%d %s || goto failed\n", i, file(b, stage))
 	}
 	s.WriteString("boot || goto failed\n\n:failed\ninc try\n")
 	fmt.Fprintf(s, "iseq ${try} %d && goto restart ||\n", attempts)

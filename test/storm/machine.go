@@ -186,10 +186,13 @@ func (m *machine) interpret(ctx context.Context, script string) (config string, 
 	if len(files) == 0 && !m.unlisted {
 		return "", errLocal
 	}
-	if len(files) < 2 || config == "" {
+	if len(files) < 2 || len(files) < 3 && config == "" {
 		return "", fmt.Errorf("the script starts no installer:\n%s", script)
 	}
 	for _, u := range append(files, config) {
+		if u == "" {
+			continue // the last of the files brings it
+		}
 		if p, err := url.Parse(u); err != nil || p.Query().Get("mac") != m.mac.String() {
 			m.wrong("got the URL of another: %s", u)
 		}
@@ -231,13 +234,16 @@ func (m *machine) files(ctx context.Context, urls []string) error {
 	return nil
 }
 
-// configure is the kernel's part: an address of its own, then Ignition, which
-// tries again for ever.
+// configure is the kernel's part: an address of its own, then Ignition, which has its
+// config or tries again for ever.
 func (m *machine) configure(ctx context.Context, config string) error {
 	if _, err := m.lease(ctx, linuxAsks(m)); err != nil {
 		return err
 	}
 	m.at("Ignition")
+	if config == "" {
+		return nil
+	}
 	b := browser{m: m}
 	defer b.close()
 	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ type site struct {
 	agent  boot.Blob
 	images map[string]serverapi.Image // by role
 	files  map[string]string          // path by digest, of all that may be served
+	// made is what was made when the server started, by digest.
+	made   map[string][]byte
 	public []boot.Blob
 	// artefacts are what of a build is served.
 	artefacts []store.Artefact
@@ -62,7 +65,7 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, from sources) (*sit
 	}
 	progress := newProgress(g.stdio.Err)
 	defer progress.close()
-	s := &site{plan: p, images: map[string]serverapi.Image{}, files: map[string]string{}}
+	s := &site{plan: p, images: map[string]serverapi.Image{}, files: map[string]string{}, made: map[string][]byte{}}
 	out := artefacts{site: s, dir: from.out, shelf: from.shelf, cache: cache, progress: progress}
 	m, err := store.ReadManifest(from.out)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -138,12 +141,21 @@ func (s *site) fileURL(a store.Artefact) string {
 
 // open opens a public file by digest.
 func (s *site) open(sha256 string) (io.ReadSeekCloser, error) {
+	if b, ok := s.made[sha256]; ok {
+		return inMemory{bytes.NewReader(b)}, nil
+	}
 	path, ok := s.files[sha256]
 	if !ok {
 		return nil, fmt.Errorf("opening %s: %w", sha256, fs.ErrNotExist)
 	}
 	return os.Open(path)
 }
+
+// inMemory is a file of which nothing has to be closed.
+type inMemory struct{ *bytes.Reader }
+
+// Close implements io.Closer.
+func (inMemory) Close() error { return nil }
 
 // servers are the https URLs that nodes call, this server's own first.
 func (s *site) servers() []string {
@@ -167,10 +179,16 @@ func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, 
 	if err != nil {
 		return catalog.Config{}, err
 	}
-	return catalog.Config{
+	c := catalog.Config{
 		Plan: s.plan, Kernel: s.kernel, Initrd: []boot.Blob{s.initrd}, Files: s.public, States: states,
+		// For media, and for releases that take none of what addInstaller makes.
 		Ignition: func(string) ([]byte, error) { return ignition, nil },
-	}, nil
+	}
+	installer, ok, err := s.addInstaller(conf)
+	if ok {
+		c.Initrd, c.Configured = append(c.Initrd, installer), true
+	}
+	return c, err
 }
 
 // serverConfig is what the https services are told about the cluster.
