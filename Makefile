@@ -157,7 +157,7 @@ netboot-test: build release ## beside Kea and dnsmasq; UEFI boots by IPv6, loads
 	go test -c -tags root,netboot -o bin/netboot-https.test ./pxe/server
 	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^Test(UEFIBootsByHTTPS|UEFIBootsByIPv6|ProxyBesideKea|HTTPBootBesideDnsmasq|BootServerOnTheOtherServersHost)$$'
 	go test -c -tags e2e -o bin/netboot.test ./test/netboot
-	@cd test/netboot && for t in SecureBootFromTheNetwork KernelStartsByIPv6; do \
+	@cd test/netboot && for t in SecureBootFromTheNetwork InstallerNeedsNoServerToStart KernelStartsByIPv6; do \
 	    $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -test.run "^Test$$t\$$" -bin $(CURDIR)/bin -release $(RELEASE) || exit 1; done
 
 .PHONY: tpm-test
@@ -217,10 +217,11 @@ storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames ge
 	$(ISOLATED) bin/storm -imagectl bin/imagectl
 
 .PHONY: two-servers
-two-servers: build upstream ## two servers on three members of etcd; one of each is killed while machines boot and install
-	$(call say,two imagectl serve and three etcd in network namespaces (about 2 minutes))
+two-servers: build upstream ## two servers on three members of etcd, with a shared registry; one of each is killed while machines boot and install
+	@test/packages test/storm/drill-packages.txt
+	$(call say,two imagectl serve and three etcd in network namespaces (about 3 minutes))
 	go build -o bin/storm ./test/storm
-	$(ISOLATED) bin/storm -imagectl bin/imagectl -drill $$(ls -d $(UPSTREAM)/etcd/*/ | tail -1) -machines 60
+	$(ISOLATED) bin/storm -imagectl bin/imagectl -drill $$(ls -d $(UPSTREAM)/etcd/*/ | tail -1) -machines 48
 
 .PHONY: bench-boot
 bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and matchbox

@@ -24,11 +24,13 @@ const (
 )
 
 // writeSite makes a directory with everything that imagectl serve reads. What only
-// machines would read is made up. peer is the address of a second server; empty for none.
+// machines would read is made up. peer is the address of a second server,
+// with which the first one shares a registry; empty for none.
 func writeSite(dir string, machines []*machine, peer string) error {
-	peers := ""
+	peers, upload := "", ""
 	if peer != "" {
-		peers = ", peers: [" + peer + "]"
+		peers = ", peers: [" + peer + "], artefacts: shop"
+		upload = "upload: [{name: shop, type: oci, endpoint: \"http://" + registryAddress + "/site\", insecure: true}]\n"
 	}
 	var y strings.Builder
 	fmt.Fprintf(&y, `version: 1
@@ -48,8 +50,8 @@ addons: [{name: cni, source: cni.yaml}]
 roles:
   control-plane: {kind: control-plane}
   worker: {kind: worker}
-machines:
-`, serverAddress, ipxeDir, biosProgram, uefiProgram, peers, dynamicFirst, dynamicLast)
+%[8]smachines:
+`, serverAddress, ipxeDir, biosProgram, uefiProgram, peers, dynamicFirst, dynamicLast, upload)
 	for i, m := range machines {
 		if m.unlisted {
 			continue
