@@ -21,7 +21,7 @@ func TestYieldSortsABatchByWhatWasKept(t *testing.T) {
 		want string
 	}{
 		{"all was kept", nil, "kept [[1 2] [3] [4] [5 6]] lost [] now [] <nil>"},
-		{"others were quicker", fmt.Errorf("writing: %w", &journal.TakenError[int]{Lost: map[int]bool{1: true, 3: true}, Now: []int{7}}), "kept [[3] [5 6]] lost [[1 2] [4]] now [7] <nil>"},
+		{"others were quicker", fmt.Errorf("writing: %w", &journal.TakenError[int]{Lost: map[int]bool{0: true, 3: true}, Now: []int{7}}), "kept [[3] [5 6]] lost [[1 2] [4]] now [7] <nil>"},
 		{"nothing was kept", full, "kept [] lost [] now [] the disk is full"},
 	} {
 		kept, lost, now, err := journal.Yield(slices.Clone(batch), records, c.err)
