@@ -28,11 +28,9 @@ type line struct {
 
 func leases() journal.Kind[Lease] {
 	return journal.Kind[Lease]{
-		Name: "leases",
-		Hint: "to start without leases, move the file away; running machines renew theirs",
-		Encode: func(l Lease) ([]byte, error) {
-			return json.Marshal(line{MAC: l.MAC.String(), Addr: l.Addr, Machine: l.Machine, Until: l.Until.UTC(), State: l.State})
-		},
+		Name:   "leases",
+		Hint:   "to start without leases, move the file away; running machines renew theirs",
+		Encode: encode,
 		Decode: func(b []byte) (Lease, error) {
 			var l line
 			if err := json.Unmarshal(b, &l); err != nil {
@@ -45,6 +43,28 @@ func leases() journal.Kind[Lease] {
 			return Lease{MAC: MAC(mac), Addr: l.Addr, Machine: l.Machine, Until: l.Until, State: l.State}, nil
 		},
 	}
+}
+
+// encode makes a line. It does by hand what json.Marshal would do: there is one for every
+// address that is given.
+func encode(l Lease) ([]byte, error) {
+	b := make([]byte, 0, 160)
+	b = append(append(b, `{"mac":"`...), l.MAC.String()...)
+	b = l.Addr.AppendTo(append(b, `","addr":"`...))
+	b = append(b, '"')
+	if l.Machine != "" {
+		name, err := json.Marshal(l.Machine)
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b, `,"machine":`...), name...)
+	}
+	b = l.Until.UTC().AppendFormat(append(b, `,"until":"`...), time.RFC3339Nano)
+	b = append(b, '"')
+	if l.State != Bound {
+		b = append(append(append(b, `,"state":"`...), l.State...), '"') // one of our words
+	}
+	return append(b, '}'), nil
 }
 
 // live is a table that a journal fills.

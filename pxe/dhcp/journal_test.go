@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"encoding/json"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -69,6 +70,24 @@ func TestJournalSurvives(t *testing.T) {
 	for range 2 {
 		if diff := cmp.Diff(reopen(t, path), []Lease{a, moved, declined}, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Errorf("got (-), want (+):\n%s", diff)
+		}
+	}
+}
+
+func TestLinesAreAsTheLibraryWritesThem(t *testing.T) {
+	t.Parallel()
+	for _, l := range []Lease{
+		{MAC: node1, Addr: netip.MustParseAddr("10.0.0.11"), Machine: "node1", Until: noon},
+		{MAC: laptop, Addr: netip.MustParseAddr("255.0.0.1"), Machine: "a \"name\"\n<of> \xff", Until: noon.Add(time.Nanosecond)},
+		{MAC: MAC{255, 254, 253, 0, 1, 2}, Addr: netip.MustParseAddr("0.0.0.0"), Until: noon.In(time.FixedZone("", 3600)), State: Declined},
+		{Addr: netip.MustParseAddr("10.0.0.1"), Until: time.Time{}, State: Seen},
+	} {
+		want, err := json.Marshal(line{MAC: l.MAC.String(), Addr: l.Addr, Machine: l.Machine, Until: l.Until.UTC(), State: l.State})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := encode(l); err != nil || string(got) != string(want) {
+			t.Errorf("got %s, %v, want %s", got, err, want)
 		}
 	}
 }

@@ -331,7 +331,9 @@ func (s *Server) otherServers() []Other {
 // report records what a netbooting machine got. Silence towards a stranger's
 // broken packet is only a debug line.
 func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
-	s.Log.Debug("request", "mac", d.Client.MAC, "xid", req.TransactionID, "type", req.MessageType(), "stage", d.Client.Stage, "code", d.Code, "reason", d.Reason)
+	if s.Log.Enabled(context.Background(), slog.LevelDebug) { // what it would be told costs more than to ask
+		s.Log.Debug("request", "mac", d.Client.MAC, "xid", req.TransactionID, "type", req.MessageType(), "stage", d.Client.Stage, "code", d.Code, "reason", d.Reason)
+	}
 	if s.Recorder == nil || d.Client.MAC == (MAC{}) || (!d.Client.boots() && d.Code != "nak" && d.Code != "decline" && d.Code != "pool-exhausted") {
 		return
 	}

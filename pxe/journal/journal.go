@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strconv"
 )
 
 // Journal is records in one file. It is not safe for concurrent use.
@@ -130,7 +131,9 @@ func (j *Journal[R]) encode(records []R, from *int64) ([]byte, error) {
 		}
 		if from != nil {
 			buf.Write(bytes.TrimSuffix(object, []byte("}")))
-			fmt.Fprintf(&buf, `,"from":%d}`, *from)
+			buf.WriteString(`,"from":`)
+			buf.Write(strconv.AppendInt(buf.AvailableBuffer(), *from, 10))
+			buf.WriteByte('}')
 		} else {
 			buf.Write(object)
 		}

@@ -140,7 +140,8 @@ func (cfg Config) dhcp(ctx context.Context, ifi *net.Interface, address netip.Ad
 		if err != nil {
 			return nil, nil, err
 		}
-		dhcp = from{conn, ipv4.NewPacketConn(conn), &ipv4.ControlMessage{Src: address.AsSlice(), IfIndex: ifi.Index}}
+		source := ipv4.ControlMessage{Src: address.AsSlice(), IfIndex: ifi.Index}
+		dhcp = from{conn, source.Marshal()}
 	}
 	if cfg.BootServer {
 		conn, err := packet(ctx, netip.AddrPortFrom(address, 4011).String(), "")
@@ -320,12 +321,20 @@ func explain(network, address string, err error) error {
 // several.
 type from struct {
 	*net.UDPConn
-	ip4 *ipv4.PacketConn
-	cm  *ipv4.ControlMessage
+	// source is the control message that says so.
+	source []byte
 }
 
 // WriteTo implements net.PacketConn.
-func (c from) WriteTo(b []byte, to net.Addr) (int, error) { return c.ip4.WriteTo(b, c.cm, to) }
+func (c from) WriteTo(b []byte, to net.Addr) (int, error) {
+	udp, ok := to.(*net.UDPAddr)
+	if !ok {
+		return 0, fmt.Errorf("writing to %v: it is no UDP address", to)
+	}
+	at := udp.AddrPort()
+	n, _, err := c.WriteMsgUDPAddrPort(b, c.source, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
+	return n, err
+}
 
 // Close closes what is open.
 func (s Sockets) Close() error {

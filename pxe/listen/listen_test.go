@@ -111,7 +111,8 @@ func TestAnswersLeaveFromTheAdvertisedAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	s := from{conn, ipv4.NewPacketConn(conn), &ipv4.ControlMessage{Src: net.IPv4(127, 0, 0, 9)}}
+	source := ipv4.ControlMessage{Src: net.IPv4(127, 0, 0, 9)}
+	s := from{conn, source.Marshal()}
 	if _, err := s.WriteTo([]byte("answer"), client.LocalAddr()); err != nil {
 		t.Fatal(err)
 	}

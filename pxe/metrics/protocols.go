@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"strconv"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,7 +21,10 @@ func gauge(name, help string, labels ...string) *prometheus.GaugeVec {
 
 // DHCP implements dhcp.Meter.
 type DHCP struct {
-	requests       *prometheus.CounterVec
+	requests *prometheus.CounterVec
+	// known are requests' counters: to look one up there is dear for every packet.
+	mu             sync.Mutex
+	known          map[[2]string]prometheus.Counter
 	received, sent prometheus.Counter
 	replies        prometheus.Counter
 	waiting        prometheus.Gauge
@@ -38,6 +42,7 @@ type DHCP struct {
 func newDHCP() *DHCP {
 	subnet := []string{"subnet"}
 	return &DHCP{
+		known:    map[[2]string]prometheus.Counter{},
 		requests: counter("imagectl_dhcp_requests_total", "DHCP packets received, by message type and the code of the decision.", "type", "code"),
 		received: prometheus.NewCounter(prometheus.CounterOpts{Name: "imagectl_dhcp_received_bytes_total", Help: "Bytes of DHCP packets received."}),
 		sent:     prometheus.NewCounter(prometheus.CounterOpts{Name: "imagectl_dhcp_sent_bytes_total", Help: "Bytes of DHCP replies sent."}),
@@ -58,7 +63,15 @@ func (d *DHCP) collectors() []prometheus.Collector {
 
 // Received implements dhcp.Meter.
 func (d *DHCP) Received(kind, code string, bytes int) {
-	d.requests.WithLabelValues(kind, code).Inc()
+	labels := [2]string{kind, code}
+	d.mu.Lock()
+	c, ok := d.known[labels]
+	if !ok {
+		c = d.requests.WithLabelValues(kind, code)
+		d.known[labels] = c
+	}
+	d.mu.Unlock()
+	c.Inc()
 	d.received.Add(float64(bytes))
 }
 
