@@ -15,6 +15,9 @@ import (
 // back counts. Beyond a server's limit less comes back, not more.
 func offered() []int { return []int{2000, 4000, 6000, 8000, 12000, 16000} }
 
+// sweepTime is how many seconds each rate is offered.
+const sweepTime = 4
+
 const keaConfig = `{"Dhcp4": {
   "interfaces-config": {"interfaces": ["rack"], "dhcp-socket-type": "udp"},
   "control-socket": {"socket-type": "unix", "socket-name": "%[1]s/kea.socket"},
@@ -43,7 +46,7 @@ func (b *bench) dhcp(ctx context.Context) error {
 			return nil, err
 		}
 		defer d.stop()
-		return b.sweep(ctx)
+		return b.sweep(ctx, d)
 	}
 	empty, err := ours(0)
 	if err != nil {
@@ -57,7 +60,7 @@ func (b *bench) dhcp(ctx context.Context) error {
 		b.skip("DHCP exchanges", "Kea", err)
 		return nil
 	}
-	kea, err := b.sweep(ctx)
+	kea, err := b.sweep(ctx, d)
 	d.stop()
 	if err != nil {
 		return err
@@ -74,10 +77,11 @@ func (b *bench) dhcp(ctx context.Context) error {
 var rateLine = regexp.MustCompile(`Rate: ([0-9.e+]+) `)
 
 // sweep offers more and more exchanges and returns what was done.
-func (b *bench) sweep(ctx context.Context) ([]float64, error) {
+func (b *bench) sweep(ctx context.Context, d *daemon) ([]float64, error) {
 	var done []float64
 	for i, r := range offered() {
-		cmd := exec.CommandContext(ctx, "perfdhcp", "-4", "-r", strconv.Itoa(r), "-R", "10000", "-p", "4", "-W", "500000",
+		spent := d.spent()
+		cmd := exec.CommandContext(ctx, "perfdhcp", "-4", "-r", strconv.Itoa(r), "-R", "10000", "-p", strconv.Itoa(sweepTime), "-W", "500000",
 			"-b", fmt.Sprintf("mac=00:0c:0%d:00:00:00", i), "-l", clientAddress, serverAddress)
 		out, err := cmd.CombinedOutput()
 		if ctx.Err() != nil {
@@ -91,9 +95,7 @@ func (b *bench) sweep(ctx context.Context) ([]float64, error) {
 		if err != nil {
 			return nil, err
 		}
-		if b.verbose {
-			fmt.Printf("  offered %d/s, done %.0f/s\n", r, rate)
-		}
+		b.say("offered %d/s, done %.0f/s, %.1f µs of the server each", r, rate, (d.spent()-spent).Seconds()*1e6/(rate*sweepTime))
 		done = append(done, rate)
 	}
 	return done, nil

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,8 +93,8 @@ func (b *bench) requests(ctx context.Context) error {
 			return err
 		}
 		var p pair
-		if p.script, err = load(ctx, at, n, "/boot.ipxe?mac=%s&uuid=&serial=&platform=efi"); err == nil {
-			p.ignition, err = load(ctx, at, n, "/ignition?mac=%s")
+		if p.script, err = b.load(ctx, d, at, n, "/boot.ipxe?mac=%s&uuid=&serial=&platform=efi"); err == nil {
+			p.ignition, err = b.load(ctx, d, at, n, "/ignition?mac=%s")
 		}
 		d.stop()
 		if err != nil {
@@ -117,11 +118,11 @@ func (b *bench) requests(ctx context.Context) error {
 		return nil
 	}
 	defer d.stop()
-	script, err := load(ctx, at, 1000, "/ipxe?mac=%s")
+	script, err := b.load(ctx, d, at, 1000, "/ipxe?mac=%s")
 	if err != nil {
 		return err
 	}
-	config, err := load(ctx, at, 1000, "/ignition?mac=%s")
+	config, err := b.load(ctx, d, at, 1000, "/ignition?mac=%s")
 	if err != nil {
 		return err
 	}
@@ -167,11 +168,11 @@ const (
 )
 
 // load asks for the machines' answers in turn, over kept connections.
-func load(ctx context.Context, at string, machines int, path string) (float64, error) {
+func (b *bench) load(ctx context.Context, d *daemon, at string, machines int, path string) (float64, error) {
 	var done atomic.Int64
 	var all sync.WaitGroup
 	errs := make([]error, loaders)
-	begin := time.Now()
+	spent, begin := d.spent(), time.Now()
 	for i := range loaders {
 		all.Go(func() {
 			errs[i] = func() error {
@@ -209,5 +210,7 @@ func load(ctx context.Context, at string, machines int, path string) (float64, e
 			return 0, err
 		}
 	}
-	return float64(done.Load()) / took.Seconds(), ctx.Err()
+	rate := float64(done.Load()) / took.Seconds()
+	b.say("%d machines, %s: %.0f/s, %.1f µs of the server each", machines, path[:strings.IndexByte(path, '?')], rate, (d.spent()-spent).Seconds()*1e6/float64(done.Load()))
+	return rate, ctx.Err()
 }

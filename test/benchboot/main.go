@@ -107,6 +107,13 @@ func (b *bench) row(what, against string, ours, theirs float64, unit string, goa
 	fmt.Printf("%-28s %-24s %12s %12s %8.2fx %6.2fx %s\n", what, against, fmt.Sprintf("%.0f %s", ours, unit), fmt.Sprintf("%.0f %s", theirs, unit), ours/theirs, goal, verdict)
 }
 
+// say prints a single measurement, if that is wanted.
+func (b *bench) say(format string, args ...any) {
+	if b.verbose {
+		fmt.Printf("  "+format+"\n", args...)
+	}
+}
+
 func (b *bench) skip(what, against string, why error) {
 	fmt.Printf("%-28s %-24s %v\n", what, against, why)
 }

@@ -11,7 +11,10 @@ import (
 	"time"
 )
 
-const tftpClients = 100
+const (
+	tftpClients = 100
+	blockSize   = 1468
+)
 
 func (b *bench) tftp(ctx context.Context) error {
 	type peer struct {
@@ -44,13 +47,10 @@ func (b *bench) tftp(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			one, many, err := tftpRun(ctx)
+			one, many, err := b.tftpRun(ctx, p.name, d)
 			d.stop()
 			if err != nil {
 				return fmt.Errorf("TFTP from %s: %w\n%s", p.name, err, d.said.Bytes())
-			}
-			if b.verbose {
-				fmt.Printf("  %s: one client %.1f MB/s, %d clients %.1f MB/s\n", p.name, one, tftpClients, many)
 			}
 			p.one, p.many = append(p.one, one), append(p.many, many)
 		}
@@ -62,17 +62,18 @@ func (b *bench) tftp(ctx context.Context) error {
 	return nil
 }
 
-// tftpRun measures MB/s, of one client and of many together.
-func tftpRun(ctx context.Context) (one, many float64, err error) {
-	begin := time.Now()
+// tftpRun measures MB/s of a server, of one client and of many together.
+func (b *bench) tftpRun(ctx context.Context, name string, d *daemon) (one, many float64, err error) {
+	spent, begin := d.spent(), time.Now()
 	n, err := tftpGet(ctx, nbpFile)
 	if err != nil {
 		return 0, 0, err
 	}
 	one = float64(n) / 1e6 / time.Since(begin).Seconds()
+	b.say("%s: one client %.1f MB/s, %.1f µs a block, %.1f µs of the server", name, one, perBlock(time.Since(begin), n), perBlock(d.spent()-spent, n))
 	var all sync.WaitGroup
 	sizes, errs := make([]int, tftpClients), make([]error, tftpClients)
-	begin = time.Now()
+	spent, begin = d.spent(), time.Now()
 	for i := range tftpClients {
 		all.Go(func() { sizes[i], errs[i] = tftpGet(ctx, manyFile) })
 	}
@@ -85,7 +86,14 @@ func tftpRun(ctx context.Context) (one, many float64, err error) {
 		}
 		n += sizes[i]
 	}
-	return one, float64(n) / 1e6 / took.Seconds(), nil
+	many = float64(n) / 1e6 / took.Seconds()
+	b.say("%s: %d clients %.1f MB/s, %.1f µs of the server a block", name, tftpClients, many, perBlock(d.spent()-spent, n))
+	return one, many, nil
+}
+
+// perBlock is in millionths of a second.
+func perBlock(t time.Duration, bytes int) float64 {
+	return float64(t.Nanoseconds()) / 1e3 / (float64(bytes) / blockSize)
 }
 
 // tftpGet reads a file in lock-step as firmware does, and returns its size. What is
@@ -98,8 +106,7 @@ func tftpGet(ctx context.Context, name string) (int, error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	const block = 1468
-	last := []byte("\x00\x01" + name + "\x00octet\x00blksize\x00" + strconv.Itoa(block) + "\x00")
+	last := []byte("\x00\x01" + name + "\x00octet\x00blksize\x00" + strconv.Itoa(blockSize) + "\x00")
 	to := netip.MustParseAddrPort(serverAddress + ":69")
 	if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
 		return 0, err
@@ -137,7 +144,7 @@ func tftpGet(ctx context.Context, name string) (int, error) {
 		if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
 			return 0, err
 		}
-		if last[1] == 4 && size > 0 && n-4 < block {
+		if last[1] == 4 && size > 0 && n-4 < blockSize {
 			return size, nil
 		}
 	}
