@@ -230,20 +230,22 @@ func (s *snapshot) addIgnition(render func(string) ([]byte, error)) error {
 	if s.unknownPolicy != plan.Ignore {
 		names = append(names, "")
 	}
-	// Machines share configs, and judging one takes milliseconds.
-	valid := map[[sha256.Size]byte]bool{}
+	// Machines share configs: judging one takes milliseconds, and keeping it once for each
+	// of very many machines takes memory.
+	valid := map[[sha256.Size]byte][]byte{}
 	for _, name := range names {
 		content, err := render(name)
 		if err != nil {
 			return fmt.Errorf("building the boot catalog: rendering the installer's Ignition config of %q: %w", name, err)
 		}
-		if sum := sha256.Sum256(content); !valid[sum] {
+		sum := sha256.Sum256(content)
+		if valid[sum] == nil {
 			if _, report, err := config.Parse(content); err != nil || report.IsFatal() {
 				return fmt.Errorf("building the boot catalog: the installer's Ignition config of %q is not valid: %w\n%s", name, err, report.String())
 			}
-			valid[sum] = true
+			valid[sum] = content
 		}
-		s.ignition[name] = content
+		s.ignition[name] = valid[sum]
 	}
 	return nil
 }

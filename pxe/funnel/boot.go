@@ -28,8 +28,6 @@ type Boot struct {
 	At    time.Time
 	// Action is what its script told it; empty before.
 	Action boot.Action
-	// Took is the time from the stage before to each stage that it came to.
-	Took map[boot.Stage]time.Duration
 	// Refusal is the last one, of this boot or an earlier one, and when it was.
 	Refusal   boot.Refusal
 	RefusedAt time.Time
@@ -67,13 +65,8 @@ func (b Boot) Next(e boot.Event) (Boot, Step) {
 		b = Boot{Began: e.At, Stage: e.Stage, At: e.At, Refusal: b.Refusal, RefusedAt: b.RefusedAt}
 		s.To, s.News = e.Stage, true
 	case b.advances(e):
-		took := max(0, e.At.Sub(b.At))
-		s.To, s.Took, s.Timed, s.News = e.Stage, took, true, true
-		times := map[boot.Stage]time.Duration{e.Stage: took}
-		for stage, t := range b.Took {
-			times[stage] = t
-		}
-		b.Stage, b.At, b.Took = e.Stage, e.At, times
+		s.To, s.Took, s.Timed, s.News = e.Stage, max(0, e.At.Sub(b.At)), true, true
+		b.Stage, b.At = e.Stage, e.At
 	}
 	if e.Stage == boot.StageScript {
 		s.News = s.News || b.Action != e.Action

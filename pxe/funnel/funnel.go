@@ -14,37 +14,52 @@ import (
 // was silent longest is forgotten.
 const maxUnlisted = 256
 
-// Funnel keeps the newest boot of each machine. It is safe for concurrent use.
+// Funnel keeps the newest boot of each machine, and how often each came to which stage.
+// It is safe for concurrent use.
 type Funnel struct {
 	mu sync.Mutex
 	// listed has an entry for every machine of cluster.yaml from the start.
-	listed   map[string]Boot
+	listed   map[string]*followed
 	unlisted map[card]Boot
+	// strangers is how often all others came to each stage, the forgotten ones too.
+	strangers Counts
+}
+
+// Counts is how often stages were reached, in the order of boot.Stages.
+type Counts [7]uint64
+
+// followed is a machine of cluster.yaml. There may be very many, and each of them in one
+// piece costs the garbage collector little.
+type followed struct {
+	boot    Boot
+	reached Counts
 }
 
 type card [6]byte
 
 // New follows the machines with these names, and a bounded number of others.
 func New(names []string) *Funnel {
-	f := &Funnel{listed: map[string]Boot{}, unlisted: map[card]Boot{}}
-	for _, n := range names {
-		f.listed[n] = Boot{}
+	f := &Funnel{listed: make(map[string]*followed, len(names)), unlisted: map[card]Boot{}}
+	all := make([]followed, len(names))
+	for i, n := range names {
+		f.listed[n] = &all[i]
 	}
 	return f
 }
 
-// Record takes an event and returns what it changed, and whether the machine is
-// one of cluster.yaml. Events of a machine without name and Ethernet address are
-// dropped.
-func (f *Funnel) Record(e boot.Event) (s Step, listed bool) {
+// Record takes an event and returns what it changed. Events of a machine without name
+// and Ethernet address are dropped.
+func (f *Funnel) Record(e boot.Event) (s Step) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	b, listed := f.listed[e.Name]
+	m, listed := f.listed[e.Name]
+	reached := &f.strangers
 	switch {
 	case listed:
-		f.listed[e.Name], s = b.Next(e)
+		m.boot, s = m.boot.Next(e)
+		reached = &m.reached
 	case len(e.Machine.MAC) != 6:
-		return Step{}, false
+		return Step{}
 	default:
 		key := card(e.Machine.MAC)
 		if _, ok := f.unlisted[key]; !ok && len(f.unlisted) >= maxUnlisted {
@@ -52,7 +67,10 @@ func (f *Funnel) Record(e boot.Event) (s Step, listed bool) {
 		}
 		f.unlisted[key], s = f.unlisted[key].Next(e)
 	}
-	return s, listed
+	if s.To != "" {
+		reached[order(s.To)]++
+	}
+	return s
 }
 
 // forget drops the unlisted machine that was silent longest.
@@ -84,14 +102,23 @@ type Machine struct {
 	Name string
 	MAC  net.HardwareAddr
 	Boot Boot
+	// Reached counts all boots of a machine that cluster.yaml names.
+	Reached Counts
+}
+
+// Strangers is how often the machines that cluster.yaml does not name reached each stage.
+func (f *Funnel) Strangers() Counts {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.strangers
 }
 
 // Machines returns all: those of cluster.yaml by name, then the others by address.
 func (f *Funnel) Machines() []Machine {
 	f.mu.Lock()
 	out := make([]Machine, 0, len(f.listed)+len(f.unlisted))
-	for name, b := range f.listed {
-		out = append(out, Machine{Name: name, Boot: b})
+	for name, m := range f.listed {
+		out = append(out, Machine{Name: name, Boot: m.boot, Reached: m.reached})
 	}
 	for key, b := range f.unlisted {
 		out = append(out, Machine{MAC: net.HardwareAddr(key[:]), Boot: b})

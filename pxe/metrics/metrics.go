@@ -22,11 +22,11 @@ const unlisted = "(unlisted)"
 // Boot counts the boot path. It is safe for concurrent use.
 type Boot struct {
 	funnel *funnel.Funnel
-	// reached counts by machine and stage, took is the time by stage.
-	reached  *prometheus.CounterVec
-	took     *prometheus.HistogramVec
-	refusals *prometheus.CounterVec
-	current  *prometheus.Desc
+	// took is the time by stage. What there is by machine comes from the funnel when
+	// somebody asks: a counter for each of very many machines is dear to keep.
+	took             *prometheus.HistogramVec
+	refusals         *prometheus.CounterVec
+	reached, current *prometheus.Desc
 
 	dhcp *DHCP
 	tftp *TFTP
@@ -38,9 +38,8 @@ type Boot struct {
 // New registers everything with reg. f is fed through the Boot from now on.
 func New(reg prometheus.Registerer, f *funnel.Funnel) (*Boot, error) {
 	b := &Boot{
-		funnel: f,
-		reached: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "imagectl_boot_stages_total",
-			Help: "How often a machine came to a stage of its boot."}, []string{"machine", "stage"}),
+		funnel:  f,
+		reached: prometheus.NewDesc("imagectl_boot_stages_total", "How often a machine came to a stage of its boot.", []string{"machine", "stage"}, nil),
 		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "imagectl_boot_stage_duration_seconds",
 			Help:    "Time from the stage before to this one; enrolled includes the wait for an operator.",
 			Buckets: []float64{.1, .3, 1, 2, 5, 10, 20, 30, 60, 120, 300, 900, 3600}}, []string{"stage"}),
@@ -53,9 +52,8 @@ func New(reg prometheus.Registerer, f *funnel.Funnel) (*Boot, error) {
 	}
 	for _, s := range boot.Stages() {
 		b.took.WithLabelValues(string(s))
-		b.reached.WithLabelValues(unlisted, string(s))
 	}
-	all := []prometheus.Collector{b.reached, b.took, b.refusals, b.syslog, b}
+	all := []prometheus.Collector{b.took, b.refusals, b.syslog, b}
 	all = append(all, b.dhcp.collectors()...)
 	all = append(all, b.tftp.collectors()...)
 	all = append(all, b.http.collectors()...)
@@ -75,15 +73,7 @@ func (b *Boot) Follow(e boot.Event) funnel.Step {
 	if e.Refusal.Code != "" {
 		b.refusals.WithLabelValues(string(e.Stage), e.Refusal.Code).Inc()
 	}
-	s, listed := b.funnel.Record(e)
-	if s.To == "" {
-		return s
-	}
-	name := unlisted
-	if listed {
-		name = e.Name
-	}
-	b.reached.WithLabelValues(name, string(s.To)).Inc()
+	s := b.funnel.Record(e)
 	if s.Timed {
 		b.took.WithLabelValues(string(s.To)).Observe(s.Took.Seconds())
 	}
@@ -103,11 +93,26 @@ func (b *Boot) HTTP() *HTTP { return b.http }
 func (b *Boot) Syslog() Syslog { return Syslog{b.syslog} }
 
 // Describe implements prometheus.Collector.
-func (b *Boot) Describe(ch chan<- *prometheus.Desc) { ch <- b.current }
+func (b *Boot) Describe(ch chan<- *prometheus.Desc) {
+	ch <- b.reached
+	ch <- b.current
+}
 
-// Collect implements prometheus.Collector: where machines are now.
+// Collect implements prometheus.Collector: where machines are now, and where they were.
 func (b *Boot) Collect(ch chan<- prometheus.Metric) {
+	reached := func(machine string, stage boot.Stage, n uint64) {
+		ch <- prometheus.MustNewConstMetric(b.reached, prometheus.CounterValue, float64(n), machine, string(stage))
+	}
+	strangers := b.funnel.Strangers()
+	for i, stage := range boot.Stages() {
+		reached(unlisted, stage, strangers[i])
+	}
 	for _, m := range b.funnel.Machines() {
+		for i, stage := range boot.Stages() {
+			if n := m.Reached[i]; n > 0 {
+				reached(m.Name, stage, n)
+			}
+		}
 		if m.Name != "" && m.Boot.Stage != "" && !m.Boot.Over() {
 			ch <- prometheus.MustNewConstMetric(b.current, prometheus.GaugeValue, seconds(m.Boot.At), m.Name, string(m.Boot.Stage))
 		}

@@ -69,6 +69,18 @@ imagectl_boot_refusals_total{code="pool-exhausted",stage="dhcp"} 2
 # TYPE imagectl_boot_stage_entered_timestamp_seconds gauge
 imagectl_boot_stage_entered_timestamp_seconds{machine="cp1",stage="nbp"} 1.795248001e+09
 imagectl_boot_stage_entered_timestamp_seconds{machine="w1",stage="dhcp"} 1.795248002e+09
+# HELP imagectl_boot_stages_total How often a machine came to a stage of its boot.
+# TYPE imagectl_boot_stages_total counter
+imagectl_boot_stages_total{machine="(unlisted)",stage="dhcp"} 2
+imagectl_boot_stages_total{machine="(unlisted)",stage="enrolled"} 0
+imagectl_boot_stages_total{machine="(unlisted)",stage="ignition"} 0
+imagectl_boot_stages_total{machine="(unlisted)",stage="initrd"} 0
+imagectl_boot_stages_total{machine="(unlisted)",stage="kernel"} 0
+imagectl_boot_stages_total{machine="(unlisted)",stage="nbp"} 1
+imagectl_boot_stages_total{machine="(unlisted)",stage="script"} 0
+imagectl_boot_stages_total{machine="cp1",stage="dhcp"} 1
+imagectl_boot_stages_total{machine="cp1",stage="nbp"} 1
+imagectl_boot_stages_total{machine="w1",stage="dhcp"} 1
 # HELP imagectl_dhcp_pool_addresses Size of the dynamic range of a subnet.
 # TYPE imagectl_dhcp_pool_addresses gauge
 imagectl_dhcp_pool_addresses{subnet="10.0.0.0/24"} 50
