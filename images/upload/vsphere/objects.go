@@ -339,10 +339,10 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	var checks []upload.Check
 	audit := img.Audit()
 	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest} {
-		checks = append(checks, compare("label "+k, m.labels[k], audit[k]))
+		checks = append(checks, upload.Compare("label "+k, m.labels[k], audit[k]))
 	}
 	if m.labels[upload.LabelFile] == audit[upload.LabelFile] {
-		checks = append(checks, compare("label "+upload.LabelFile, m.labels[upload.LabelFile], audit[upload.LabelFile]))
+		checks = append(checks, upload.Compare("label "+upload.LabelFile, m.labels[upload.LabelFile], audit[upload.LabelFile]))
 	} else {
 		checks = append(checks, upload.Check{Name: "label " + upload.LabelFile, Result: upload.Unprovable, Detail: "the template was made of another file with the same disk"})
 	}
@@ -354,15 +354,8 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if len(disks) == 1 {
 		capacity = disks[0].CapacityInBytes
 	}
-	checks = append(checks, compare("size of the disk", strconv.FormatInt(capacity, 10), strconv.FormatInt(vmdk.Capacity(img.RawSize), 10)))
+	checks = append(checks, upload.Compare("size of the disk", strconv.FormatInt(capacity, 10), strconv.FormatInt(vmdk.Capacity(img.RawSize), 10)))
 	return append(checks, upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "vCenter keeps no digest of a disk; what arrived was compared while it was sent"}), nil
-}
-
-func compare(name, got, want string) upload.Check {
-	if got != want {
-		return upload.Check{Name: name, Result: upload.Bad, Detail: fmt.Sprintf("it is %q there and %q here", got, want)}
-	}
-	return upload.Check{Name: name, Result: upload.Good, Detail: got}
 }
 
 var _ upload.Target = (*Target)(nil)

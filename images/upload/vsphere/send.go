@@ -146,39 +146,18 @@ func (t *Target) fill(ctx context.Context, s *session, lease types.ManagedObject
 	device := info.DeviceUrl[i]
 	sum := sha1.New() //nolint:gosec // See the import.
 	var sent atomic.Int64
-	body := &counted{r: io.TeeReader(io.NewSectionReader(img.File, src.offset, src.size), sum), tell: func(n int) {
+	body := &counted{r: io.TeeReader(src.disk(img), sum), tell: func(n int) {
 		ev(upload.Event{Phase: "sending", Done: sent.Add(int64(n)), Total: src.size})
 	}}
-	sending, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	alive := make(chan struct{})
-	go func() {
-		defer close(alive)
-		stop(t.keepAlive(sending, s, lease, &sent, src.size))
-	}()
-	err := t.post(sending, s, device, item, body, src.size)
-	if err != nil && ctx.Err() == nil && sending.Err() != nil {
-		err = context.Cause(sending)
-	}
-	stop(nil)
-	<-alive
+	err := alive(ctx, t.Beat, func(ctx context.Context) error {
+		percent := min(int32(100*sent.Load()/src.size), 100)
+		_, err := methods.HttpNfcLeaseProgress(ctx, s, &types.HttpNfcLeaseProgress{This: lease, Percent: percent})
+		return failed(ctx, "keeping the lease alive", err)
+	}, func(ctx context.Context) error { return t.post(ctx, s, device, item, body, src.size) })
 	if err != nil {
 		return err
 	}
 	return compareManifest(ctx, s, lease, device.Key, src.size, hex.EncodeToString(sum.Sum(nil)), ev)
-}
-
-// keepAlive tells vCenter how far the disk is, without which the lease would end. It
-// returns why it could not, or when ctx ends.
-func (t *Target) keepAlive(ctx context.Context, s *session, lease types.ManagedObjectReference, sent *atomic.Int64, total int64) error {
-	for t.Beat(ctx) == nil {
-		percent := min(int32(100*sent.Load()/total), 100)
-		_, err := methods.HttpNfcLeaseProgress(ctx, s, &types.HttpNfcLeaseProgress{This: lease, Percent: percent})
-		if err != nil && ctx.Err() == nil {
-			return failed(ctx, "keeping the lease alive", err)
-		}
-	}
-	return nil
 }
 
 // post sends the disk to the host that vCenter named.

@@ -15,10 +15,15 @@ import (
 
 // source is what an import needs of a file.
 type source struct {
-	// descriptor is the OVF, which names the disk's file.
-	descriptor string
+	// descriptor is the OVF, which names the disk's file, diskName.
+	descriptor, descriptorName, diskName string
 	// offset and size of the VMDK in the file, in bytes.
 	offset, size int64
+}
+
+// disk reads the VMDK.
+func (s source) disk(img upload.Image) io.Reader {
+	return io.NewSectionReader(img.File, s.offset, s.size)
 }
 
 // maxDescriptor bounds the OVF in an archive; ours have 8 KiB.
@@ -33,7 +38,7 @@ func newSource(img upload.Image) (source, error) {
 	text, err := ova.Descriptor(ova.Machine{Name: name, Version: img.Version}, ova.Disk{
 		Size: img.Size, SHA256: img.SHA256, Capacity: vmdk.Capacity(img.RawSize),
 	}, name+".vmdk")
-	return source{descriptor: string(text), size: img.Size}, err
+	return source{descriptor: string(text), descriptorName: name + ".ovf", diskName: name + ".vmdk", size: img.Size}, err
 }
 
 // inArchive finds the OVF and the VMDK of an OVA. The archive's own digests were
@@ -57,13 +62,13 @@ func inArchive(img upload.Image) (s source, err error) {
 			if err != nil {
 				return fail(err)
 			}
-			s.descriptor = string(b)
+			s.descriptor, s.descriptorName = string(b), h.Name
 		case strings.HasSuffix(h.Name, ".vmdk") && s.size == 0:
 			// tar reads headers in whole blocks, so the file stands at the content.
 			if s.offset, err = file.Seek(0, io.SeekCurrent); err != nil {
 				return fail(err)
 			}
-			s.size = h.Size
+			s.size, s.diskName = h.Size, h.Name
 		}
 	}
 	if s.descriptor == "" || s.size == 0 {

@@ -49,6 +49,7 @@ func startVCenter(t *testing.T, secure bool) *vcenter {
 	}
 	t.Cleanup(m.Remove)
 	m.Service.Listen = &url.URL{User: url.UserPassword("ops", "secret")}
+	m.Service.RegisterEndpoints = true // the content library, too
 	if secure {
 		m.Service.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
