@@ -18,7 +18,7 @@ type Outcome struct {
 
 // Run uploads an image unless it is there, and makes it current when promote is
 // set or the family has nothing that is. What an earlier run left is used or
-// removed.
+// removed; what cannot be removed is an error, but the image is promoted none the less.
 func Run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote bool) (Outcome, error) {
 	plan, err := t.Preflight(ctx, img)
 	if err != nil {
@@ -30,24 +30,23 @@ func Run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote
 	} else if out.Object, err = t.Upload(ctx, img, j, ev); err != nil {
 		return Outcome{}, fmt.Errorf("uploading %s %s: %w", img.Name, img.Version, err)
 	}
-	if err := settle(ctx, t, j); err != nil {
-		return out, err
-	}
-	if out.Object.Current {
-		return out, nil
+	// What cannot be removed is in nobody's way: the image is whole without it.
+	left := settle(ctx, t, j)
+	if out.Object.Current || left != nil && ctx.Err() != nil {
+		return out, left
 	}
 	if !promote {
 		has, err := hasCurrent(ctx, t, img.Name)
 		if err != nil || has {
-			return out, err
+			return out, errors.Join(err, left)
 		}
 	}
 	ev(Event{Phase: "promoting"})
 	if err := t.Promote(ctx, out.Object); err != nil {
-		return out, fmt.Errorf("promoting %s %s: %w", img.Name, img.Version, err)
+		return out, errors.Join(fmt.Errorf("promoting %s %s: %w", img.Name, img.Version, err), left)
 	}
 	out.Object.Current, out.Promoted, out.Unchanged = true, true, false
-	return out, nil
+	return out, left
 }
 
 // settle removes what is still in the journal, newest first.

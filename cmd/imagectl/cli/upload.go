@@ -151,9 +151,15 @@ func (g *globals) uploadOne(ctx context.Context, f uploadFlags, o format, dest d
 	if cerr := j.Close(); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("closing the journal: %w", cerr))
 	}
+	said := func() error { return printOutcome(g.stdio.Out, dest.Name, out) }
+	if out.Object.ID != "" {
+		report.Outcome = &out
+	} else {
+		said = func() error { return nil }
+	}
 	if err != nil {
 		report.Error = err.Error()
-		if nerr := news.end(report, func() error { return nil }); nerr != nil {
+		if nerr := news.end(report, said); nerr != nil {
 			return errors.Join(err, nerr)
 		}
 		if left > 0 {
@@ -161,8 +167,7 @@ func (g *globals) uploadOne(ctx context.Context, f uploadFlags, o format, dest d
 		}
 		return err
 	}
-	report.Outcome = &out
-	return news.end(report, func() error { return printOutcome(g.stdio.Out, dest.Name, out) })
+	return news.end(report, said)
 }
 
 // uploadState is where journals are kept (XDG Base Directory Specification).
