@@ -249,7 +249,7 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	audit := img.Audit()
 	var checks []upload.Check
 	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest} {
-		checks = append(checks, compare("label "+k, m.Audit[k], audit[k]))
+		checks = append(checks, upload.Compare("label "+k, m.Audit[k], audit[k]))
 	}
 	if m.Audit[upload.LabelFile] == audit[upload.LabelFile] {
 		checks = append(checks, upload.Check{Name: "SHA-256 of the file, as compared when it was sent", Result: upload.Good, Detail: audit[upload.LabelFile]})
@@ -260,15 +260,8 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if sizeOf(m.Disk) < img.RawSize {
 		size.Result = upload.Bad
 	}
-	state := compare("template", strconv.FormatBool(m.finished()), "true")
+	state := upload.Compare("template", strconv.FormatBool(m.finished()), "true")
 	return append(checks, size, state, upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "Proxmox VE keeps no digest of a disk"}), nil
-}
-
-func compare(name, got, want string) upload.Check {
-	if got != want {
-		return upload.Check{Name: name, Result: upload.Bad, Detail: fmt.Sprintf("it is %q there and %q here", got, want)}
-	}
-	return upload.Check{Name: name, Result: upload.Good, Detail: got}
 }
 
 var sizeForm = regexp.MustCompile(`(?:^|,)size=(\d+)([KMGT]?)(?:,|$)`)

@@ -25,12 +25,12 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if !found {
 		return nil, fmt.Errorf("verifying %s: %w in %s", dir, upload.ErrNotFound, t.bucket)
 	}
-	checks := []upload.Check{compare("digest of the disk", r.Digest, img.Digest), labels(r, img)}
+	checks := []upload.Check{upload.Compare("digest of the disk", r.Digest, img.Digest), labels(r, img)}
 	i := slices.IndexFunc(r.Files, func(f file) bool { return f.Name == name })
 	if i < 0 {
 		return append(checks, upload.Check{Name: "file", Result: upload.Bad, Detail: "the record does not name " + name}), nil
 	}
-	checks = append(checks, compare("digest of the file in the record", r.Files[i].SHA256, img.SHA256))
+	checks = append(checks, upload.Compare("digest of the file in the record", r.Files[i].SHA256, img.SHA256))
 
 	key := path.Join(dir, name)
 	info, err := t.core.StatObject(ctx, t.bucket, key, minio.StatObjectOptions{Checksum: true})
@@ -41,8 +41,8 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 		return nil, failed(ctx, "looking at "+key, err)
 	}
 	checks = append(checks,
-		compare("size of the file", strconv.FormatInt(info.Size, 10), strconv.FormatInt(img.Size, 10)),
-		compare("label of the file", meta(info, metaFile), "sha256:"+img.SHA256))
+		upload.Compare("size of the file", strconv.FormatInt(info.Size, 10), strconv.FormatInt(img.Size, 10)),
+		upload.Compare("label of the file", meta(info, metaFile), "sha256:"+img.SHA256))
 	sum, err := t.storedSum(info, img)
 	return append(checks, sum), err
 }
@@ -58,7 +58,7 @@ func (t *Target) storedSum(info minio.ObjectInfo, img upload.Image) (upload.Chec
 		return upload.Check{Name: what, Result: upload.Unprovable, Detail: fmt.Sprintf("the size of its parts is not known: the label %s says %q", metaPart, meta(info, metaPart))}, nil
 	}
 	want, err := wholeSum(img, partSize)
-	return compare(what, info.ChecksumSHA256, want), err
+	return upload.Compare(what, info.ChecksumSHA256, want), err
 }
 
 func labels(r record, img upload.Image) upload.Check {
@@ -69,15 +69,8 @@ func labels(r record, img upload.Image) upload.Check {
 	}
 	for _, k := range slices.Sorted(maps.Keys(want)) {
 		if r.Labels[k] != want[k] {
-			return compare("label "+k, r.Labels[k], want[k])
+			return upload.Compare("label "+k, r.Labels[k], want[k])
 		}
 	}
 	return upload.Check{Name: "labels", Result: upload.Good, Detail: fmt.Sprintf("%d of them", len(want))}
-}
-
-func compare(name, got, want string) upload.Check {
-	if got != want {
-		return upload.Check{Name: name, Result: upload.Bad, Detail: fmt.Sprintf("it is %q there and %q here", got, want)}
-	}
-	return upload.Check{Name: name, Result: upload.Good, Detail: got}
 }
