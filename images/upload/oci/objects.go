@@ -115,7 +115,16 @@ func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 			return err
 		}
 	}
-	return failed(ctx, "moving the tag "+stable.Name(), remote.Put(stable, m, t.with(ctx)...))
+	if err := remote.Put(stable, m, t.with(ctx)...); err != nil {
+		return failed(ctx, "moving the tag "+stable.Name(), err)
+	}
+	// Whoever deletes the version just now has taken its tag away, and the manifest is
+	// there again.
+	_, found, err = t.get(ctx, at)
+	if err != nil || found {
+		return err
+	}
+	return failed(ctx, "tagging "+at.Name()+" again", remote.Put(at, m, t.with(ctx)...))
 }
 
 // setPrevious moves the tag NAME_previous, if it is ours.
@@ -156,16 +165,9 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 			return fmt.Errorf("deleting %s: %w: the tag %s is the same manifest", own, upload.ErrInUse, tag)
 		}
 	}
+	_, pointed := tags[currentTag(o.Name)]
 	documents, err := t.referrers(ctx, m.digest)
 	if err != nil {
-		return err
-	}
-	for _, d := range documents {
-		if err := t.remove(ctx, t.repo.Digest(d.Digest.String())); err != nil {
-			return err
-		}
-	}
-	if err := t.remove(ctx, t.repo.Tag(strings.Replace(m.digest.String(), ":", "-", 1))); err != nil {
 		return err
 	}
 	// Most registries drop the tags with the manifest, some keep them.
@@ -177,7 +179,35 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 			return err
 		}
 	}
-	return nil
+	if err := t.unpromoted(ctx, o, m, pointed); err != nil {
+		return err
+	}
+	for _, d := range documents {
+		if err := t.remove(ctx, t.repo.Digest(d.Digest.String())); err != nil {
+			return err
+		}
+	}
+	return t.remove(ctx, t.repo.Tag(strings.Replace(m.digest.String(), ":", "-", 1)))
+}
+
+// unpromoted puts a manifest back that was promoted while it was deleted: the family's
+// name is its tag now, or has gone with it where there was one before.
+func (t *Target) unpromoted(ctx context.Context, o upload.Object, m manifest, pointed bool) error {
+	stable := t.repo.Tag(currentTag(o.Name))
+	now, found, err := t.get(ctx, stable)
+	if err != nil {
+		return err
+	}
+	if found && now.digest != m.digest || !found && !pointed {
+		return nil
+	}
+	own := versionTag(o.Name, o.Version)
+	for _, tag := range []string{own, currentTag(o.Name)} {
+		if err := remote.Put(t.repo.Tag(tag), m, t.with(ctx)...); err != nil {
+			return failed(ctx, "putting back the tag "+tag, err)
+		}
+	}
+	return fmt.Errorf("deleting %s: %w: it was promoted meanwhile, and is put back", own, upload.ErrInUse)
 }
 
 // remove deletes a manifest or, where the registry can, a tag; what is gone
@@ -229,7 +259,7 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	want := annotations(img, t.now())
 	for _, k := range slices.Sorted(maps.Keys(want)) {
 		if k != keyUploaded {
-			checks = append(checks, compare("label "+k, m.Annotations[k], want[k]))
+			checks = append(checks, upload.Compare("label "+k, m.Annotations[k], want[k]))
 		}
 	}
 	layer, _, err := t.content(img)
@@ -241,8 +271,8 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 		return append(checks, upload.Check{Name: "file", Result: upload.Bad, Detail: "the manifest does not name " + path.Base(img.File.Name())}), nil
 	}
 	checks = append(checks,
-		compare("digest that the registry keeps the file under", there.Digest.String(), layer.digest.String()),
-		compare("size of the file", fmt.Sprint(there.Size), fmt.Sprint(layer.size)))
+		upload.Compare("digest that the registry keeps the file under", there.Digest.String(), layer.digest.String()),
+		upload.Compare("size of the file", fmt.Sprint(there.Size), fmt.Sprint(layer.size)))
 	stored, err := t.stored(ctx, layer)
 	if err != nil {
 		return nil, err
@@ -269,14 +299,7 @@ func (t *Target) stored(ctx context.Context, layer blob) (upload.Check, error) {
 	if err != nil {
 		return upload.Check{}, failed(ctx, "looking for the file", err)
 	}
-	return compare(what, fmt.Sprintf("%d bytes", size), fmt.Sprintf("%d bytes", layer.size)), nil
-}
-
-func compare(name, got, want string) upload.Check {
-	if got != want {
-		return upload.Check{Name: name, Result: upload.Bad, Detail: fmt.Sprintf("it is %q there and %q here", got, want)}
-	}
-	return upload.Check{Name: name, Result: upload.Good, Detail: got}
+	return upload.Compare(what, fmt.Sprintf("%d bytes", size), fmt.Sprintf("%d bytes", layer.size)), nil
 }
 
 var _ upload.Target = (*Target)(nil)

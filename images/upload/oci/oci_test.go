@@ -564,3 +564,56 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+// A version that is promoted while it is deleted stays, whichever comes first.
+func TestDeleteAndPromoteAtOnce(t *testing.T) {
+	r := newRack(t, true)
+	to := target(t, r, Artifact)
+	one, two := send(t, to, image(t, "1-aa", 1, store.QCOW2)), send(t, to, image(t, "2-bb", 2, store.QCOW2))
+	wants := func(now string) {
+		t.Helper()
+		all, err := to.List(t.Context(), "demo-worker")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := slices.IndexFunc(all, func(o upload.Object) bool { return o.Current })
+		if len(all) != 2 || n < 0 || all[n].Version != now {
+			t.Errorf("listed is %+v, want both versions and %s as current", all, now)
+		}
+	}
+	// once runs f when the first request comes that fits.
+	once := func(fits func(*http.Request) bool, f func()) {
+		var done atomic.Bool
+		at := func(_ http.ResponseWriter, req *http.Request) bool {
+			if fits(req) && done.CompareAndSwap(false, true) {
+				f()
+			}
+			return false
+		}
+		r.refuse.Store(&at)
+	}
+	if err := to.Promote(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	once(func(req *http.Request) bool { return req.Method == http.MethodDelete }, func() {
+		if err := to.Promote(t.Context(), two); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := to.Delete(t.Context(), two); !errors.Is(err, upload.ErrInUse) {
+		t.Errorf("deleting what is promoted meanwhile: %v", err)
+	}
+	wants(two.Version)
+
+	once(func(req *http.Request) bool {
+		return req.Method == http.MethodPut && strings.HasSuffix(req.URL.Path, "/manifests/"+currentTag("demo-worker"))
+	}, func() {
+		if err := to.Delete(t.Context(), one); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := to.Promote(t.Context(), one); err != nil {
+		t.Errorf("promoting what is deleted meanwhile: %v", err)
+	}
+	wants(one.Version)
+}
