@@ -22,14 +22,16 @@ func wants(what string, least, most int) cobra.PositionalArgs {
 	}
 }
 
+// verbLimit is how long a verb may take that sends and reads no image.
+const verbLimit = 10 * time.Minute
+
 // at runs f with the target of a name.
-func (g *globals) at(ctx context.Context, name string, f func(context.Context, destination, upload.Target) error) error {
+func (g *globals) at(ctx context.Context, name string, limit time.Duration, f func(context.Context, destination, upload.Target) error) error {
 	d, err := g.destination(name)
 	if err != nil {
 		return err
 	}
-	const most = 10 * time.Minute
-	ctx, cancel := context.WithTimeout(ctx, most)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	t, stop, err := g.target(ctx, d, nil)
 	if err != nil {
@@ -70,7 +72,7 @@ func newUploadList(g *globals) *cobra.Command {
 					return err
 				}
 			}
-			return g.at(cmd.Context(), args[0], func(ctx context.Context, _ destination, t upload.Target) error {
+			return g.at(cmd.Context(), args[0], verbLimit, func(ctx context.Context, _ destination, t upload.Target) error {
 				all, err := t.List(ctx, family)
 				if err != nil {
 					return fmt.Errorf("listing %s: %w", args[0], err)
@@ -111,7 +113,7 @@ func newUploadPromote(g *globals) *cobra.Command {
 		Example: "  imagectl upload promote one 4593.2.1-1a2b3c4d",
 		Args:    wants("a target and an image", 2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.at(cmd.Context(), args[0], func(ctx context.Context, d destination, t upload.Target) error {
+			return g.at(cmd.Context(), args[0], verbLimit, func(ctx context.Context, d destination, t upload.Target) error {
 				o, err := upload.Find(ctx, t, "", args[1])
 				if err != nil {
 					return err
@@ -141,7 +143,7 @@ func newUploadRollback(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return g.at(cmd.Context(), args[0], func(ctx context.Context, d destination, t upload.Target) error {
+			return g.at(cmd.Context(), args[0], verbLimit, func(ctx context.Context, d destination, t upload.Target) error {
 				from, to, err := upload.Rollback(ctx, t, family)
 				if err != nil {
 					return err
@@ -172,7 +174,7 @@ func newUploadPrune(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return g.at(cmd.Context(), args[0], func(ctx context.Context, _ destination, t upload.Target) error {
+			return g.at(cmd.Context(), args[0], verbLimit, func(ctx context.Context, _ destination, t upload.Target) error {
 				agree := func(would []upload.Pruned) error {
 					if err := printPruned(g, formatTable, would, "would be deleted"); err != nil {
 						return err
@@ -242,7 +244,7 @@ func newUploadCleanup(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return g.at(cmd.Context(), args[0], func(ctx context.Context, d destination, t upload.Target) error {
+			return g.at(cmd.Context(), args[0], verbLimit, func(ctx context.Context, d destination, t upload.Target) error {
 				done, err := upload.Cleanup(ctx, t, state, d.key())
 				switch {
 				case o == formatJSON:
@@ -271,6 +273,7 @@ func newUploadCleanup(g *globals) *cobra.Command {
 func newUploadVerify(g *globals) *cobra.Command {
 	var o format
 	var out string
+	var limit time.Duration
 	cmd := &cobra.Command{
 		Use:   "verify TARGET REF",
 		Short: "Compare an image on a platform with what was built",
@@ -280,7 +283,7 @@ func newUploadVerify(g *globals) *cobra.Command {
 		Example: "  imagectl upload verify one 4593.2.1-1a2b3c4d",
 		Args:    wants("a target and an image", 2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.at(cmd.Context(), args[0], func(ctx context.Context, d destination, t upload.Target) error {
+			return g.at(cmd.Context(), args[0], limit, func(ctx context.Context, d destination, t upload.Target) error {
 				object, err := upload.Find(ctx, t, "", args[1])
 				if err != nil {
 					return err
@@ -308,6 +311,7 @@ func newUploadVerify(g *globals) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "out", "directory that imagectl build wrote")
+	cmd.Flags().DurationVar(&limit, "timeout", time.Hour, "how long all may take; from some platforms the whole disk is read back")
 	formatFlag(cmd, &o)
 	return cmd
 }
