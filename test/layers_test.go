@@ -67,7 +67,7 @@ var layers = map[string][]string{
 	"images/upload/pin":        {},
 	"images/upload/sshconn":    {},
 	"images/upload/hostdir":    {"images/upload", "images/upload/sshconn"},
-	"images/upload/vsphere":    {"images/ova", "images/store", "images/upload", "images/vmdk"},
+	"images/upload/vsphere":    {"images/ova", "images/store", "images/upload", "images/upload/rest", "images/vmdk"},
 	"images/upload/proxmox":    {"images/iso", "images/store", "images/upload"},
 	"images/upload/rest":       {"images/upload"},
 	"images/upload/aws":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},

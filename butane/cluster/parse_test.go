@@ -378,7 +378,7 @@ roles:`}, []string{
 			`error: upload[3]: required key "endpoint" is missing, type ssh needs it`,
 			`error: upload[4].options.stage: upload has no entry "f" of type s3 or ssh`,
 		}},
-		{"an upload to what nobody knows", []string{"roles:", "upload: [{name: a, type: floppy}]\nroles:"}, []string{`error: upload[0].type: "floppy" is not one of opennebula, s3, oci, libvirt, vsphere, proxmox, aws, azure, gcp, openstack, digitalocean, hetzner, ssh`}},
+		{"an upload to what nobody knows", []string{"roles:", "upload: [{name: a, type: floppy}]\nroles:"}, []string{`error: upload[0].type: "floppy" is not one of opennebula, s3, oci, libvirt, vsphere, vsphere-library, proxmox, aws, azure, gcp, openstack, digitalocean, hetzner, ssh`}},
 		{"an upload without what it needs", []string{"roles:", "upload: [{name: a, type: opennebula, datastore: d, username: u}]\nroles:"}, []string{
 			`error: upload[0]: required key "endpoint" is missing, type opennebula needs it`,
 			`error: upload[0]: required key "password" is missing, type opennebula needs it`,

@@ -70,6 +70,12 @@ func uploadTypes() []uploadType {
 		files:    []string{"ca", "node"},
 		remote:   true,
 	}, {
+		name:     "vsphere-library",
+		required: []string{"datastore", "endpoint", "password", "username"},
+		options:  []string{"ca", "fingerprint"},
+		files:    []string{"ca"},
+		remote:   true,
+	}, {
 		name:     "proxmox",
 		required: []string{"datastore", "endpoint", "password", "username"},
 		options:  []string{"bridge", "ca", "cpu", "directory", "fingerprint", "firmware", "host", "import", "medium", "memoryMB", "node", "stage", "vcpu", "vlan", "vmid"},

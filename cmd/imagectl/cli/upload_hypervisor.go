@@ -78,3 +78,24 @@ func (g *globals) vSphere(ctx context.Context, d destination) (upload.Target, fu
 	}
 	return t, func() { t.Close(ctx) }, nil
 }
+
+// vSphereLibrary is a content library, whose name is the datastore's.
+func (g *globals) vSphereLibrary(ctx context.Context, d destination) (upload.Target, func(), error) {
+	password, err := g.uploadSecret(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	transport, err := g.pinnedTransport(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := vsphere.NewLibrary(vsphere.LibraryConfig{
+		Endpoint: d.Endpoint, Username: d.Username, Password: password, Name: d.Datastore,
+		Transport: transport, Trust: transport.Name, Random: rand.Reader, Now: time.Now,
+		Wait: pause, Beat: func(ctx context.Context) error { return rest(ctx, leaseBeat) },
+	})
+	if err != nil {
+		return nil, nil, badDestination(d, err)
+	}
+	return l, func() { l.Close(ctx) }, nil
+}

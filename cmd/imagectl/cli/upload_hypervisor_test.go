@@ -11,7 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vapi/library"
+	vapi "github.com/vmware/govmomi/vapi/rest"
+	_ "github.com/vmware/govmomi/vapi/simulator"
 
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload/proxmox/proxmoxtest"
@@ -115,4 +119,46 @@ func TestUploadToVSphere(t *testing.T) {
 	s.wants(exitDone, "good", "upload", "verify", "vc", version, "--out", s.path("out"))
 	t.Setenv("VC_PASSWORD", "wrong")
 	s.wants(exitAuth, "Login failure", "upload", "list", "vc")
+}
+
+func TestUploadToAContentLibrary(t *testing.T) {
+	s := newUploadSite(t)
+	m := simulator.VPX()
+	m.Host, m.ClusterHost, m.Machine, m.Portgroup, m.Autostart = 0, 1, 0, 0, false
+	if err := m.Create(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Remove)
+	user := url.UserPassword("ops", "secret")
+	m.Service.Listen = &url.URL{User: user}
+	m.Service.RegisterEndpoints = true
+	vc := m.Service.NewServer()
+	t.Cleanup(vc.Close)
+	soap, err := govmomi.NewClient(t.Context(), vc.URL, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := vapi.NewClient(soap.Client)
+	if err := c.Login(t.Context(), user); err != nil {
+		t.Fatal(err)
+	}
+	storage := []library.StorageBacking{{DatastoreID: m.Map().Any("Datastore").Reference().Value, Type: "DATASTORE"}}
+	if _, err := library.NewManager(c).CreateLibrary(t.Context(), library.Library{Name: "Flatcar images", Type: "LOCAL", Storage: storage}); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("VC_PASSWORD", "secret")
+	s.entry(fmt.Sprintf(`
+  - name: lib
+    type: vsphere-library
+    endpoint: http://%s
+    datastore: Flatcar images
+    username: ops
+    password: {env: VC_PASSWORD}
+`, vc.URL.Host))
+	version := s.vmdk(1)
+	s.wants(exitDone, "is current now", "upload", "lib", "worker", "--out", s.path("out"))
+	s.wants(exitDone, "no changes", "upload", "lib", "worker", "--out", s.path("out"))
+	s.wants(exitDone, "good", "upload", "verify", "lib", version, "--out", s.path("out"))
+	t.Setenv("VC_PASSWORD", "wrong")
+	s.wants(exitAuth, "logging in at http://127.0.0.1", "upload", "list", "lib")
 }

@@ -29,7 +29,7 @@ type destination struct{ cluster.Upload }
 // key names the place in journals: two cluster.yaml may call two places one name.
 func (d destination) key() string {
 	where := []string{d.Type, d.Endpoint, d.Datastore, d.Region, d.Bucket, d.Username}
-	for _, o := range []string{"cloud", "project", "resourceGroup", "subscription"} {
+	for _, o := range []string{"cloud", "project", "resourceGroup", "subscription", "prefix", "datacenter", "folder"} {
 		// Only where there are some, for the keys of other types to stay what they were.
 		if v := d.Options[o]; v != "" {
 			where = append(where, v)
@@ -78,6 +78,8 @@ func (g *globals) target(ctx context.Context, d destination, s *stageFlags) (t u
 		return g.openNebula(ctx, d, s)
 	case "vsphere":
 		return g.vSphere(ctx, d)
+	case "vsphere-library":
+		return g.vSphereLibrary(ctx, d)
 	case "openstack":
 		return g.openStack(ctx, d, s)
 	case "digitalocean":
