@@ -206,12 +206,25 @@ func (t *Target) remove(ctx context.Context, id string) error {
 }
 
 // put sends bytes, with their number: some proxies refuse a body that does not say
-// how long it is.
-func (t *Target) put(ctx context.Context, path string, body io.Reader, size int64) error {
+// how long it is. A token that is too old before or after is replaced once, as the
+// library does it for calls whose bodies fit into memory.
+func (t *Target) put(ctx context.Context, path string, body func() io.Reader, size int64) error {
 	service, _, err := t.connect(ctx)
 	if err != nil {
 		return err
 	}
+	token := service.Token()
+	err = t.putOnce(ctx, service, path, body(), size)
+	if !refused(err, http.StatusUnauthorized) || !t.conf.Auth.AllowReauth {
+		return err
+	}
+	if err := service.Reauthenticate(ctx, token); err != nil {
+		return failed(ctx, "asking Keystone for a new token", err)
+	}
+	return t.putOnce(ctx, service, path, body(), size)
+}
+
+func (t *Target) putOnce(ctx context.Context, service *gophercloud.ServiceClient, path string, body io.Reader, size int64) error {
 	doing := "sending the file"
 	r, err := http.NewRequestWithContext(ctx, http.MethodPut, service.ResourceBaseURL()+path, io.NopCloser(body))
 	if err != nil {
@@ -246,16 +259,18 @@ type refusal struct {
 // Unwrap gives the kind and the text.
 func (r *refusal) Unwrap() error { return r.error }
 
-// conflict: the image is not in a state for that.
-func conflict(err error) bool {
+// refused: the answer has this status.
+func refused(err error, status int) bool {
 	var r *refusal
-	return errors.As(err, &r) && r.status == http.StatusConflict
+	return errors.As(err, &r) && r.status == status
 }
+
+// conflict: the image is not in a state for that.
+func conflict(err error) bool { return refused(err, http.StatusConflict) }
 
 // gone: the image was deleted meanwhile.
 func gone(err error) bool {
-	var r *refusal
-	return errors.Is(err, upload.ErrNotFound) || errors.As(err, &r) && r.status == http.StatusGone
+	return errors.Is(err, upload.ErrNotFound) || refused(err, http.StatusGone)
 }
 
 // failed says what was being done, which kind of failure it was, and what

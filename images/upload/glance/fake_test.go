@@ -34,8 +34,10 @@ type cloud struct {
 	tokens map[string]bool
 	// full refuses data, quota refuses images.
 	full, quota bool
-	hold        chan struct{}
-	imports     sync.WaitGroup
+	// converts has each import make a raw image.
+	converts bool
+	hold     chan struct{}
+	imports  sync.WaitGroup
 }
 
 type stored struct {
@@ -352,6 +354,9 @@ func (c *cloud) importing(w http.ResponseWriter, r *http.Request, i *stored) {
 			i.props["status"] = "queued"
 			next["status"], next["message"] = "failure", "Task failed due to Internal Error: "+err.Error()
 		} else {
+			if c.converts {
+				i.data, i.props["disk_format"] = []byte("a raw image"), "raw"
+			}
 			i.activate()
 		}
 		i.tasks[len(i.tasks)-1] = next

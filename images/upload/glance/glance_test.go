@@ -7,8 +7,10 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -238,6 +240,54 @@ func TestATokenThatIsTooOldIsReplaced(t *testing.T) {
 	c.expire()
 	if _, err := uploaded(t, to, uploadtest.Image(t, store.QCOW2, "prod-worker", 1), true); err != nil {
 		t.Error(err)
+	}
+}
+
+// age lets the token be too old when the first transfer begins.
+type age struct {
+	http.RoundTripper
+	once  sync.Once
+	cloud *cloud
+}
+
+// RoundTrip implements http.RoundTripper.
+func (a *age) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodPut {
+		a.once.Do(a.cloud.expire)
+	}
+	return a.RoundTripper.RoundTrip(r)
+}
+
+func TestATokenThatIsTooOldForTheFileIsReplaced(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	conf := config(c.URL + "/identity/v3")
+	conf.Client = &http.Client{Transport: &age{RoundTripper: http.DefaultTransport, cloud: c}}
+	if _, err := uploaded(t, target(t, conf), uploadtest.Image(t, store.QCOW2, "prod-worker", 1), true); err != nil {
+		t.Error(err)
+	}
+}
+
+// A site may make a raw image of what is imported: then there is nothing to compare the
+// digest with, and the image stays.
+func TestWhatASiteConvertsIsKept(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	c.converts = true
+	conf := config(c.URL + "/identity/v3")
+	conf.Method = glance.Direct
+	to, img := target(t, conf), uploadtest.Image(t, store.QCOW2, "prod-worker", 1)
+	out, err := uploaded(t, to, img, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checks, err := to.Verify(t.Context(), out.Object, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := upload.Check{Name: "digest that Glance computed", Result: upload.Unprovable, Detail: "this site made raw of the qcow2 that was sent"}
+	if !slices.Contains(checks, want) || slices.ContainsFunc(checks, func(k upload.Check) bool { return k.Result == upload.Bad }) {
+		t.Errorf("the checks are %+v", checks)
 	}
 }
 

@@ -153,7 +153,7 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 		upload.CompareLabels(func(key string) string { return i.text(label(key)) }, img),
 		sum,
 	}
-	if i.text(label(upload.LabelFile)) == "sha256:"+img.SHA256 {
+	if i.text(label(upload.LabelFile)) == "sha256:"+img.SHA256 && !converted(i, img) {
 		checks = append(checks, upload.Compare("size of the file", i.number("size"), strconv.FormatInt(img.Size, 10)))
 	}
 	return checks, nil

@@ -203,9 +203,9 @@ func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload
 	var err error
 	switch t.conf.Method {
 	case Put:
-		err = t.put(ctx, path+"/file", body(), img.Size)
+		err = t.put(ctx, path+"/file", body, img.Size)
 	case Direct:
-		if err = t.put(ctx, path+"/stage", body(), img.Size); err == nil {
+		if err = t.put(ctx, path+"/stage", body, img.Size); err == nil {
 			err = t.importing(ctx, id, map[string]any{"name": Direct}, ev)
 		}
 	case Download:
@@ -320,6 +320,8 @@ func stored(i image, img upload.Image) (upload.Check, error) {
 		c.Detail = fmt.Sprintf("it is a %s, which is not known here", algorithm)
 	case i.text(label(upload.LabelFile)) != "sha256:"+img.SHA256:
 		c.Detail = "the image was made of another file with the same disk"
+	case converted(i, img):
+		c.Detail = fmt.Sprintf("this site made %s of the %s that was sent", i.text("disk_format"), img.Format)
 	default:
 		if _, err := io.Copy(h, io.NewSectionReader(img.File, 0, img.Size)); err != nil {
 			return c, fmt.Errorf("reading %s: %w", img.File.Name(), err)
@@ -328,6 +330,9 @@ func stored(i image, img upload.Image) (upload.Check, error) {
 	}
 	return c, nil
 }
+
+// converted: a plug-in of Glance's import has made another file of ours.
+func converted(i image, img upload.Image) bool { return i.text("disk_format") != string(img.Format) }
 
 func hasher(algorithm string) hash.Hash {
 	switch algorithm {
