@@ -186,6 +186,7 @@ upload-test: ## uploads against servers of other hands: versitygw, sshd, docker-
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 	go test -count=1 -tags upload -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/hostdir
+	go test -count=1 -tags upload -run OpenSSH -v ./images/upload/hetzner
 	go test -count=1 -tags upload -v ./bootstrap/backup/bucket -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/oci
 	go test -count=1 -tags upload -v ./images/upload/libvirt

@@ -51,6 +51,8 @@ type Config struct {
 	Transport  http.RoundTripper
 	// Dial connects to the rescue system's SSH.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// User of the rescue system; empty for root.
+	User string
 	// Random makes the key.
 	Random io.Reader
 	// Tries of a request that may be sent again before it has failed; 0 for 5.
@@ -101,6 +103,7 @@ func New(c Config) (*Target, error) {
 		return nil, errors.New("reading the token: it is empty")
 	}
 	c.Location, c.ServerType, c.Connects = cmp.Or(c.Location, defaultPlace), cmp.Or(c.ServerType, defaultType), cmp.Or(c.Connects, connects)
+	c.User = cmp.Or(c.User, "root")
 	return &Target{c, bearer.Client{
 		Base: strings.TrimRight(cmp.Or(c.API, publicAPI), "/"), Token: c.Token, Transport: c.Transport, Reason: reason, Kind: kind,
 		Tries: cmp.Or(c.Tries, tries), Wait: c.Wait,

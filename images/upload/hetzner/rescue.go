@@ -62,7 +62,7 @@ func (t *Target) write(ctx context.Context, address string, key ssh.Signer, img 
 func (t *Target) login(ctx context.Context, address string, key ssh.Signer, ev upload.Events) (*ssh.Client, error) {
 	ev(upload.Event{Phase: "waiting for the rescue system"})
 	conf := &ssh.ClientConfig{
-		User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(key)},
+		User: t.conf.User, Auth: []ssh.AuthMethod{ssh.PublicKeys(key)},
 		HostKeyCallback: func(_ string, _ net.Addr, host ssh.PublicKey) error {
 			ev(upload.Event{Phase: "waiting for the rescue system", Note: "the rescue system's key, which nothing here can check, is " + ssh.FingerprintSHA256(host)})
 			return nil
