@@ -3,14 +3,10 @@
 package glance_test
 
 import (
-	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -18,9 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	"github.com/gophercloud/gophercloud/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/imagectl/imagectl/images/store"
@@ -29,183 +23,6 @@ import (
 	"github.com/imagectl/imagectl/images/upload/staging"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
 )
-
-// tenant is a project of its own, and a user who is a member of it.
-type tenant struct {
-	*openstack
-	t              *testing.T
-	id, name, user string
-	password       string
-}
-
-func (c *openstack) tenant(t *testing.T) *tenant {
-	t.Helper()
-	n := &tenant{openstack: c, t: t, name: "tenant-" + rand.Text(), password: rand.Text()}
-	n.id = c.call(t, "POST", c.keystone+"/projects", object{"project": object{"name": n.name, "domain_id": "default"}}).sub("project").text("id")
-	n.user = c.call(t, "POST", c.keystone+"/users", object{"user": object{"name": n.name, "domain_id": "default", "password": n.password}}).sub("user").text("id")
-	c.call(t, "PUT", c.keystone+"/projects/"+n.id+"/users/"+n.user+"/roles/"+c.member, nil)
-	return n
-}
-
-// config is that of a member who signs in by a password.
-func (n *tenant) config() glance.Config {
-	conf := config(n.keystone)
-	conf.Auth = gophercloud.AuthOptions{IdentityEndpoint: n.keystone, Username: n.name, Password: n.password, DomainID: "default", TenantID: n.id}
-	conf.Endpoint.Region = region
-	conf.Wait = patient
-	return conf
-}
-
-// limit is one of this project.
-func (n *tenant) limit(name string, max int) {
-	n.t.Helper()
-	n.call(n.t, "POST", n.keystone+"/limits", object{"limits": []object{{
-		"service_id": n.service, "region_id": strict, "resource_name": name, "resource_limit": max, "project_id": n.id,
-	}}})
-}
-
-// images are all of the project, also those that nobody lists.
-func (n *tenant) images() ([]answered, error) {
-	var all []answered
-	for _, hidden := range []string{"true", "false"} {
-		list, _ := n.call(n.t, "GET", n.image+"/v2/images?owner="+n.id+"&os_hidden="+hidden, nil)["images"].([]any)
-		for _, i := range list {
-			all = append(all, answered(i.(object)))
-		}
-	}
-	return all, nil
-}
-
-// settle waits until Glance does nothing more by itself.
-func (n *tenant) settle() {
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		all, err := n.images()
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		busy := ""
-		for _, i := range all {
-			if i.text("os_glance_import_task") != "" || i.text("status") == "importing" {
-				busy = fmt.Sprint(i)
-			}
-		}
-		if busy == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			n.t.Fatalf("Glance is still at %s", busy)
-		}
-	}
-}
-
-// gate is a handler that may hold all requests.
-type gate struct {
-	http.Handler
-	mu   sync.Mutex
-	hold chan struct{}
-}
-
-// ServeHTTP implements http.Handler.
-func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.mu.Lock()
-	hold := g.hold
-	g.mu.Unlock()
-	if hold != nil {
-		<-hold
-	}
-	g.Handler.ServeHTTP(w, r)
-}
-
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.hold = make(chan struct{})
-}
-
-func (g *gate) open() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.hold != nil {
-		close(g.hold)
-		g.hold = nil
-	}
-}
-
-// serve is from where Glance fetches, until the test ends.
-func (c *openstack) serve(t *testing.T) (*staging.Server, *gate) {
-	t.Helper()
-	l, err := net.Listen("tcp", c.staging)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := staging.New("http://" + c.staging)
-	g := &gate{Handler: s}
-	server := &http.Server{Handler: g}
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(l) }()
-	t.Cleanup(func() {
-		g.open()
-		server.Close()
-		<-ended
-	})
-	return s, g
-}
-
-func (n *tenant) platform(conf glance.Config, g *gate) uploadtest.Platform {
-	p := uploadtest.Platform{
-		Target: func(f *uploadtest.Faults) upload.Target {
-			mine := conf
-			mine.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
-			return target(n.t, mine)
-		},
-		Stranger: func() upload.Target {
-			theirs := conf
-			theirs.Auth.Password = "wrong"
-			return target(n.t, theirs)
-		},
-		Leftovers: func() (left []string, err error) {
-			all, err := n.images()
-			for _, i := range all {
-				if i.text("imagectl") == "1" {
-					left = append(left, i.text("id")+" "+i.text("status"))
-				}
-			}
-			return left, err
-		},
-		Plant:  n.plant,
-		Settle: n.settle,
-		Slow:   true,
-	}
-	if g != nil {
-		p.Hold, p.Release = g.close, g.open
-	}
-	return p
-}
-
-// patient asks a server that needs a while for each answer.
-func patient(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(50 * time.Millisecond):
-		return nil
-	}
-}
-
-// plant makes an image of somebody else in the same project.
-func (n *tenant) plant() func() error {
-	id := n.call(n.t, "POST", n.image+"/v2/images", object{
-		"name": "prod-worker", "owner": n.id, "tags": []string{"imagectl"}, "disk_format": "raw", "container_format": "bare",
-	}).text("id")
-	at := n.image + "/v2/images/" + id
-	before := fmt.Sprint(n.call(n.t, "GET", at, nil))
-	return func() error {
-		if after := fmt.Sprint(n.call(n.t, "GET", at, nil)); after != before {
-			return fmt.Errorf("the image of somebody else was %s and is %s", before, after)
-		}
-		return nil
-	}
-}
 
 // TestOfAGenuineGlance has all that needs the two servers, which take a while to start.
 func TestOfAGenuineGlance(t *testing.T) {

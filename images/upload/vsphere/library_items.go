@@ -88,7 +88,8 @@ func (i item) turned() upload.Turned {
 	}}
 }
 
-// items are ours, of one family or of all, oldest first, those that are being made too.
+// items are all of the library, oldest first: those of others and those that are being
+// made, too.
 func (l *Library) items(ctx context.Context) ([]item, error) {
 	id, err := l.library(ctx)
 	if err != nil {

@@ -1,4 +1,5 @@
-// Package vsphere makes templates in the inventory of a vCenter.
+// Package vsphere makes templates in the inventory of a vCenter, and items in its content
+// libraries (Library), which other vCenters subscribe to.
 //
 // A version is a template FAMILY_VERSION in one folder; the current one is called
 // FAMILY, so that people and programs find it by one name. Promote renames. The
