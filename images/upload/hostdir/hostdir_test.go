@@ -222,10 +222,14 @@ func TestNothingElseIsCleaned(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	src := source(t, s.config())
-	if err := os.WriteFile(filepath.Join(s.dir, "notes"), nil, 0o600); err != nil {
-		t.Fatal(err)
+	// Only files of the test's own: what is wrong here would be gone.
+	elsewhere := filepath.Join(t.TempDir(), strings.Repeat("x", 40))
+	for _, path := range []string{filepath.Join(s.dir, "notes"), elsewhere} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for _, name := range []string{s.dir + "/notes", "/etc/passwd", s.dir + "/../" + strings.Repeat("x", 40), s.dir} {
+	for _, name := range []string{s.dir + "/notes", elsewhere, s.dir + "/../" + strings.Repeat("x", 40), s.dir} {
 		if mine, err := src.Clean(t.Context(), upload.Leftover{Kind: "staged file", Name: name}); !mine || err == nil {
 			t.Errorf("%s: %t, %v", name, mine, err)
 		}
@@ -235,6 +239,9 @@ func TestNothingElseIsCleaned(t *testing.T) {
 	}
 	if left := files(t, s.dir); len(left) != 1 {
 		t.Errorf("there is %v", left)
+	}
+	if _, err := os.Stat(elsewhere); err != nil {
+		t.Error(err)
 	}
 }
 
