@@ -172,6 +172,20 @@ e2e: build release ## the scenario in virtual machines
 	go test -c -tags e2e -o bin/e2e.test ./test/e2e
 	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 
+# RUNS=3 for a median; one run is most of an hour without KVM. BYHAND is for more flags,
+# such as -control-planes 1 -workers 1 -only hand.
+RUNS ?= 1
+BYHAND ?=
+
+.PHONY: by-hand
+by-hand: build release ## three control planes and two workers, beside the same typed by hand with kubeadm; wrong clocks
+	$(call say,five machines twice: by imagectl and by hand (an hour without KVM))
+	go test -c -tags e2e -o bin/byhand.test ./test/byhand
+	cd test/byhand && $(ISOLATED) $(CURDIR)/bin/byhand.test -test.timeout 10h -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)-by-hand -runs $(RUNS) $(BYHAND)
+
+.PHONY: test-e2e
+test-e2e: e2e native-ha native-certs drills years by-hand ## all of bootstrap: every drill, and the whole line in virtual machines
+
 .PHONY: bench-images
 bench-images: release ## making images, against what people use otherwise
 	@test/packages test/bench/guestfish-packages.txt

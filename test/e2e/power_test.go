@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -60,37 +59,7 @@ func plant(t *testing.T, file, args string) {
 // onPartition mounts one partition of a stopped machine's disk.
 func onPartition(t *testing.T, disk, label string, f func(dir string)) {
 	t.Helper()
-	start, size := partition(t, disk, label)
-	dir := t.TempDir()
-	out, err := exec.Command("mount", "-o", fmt.Sprintf("loop,offset=%d,sizelimit=%d", start, size), disk, dir).CombinedOutput()
-	if err != nil {
-		t.Fatalf("mounting %s of %s: %v: %s", label, disk, err, out)
+	if err := lab.OnPartition(disk, label, func(dir string) error { f(dir); return nil }); err != nil {
+		t.Fatal(err)
 	}
-	defer func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("unmounting %s of %s: %v: %s", label, disk, err, out)
-		}
-	}()
-	f(dir)
-}
-
-// partition finds a partition by its GPT name with sfdisk; bytes.
-func partition(t *testing.T, disk, label string) (start, size int64) {
-	t.Helper()
-	out, err := exec.Command("sfdisk", "--dump", disk).Output()
-	if err != nil {
-		t.Fatalf("reading the partitions of %s: %v", disk, err)
-	}
-	for _, line := range strings.Split(string(out), "\n") {
-		if !strings.Contains(line, fmt.Sprintf("name=%q", label)) {
-			continue
-		}
-		_, rest, _ := strings.Cut(line, "start=")
-		if _, err := fmt.Sscanf(strings.ReplaceAll(rest, " ", ""), "%d,size=%d", &start, &size); err != nil {
-			t.Fatalf("reading %q: %v", line, err)
-		}
-		return start * 512, size * 512
-	}
-	t.Fatalf("%s has no partition %s:\n%s", disk, label, out)
-	return 0, 0
 }

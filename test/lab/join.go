@@ -139,6 +139,11 @@ func (l *Lab) Launch(ctx context.Context) error {
 // WaitReady waits until every machine is ready, and fails early when a console
 // shows a failure or a machine gives up.
 func (l *Lab) WaitReady(ctx context.Context) error {
+	return l.Watch(ctx, func(View) {})
+}
+
+// Watch is WaitReady that shows every look at a machine.
+func (l *Lab) Watch(ctx context.Context, look func(View)) error {
 	start := time.Now()
 	said := map[string]string{}
 	return Until(ctx, func() (bool, string, error) {
@@ -149,6 +154,7 @@ func (l *Lab) WaitReady(ctx context.Context) error {
 		ready, reasons := 0, []string{}
 		for _, m := range l.Active() {
 			v := views[m.Name]
+			look(v)
 			line := fmt.Sprintf("%s: %s%s", m.Name, v.State, activity(v))
 			if said[m.Name] != line {
 				said[m.Name] = line
@@ -178,4 +184,11 @@ func activity(v View) string {
 		}
 	}
 	return ""
+}
+
+// Done tells whether the machine said that a step is done.
+func (v View) Done(step string) bool {
+	return slices.ContainsFunc(v.Steps, func(s struct{ Name, State, Detail string }) bool {
+		return s.Name == step && (s.State == "STATE_DONE" || s.State == "done")
+	})
 }

@@ -118,7 +118,7 @@ func New(ctx context.Context, l Lab) (*Lab, error) {
 		return nil, fmt.Errorf("making the rack's network (run through make, as root): %w", err)
 	}
 	for _, m := range l.Machines {
-		if err := vm.Tap("tap-"+m.Name, bridgeName); err != nil {
+		if err := vm.Tap(tap(m), bridgeName); err != nil {
 			return nil, err
 		}
 	}
@@ -132,7 +132,7 @@ func (l *Lab) releaseFile(name string) string {
 	return filepath.Join(l.Release, "stable", "amd64-usr", "current", name)
 }
 
-// Close pulls every plug.
+// Close pulls every plug and takes the rack's network away.
 func (l *Lab) Close() {
 	for _, g := range l.Guests {
 		g.Stop()
@@ -140,7 +140,13 @@ func (l *Lab) Close() {
 	if l.serve != nil {
 		l.serve.Kill()
 	}
+	for _, m := range l.Machines {
+		vm.Unplug(tap(m))
+	}
+	vm.Unplug(bridgeName)
 }
+
+func tap(m Machine) string { return "tap-" + m.Name }
 
 // environment is what every imagectl command of this lab sees.
 func (l *Lab) environment() []string {
@@ -176,30 +182,30 @@ func (l *Lab) run(ctx context.Context, program string, args ...string) (string, 
 	return stdout.String(), nil
 }
 
+// diskSize is that of an empty disk, in bytes.
+const diskSize = 24 << 30
+
 // PowerOn starts a machine; a machine that has no disk yet gets an empty one.
-func (l *Lab) PowerOn(m Machine) error {
-	disk := l.Disk(m)
-	if _, err := os.Stat(disk); os.IsNotExist(err) {
-		if err := os.WriteFile(disk, nil, 0o644); err != nil {
-			return err
-		}
-		if err := os.Truncate(disk, 24<<30); err != nil {
-			return err
-		}
-	}
-	return l.Start(l.Config(m))
-}
+func (l *Lab) PowerOn(m Machine) error { return l.Start(l.Config(m)) }
 
 // Config is a machine as QEMU is told of it.
 func (l *Lab) Config(m Machine) vm.Config {
 	last := m.Address[strings.LastIndexByte(m.Address, '.')+1:]
 	return vm.Config{Name: m.Name, Firmware: m.Firmware, Accel: l.Accel, CPUs: m.CPUs, MemoryMiB: m.MiB,
-		Disk: l.Disk(m), DiskSerial: "disk-" + m.Name, MAC: m.MAC, Tap: "tap-" + m.Name,
+		Disk: l.Disk(m), DiskSerial: "disk-" + m.Name, MAC: m.MAC, Tap: tap(m),
 		UUID: "77000000-0000-4000-8000-0000000000" + last, Serial: "SN-" + m.Name, TPM: m.TPM, Dir: l.Work}
 }
 
-// Start starts a machine; Close stops it.
+// Start starts a machine; Close stops it. One that has no disk yet gets an empty one.
 func (l *Lab) Start(c vm.Config) error {
+	if _, err := os.Stat(c.Disk); os.IsNotExist(err) {
+		if err := os.WriteFile(c.Disk, nil, 0o644); err != nil {
+			return err
+		}
+		if err := os.Truncate(c.Disk, diskSize); err != nil {
+			return err
+		}
+	}
 	g, err := vm.Start(c)
 	if err != nil {
 		return err

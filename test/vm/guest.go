@@ -71,6 +71,11 @@ type Config struct {
 	// firmware start from it when the disk starts nothing, before it tries the network.
 	Medium      string
 	MediumBoots bool
+	// NoReboot ends the guest where it would start anew.
+	NoReboot bool
+	// Ports are names of virtio serial ports, which the guest sees below
+	// /dev/virtio-ports; Guest.Port is the other end.
+	Ports []string
 	// Dir takes the guest's console log, firmware variables and control socket.
 	Dir string
 }
@@ -82,6 +87,7 @@ type Guest struct {
 	cmd     *exec.Cmd
 	done    chan struct{}
 	exit    error
+	ports   map[string]net.Conn
 }
 
 // Start powers a guest on. The caller stops it.
@@ -123,6 +129,10 @@ func Start(cfg Config) (*Guest, error) {
 			g.Stop()
 			return nil, err
 		}
+	}
+	if err := g.openPorts(); err != nil {
+		g.Stop()
+		return nil, err
 	}
 	return g, nil
 }
@@ -223,6 +233,10 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 		args = append(args, "-device", "virtio-scsi-pci,id=scsi",
 			"-drive", "if=none,id=cd,format=raw,readonly=on,file="+cfg.Medium, "-device", "scsi-cd,id=drive,drive=cd"+index(medium))
 	}
+	if cfg.NoReboot {
+		args = append(args, "-no-reboot")
+	}
+	args = append(args, cfg.portArguments()...)
 	nic := "virtio-net-pci,id=nic,netdev=net,mac=" + cfg.MAC + index(net)
 	switch cfg.Firmware {
 	case SeaBIOS:
@@ -274,13 +288,16 @@ func (g *Guest) Stop() {
 		_ = g.cmd.Process.Kill()
 	}
 	<-g.done
+	for _, conn := range g.ports {
+		conn.Close()
+	}
 }
 
-// dial connects to the guest's control socket. One that has just been started has
-// none yet, or a name where nobody listens yet.
-func (g *Guest) dial(ctx context.Context) (net.Conn, error) {
+// dial connects to a socket of the guest's. One that has just been started has none
+// yet, or a name where nobody listens yet.
+func (g *Guest) dial(ctx context.Context, path string) (net.Conn, error) {
 	for {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", g.qmpPath())
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return conn, err
 		}
@@ -288,7 +305,7 @@ func (g *Guest) dial(ctx context.Context) (net.Conn, error) {
 		case <-g.done:
 			return nil, fmt.Errorf("it ended: %s", g.Console.Tail(5))
 		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for its control socket: %w", err)
+			return nil, fmt.Errorf("waiting for %s: %w", path, err)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -296,7 +313,7 @@ func (g *Guest) dial(ctx context.Context) (net.Conn, error) {
 
 // qmp runs one command of the QEMU Machine Protocol.
 func (g *Guest) qmp(ctx context.Context, command string, arguments map[string]any) error {
-	conn, err := g.dial(ctx)
+	conn, err := g.dial(ctx, g.qmpPath())
 	if err != nil {
 		return fmt.Errorf("controlling guest %s: %w", g.Name, err)
 	}

@@ -35,6 +35,14 @@ func Tap(name, bridge string) error {
 	return nil
 }
 
+// Unplug takes a bridge or a tap device away. One that is not there is as it should be.
+func Unplug(name string) {
+	if err := ip("link", "show", name); err == nil {
+		// What is left in the way of the next rack shows when that is made.
+		_ = ip("link", "delete", name)
+	}
+}
+
 func ip(args ...string) error {
 	out, err := exec.Command("ip", args...).CombinedOutput()
 	if err != nil {

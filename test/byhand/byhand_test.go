@@ -1,0 +1,136 @@
+//go:build e2e
+
+// Package byhand makes one cluster twice in the same virtual machines, from the same
+// disk image and with the same container images: as imagectl does it, and as somebody
+// does it who types what kubeadm's documentation says, with a shell on every machine and
+// never a pause. It compares how long both take. "make by-hand" runs it, on the test
+// release (test/release/README.md).
+package byhand
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/test/lab"
+	"github.com/imagectl/imagectl/test/vm"
+)
+
+var (
+	bin      = flag.String("bin", "", "directory of imagectl and bootstrapd")
+	release  = flag.String("release", "", "directory of the test release")
+	upstream = flag.String("upstream", "", "directory of the upstream programs")
+	work     = flag.String("work", "", "directory for disks, consoles and logs; emptied first, kept when set, else a temporary one")
+	runs     = flag.Int("runs", 1, "how often both are done; the median of their ratios counts")
+	planes   = flag.Int("control-planes", 3, "how many control planes")
+	workers  = flag.Int("workers", 2, "how many workers")
+	only     = flag.String("only", "", "make one of the two clusters alone: ours, hand")
+	drills   = flag.Bool("drills", true, "set clocks of the first cluster that imagectl made wrong")
+)
+
+// goal is how many times as long as by hand it may take.
+const goal = 1.25
+
+// patience is how long one cluster may take. Five machines on two cores without KVM
+// need a third of it.
+const patience = 90 * time.Minute
+
+// machines are small: two cores have to do for all of them. kubeadm wants two
+// processors of a control plane.
+func machines() []lab.Machine {
+	var out []lab.Machine
+	for i := range *planes {
+		out = append(out, lab.Machine{Name: fmt.Sprintf("cp%d", i+1), Role: "control-plane", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 3072,
+			Address: fmt.Sprintf("10.77.0.%d", 11+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 11+i)})
+	}
+	for i := range *workers {
+		out = append(out, lab.Machine{Name: fmt.Sprintf("w%d", i+1), Role: "worker", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 2048,
+			Address: fmt.Sprintf("10.77.0.%d", 21+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 21+i)})
+	}
+	return out
+}
+
+func TestBesideKubeadmByHand(t *testing.T) {
+	for name, value := range map[string]string{"-bin": *bin, "-release": *release, "-upstream": *upstream} {
+		if value == "" {
+			t.Fatalf("%s is not set; run this through make by-hand", name)
+		}
+	}
+	dir := *work
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	var ratios []float64
+	for i := range *runs {
+		if ratio := oneRun(t, dir, i == 0); ratio > 0 {
+			ratios = append(ratios, ratio)
+		}
+	}
+	if len(ratios) == 0 {
+		return
+	}
+	slices.Sort(ratios)
+	middle := ratios[len(ratios)/2]
+	if len(ratios)%2 == 0 {
+		middle = (ratios[len(ratios)/2-1] + middle) / 2
+	}
+	verdict := "reached"
+	if middle > goal {
+		verdict = "missed"
+	}
+	fmt.Fprintf(os.Stderr, "\nratios of %d runs: %.2f; median %.2f; the goal of %.2f is %s\n", len(ratios), ratios, middle, goal, verdict)
+}
+
+// oneRun makes both clusters, one after the other, and returns how many times as long
+// as by hand ours took; 0 when only one was made.
+func oneRun(t *testing.T, dir string, first bool) float64 {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*patience+30*time.Minute, fmt.Errorf("the run's %s are over", 2*patience+30*time.Minute))
+	defer cancel()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir, Machines: machines(), Butane: clockButane, Log: lab.Stamped(os.Stderr)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rack.Close()
+	rack.Log("%d control planes of 3 GB, %d workers of 2 GB, two processors each, accelerator %s", *planes, *workers, rack.Accel)
+	if err := rack.Prepare(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var our, their *race
+	if *only != "hand" {
+		our = ours(t, ctx, rack, first && *drills)
+		unplug(t, rack, rack.Config)
+	}
+	if *only != "ours" {
+		h := hand{t: t, rack: rack, dir: filepath.Join(dir, "hand")}
+		their = h.race(ctx)
+		unplug(t, rack, h.config)
+	}
+	fmt.Fprintf(os.Stderr, "\n%s\n", table(rack.Machines, our, their))
+	if our == nil || their == nil {
+		return 0
+	}
+	return our.last(ready).Seconds() / their.last(ready).Seconds()
+}
+
+// unplug ends the guests and takes their disks away: the next cluster needs the room.
+func unplug(t *testing.T, rack *lab.Lab, config func(lab.Machine) vm.Config) {
+	t.Helper()
+	for _, m := range rack.Machines {
+		rack.Guests[m.Name].Stop()
+		delete(rack.Guests, m.Name)
+		if err := os.Remove(config(m).Disk); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

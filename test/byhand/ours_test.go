@@ -1,0 +1,128 @@
+//go:build e2e
+
+package byhand
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imagectl/imagectl/test/lab"
+)
+
+// ours takes empty machines to a Ready cluster as an operator does. Between writing the
+// disks and starting them it waits for the last machine, so that both clusters begin
+// with the same thing: all disks written, all machines off.
+func ours(t *testing.T, ctx context.Context, rack *lab.Lab, drills bool) *race {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("imagectl's cluster was not there after %s", patience))
+	defer cancel()
+	if err := rack.Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := rack.StopServe(); err != nil {
+			t.Error(err)
+		}
+	}()
+	before := install(t, ctx, rack)
+
+	r := newRace(rack.Log)
+	r.before = before
+	for _, m := range rack.Machines {
+		c := rack.Config(m)
+		c.Ports = []string{clockPort}
+		if err := rack.Start(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := rack.Watch(ctx, r.look); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rack.Imagectl(ctx, "kubeconfig", "--out", rack.Kubeconfig()); err != nil {
+		t.Fatal(err)
+	}
+	k, err := open(rack.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.allReady(ctx, rack, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	members, err := rack.Imagectl(ctx, "etcd", "members")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("%d of %d voters are healthy", *planes, *planes); !strings.Contains(members, want) {
+		t.Errorf("imagectl etcd members does not say %q:\n%s", want, members)
+	}
+	if drills {
+		clockJumps(t, ctx, rack, k)
+	}
+	return r
+}
+
+// look notes what the server says of a machine.
+func (r *race) look(v lab.View) {
+	switch v.State {
+	case "enrolled", "member", "ready":
+		r.saw(up, v.Name)
+	}
+	if v.Done("images") {
+		r.saw(imported, v.Name)
+	}
+	for _, step := range []string{"kubeadm-init", "kubeadm-join", "kubeadm-done"} {
+		if v.Done(step) {
+			r.saw(joined, v.Name)
+		}
+	}
+	if v.State == "ready" {
+		r.saw(ready, v.Name)
+	}
+}
+
+// install netboots empty machines until their disks are written, and returns how long
+// that took from power-on. Each is off afterwards.
+func install(t *testing.T, ctx context.Context, rack *lab.Lab) time.Duration {
+	arm := []string{"machines", "arm"}
+	for _, m := range rack.Machines {
+		arm = append(arm, m.Name)
+	}
+	if _, err := rack.Imagectl(ctx, arm...); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for _, m := range rack.Machines {
+		c := rack.Config(m)
+		c.NoReboot = true
+		if err := rack.Start(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range rack.Machines {
+		if err := rack.Approve(ctx, m); err != nil {
+			t.Fatal(err)
+		}
+		rack.Log("%s: approved by the code on its console", m.Name)
+	}
+	for _, m := range rack.Machines {
+		select {
+		case <-rack.Guests[m.Name].Done():
+		case <-ctx.Done():
+			t.Fatalf("%s does not come to the end of its installation: %v; its console ends with:\n%s",
+				m.Name, context.Cause(ctx), strings.Join(rack.Guests[m.Name].Console.Tail(15), "\n"))
+		}
+		rack.Log("%s: its disk is written (%s after power-on)", m.Name, time.Since(began).Round(time.Second))
+	}
+	took := time.Since(began)
+	for _, m := range rack.Machines {
+		if err := rack.WaitState(ctx, m.Name, "installed"); err != nil {
+			t.Fatal(err)
+		}
+		if bad := rack.Guests[m.Name].Console.Bad(); len(bad) > 0 {
+			t.Fatalf("the console of %s shows: %s", m.Name, strings.Join(bad, "; "))
+		}
+	}
+	return took
+}
