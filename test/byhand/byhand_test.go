@@ -89,7 +89,8 @@ func TestBesideKubeadmByHand(t *testing.T) {
 // oneRun makes both clusters, one after the other, and returns how many times as long
 // as by hand ours took; 0 when only one was made.
 func oneRun(t *testing.T, dir string, first bool) float64 {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*patience+30*time.Minute, fmt.Errorf("the run's %s are over", 2*patience+30*time.Minute))
+	const limit = 2*patience + time.Hour
+	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the run's %s are over", limit))
 	defer cancel()
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)

@@ -15,8 +15,8 @@ import (
 // ours takes empty machines to a Ready cluster as an operator does. Between writing the
 // disks and starting them it waits for the last machine, so that both clusters begin
 // with the same thing: all disks written, all machines off.
-func ours(t *testing.T, ctx context.Context, rack *lab.Lab, drills bool) *race {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("imagectl's cluster was not there after %s", patience))
+func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *race {
+	ctx, cancel := context.WithTimeoutCause(forever, patience, fmt.Errorf("imagectl's cluster was not there after %s", patience))
 	defer cancel()
 	if err := rack.Serve(ctx); err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func ours(t *testing.T, ctx context.Context, rack *lab.Lab, drills bool) *race {
 		t.Errorf("imagectl etcd members does not say %q:\n%s", want, members)
 	}
 	if drills {
-		clockJumps(t, ctx, rack, k)
+		clockJumps(t, forever, rack, k)
 	}
 	return r
 }
