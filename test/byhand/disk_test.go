@@ -101,6 +101,7 @@ func handIgnition(m lab.Machine, flannel string) types.Config {
 		}},
 		Storage: types.Storage{Files: []types.File{
 			inline("/etc/hostname", m.Name+"\n"),
+			inline("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"+m.Address+" "+m.Name+"\n"),
 			inline("/etc/systemd/network/10-hand.network", "[Match]\nMACAddress="+m.MAC+"\n[Network]\nAddress="+m.Address+"/24\nGateway="+lab.ServerAddress+"\n"),
 			inline("/opt/hand/flannel.yaml", flannel),
 		}},

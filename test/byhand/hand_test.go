@@ -248,6 +248,7 @@ func (w *typist) init(ctx context.Context, m lab.Machine, kubeconfig string) err
 	if err != nil {
 		return err
 	}
+	s.say("kubeconfig shown") // its key is nothing to print
 	defer close(w.administered)
 	return os.WriteFile(kubeconfig, []byte(conf), 0o600)
 }

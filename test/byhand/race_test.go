@@ -4,6 +4,7 @@ package byhand
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,17 +51,25 @@ func (r *race) saw(e event, machine string) {
 
 // last is when the last of some machines came so far; of all when none are named.
 func (r *race) last(e event, among ...string) time.Duration {
+	all := r.order(e, among)
+	if len(all) == 0 {
+		return 0
+	}
+	return all[len(all)-1]
+}
+
+// order lists when machines came so far, the first of them first; all machines when none
+// are named.
+func (r *race) order(e event, among []string) []time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out time.Duration
-	if len(among) == 0 {
-		for _, at := range r.at[e] {
-			out = max(out, at)
+	var out []time.Duration
+	for m, at := range r.at[e] {
+		if len(among) == 0 || slices.Contains(among, m) {
+			out = append(out, at)
 		}
 	}
-	for _, m := range among {
-		out = max(out, r.at[e][m])
-	}
+	slices.Sort(out)
 	return out
 }
 
@@ -89,19 +98,22 @@ func table(machines []lab.Machine, our, their *race) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "| since the written disks were started, seconds | imagectl | by hand | ratio |\n|---|---|---|---|\n")
-	row := func(what string, e event, among []string) {
-		if len(among) > 0 {
-			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", what, seconds(our, e, among), seconds(their, e, among), ratio(our, their, e, among))
+	// n counts from 1: the nth of these machines that came so far.
+	row := func(what string, e event, n int, among []string) {
+		if n == 0 {
+			return
 		}
+		we, they := seconds(our, e, n, among), seconds(their, e, n, among)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", what, whole(we), whole(they), ratio(we, they))
 	}
-	row("every system is up", up, all)
-	row("container images are imported everywhere", imported, all)
-	row("kubeadm init is done on "+planes[0], joined, planes[:1])
-	for i, name := range planes[1:] {
-		row("kubeadm join is done on "+name, joined, planes[i+1:i+2])
+	row("every system is up", up, len(all), all)
+	row("container images are imported everywhere", imported, len(all), all)
+	row("kubeadm init is done", joined, 1, planes)
+	for n := 2; n <= len(planes); n++ {
+		row(fmt.Sprintf("kubeadm join is done on control plane %d", n), joined, n, planes)
 	}
-	row("kubeadm join is done on all workers", joined, workers)
-	row(fmt.Sprintf("all %d are Ready", len(all)), ready, all)
+	row("kubeadm join is done on all workers", joined, len(workers), workers)
+	row(fmt.Sprintf("all %d are Ready", len(all)), ready, len(all), all)
 	if our != nil {
 		fmt.Fprintf(&b, "\nimagectl, from power-on of empty machines: every disk written after %s, all Ready after %s.\n",
 			our.before.Round(time.Second), (our.before + our.last(ready)).Round(time.Second))
@@ -109,16 +121,28 @@ func table(machines []lab.Machine, our, their *race) string {
 	return b.String()
 }
 
-func seconds(r *race, e event, among []string) string {
+// seconds is when the nth of some machines came so far; 0 for a race that was not run.
+func seconds(r *race, e event, n int, among []string) float64 {
 	if r == nil {
-		return ""
+		return 0
 	}
-	return fmt.Sprintf("%.0f", r.last(e, among...).Seconds())
+	all := r.order(e, among)
+	if len(all) < n {
+		return 0
+	}
+	return all[n-1].Seconds()
 }
 
-func ratio(our, their *race, e event, among []string) string {
-	if our == nil || their == nil {
+func whole(seconds float64) string {
+	if seconds == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%.2f", our.last(e, among...).Seconds()/their.last(e, among...).Seconds())
+	return fmt.Sprintf("%.0f", seconds)
+}
+
+func ratio(our, their float64) string {
+	if our == 0 || their == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", our/their)
 }
