@@ -50,12 +50,15 @@ func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *ra
 	if err := k.allReady(ctx, rack, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
-	members, err := rack.Imagectl(ctx, "etcd", "members")
-	if err != nil {
+	want := fmt.Sprintf("%d of %d voters are healthy", *planes, *planes)
+	if err := lab.Until(ctx, func() (bool, string, error) {
+		members, err := rack.Imagectl(ctx, "etcd", "members")
+		if err != nil {
+			members = err.Error()
+		}
+		return strings.Contains(members, want), fmt.Sprintf("waiting for imagectl etcd members to say %q:\n%s", want, members), nil
+	}); err != nil {
 		t.Fatal(err)
-	}
-	if want := fmt.Sprintf("%d of %d voters are healthy", *planes, *planes); !strings.Contains(members, want) {
-		t.Errorf("imagectl etcd members does not say %q:\n%s", want, members)
 	}
 	if drills {
 		clockJumps(t, forever, rack, k)
