@@ -8,7 +8,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/quirk"
 )
 
-func (c *checker) machines(raw []rawMachine) []Machine {
+func (c *checker) machines(raw []rawMachine, boot rawBoot) []Machine {
 	names, macs, uuids, serials := map[string]place{}, map[string]place{}, map[string]place{}, map[string]place{}
 	var out []Machine
 	var selectors []selecting
@@ -16,6 +16,7 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 	if err != nil { // only a mistake in its data, which its own test finds
 		c.add(c.root.pos, "machines", "", "%v", err)
 	}
+	nbp := boot.NBP.or("ipxe")
 	for _, r := range raw {
 		quirks, localBoot := c.quirks(known, r.Firmware.Quirks)
 		if localBoot == "" {
@@ -32,6 +33,7 @@ func (c *checker) machines(raw []rawMachine) []Machine {
 			Disk:          c.disk(r.Disk),
 			Labels:        c.labels(r.Labels),
 			LocalBoot:     c.choice(r.Firmware.LocalBoot, localBoot, []string{"exit", "sanboot", "poweroff"}, nil),
+			NBP:           c.nbp(r.Firmware.NBP, nbp, boot),
 			Quirks:        quirks,
 			InstallerArgs: c.kernelArgs(r.InstallerArgs),
 			BMC:           c.bmc(r.BMC),

@@ -66,7 +66,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Server:     c.server(raw.Server),
 		Boot:       c.boot(raw.Boot),
 		Roles:      c.roles(raw.Roles, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
-		Machines:   c.machines(raw.Machines),
+		Machines:   c.machines(raw.Machines, raw.Boot),
 		Addons:     c.inputs(raw.Addons, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 		Uploads:    c.uploads(raw.Upload),
 	}
@@ -238,6 +238,7 @@ func (c *checker) boot(raw rawBoot) Boot {
 		DHCP:          c.choice(raw.DHCP, "authoritative", []string{"authoritative", "proxy", "proxy-4011", "off"}, nil),
 		Unknown:       c.choice(raw.Unknown, "discover", []string{"discover", "ignore"}, nil),
 		Syslog:        raw.Syslog.V,
+		NBP:           c.nbp(raw.NBP, "ipxe", raw),
 		IPXEBIOS:      ipxeBIOSDefault,
 		IPXEUEFI:      ipxeUEFIDefault,
 		InstallerArgs: c.kernelArgs(raw.InstallerArgs),
@@ -249,6 +250,7 @@ func (c *checker) boot(raw rawBoot) Boot {
 	if raw.IPXE.UEFI.Set {
 		b.IPXEUEFI = c.source(raw.IPXE.UEFI, vars)
 	}
+	b.GRUB = GRUB{Shim: c.source(raw.GRUB.Shim, vars), GRUB: c.source(raw.GRUB.GRUB, vars)}
 	b.ISO = c.iso(raw.ISO, vars)
 	b.SecureBoot = c.secureBoot(raw)
 	c.interfaceName(raw.Interface)

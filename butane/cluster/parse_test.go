@@ -234,10 +234,18 @@ func TestFindings(t *testing.T) {
 			"error: machines[7].match.selector.circuitID[0]: \"/[/\" is not a regular expression: error parsing regexp: missing closing ]: `[`",
 			`error: machines[7].match.selector.port: unknown key "port"`,
 		}},
-		{"what comes later", []string{
-			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    firmware: {nbp: ipxe.efi}\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",
+		{"GRUB that is not there", []string{
+			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    firmware: {nbp: grub}\n",
+		}, []string{`error: machines[1].firmware.nbp: there is no GRUB: boot.grub names where it and its shim come from`}},
+		{"GRUB beside another DHCP server", []string{
+			"dhcp: authoritative", "dhcp: proxy\n  nbp: grub\n  grub: {shim: a, grub: b}", "    address: 10.0.0.21\n", "    address: 10.0.0.21\n    firmware: {nbp: lilo}\n",
 		}, []string{
-			`error: machines[1].firmware.nbp: is not supported yet`,
+			`error: boot.nbp: GRUB loads from the server that gave the address, which is another one under boot.dhcp: proxy`,
+			`error: machines[1].firmware.nbp: "lilo" is not one of ipxe, grub`,
+		}},
+		{"what comes later", []string{
+			"    address: 10.0.0.21\n", "    address: 10.0.0.21\n    network: {vlans: [{name: v1, id: 7, link: eth0}]}\n",
+		}, []string{
 			`error: machines[1].network.vlans: is not supported yet`,
 		}},
 		{"backups that nobody could open", []string{"roles:", "backup: {recipients: []}\nroles:"}, []string{`error: backup: names no recipient, so nobody could open a backup`}},

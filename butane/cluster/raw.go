@@ -101,7 +101,9 @@ type rawBoot struct {
 	Relays        []rawAddr     `key:"relays"`
 	DHCP6         rawDHCP6      `key:"dhcp6"`
 	Syslog        rawBool       `key:"syslog"`
+	NBP           rawString     `key:"nbp"`
 	IPXE          rawIPXE       `key:"ipxe"`
+	GRUB          rawGRUB       `key:"grub"`
 	ISO           rawISO        `key:"iso"`
 	SecureBoot    rawSecureBoot `key:"secureBoot"`
 	InstallerArgs []rawString   `key:"installerArgs"`
@@ -147,6 +149,12 @@ type rawIPXE struct {
 	place
 	BIOS rawString `key:"bios"`
 	UEFI rawString `key:"uefi"`
+}
+
+type rawGRUB struct {
+	place
+	Shim rawString `key:"shim,required"`
+	GRUB rawString `key:"grub,required"`
 }
 
 type rawISO struct {
@@ -265,7 +273,7 @@ type rawFirmware struct {
 	place
 	LocalBoot rawString   `key:"localBoot"`
 	Quirks    []rawString `key:"quirks"`
-	NBP       rawString   `key:"nbp,later"`
+	NBP       rawString   `key:"nbp"`
 }
 
 type rawRole struct {

@@ -123,17 +123,24 @@ type Boot struct {
 	DHCP string
 	// Unknown is discover or ignore.
 	Unknown string
+	// NBP is that of machines that are not listed: ipxe or grub.
+	NBP     string
 	Subnets []Subnet
 	// Relays may be empty.
 	Relays             []netip.Addr
 	DHCP6              DHCP6
 	IPXEBIOS, IPXEUEFI string
+	GRUB               GRUB
 	ISO                ISO
 	SecureBoot         SecureBoot
 	// Syslog says that the server hears what machines say by syslog.
 	Syslog        bool
 	InstallerArgs []string
 }
+
+// GRUB names the programs that UEFI on x86-64 loads by PXE in place of iPXE. Both are
+// empty when nobody wants them.
+type GRUB struct{ Shim, GRUB string }
 
 // ISO names the programs that start the installer from an ISO image. All are
 // empty when no such image is wanted, and all but Stub when only UEFI shall boot it.
@@ -235,6 +242,8 @@ type Machine struct {
 	Disk      Disk
 	Labels    map[string]string
 	LocalBoot string
+	// NBP is ipxe or grub.
+	NBP string
 	// Quirks are names that pxe/quirk knows.
 	Quirks        []string
 	InstallerArgs []string
@@ -282,6 +291,8 @@ func (s Spec) Wants() []release.Want {
 		wants = append(wants, flatcar(lock.FlatcarSBOM, "flatcar_production_image_sbom.json"))
 	}
 	for _, w := range []release.Want{
+		{ID: lock.GRUBShim, Source: s.Boot.GRUB.Shim},
+		{ID: lock.GRUB, Source: s.Boot.GRUB.GRUB},
 		{ID: lock.ISOStub, Source: s.Boot.ISO.Stub},
 		{ID: lock.ISOLINUX, Source: s.Boot.ISO.ISOLINUX},
 		{ID: lock.ISOLDLINUX, Source: s.Boot.ISO.LDLINUX},

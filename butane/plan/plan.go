@@ -152,6 +152,15 @@ const (
 	Ignore   UnknownMachines = "ignore"
 )
 
+// NBP is what UEFI on x86-64 loads by PXE.
+type NBP string
+
+// The network boot programs.
+const (
+	NBPIPXE NBP = "ipxe"
+	NBPGRUB NBP = "grub"
+)
+
 // Boot is the boot network.
 type Boot struct {
 	Interface string
@@ -164,7 +173,12 @@ type Boot struct {
 	DHCP6    DHCP6
 	IPXEBIOS lock.Blob
 	IPXEUEFI lock.Blob
-	ISO      ISO
+	// NBP is that of machines that are not listed. Shim and GRUB are the zero value when
+	// there is no GRUB.
+	NBP  NBP
+	Shim lock.Blob
+	GRUB lock.Blob
+	ISO  ISO
 	// SecureBoot says who signs what UEFI starts; the zero value, that nobody does.
 	SecureBoot cluster.SecureBoot
 	// Syslog says that the server hears what machines say by syslog.
@@ -247,6 +261,7 @@ type Machine struct {
 	Labels  map[string]string
 	// LocalBoot is how iPXE continues with the own disk: exit, sanboot or poweroff.
 	LocalBoot string
+	NBP       NBP
 	// Quirks are names of firmware quirks that the machine has (pxe/quirk).
 	Quirks []string
 	// InstallerArgs are for its installer only.

@@ -47,6 +47,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		Boot: Boot{
 			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown), Relays: spec.Boot.Relays,
 			IPXEBIOS: r.blob(lock.IPXEBIOS), IPXEUEFI: r.blob(lock.IPXEUEFIx64),
+			NBP:           NBP(spec.Boot.NBP),
 			SecureBoot:    spec.Boot.SecureBoot,
 			Syslog:        spec.Boot.Syslog,
 			InstallerArgs: append(lockdown.KernelArgs(), spec.Boot.InstallerArgs...),
@@ -55,6 +56,9 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	}
 	if spec.Flatcar.SBOM {
 		p.Flatcar.SBOM = r.blob(lock.FlatcarSBOM)
+	}
+	if spec.Boot.GRUB.Shim != "" {
+		p.Boot.Shim, p.Boot.GRUB = r.blob(lock.GRUBShim), r.blob(lock.GRUB)
 	}
 	if iso := spec.Boot.ISO; iso.Stub != "" {
 		p.Boot.ISO.Stub = r.blob(lock.ISOStub)
@@ -79,7 +83,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	for _, m := range spec.Machines {
 		p.Machines = append(p.Machines, Machine{
 			Name: m.Name, Role: m.Role, Zone: m.Zone, MACs: m.MACs, UUID: m.UUID, Serial: m.Serial, Selector: m.Selector, EK: m.EK,
-			Address: m.Address, Disk: DiskRule(m.Disk), Labels: m.Labels, LocalBoot: m.LocalBoot, Quirks: m.Quirks, InstallerArgs: m.InstallerArgs, BMC: m.BMC, Firewall: m.Firewall,
+			Address: m.Address, Disk: DiskRule(m.Disk), Labels: m.Labels, LocalBoot: m.LocalBoot, NBP: NBP(m.NBP), Quirks: m.Quirks, InstallerArgs: m.InstallerArgs, BMC: m.BMC, Firewall: m.Firewall,
 		})
 	}
 	for _, a := range spec.Addons {

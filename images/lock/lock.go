@@ -22,6 +22,12 @@ const (
 	IPXEUEFIx64      ID = "ipxe/uefi-x64" // snponly.efi
 )
 
+// Inputs of clusters that boot by GRUB.
+const (
+	GRUBShim ID = "grub/shim" // shimx64.efi
+	GRUB     ID = "grub/grub" // grubnetx64.efi
+)
+
 // Inputs of clusters that want the installer as an ISO image.
 const (
 	ISOStub    ID = "iso/stub"     // systemd's linuxx64.efi.stub or linuxaa64.efi.stub

@@ -35,6 +35,16 @@ type Machine struct {
 	CircuitID, RemoteID string
 }
 
+// Program is what UEFI on x86-64 loads by PXE.
+type Program string
+
+// The programs. BIOS gets iPXE in any case, and so does who boots by another protocol.
+const (
+	IPXE Program = ""
+	// GRUB is loaded by shim, which is loaded by the firmware.
+	GRUB Program = "grub"
+)
+
 // Action is what happens to a machine that netboots.
 type Action string
 
@@ -65,6 +75,7 @@ type Answer struct {
 	Refused bool
 	// LocalBoot says how to continue with the own disk: exit, sanboot or poweroff.
 	LocalBoot string
+	Program   Program
 	// Quirks are names that cluster.yaml gives the machine (pxe/quirk).
 	Quirks []string
 	// Kernel, Initrd are set for Install and Discover.

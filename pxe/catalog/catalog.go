@@ -206,6 +206,7 @@ type entry struct {
 	Name      string
 	Address   netip.Addr
 	LocalBoot string
+	Program   boot.Program
 	Quirks    []string
 	Args      []string
 	selector  selector.Selector
@@ -214,7 +215,7 @@ type entry struct {
 // known answers for a machine of cluster.yaml: its own disk, unless an operator
 // has armed it.
 func (s *snapshot) known(e entry) boot.Answer {
-	a := boot.Answer{Action: boot.Local, Name: e.Name, Address: e.Address, LocalBoot: e.LocalBoot, Quirks: e.Quirks}
+	a := boot.Answer{Action: boot.Local, Name: e.Name, Address: e.Address, LocalBoot: e.LocalBoot, Program: e.Program, Quirks: e.Quirks}
 	state := s.states.State(e.Name)
 	a.Code = string(state)
 	arm := "imagectl machines arm " + e.Name
@@ -251,7 +252,7 @@ func (s *snapshot) unknown(m boot.Machine) boot.Answer {
 		return boot.Answer{Action: boot.None, Code: "unknown-machine", Refused: true, Reason: "it is not in cluster.yaml, which says to ignore such machines"}
 	}
 	return boot.Answer{
-		Action: boot.Discover, Code: "unknown-machine", LocalBoot: defaultLocalBoot,
+		Action: boot.Discover, Code: "unknown-machine", LocalBoot: defaultLocalBoot, Program: s.program,
 		Reason: "it is not in cluster.yaml: it reports itself and writes no disk",
 		Kernel: s.kernel, Initrd: s.initrd, Configured: s.configured, Args: s.args,
 	}

@@ -146,6 +146,19 @@ func TestAnswerCarriesEverything(t *testing.T) {
 	}
 }
 
+func TestProgramByMachine(t *testing.T) {
+	cfg := rack()
+	cfg.Plan.Boot.NBP = plan.NBPGRUB
+	cfg.Plan.Machines[0].NBP = plan.NBPGRUB
+	cfg.Plan.Machines[1].NBP = plan.NBPIPXE
+	c := newCatalog(t, cfg)
+	for n, want := range map[int]boot.Program{1: boot.GRUB, 2: boot.IPXE, 77: boot.GRUB} {
+		if got := c.Decide(boot.Machine{MAC: mac(n)}).Program; got != want {
+			t.Errorf("card %d: got %q, want %q", n, got, want)
+		}
+	}
+}
+
 func TestIgnoredStrangers(t *testing.T) {
 	cfg := rack()
 	cfg.Plan.Boot.Unknown = plan.Ignore

@@ -44,8 +44,10 @@ type snapshot struct {
 	network       boot.Network
 	network6      boot.Network6
 	unknownPolicy plan.UnknownMachines
-	states        States
-	now           func() time.Time
+	// program is that of unknown machines.
+	program boot.Program
+	states  States
+	now     func() time.Time
 }
 
 func newSnapshot(cfg Config) (*snapshot, error) {
@@ -53,7 +55,7 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 	s := &snapshot{
 		byMAC: map[card]int{}, byUUID: map[[16]byte]int{}, bySerial: map[string]int{}, byName: map[string]int{},
 		kernel: cfg.Kernel, initrd: cfg.Initrd, configured: cfg.Configured, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
-		unknownPolicy: p.Boot.Unknown, states: cfg.States, now: cfg.Now,
+		unknownPolicy: p.Boot.Unknown, program: program(p.Boot.NBP), states: cfg.States, now: cfg.Now,
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -93,7 +95,7 @@ func (s *snapshot) addMachine(m plan.Machine) error {
 	if err := checkArgs(m.InstallerArgs); err != nil {
 		return fmt.Errorf("installerArgs: %w", err)
 	}
-	e := entry{Name: m.Name, Address: m.Address, LocalBoot: m.LocalBoot, Quirks: m.Quirks, Args: slices.Concat(s.args, m.InstallerArgs)}
+	e := entry{Name: m.Name, Address: m.Address, LocalBoot: m.LocalBoot, Program: program(m.NBP), Quirks: m.Quirks, Args: slices.Concat(s.args, m.InstallerArgs)}
 	if e.LocalBoot == "" {
 		e.LocalBoot = defaultLocalBoot
 	}
@@ -135,6 +137,13 @@ func (s *snapshot) addMachine(m plan.Machine) error {
 		s.bySerial[m.Serial] = i
 	}
 	return nil
+}
+
+func program(nbp plan.NBP) boot.Program {
+	if nbp == plan.NBPGRUB {
+		return boot.GRUB
+	}
+	return boot.IPXE
 }
 
 // find returns the machines that a client shows marks of; more than one is a

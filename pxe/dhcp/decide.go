@@ -77,8 +77,8 @@ type Line interface {
 
 // BootFiles are the network boot programs.
 type BootFiles struct {
-	// BIOS and UEFI are TFTP names of iPXE.
-	BIOS, UEFI string
+	// BIOS and UEFI are TFTP names of iPXE, and Shim is what loads GRUB.
+	BIOS, UEFI, Shim string
 	// Script is the URL that iPXE continues with; iPXE expands ${...} in it.
 	Script string
 	// HTTP begins the URL that UEFI HTTP boot gets, such as http://10.0.0.1:8080, and

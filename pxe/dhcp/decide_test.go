@@ -27,6 +27,7 @@ const uuid3 = "33333333-3333-3333-3333-333333333333"
 type fakeSource struct {
 	action  map[string]boot.Action
 	network *boot.Network
+	program boot.Program
 }
 
 func (f fakeSource) Network() *boot.Network { return f.network }
@@ -46,6 +47,7 @@ func (f fakeSource) Decide(m boot.Machine) boot.Answer {
 	if action, ok := f.action[a.Name]; ok {
 		a.Action = action
 	}
+	a.Program = f.program
 	return a
 }
 
@@ -64,7 +66,7 @@ func source() fakeSource {
 	}}
 }
 
-var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: ScriptURL(netip.AddrPortFrom(us, 8080)),
+var files = BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Shim: "shimx64.efi", Script: ScriptURL(netip.AddrPortFrom(us, 8080)),
 	HTTP: "http://10.0.0.1:8080", Programs: map[boot.Firmware]string{boot.UEFIx64: "snponly.efi"}}
 
 // lab is a table with a clock: what a test does to it one packet after another.
@@ -238,6 +240,28 @@ func TestBootFileByFirmware(t *testing.T) {
 				t.Errorf("an unarmed machine needs its address too: got %s", got)
 			}
 		})
+	}
+}
+
+func TestGRUBIsForUEFIByPXE(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		mods []modifier
+		want string
+	}{
+		{"UEFI", []modifier{pxe(7)}, "shimx64.efi"}, {"BIOS", []modifier{pxe(0)}, "undionly.kpxe"}, {"iPXE in the card's ROM", []modifier{ipxe}, files.Script},
+		{"arm64", []modifier{pxe(11)}, "arch-unsupported"},
+	} {
+		l := newLab(t)
+		l.src.program = boot.GRUB
+		d := l.send(discover(node1, c.mods...))
+		got := d.Code
+		if d.Reply != nil {
+			got = d.Reply.BootFileName
+		}
+		if got != c.want {
+			t.Errorf("%s: got %q (%s), want %q", c.name, got, d.Reason, c.want)
+		}
 	}
 }
 

@@ -70,10 +70,7 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 			m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionLogServer, ip(a)))
 		}
 	case Firmware:
-		name = r.Files.BIOS
-		if r.client.Firmware == boot.UEFIx64 {
-			name = r.Files.UEFI
-		}
+		name = r.program()
 		// ROMs read the option as a C string and otherwise ask for name\xff.
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, append([]byte(name), 0)))
 	case HTTPBoot:
@@ -96,6 +93,17 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 	comply(m, r.effect)
 }
 
+// program is the TFTP name of what firmware loads.
+func (r *query) program() string {
+	switch {
+	case r.client.Firmware != boot.UEFIx64:
+		return r.Files.BIOS
+	case r.answer.Program == boot.GRUB:
+		return r.Files.Shim
+	}
+	return r.Files.UEFI
+}
+
 // stage is what the client is answered as.
 func (r *query) stage() Stage {
 	if r.client.Stage == IPXE && r.effect.Program {
@@ -111,10 +119,7 @@ func (r *query) bootNote() string {
 	case IPXE:
 		return ", iPXE goes on with its script"
 	case Firmware:
-		if r.client.Firmware == boot.UEFIx64 {
-			return ", boot program " + r.Files.UEFI
-		}
-		return ", boot program " + r.Files.BIOS
+		return ", boot program " + r.program()
 	}
 	return ""
 }

@@ -250,6 +250,8 @@ func (q *query) refusesBoot() (reason, code string) {
 		return "nothing tells its network card, by which HTTP boot goes; let its relay say the card (option 79)", "no-card"
 	case q.client.Stage == dhcp.Firmware && q.client.Firmware != boot.UEFIx64:
 		return fmt.Sprintf("there is no boot program over IPv6 for architecture %v of option 61", q.client.Archs), "arch-unsupported"
+	case q.client.Stage == dhcp.Firmware && q.answer.Program == boot.GRUB:
+		return "its boot program is GRUB (nbp: grub), which is served over IPv4 only", "arch-unsupported"
 	case q.answer.Action == boot.None:
 		return q.answer.Reason, q.answer.Code
 	}

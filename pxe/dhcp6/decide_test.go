@@ -372,6 +372,17 @@ func TestAMachineDoesNotUseUpTheRange(t *testing.T) {
 }
 
 // Every address of a range is given before one is refused, and none twice.
+func TestNoGRUBByIPv6(t *testing.T) {
+	e := env()
+	e.Answer = func(boot.Machine) boot.Answer {
+		return boot.Answer{Action: boot.Install, Code: "armed", Program: boot.GRUB}
+	}
+	d := Decide(message(dhcpv6.MessageTypeSolicit, append([]dhcpv6.Option{client(), ia(1)}, pxe()...)...), e)
+	if d.Reply != nil || d.Code != "arch-unsupported" || !strings.Contains(d.Reason, "nbp: grub") {
+		t.Errorf("got %s: %s", d.Code, d.Reason)
+	}
+}
+
 func TestRangeIsUsedUp(t *testing.T) {
 	table := NewTable(nil)
 	e := env()

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -202,6 +203,38 @@ func TestFilesAnswerLikeFirmwareWants(t *testing.T) {
 		{"Accept-Ranges", "bytes"}, {"Cache-Control", "public, max-age=31536000, immutable"}} {
 		if got := r.Header.Get(c[0]); got != c[1] {
 			t.Errorf("%s is %q, want %q", c[0], got, c[1])
+		}
+	}
+}
+
+// curl is the judge: it fetches a file, and the rest of one that it has half of.
+func TestCurlFetchesAndResumes(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(newHandler())
+	defer s.Close()
+	url := s.URL + "/files/" + kernel.SHA256 + "/" + kernel.Name
+	for _, c := range []struct {
+		name, half, etag string
+		want             string
+	}{
+		{"whole", "", "", "the kernel"},
+		{"resumed", "the k", kernel.SHA256, "the kernel"},
+		{"resumed after it was changed", "the k", strings.Repeat("0", 64), "the k"},
+	} {
+		out := filepath.Join(t.TempDir(), "out")
+		argv := []string{"--silent", "--show-error", "--fail", "--max-time", "300", "--output", out, url}
+		if c.half != "" {
+			if err := os.WriteFile(out, []byte(c.half), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			argv = append(argv, "--continue-at", "-", "--header", `If-Match: "`+c.etag+`"`)
+		}
+		msg, err := exec.CommandContext(t.Context(), "curl", argv...).CombinedOutput()
+		if (err == nil) != (c.want == "the kernel") {
+			t.Errorf("%s: %v: %s (apt-get install curl)", c.name, err, msg)
+		}
+		if got, err := os.ReadFile(out); err != nil || string(got) != c.want {
+			t.Errorf("%s: got %q, %v, want %q", c.name, got, err, c.want)
 		}
 	}
 }

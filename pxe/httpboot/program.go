@@ -32,6 +32,9 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 	m := boot.Machine{MAC: mac}
 	a := h.Source.Decide(m)
 	e := boot.Event{Machine: m, Name: a.Name, Firmware: true, Action: a.Action}
+	if a.Program == boot.GRUB && !p.Installer && p.mayStart(a) {
+		a = boot.Answer{Code: "pxe-only", Reason: "its boot program is GRUB (nbp: grub), which is loaded by PXE over IPv4"}
+	}
 	if !p.mayStart(a) {
 		e.Stage, e.Detail = boot.StageScript, fmt.Sprintf("UEFI HTTP boot goes on to the next boot option: %s (%s)", a.Reason, a.Code)
 		if a.Refused {

@@ -31,6 +31,7 @@ const (
 	unarmed
 	unarmedOff
 	ignored
+	byGRUB
 )
 
 var answersByCard = cards{
@@ -39,6 +40,7 @@ var answersByCard = cards{
 	unarmed:    {Action: boot.Local, Name: "cp1", Code: "not-armed", Reason: "it is not armed", Refused: true, LocalBoot: "exit"},
 	unarmedOff: {Action: boot.Local, Name: "cp1", Code: "ready", Reason: "it is installed", LocalBoot: "poweroff"},
 	ignored:    {Action: boot.None, Code: "unknown-machine", Reason: "it is ignored", Refused: true},
+	byGRUB:     {Action: boot.Install, Name: "cp1", Code: "armed", Reason: "it is armed", Program: boot.GRUB},
 }
 
 func TestHTTPBootStartsOnlyWhatTheMachineMayRun(t *testing.T) {
@@ -59,6 +61,8 @@ func TestHTTPBootStartsOnlyWhatTheMachineMayRun(t *testing.T) {
 		{"the installer, unknown", true, unknown, 200, "a program", `kernel  "discover" "" fetches snponly.efi by UEFI HTTP boot`},
 		{"the installer, not armed", true, unarmed, 404, "not-armed: it is not armed\n", `script cp1 "local" "not-armed" UEFI HTTP boot goes on to the next boot option: it is not armed (not-armed)`},
 		{"the installer switches nothing off", true, unarmedOff, 404, "ready: it is installed\n", `script cp1 "local" "" UEFI HTTP boot goes on to the next boot option: it is installed (ready)`},
+		{"no iPXE for who boots by GRUB", false, byGRUB, 404, "pxe-only: its boot program is GRUB (nbp: grub), which is loaded by PXE over IPv4\n", `script cp1 "install" "" UEFI HTTP boot goes on to the next boot option: its boot program is GRUB (nbp: grub), which is loaded by PXE over IPv4 (pxe-only)`},
+		{"the installer for who boots by GRUB", true, byGRUB, 200, "a program", `kernel cp1 "install" "" fetches snponly.efi by UEFI HTTP boot`},
 		{"ignored", true, ignored, 404, "unknown-machine: it is ignored\n", `script  "none" "unknown-machine" UEFI HTTP boot goes on to the next boot option: it is ignored (unknown-machine)`},
 	} {
 		var rec recorder

@@ -56,7 +56,7 @@ func writeInstaller(s *strings.Builder, server netip.AddrPort, m boot.Machine, a
 		args = append(args, fmt.Sprintf("initrd=initrd%d", i))
 	}
 	if !a.Configured {
-		args = append(args, "ignition.config.url="+base+"/ignition?"+identity(m).Encode())
+		args = append(args, "ignition.config.url="+IgnitionURL(server, m))
 	}
 
 	fmt.Fprintf(s, "\nset try:int32 0\n:again\nimgfree\n")
@@ -108,6 +108,11 @@ func scriptHost(scriptURL string) string {
 	_, rest, _ := strings.Cut(scriptURL, "//")
 	host, _, _ := strings.Cut(rest, "/")
 	return plain(host)
+}
+
+// IgnitionURL is where a machine's installer gets its first config.
+func IgnitionURL(server netip.AddrPort, m boot.Machine) string {
+	return "http://" + server.String() + "/ignition?" + identity(m).Encode()
 }
 
 // identity is a query that names the machine; Encode leaves nothing in it that

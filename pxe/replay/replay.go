@@ -21,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/dhcp6"
+	"github.com/imagectl/imagectl/pxe/grub"
 	"github.com/imagectl/imagectl/pxe/quirk"
 	"github.com/imagectl/imagectl/pxe/tftp"
 )
@@ -32,8 +33,9 @@ type Config struct {
 	Env  dhcp.Env
 	Env6 dhcp6.Env
 	// TFTP are the names of the files that are served by TFTP, and MTU is the boot
-	// network's.
+	// network's. GRUB says that it gets what it asks for by further names.
 	TFTP []string
+	GRUB bool
 	MTU  int
 }
 
@@ -196,7 +198,13 @@ func (s *session) tftp(d datagram) {
 	for _, o := range req.Options {
 		step.Asked += fmt.Sprintf(", %s %s", printable(o.Name), printable(o.Value))
 	}
-	if !slices.Contains(s.TFTP, req.File()) {
+	_, made := grub.Parse(req.Path())
+	switch {
+	case slices.Contains(s.TFTP, req.File()) || s.GRUB && made:
+	case s.GRUB && grub.Spare(req.Path()):
+		step.Code, step.Reason = tftp.CodeNoSuchFile, "there is no such file, and shim and GRUB need none"
+		return
+	default:
 		step.Code, step.Reason = tftp.CodeNoSuchFile, fmt.Sprintf("there is no file %q here; there are %s", printable(req.File()), strings.Join(s.TFTP, ", "))
 		return
 	}

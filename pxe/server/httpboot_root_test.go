@@ -31,6 +31,7 @@ func bootsByHTTP(t *testing.T, r *rack, g *vm.Guest, n int) *vm.Guest {
 	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 	t.Logf("script after %s", time.Since(start))
 	r.waitEvent(t, n, boot.StageKernel, 1)
+	starts(t, g)
 	got := stages(r.Events(mac(n)))
 	for _, want := range []string{"DISCOVER from http-boot", "nbp: fetches snponly.efi by UEFI HTTP boot", "DISCOVER from ipxe", "script: discover", "kernel: fetches vmlinuz"} {
 		if !strings.Contains(got, want) {

@@ -19,6 +19,7 @@ func (r *rack) boots6(t *testing.T, n int, byHTTP bool, want ...string) {
 	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 	t.Logf("script after %s", time.Since(start))
 	r.waitEvent(t, n, boot.StageKernel, 1)
+	starts(t, g)
 	g.Stop()
 	got := stages(r.Events(mac(n)))
 	for _, want := range append(want, "REQUEST from ipxe by IPv6: gave fd98::1", "script: discover", "kernel: fetches vmlinuz") {

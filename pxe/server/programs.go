@@ -35,6 +35,23 @@ func CheckPrograms(bios, uefi []byte) error {
 	return nil
 }
 
+// CheckGRUB says which of shim and GRUB UEFI on x86-64 could not start.
+func CheckGRUB(shim, program []byte) error {
+	for _, p := range []struct {
+		key     string
+		content []byte
+	}{{"boot.grub.shim", shim}, {"boot.grub.grub", program}} {
+		machine, err := peMachine(p.content)
+		if err != nil {
+			return fmt.Errorf("checking %s: it is no program for UEFI: %w; lock one of x86-64 there", p.key, err)
+		}
+		if machine != "x86-64" {
+			return fmt.Errorf("checking %s: it is for %s; lock one of x86-64 there", p.key, machine)
+		}
+	}
+	return nil
+}
+
 // peMachine is the processor that an EFI application is for.
 func peMachine(program []byte) (string, error) {
 	f, err := pe.NewFile(bytes.NewReader(program))

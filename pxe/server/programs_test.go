@@ -54,3 +54,20 @@ func TestProgramsForOtherFirmwareAreRefused(t *testing.T) {
 		})
 	}
 }
+
+func TestGRUBForOtherFirmwareIsRefused(t *testing.T) {
+	t.Parallel()
+	good, arm := efi(t, pe.IMAGE_FILE_MACHINE_AMD64, efiApplication), efi(t, pe.IMAGE_FILE_MACHINE_ARM64, efiApplication)
+	for _, c := range []struct {
+		shim, program []byte
+		want          string
+	}{
+		{good, good, ""},
+		{nil, good, "checking boot.grub.shim: it is no program for UEFI: "},
+		{good, arm, "checking boot.grub.grub: it is for arm64; lock one of x86-64 there"},
+	} {
+		if err := CheckGRUB(c.shim, c.program); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), c.want)) {
+			t.Errorf("got %v, want %s", err, c.want)
+		}
+	}
+}

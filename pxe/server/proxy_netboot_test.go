@@ -67,7 +67,8 @@ func TestBootServerOnTheOtherServersHost(t *testing.T) {
 	}
 	const n = 35
 	g, _ := guest(t, vm.OVMF, n)
-	r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 	r.waitEvent(t, n, boot.StageKernel, 1)
+	starts(t, g)
 	t.Logf("events:\n%s", stages(r.Events(mac(n))))
 }

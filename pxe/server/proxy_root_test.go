@@ -33,6 +33,7 @@ func (r *rack) proxied(t *testing.T, fw vm.Firmware, n int, how string) {
 	g, _ := guest(t, fw, n)
 	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 	r.waitEvent(t, n, boot.StageKernel, 1)
+	starts(t, g)
 	g.Stop()
 	got := stages(r.Events(mac(n)))
 	for _, want := range []string{how, "from the server " + otherAddr, "kernel: fetches vmlinuz"} {
@@ -52,11 +53,10 @@ func TestProxyBesideDnsmasq(t *testing.T) {
 		client := newHost(t, "client")
 		client.plug("eth0", bridge, "")
 		client.start(dhclient(t)...).wait(`^bound to 10\.98\.0\.5`)
-		client.start("busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-t", "900", "-T", "1", "-s", "/bin/true").
-			wait(`lease of 10\.98\.0\.5\d obtained from 10\.98\.0\.2`)
+		client.start(udhcpc()...).wait(`lease of 10\.98\.0\.5\d obtained from 10\.98\.0\.2`)
 	})
-	t.Run("BIOS", func(t *testing.T) { r.proxied(t, vm.SeaBIOS, 31, "iPXE goes on with its script") })
-	t.Run("UEFI", func(t *testing.T) { r.proxied(t, vm.OVMF, 32, "answered on port 4011, boot program snponly.efi") })
+	t.Run("BIOS", func(t *testing.T) { r.proxied(t, vm.SeaBIOS, 37, "iPXE goes on with its script") })
+	t.Run("UEFI", func(t *testing.T) { r.proxied(t, vm.OVMF, 38, "answered on port 4011, boot program snponly.efi") })
 }
 
 // dhclient is patient: by itself it asks for one minute.
@@ -69,6 +69,11 @@ func dhclient(t *testing.T) []string {
 	}
 	return []string{copied(t, "dhclient"), "-4", "-d", "-1", "-cf", config, "-sf", "/bin/true",
 		"-lf", filepath.Join(dir, "leases"), "-pf", filepath.Join(dir, "pid"), "eth0"}
+}
+
+// udhcpc is busybox's, as patient.
+func udhcpc() []string {
+	return []string{"busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-t", "900", "-T", "1", "-s", "/bin/true"}
 }
 
 // A relay of ISC's forwards between the machines' network and ours.
@@ -91,8 +96,9 @@ func TestMachinesBehindARelay(t *testing.T) {
 
 	const n = 41
 	g, _ := guest(t, vm.SeaBIOS, n, func(c *vm.Config) { relay.must("ip", "link", "set", c.Tap, "master", far) })
-	r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
 	r.waitEvent(t, n, boot.StageKernel, 1)
+	starts(t, g)
 	if got := stages(r.Events(mac(n))); !strings.Contains(got, "gave 10.97.0.1") {
 		t.Errorf("no address of the far subnet in:\n%s", got)
 	}
@@ -107,11 +113,13 @@ func TestSecondInterface(t *testing.T) {
 	startRack(t, nil, nil, func(l *listen.Config, _ *server.Config) {
 		l.Links = []listen.Link{{Interface: second, Prefix: netip.MustParsePrefix("10.97.0.0/24")}}
 	})
-	for _, c := range []struct{ on, want string }{
-		{bridge, `^DHCPACK of 10\.98\.0\.1[01]\d from 10\.98\.0\.1$`}, {second, `^DHCPACK of 10\.97\.0\.1[01]\d from 10\.97\.0\.1$`},
+	for _, c := range []struct{ on, want, udhcpc string }{
+		{bridge, `^DHCPACK of 10\.98\.0\.1[01]\d from 10\.98\.0\.1$`, `lease of 10\.98\.0\.1[01]\d obtained from 10\.98\.0\.1,`},
+		{second, `^DHCPACK of 10\.97\.0\.1[01]\d from 10\.97\.0\.1$`, `lease of 10\.97\.0\.1[01]\d obtained from 10\.97\.0\.1,`},
 	} {
 		client := newHost(t, "on"+c.on)
 		client.plug("eth0", c.on, "")
 		client.start(dhclient(t)...).wait(c.want)
+		client.start(udhcpc()...).wait(c.udhcpc)
 	}
 }

@@ -197,9 +197,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 		t.Fatal("the bridge is down")
 	}
 	blobs := memory{}
-	// The kernel's content does not matter here: that it was fetched does. A smaller
-	// file would be run as it is by iPXE under BIOS.
-	kernel := blobs.add("vmlinuz", bytes.Repeat([]byte("not a kernel\n"), 100_000))
+	kernel := blobs.add("vmlinuz", kernelContent(t))
 	initrd := blobs.add("initrd.gz", bytes.Repeat([]byte("not an initrd\n"), 5000))
 	address := netip.MustParseAddr(serverAddr)
 	ports := listen.Config{Interface: bridge, Address: address, DHCP: true, HTTPPort: httpPort}
@@ -211,12 +209,16 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 	if ports.Address6.IsValid() {
 		boot6 = ipv6(t)
 	}
+	nbp := plan.NBPIPXE
+	if changed.GRUB != nil {
+		nbp = plan.NBPGRUB
+	}
 	mode := plan.DHCPAuthoritative
 	if ports.BootServer {
 		mode = plan.DHCPProxy
 	}
 	cat, err := catalog.New(catalog.Config{
-		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, DHCP: mode, DHCP6: boot6, Subnets: []plan.Subnet{
+		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, InstallerArgs: []string{"console=ttyS0"}, NBP: nbp, DHCP: mode, DHCP6: boot6, Subnets: []plan.Subnet{
 			{Prefix: netip.MustParsePrefix("10.98.0.0/24"), First: netip.MustParseAddr("10.98.0.100"), Last: netip.MustParseAddr("10.98.0.120"), LeaseSeconds: 3600},
 			{Prefix: netip.MustParsePrefix("10.97.0.0/24"), First: netip.MustParseAddr("10.97.0.100"), Last: netip.MustParseAddr("10.97.0.120"),
 				Router: netip.MustParseAddr(relayAddr), LeaseSeconds: 3600},
@@ -249,7 +251,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 	r := &rack{recorded: make(chan struct{}, 1)}
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: sockets, Address: address, HTTPPort: httpPort, Source: cat, Open: blobs.open,
-		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe,
+		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe, Shim: changed.Shim, GRUB: changed.GRUB,
 		HTTPBoot: map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: blobs.add("snponly.efi", ipxe)}},
 		BootTLS:  changed.BootTLS, BootTLSPort: changed.BootTLSPort, Meters: changed.Meters,
 		Address6: ports.Address6, DUID: dhcp6.ServerDUID([]byte("a rack")), Leases6: leases6,

@@ -19,6 +19,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/dhcp6"
+	"github.com/imagectl/imagectl/pxe/grub"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/quirk"
@@ -35,11 +36,18 @@ const (
 // BootFiles are what DHCP points to, for a server at an address that has these
 // programs for UEFI HTTP boot at a URL.
 func BootFiles(at netip.AddrPort, uefi string, programs map[boot.Firmware]string) dhcp.BootFiles {
-	return dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
+	return dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Shim: grub.ShimName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
 }
 
-// TFTPNames are the files that TFTP has.
-func TFTPNames() []string { return []string{biosName, uefiName, autoexecName} }
+// TFTPNames are the files that TFTP has for everybody; those of GRUB only where it is
+// served.
+func TFTPNames(withGRUB bool) []string {
+	names := []string{biosName, uefiName, autoexecName}
+	if withGRUB {
+		names = append(names, grub.ShimName, grub.ProgramName, grub.ConfigName)
+	}
+	return names
+}
 
 // BootFiles6 are the same for DHCPv6 at an IPv6 address.
 func BootFiles6(at netip.AddrPort, uefi string, programs map[boot.Firmware]string) dhcp6.BootFiles {
@@ -105,7 +113,9 @@ type Config struct {
 	BootTLSPort int
 	// IPXEBIOS and IPXEUEFI are iPXE's undionly.kpxe and snponly.efi.
 	IPXEBIOS, IPXEUEFI []byte
-	Leases             dhcp.Store
+	// Shim and GRUB are shimx64.efi and what it loads; nil where no machine boots by them.
+	Shim, GRUB []byte
+	Leases     dhcp.Store
 	// Peers are further servers that share Leases, and Share is what this one offers
 	// first.
 	Peers    []netip.Addr
@@ -215,7 +225,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			}
 		},
 		Loaded: func(client netip.Addr, name string) {
-			if mac, ok := card(client); ok && name != autoexecName {
+			if mac, ok := card(client); ok && (name == biosName || name == uefiName || name == grub.ShimName) {
 				line.Done(admit.MAC(mac), time.Now())
 			}
 		},
@@ -286,6 +296,10 @@ func (cfg Config) adviseOnRouters(ctx context.Context) error {
 // tftpTask serves the boot files; those of iPXE that it asks for lead to the script.
 func (cfg Config) tftpTask(name string, conn net.PacketConn, c tftp.Config, script string) Task {
 	c.Files = map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))}
+	if cfg.GRUB != nil {
+		c.Files[grub.ShimName], c.Files[grub.ProgramName], c.Files[grub.ConfigName] = cfg.Shim, cfg.GRUB, []byte(grub.Config(cfg.Address))
+		c.Find = cfg.findForGRUB
+	}
 	return Task{name, func(ctx context.Context) error { return tftp.Serve(ctx, conn, c) }}
 }
 

@@ -40,8 +40,11 @@ func ParseRequest(packet []byte) (Request, error) {
 	return r, nil
 }
 
-// File is the name of ours that is asked for.
+// File is the name of ours that is asked for, and Path is the same with its directories.
 func (r Request) File() string { return clean(r.Name) }
+
+// Path is the name in lower case, with slashes and none at the beginning.
+func (r Request) Path() string { return slashed(r.Name) }
 
 // Complying is the request as it is answered under an effect.
 func (r Request) Complying(e quirk.Effect) Request {

@@ -64,6 +64,11 @@ const (
 type Config struct {
 	// Files by name, lower case and without a directory. They are not changed.
 	Files map[string][]byte
+	// Find is asked for names that are none of these; it may be nil. They are whole, in
+	// lower case, with slashes, and none at the beginning. The server closes what it
+	// returns. When it knows the name and returns nil, the client is told that there is no
+	// such file and nobody else.
+	Find func(client netip.Addr, name string) (content io.ReadSeekCloser, known bool)
 	// MTU of the boot network; 0 means 1500.
 	MTU int
 	// Sessions is how many transfers run at a time, 0 means 128. Further requests wait
@@ -180,29 +185,55 @@ func (h handler) read(name string, rf io.ReaderFrom) error {
 	client := netip.AddrPortFrom(udp.AddrPort().Addr().Unmap(), udp.AddrPort().Port())
 	content, ok := h.Files[clean(name)]
 	if !ok {
-		defer h.gate.leave(client, true)
-		h.Log.Info("no such file", "client", client.Addr(), "name", printable(name))
-		h.Refused(client.Addr(), CodeNoSuchFile, fmt.Sprintf("there is no file %q here; its firmware was given another name", printable(name)))
-		return errNotFound
+		return h.find(client, name, rf)
 	}
 	h.Started(client.Addr(), clean(name))
-	// The hook logs the outcome; after a failure the library has told the client.
-	h.Meter.Begun()
-	n, err := rf.ReadFrom(stopper{bytes.NewReader(content), h.ctx})
-	h.Meter.Ended(clean(name), n, err == nil)
-	if err == nil {
+	whole := h.send(clean(name), bytes.NewReader(content), rf)
+	if whole {
 		h.Loaded(client.Addr(), clean(name))
 	}
-	h.gate.leave(client, err == nil)
+	h.gate.leave(client, whole)
 	return nil
+}
+
+// find serves what is not there under its last part alone.
+func (h handler) find(client netip.AddrPort, name string, rf io.ReaderFrom) error {
+	var content io.ReadSeekCloser
+	known := false
+	if h.Find != nil {
+		content, known = h.Find(client.Addr(), slashed(name))
+	}
+	if content == nil {
+		defer h.gate.leave(client, true)
+		if !known {
+			h.Log.Info("no such file", "client", client.Addr(), "name", printable(name))
+			h.Refused(client.Addr(), CodeNoSuchFile, fmt.Sprintf("there is no file %q here; its firmware was given another name", printable(name)))
+		}
+		return errNotFound
+	}
+	defer content.Close()
+	h.gate.leave(client, h.send(clean(name), content, rf))
+	return nil
+}
+
+// send sends a file and says whether that was all of it.
+func (h handler) send(name string, content io.ReadSeeker, rf io.ReaderFrom) bool {
+	// The hook logs the outcome; after a failure the library has told the client.
+	h.Meter.Begun()
+	n, err := rf.ReadFrom(stopper{content, h.ctx})
+	h.Meter.Ended(name, n, err == nil)
+	return err == nil
 }
 
 // clean reduces what firmware asks for to one of our names: directories in both
 // styles, any case, and the \xff that ROMs append when they read past option 67.
-func clean(name string) string {
+func clean(name string) string { return path.Base(slashed(name)) }
+
+// slashed is the same with its directories.
+func slashed(name string) string {
 	name = strings.TrimRightFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f })
-	name = strings.ReplaceAll(name, `\`, "/")
-	return strings.ToLower(path.Base(name))
+	name = path.Clean("/" + strings.ReplaceAll(name, `\`, "/"))
+	return strings.ToLower(strings.TrimPrefix(name, "/"))
 }
 
 // printable makes a stranger's text fit for a log.
@@ -218,7 +249,7 @@ func printable(s string) string {
 // stopper is a file that ends with an error when the server stops. The library
 // finds its size through Seek.
 type stopper struct {
-	*bytes.Reader
+	io.ReadSeeker
 	ctx context.Context
 }
 
@@ -226,7 +257,7 @@ func (s stopper) Read(p []byte) (int, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, errors.New("server is stopping")
 	}
-	return s.Reader.Read(p)
+	return s.ReadSeeker.Read(p)
 }
 
 // hook logs ends of transfers.

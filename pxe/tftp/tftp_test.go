@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -47,7 +49,7 @@ func serve(t *testing.T, cfg Config) *net.UDPAddr {
 }
 
 // Foreign clients judge: atftp speaks the options, tftp-hpa is what many people
-// have, with and without options.
+// have, and busybox what small systems have, with and without options.
 func TestForeignClientsFetchTheFile(t *testing.T) {
 	want := program(300_001)
 	at := serve(t, Config{Files: map[string][]byte{"snponly.efi": want, "empty": {}, "block": want[:1024]}})
@@ -69,6 +71,12 @@ func TestForeignClientsFetchTheFile(t *testing.T) {
 		{"tftp-hpa", want, func(out string) []string {
 			return []string{"tftp", "-m", "octet", "127.0.0.1", port, "-c", "get", "snponly.efi", out}
 		}},
+		{"busybox", want, func(out string) []string {
+			return []string{"busybox", "tftp", "-g", "-l", out, "-r", "snponly.efi", "127.0.0.1", port}
+		}},
+		{"busybox with blksize", want, func(out string) []string {
+			return []string{"busybox", "tftp", "-b", "1468", "-g", "-l", out, "-r", "snponly.efi", "127.0.0.1", port}
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "out")
@@ -76,7 +84,7 @@ func TestForeignClientsFetchTheFile(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			if msg, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
-				t.Fatalf("%q: %v\n%s(apt-get install atftp tftp-hpa)", argv, err, msg)
+				t.Fatalf("%q: %v\n%s(apt-get install atftp tftp-hpa busybox-static)", argv, err, msg)
 			}
 			got, err := os.ReadFile(out)
 			if err != nil {
@@ -153,6 +161,56 @@ func TestRequestsOfFirmware(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// notClosed counts the files that are open.
+type notClosed struct {
+	*bytes.Reader
+	open *atomic.Int32
+}
+
+func (f notClosed) Close() error { f.open.Add(-1); return nil }
+
+func TestWhatIsMadeForOneClientIsFound(t *testing.T) {
+	content := program(5000)
+	var open atomic.Int32
+	refused := make(chan string, 10)
+	at := serve(t, Config{Files: map[string][]byte{"grub.cfg": []byte("first"), "grubx64.efi": content},
+		Find: func(_ netip.Addr, name string) (io.ReadSeekCloser, bool) {
+			if name != "imagectl/52:54:00:00:00:01/kernel" {
+				return nil, strings.HasSuffix(name, ".lst")
+			}
+			open.Add(1)
+			return notClosed{bytes.NewReader(content), &open}, true
+		},
+		Refused: func(_ netip.Addr, _, reason string) { refused <- reason }})
+	data := "\x00\x03\x00\x01"
+	notFound := "\x00\x05\x00\x01file not found\x00"
+	for _, c := range []struct{ name, request, want string }{
+		{"by its whole name", read("/imagectl//52:54:00:00:00:01/Kernel", "octet"), data + string(content[:512])},
+		{"with its size", read(`\imagectl\52:54:00:00:00:01\kernel`, "octet", "tsize", "0"), "\x00\x06tsize\x005000\x00"},
+		{"what is for all counts first", read("/debian-installer/amd64/grub/grub.cfg", "octet"), data + "first"},
+		{"quirk 49: grubx64.efi anywhere", read("/EFI/debian//grubx64.efi", "octet"), data + string(content[:512])},
+		{"in another directory", read("/kernel", "octet"), notFound},
+		{"what nobody misses", read("/grub/x86_64-efi/command.lst", "octet"), notFound},
+	} {
+		got, conn, from := ask(t, at, c.request)
+		if got != c.want {
+			t.Errorf("%s: got %.80q, want %.80q", c.name, got, c.want)
+		}
+		conn.WriteToUDP([]byte("\x00\x05\x00\x08done\x00"), from)
+	}
+	if got, want := <-refused, `there is no file "/kernel" here; its firmware was given another name`; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if len(refused) > 0 {
+		t.Errorf("and %q", <-refused)
+	}
+	for end := time.Now().Add(time.Minute); open.Load() != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d files are open", open.Load())
+		}
 	}
 }
 

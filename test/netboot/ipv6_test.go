@@ -3,8 +3,6 @@
 package netboot
 
 import (
-	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,10 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/imagectl/imagectl/test/lab"
-	"github.com/imagectl/imagectl/test/vm"
 )
 
 // address6 is the server's.
@@ -32,30 +28,9 @@ const boot6YAML = `  dhcp6:
 // Where nobody gives out IPv4 addresses, UEFI boots the installer's kernel by IPv6, by
 // PXE and by HTTP. (The installer goes on by IPv4, which this rack does not have.)
 func TestKernelStartsByIPv6(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 40*time.Minute, fmt.Errorf("the scenario's 40 minutes are over"))
-	defer cancel()
-	for name, value := range map[string]string{"-bin": *bin, "-release": *release} {
-		if value == "" {
-			t.Fatalf("%s is not set; run this through make netboot-test", name)
-		}
-	}
-	began, upstream := time.Now(), t.TempDir()
-	if err := lab.StandIns(upstream); err != nil {
-		t.Fatal(err)
-	}
-	machine := func(name, last string) lab.Machine {
-		return lab.Machine{Name: name, Role: "worker", Firmware: vm.OVMF, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last}
-	}
+	ctx := scenario(t)
 	byPXE, byHTTP := machine("pxe", "51"), machine("http", "52")
-	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Boot: boot6YAML,
-		Machines: []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}, byPXE, byHTTP},
-		Log: func(format string, args ...any) {
-			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(rack.Close)
+	rack := newRack(ctx, t, boot6YAML, byPXE, byHTTP)
 	withoutIPv4(t, filepath.Join(rack.Site, "cluster.yaml"))
 	if out, err := exec.CommandContext(ctx, "ip", "-6", "address", "add", address6+"/64", "dev", "br0", "nodad").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -108,7 +83,7 @@ func TestKernelStartsByIPv6(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"by IPv6: gave fd77::1", strings.TrimPrefix(c.how, "nbp: "), "fetches flatcar_production_pxe.vmlinuz"} {
+		for _, want := range []string{"by IPv6: gave fd77::1", strings.TrimPrefix(c.how, "nbp: "), "fetches demo-pxe.vmlinuz"} {
 			if !strings.Contains(why, want) {
 				t.Errorf("imagectl why does not say %q:\n%s", want, why)
 			}

@@ -35,9 +35,22 @@ const bootYAML = `  iso:
     key: {file: keys/secureboot/db.key}
 `
 
-func TestSecureBootFromTheNetwork(t *testing.T) {
+// scenario bounds a test.
+func scenario(t *testing.T) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 40*time.Minute, fmt.Errorf("the scenario's 40 minutes are over"))
-	defer cancel()
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// machine is one with UEFI, by the last part of its addresses.
+func machine(name, last string) lab.Machine {
+	return lab.Machine{Name: name, Role: "worker", Firmware: vm.OVMF, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last}
+}
+
+// newRack is a site with these machines, and boot below boot in its cluster.yaml.
+func newRack(ctx context.Context, t *testing.T, boot string, machines ...lab.Machine) *lab.Lab {
+	t.Helper()
 	for name, value := range map[string]string{"-bin": *bin, "-release": *release} {
 		if value == "" {
 			t.Fatalf("%s is not set; run this through make netboot-test", name)
@@ -47,13 +60,8 @@ func TestSecureBootFromTheNetwork(t *testing.T) {
 	if err := lab.StandIns(upstream); err != nil {
 		t.Fatal(err)
 	}
-	machine := func(name, last string) lab.Machine {
-		return lab.Machine{Name: name, Role: "worker", Firmware: vm.OVMF, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last}
-	}
-	good, bad := machine("good", "41"), machine("bad", "42")
-	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Boot: bootYAML,
-		// A cluster has a control plane; this one is never switched on.
-		Machines: []lab.Machine{{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", Idle: true}, good, bad},
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Boot: boot,
+		Machines: append([]lab.Machine{lab.Absent()}, machines...),
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
 		}})
@@ -61,6 +69,13 @@ func TestSecureBootFromTheNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(rack.Close)
+	return rack
+}
+
+func TestSecureBootFromTheNetwork(t *testing.T) {
+	ctx := scenario(t)
+	good, bad := machine("good", "41"), machine("bad", "42")
+	rack := newRack(ctx, t, bootYAML, good, bad)
 	imagectl := func(args ...string) {
 		t.Helper()
 		if _, err := rack.Imagectl(ctx, args...); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
+	"github.com/imagectl/imagectl/pxe/grub"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/server"
 	"github.com/imagectl/imagectl/pxe/syslog"
@@ -38,7 +39,11 @@ func (b *bootPath) Explain(asked string) (serverapi.BootAnswer, bool) {
 	a := b.catalog.Look(m)
 	out := serverapi.BootAnswer{Action: string(a.Action), Code: a.Code, Reason: a.Reason, Machine: a.Name}
 	if a.Action != boot.None {
-		out.Script = httpboot.Script(netip.AddrPortFrom(b.plan.Server.Address, uint16(b.plan.Server.HTTPPort)), m, a)
+		script := httpboot.Script
+		if a.Program == boot.GRUB {
+			script = grub.Script
+		}
+		out.Script = script(netip.AddrPortFrom(b.plan.Server.Address, uint16(b.plan.Server.HTTPPort)), m, a)
 	}
 	for _, mac := range macs {
 		for _, e := range b.journal.Events(mac) {

@@ -42,6 +42,8 @@ type site struct {
 	artefacts []store.Artefact
 	ipxeBIOS  []byte
 	ipxeUEFI  []byte
+	// shim and grub are nil where no machine boots by them.
+	shim, grub []byte
 	// httpBoot is what UEFI loads by HTTP.
 	httpBoot map[boot.Firmware]httpboot.Program
 	addons   []*api.Addon
@@ -113,6 +115,17 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, from sources) (*sit
 	}
 	if err := server.CheckPrograms(s.ipxeBIOS, s.ipxeUEFI); err != nil {
 		return nil, err
+	}
+	if p.Boot.GRUB.ID != "" {
+		if s.shim, err = read(p.Boot.Shim); err != nil {
+			return nil, err
+		}
+		if s.grub, err = read(p.Boot.GRUB); err != nil {
+			return nil, err
+		}
+		if err := server.CheckGRUB(s.shim, s.grub); err != nil {
+			return nil, err
+		}
 	}
 	if err := out.addHTTPBoot(ctx, cache.Path(p.Boot.IPXEUEFI.SHA256)); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -74,7 +75,11 @@ func printWhy(w io.Writer, asked string, a *api.WhyResponse) error {
 	printEvents(w, "seen on the boot path:", a.GetEvents())
 	printEvents(w, "said by syslog:", a.GetConsole())
 	if a.GetScript() != "" {
-		fmt.Fprintf(w, "\niPXE script:\n%s", indent(text(a.GetScript())))
+		what := "GRUB's configuration"
+		if strings.HasPrefix(a.GetScript(), "#!ipxe") {
+			what = "iPXE script"
+		}
+		fmt.Fprintf(w, "\n%s:\n%s", what, indent(text(a.GetScript())))
 	}
 	return nil
 }

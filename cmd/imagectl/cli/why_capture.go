@@ -79,7 +79,7 @@ func replayConfig(p plan.Plan) (replay.Config, error) {
 	at := netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPPort))
 	cfg := replay.Config{
 		Env:  dhcp.Env{Server: p.Server.Address, Network: cat.Network(), Answer: cat.Decide, Files: server.BootFiles(at, "http://"+at.String(), programs), Quirks: quirks},
-		TFTP: server.TFTPNames(), MTU: 1500,
+		TFTP: server.TFTPNames(p.Boot.GRUB.ID != ""), GRUB: p.Boot.GRUB.ID != "", MTU: 1500,
 	}
 	if d := p.Boot.DHCP6; d.Mode == plan.DHCP6Stateful || d.Mode == plan.DHCP6Stateless {
 		at := netip.AddrPortFrom(d.Address, uint16(p.Server.HTTPPort))

@@ -1,0 +1,65 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/grub"
+)
+
+// findForGRUB finds what GRUB on a machine asks for by TFTP: its configuration, and the
+// kernel and initrd that it names. Nobody gets another file, or an installer that the
+// machine is not to run.
+func (cfg Config) findForGRUB(_ netip.Addr, name string) (io.ReadSeekCloser, bool) {
+	r, ok := grub.Parse(name)
+	if !ok {
+		return nil, grub.Spare(name)
+	}
+	a := cfg.Source.Decide(r.Machine)
+	e := boot.Event{At: time.Now(), Machine: r.Machine, Name: a.Name, Stage: r.Stage, Action: a.Action}
+	if r.Stage == boot.StageScript {
+		e.Detail = fmt.Sprintf("GRUB: %s: %s (%s)", a.Action, a.Reason, a.Code)
+		if a.Refused {
+			e.Refusal = boot.Refusal{Code: a.Code, Reason: a.Reason}
+		}
+		cfg.Recorder.Record(e)
+		script := grub.Script(netip.AddrPortFrom(cfg.Address, uint16(cfg.HTTPPort)), r.Machine, a)
+		return text{bytes.NewReader([]byte(script))}, true
+	}
+	files := a.Initrd
+	if r.Stage == boot.StageKernel {
+		files = []boot.Blob{a.Kernel}
+	}
+	refuse := func(code, reason string) (io.ReadSeekCloser, bool) {
+		e.Detail, e.Refusal = reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason}
+		cfg.Recorder.Record(e)
+		return nil, true
+	}
+	i := slices.IndexFunc(files, func(b boot.Blob) bool { return b.SHA256 == r.SHA256 && strings.EqualFold(b.Name, r.Name) })
+	switch {
+	case a.Action != boot.Install && a.Action != boot.Discover:
+		return refuse(a.Code, a.Reason)
+	case i < 0:
+		return refuse("no-such-file", "GRUB asks for a file that the machine's configuration does not name any more; it starts again")
+	}
+	content, err := cfg.Open(r.SHA256)
+	if err != nil {
+		cfg.Log.Error("file not opened", "name", files[i].Name, "sha256", r.SHA256, "error", err)
+		return refuse("file-missing", files[i].Name+" is missing on the server, see its log; run imagectl build")
+	}
+	e.Detail = "fetches " + files[i].Name + " by TFTP"
+	cfg.Recorder.Record(e)
+	return content, true
+}
+
+// text is a file in memory.
+type text struct{ *bytes.Reader }
+
+// Close implements io.Closer.
+func (text) Close() error { return nil }
