@@ -46,6 +46,9 @@ type lab struct {
 	// kubernetes is what kubeadm and kubectl did; nil for none.
 	kubernetes *cluster
 
+	// signs: the keys of Kubernetes' CAs stay on the server.
+	signs bool
+
 	mu       sync.Mutex
 	now      time.Duration // added to the machine's clock and the server's
 	approved bool
@@ -350,6 +353,17 @@ func (l agentServer) IssueCertificates(_ context.Context, req *connect.Request[a
 		case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP:
 			ca = l.kube
 			p, err = pki.KubeletBootstrap(m, pki.Lifetimes{})
+		case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_CLIENT:
+			ca = l.kube
+			p, err = pki.KubeletClient(m, pki.Lifetimes{})
+		case api.CertificateProfile_CERTIFICATE_PROFILE_APISERVER:
+			ca = l.kube
+			p, err = pki.APIServer(m, nil, nil, pki.Lifetimes{})
+		case api.CertificateProfile_CERTIFICATE_PROFILE_APISERVER_KUBELET_CLIENT, api.CertificateProfile_CERTIFICATE_PROFILE_FRONT_PROXY_CLIENT,
+			api.CertificateProfile_CERTIFICATE_PROFILE_CONTROLLER_MANAGER, api.CertificateProfile_CERTIFICATE_PROFILE_SCHEDULER,
+			api.CertificateProfile_CERTIFICATE_PROFILE_NODE_ADMIN, api.CertificateProfile_CERTIFICATE_PROFILE_SUPER_ADMIN:
+			ca = l.kube
+			p, err = pki.NodeAdmin(m, pki.Lifetimes{})
 		default:
 			p, err = pki.EtcdClient(m, "client", pki.Lifetimes{})
 		}
@@ -370,7 +384,7 @@ func (l agentServer) IssueCertificates(_ context.Context, req *connect.Request[a
 
 func (l agentServer) FetchKubernetesSecrets(context.Context, *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
 	out := &api.FetchKubernetesSecretsResponse{}
-	for _, n := range secretNames() {
+	for _, n := range secretNames(l.signs) {
 		out.Files = append(out.Files, &api.File{Path: n, Content: []byte("content of " + n)})
 	}
 	return connect.NewResponse(out), nil

@@ -78,14 +78,31 @@ func programs(l *lab) *cluster {
 		if cmd.Argv[1] == "join" && !strings.Contains(l.read(kubeadm.Discovery), "client-key-data") {
 			return nil, errors.New("there is no discovery file")
 		}
-		// The real one refuses to begin over its own files.
-		for _, f := range []string{"/etc/kubernetes/manifests/kube-apiserver.yaml", kubeadm.KubeletConf} {
+		// The real one refuses to begin over its own files, and without those that it
+		// cannot make.
+		own, given := []string{"/etc/kubernetes/manifests/kube-apiserver.yaml", kubeadm.KubeletConf}, []string(nil)
+		made := []string{kubeadm.AdminConf, kubeadm.SuperAdmin, "/var/lib/kubelet/config.yaml", kubeadm.PKIDir + "/apiserver.crt"}
+		if l.signs {
+			own, given = own[:1], []string{kubeadm.KubeletConf, kubeadm.KubeletClient}
+			made = []string{"/var/lib/kubelet/config.yaml"}
+			if cmd.Argv[1] == "init" {
+				given = append(given, kubeadm.SuperAdmin, kubeadm.AdminConf, kubeadm.PKIDir+"/apiserver.crt", kubeadm.PKIDir+"/front-proxy-client.key", "/etc/kubernetes/scheduler.conf")
+			} else if !strings.Contains(l.read(kubeadmConf), "FileAvailable--etc-kubernetes-kubelet.conf") {
+				return nil, fmt.Errorf("[ERROR FileAvailable]: %s already exists", kubeadm.KubeletConf)
+			}
+		}
+		for _, f := range given {
+			if !l.exists(f) {
+				return nil, fmt.Errorf("invalid or incomplete external CA: %s", f)
+			}
+		}
+		for _, f := range own {
 			if l.exists(f) {
 				return nil, fmt.Errorf("[ERROR FileAvailable]: %s already exists", f)
 			}
 			l.put(f, "half")
 		}
-		for _, f := range []string{kubeadm.AdminConf, kubeadm.SuperAdmin, "/var/lib/kubelet/config.yaml", kubeadm.PKIDir + "/apiserver.crt"} {
+		for _, f := range made {
 			l.put(f, "half")
 		}
 		l.node.SetUnit(kubeadm.Unit, "active")
@@ -133,7 +150,8 @@ func initRun(l *lab) *api.Run {
 		Kubernetes: &api.KubernetesWanted{
 			Action: api.KubernetesWanted_ACTION_INIT, Version: "v1.36.3", PodCidr: "10.244.0.0/16", ServiceCidr: "10.96.0.0/12", DnsDomain: "cluster.local",
 			ApiServers: []string{"127.0.0.1:6443"}, CaPem: string(l.kube.CertificatePEM()),
-			Addons: []*api.Addon{{Name: "flannel", Sha256: digest(addon), Manifest: addon}},
+			Addons:      []*api.Addon{{Name: "flannel", Sha256: digest(addon), Manifest: addon}},
+			ServerSigns: l.signs,
 		},
 		Revocations: []*api.RevocationList{l.revocations(caImagectl, l.ca, 1), l.revocations(caEtcd, l.etcd, 1)},
 	}
@@ -248,13 +266,15 @@ func dies(f func()) (died bool) {
 // far as one process can: what matters is what is on disk.
 func TestKilledAnywhereItStillComesUp(t *testing.T) {
 	t.Parallel()
-	for _, role := range []string{"control plane", "worker"} {
+	for _, role := range []string{"control plane", "worker", "control plane without the CA's key", "worker without the CA's key"} {
 		for at := 1; ; at++ {
 			l := newLab(t)
+			l.signs = strings.HasSuffix(role, "key")
 			c := programs(l)
-			c.ready = role == "worker"
+			worker := strings.HasPrefix(role, "worker")
+			c.ready = worker
 			run := initRun(l)
-			if role == "worker" {
+			if worker {
 				run.ControlPlane, run.Etcd = false, &api.EtcdWanted{Action: api.EtcdWanted_ACTION_NONE}
 				run.Kubernetes.Action, run.Kubernetes.Addons = api.KubernetesWanted_ACTION_JOIN_WORKER, nil
 			}
@@ -285,7 +305,7 @@ func TestKilledAnywhereItStillComesUp(t *testing.T) {
 			if l.read(kubeadm.KubeletConf) == "" || !l.exists(joinedPath) {
 				t.Errorf("%s: killed at %d, kubeadm did not come to its end", role, at)
 			}
-			if want := role == "control plane"; c.marked != want || c.tainted != want {
+			if want := !worker; c.marked != want || c.tainted != want {
 				t.Errorf("%s: killed at %d, label %v, taint %v", role, at, c.marked, c.tainted)
 			}
 		}

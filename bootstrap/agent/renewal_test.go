@@ -267,7 +267,7 @@ func TestARenewalThatFailsSaysWhy(t *testing.T) {
 	c.node.Program("kubeadm", func(host.Command) ([]byte, error) { return nil, nil })
 	out = once(c.newNode(), c.run)
 	end := c.newNode().kubeadmEnds().UTC().Format(time.DateOnly)
-	if got, want := detailOf(out, "kubeadm-certificates"), "it acted, and still: a certificate that kubeadm made ends at "+end; got != want {
+	if got, want := detailOf(out, "kubeadm-certificates"), "it acted, and still: a certificate of the control plane ends at "+end; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for _, p := range c.paths() {

@@ -54,7 +54,13 @@ func (n *node) steps(run *api.Run) []Step {
 		return append(s, turn("kubernetes", run.GetKubernetes().GetReason()))
 	}
 	if run.GetControlPlane() {
-		s = append(s, n.kubernetesSecrets(), n.apiServerEtcdClient())
+		s = append(s, n.kubernetesSecrets(run), n.apiServerEtcdClient())
+	}
+	if run.GetKubernetes().GetServerSigns() {
+		if run.GetControlPlane() {
+			s = append(s, n.signedCertificates(run))
+		}
+		s = append(s, n.kubeletClient(run))
 	}
 	// kubelet's own configuration names the file, and kubeadm starts it.
 	s = append(s, n.kubeletServing(run), n.kubeadm(run), n.kubeletRunning())

@@ -192,6 +192,9 @@ func (n *node) issue(ctx context.Context, profiles []api.CertificateProfile) ([]
 // while the server is away, nothing else may wait for it.
 func (n *node) renewals(run *api.Run) Step {
 	all := []bundle{kubeletBundle()}
+	if run.GetKubernetes().GetServerSigns() {
+		all = append(all, kubeletClientBundle())
+	}
 	if wantsEtcd(run) {
 		all = append(all, etcdBundles()...)
 	}

@@ -22,19 +22,27 @@ const (
 	startedPath = StateDir + "/kubeadm.started"
 	kubeadmConf = StateDir + "/kubeadm.yaml"
 	applied     = StateDir + "/applied"
+	// kubeletFlags are what kubeadm gives kubelet on its command line.
+	kubeletFlags = "/var/lib/kubelet/kubeadm-flags.env"
 )
 
-// secrets are the files that a control plane gets from the server.
-func secretNames() []string {
-	return []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.pub", "sa.key"}
+// secretNames are the files that a control plane gets from the server. CAs without a key
+// are what kubeadm calls external.
+func secretNames(serverSigns bool) []string {
+	names := []string{"ca.crt", "front-proxy-ca.crt", "sa.pub", "sa.key"}
+	if !serverSigns {
+		names = append(names, "ca.key", "front-proxy-ca.key")
+	}
+	return names
 }
 
 // kubernetesSecrets lets kubeadm find its CAs ready made. Keys are 0600.
-func (n *node) kubernetesSecrets() Step {
+func (n *node) kubernetesSecrets(run *api.Run) Step {
+	names := secretNames(run.GetKubernetes().GetServerSigns())
 	return Step{
 		Name: "kubernetes-secrets",
 		Observe: func(context.Context) (bool, string, error) {
-			for _, name := range append(secretNames(), path.Base(kubeadm.AuthPath)) {
+			for _, name := range append(names, path.Base(kubeadm.AuthPath)) {
 				if ok, err := n.Host.Exists(kubeadm.PKIDir + "/" + name); err != nil || !ok {
 					return false, name + " is missing", err
 				}
@@ -48,7 +56,7 @@ func (n *node) kubernetesSecrets() Step {
 			}
 			for _, f := range resp.Msg.GetFiles() {
 				name := path.Base(f.GetPath())
-				if !slices.Contains(secretNames(), name) {
+				if !slices.Contains(names, name) {
 					return fmt.Errorf("fetching the Kubernetes CAs: the server sent %s, which is none of them", f.GetPath())
 				}
 				mode := uint32(0o644)
@@ -138,13 +146,20 @@ func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, erro
 		return nil, fmt.Errorf("reading this node's address: %w", err)
 	}
 	k := run.GetKubernetes()
-	self := kubeadm.Node{Name: run.GetMachine(), Address: address, Labels: run.GetLabels(), Taints: run.GetTaints(), ControlPlane: run.GetControlPlane()}
+	external := k.GetServerSigns()
+	self := kubeadm.Node{Name: run.GetMachine(), Address: address, Labels: run.GetLabels(), Taints: run.GetTaints(), ControlPlane: run.GetControlPlane(), ExternalCA: external}
 	if k.GetAction() == api.KubernetesWanted_ACTION_INIT {
 		conf, err := kubeadm.Init(kubeadm.Cluster{
 			Name: run.GetCluster(), Version: k.GetVersion(), PodCIDR: k.GetPodCidr(), ServiceCIDR: k.GetServiceCidr(), DNSDomain: k.GetDnsDomain(), SANs: k.GetApiServerSans(),
+			ExternalCA: external,
 		}, self)
 		if err != nil {
 			return nil, err
+		}
+		if external {
+			if err := n.superAdmin(ctx, run); err != nil {
+				return nil, err
+			}
 		}
 		return []string{"kubeadm", "init", "--config", kubeadmConf}, n.write(file{kubeadmConf, conf, 0o600})
 	}
@@ -166,12 +181,19 @@ func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, erro
 	return []string{"kubeadm", "join", "--config", kubeadmConf}, n.write(file{kubeadmConf, conf, 0o600})
 }
 
-// joinedBefore notices a join that was killed after the only thing that matters:
-// kubelet has its own certificate, which it gets after kubeadm has written
-// everything else. kubeadm itself would refuse, because a Ready node of that name
-// exists. What is left of joining a control plane is the step marked.
+// joinedBefore notices a join that was killed after the only thing that matters. kubeadm
+// itself would refuse, because a Ready node of that name exists. What is left of joining a
+// control plane is the step marked.
 func (n *node) joinedBefore(run *api.Run) (bool, error) {
-	names := []string{kubeadm.KubeletConf, "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/pki/kubelet-client-current.pem"}
+	// kubelet has its own certificate, which it gets after kubeadm has written everything
+	// else; or, where that is there before, kubeadm has written the last file before it
+	// starts kubelet.
+	names := []string{kubeadm.KubeletConf, "/var/lib/kubelet/config.yaml"}
+	if run.GetKubernetes().GetServerSigns() {
+		names = append(names, kubeletFlags)
+	} else {
+		names = append(names, "/var/lib/kubelet/pki/kubelet-client-current.pem")
+	}
 	if run.GetKubernetes().GetAction() == api.KubernetesWanted_ACTION_INIT {
 		return false, nil
 	}
@@ -182,7 +204,10 @@ func (n *node) joinedBefore(run *api.Run) (bool, error) {
 		names = append(names, kubeadm.AdminConf)
 	}
 	for _, name := range names {
-		if have, err := n.Host.Exists(name); err != nil || !have {
+		// What was killed between opening a file and writing it leaves an empty one.
+		if b, err := n.Host.ReadFile(name); notExist(err) || err == nil && len(b) == 0 {
+			return false, nil
+		} else if err != nil {
 			return false, err
 		}
 	}
@@ -193,13 +218,19 @@ func (n *node) joinedBefore(run *api.Run) (bool, error) {
 // what the server gave stays. kubeadm's phases repeat without harm on what is in
 // the cluster already.
 func (n *node) clearKubeadm(run *api.Run) error {
-	patterns := []string{"/etc/kubernetes/*.conf", kubeadm.Manifests + "/*.yaml", "/etc/kubernetes/tmp", "/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env"}
-	if run.GetControlPlane() {
+	patterns := []string{kubeadm.Manifests + "/*.yaml", "/etc/kubernetes/tmp", "/var/lib/kubelet/config.yaml", kubeletFlags}
+	if run.GetKubernetes().GetServerSigns() {
+		patterns = append(patterns, "/etc/kubernetes/bootstrap-kubelet.conf", kubeadm.SuperAdmin)
+	} else {
+		patterns = append(patterns, "/etc/kubernetes/*.conf")
+	}
+	switch {
+	case !run.GetControlPlane():
+		patterns = append(patterns, kubeadm.CAPath)
+	case !run.GetKubernetes().GetServerSigns():
 		for _, leaf := range []string{"apiserver", "apiserver-kubelet-client", "front-proxy-client"} {
 			patterns = append(patterns, kubeadm.PKIDir+"/"+leaf+".crt", kubeadm.PKIDir+"/"+leaf+".key")
 		}
-	} else {
-		patterns = append(patterns, kubeadm.CAPath)
 	}
 	for _, p := range patterns {
 		found, err := n.Host.Glob(p)

@@ -85,8 +85,8 @@ func (n *node) certificateOf(path string) (*x509.Certificate, error) {
 	return leaf, nil
 }
 
-// kubeadmEnds is when the first of the certificates ends that kubeadm made on this
-// control plane; the zero time when none can be read. kubelet renews its own.
+// kubeadmEnds is when the first of the certificates ends that kubeadm, or the server in
+// its place, made for this control plane; the zero time when none can be read. kubelet renews its own.
 func (n *node) kubeadmEnds() time.Time {
 	paths := []string{kubeadm.AdminConf}
 	for _, c := range components() {
@@ -107,16 +107,17 @@ func (n *node) kubeadmEnds() time.Time {
 // kubeadmRenewal renews what kubeadm made and starts the control plane anew with it, when
 // the server says that it is this node's turn.
 func (n *node) kubeadmRenewal(run *api.Run) []Step {
-	before := run.GetKubernetes().GetRenewBefore()
-	if before == nil || !run.GetControlPlane() || run.GetKubernetes().GetAction() != api.KubernetesWanted_ACTION_RUN {
+	if run.GetKubernetes().GetRenewBefore() == nil || !run.GetControlPlane() || run.GetKubernetes().GetAction() != api.KubernetesWanted_ACTION_RUN {
 		return nil
 	}
-	return []Step{n.kubeadmCertificates(before.AsTime()), n.controlPlaneRestarted(run)}
+	return []Step{n.kubeadmCertificates(run), n.controlPlaneRestarted(run)}
 }
 
-// kubeadmCertificates asks kubeadm, which needs no API server for it: the CAs' keys are
-// here. It may be killed anywhere: kubeadm replaces one file after the other.
-func (n *node) kubeadmCertificates(before time.Time) Step {
+// kubeadmCertificates asks kubeadm, which needs no API server for it where the CAs' keys
+// are here, or else the server. It may be killed anywhere: one file is replaced after the
+// other.
+func (n *node) kubeadmCertificates(run *api.Run) Step {
+	before := run.GetKubernetes().GetRenewBefore().AsTime()
 	return Step{
 		Name: "kubeadm-certificates",
 		Observe: func(context.Context) (bool, string, error) {
@@ -125,21 +126,21 @@ func (n *node) kubeadmCertificates(before time.Time) Step {
 			case end.IsZero():
 				return false, "", errors.New("no certificate that kubeadm made can be read")
 			case end.Before(before):
-				return false, "a certificate that kubeadm made ends at " + end.UTC().Format(time.DateOnly), nil
+				return false, "a certificate of the control plane ends at " + end.UTC().Format(time.DateOnly), nil
 			}
 			return true, "", nil
 		},
 		Act: func(ctx context.Context) error {
-			// What runs now may hold an old certificate; what starts later may not be known
-			// to hold all new ones before kubeadm has ended.
-			note, err := json.Marshal(renewing{BootID: n.Host.Facts().BootID, Processes: n.controlPlaneProcesses()})
-			if err != nil {
+			if run.GetKubernetes().GetServerSigns() {
+				if err := n.issueAll(ctx, bundlesOf(signedAll())); err != nil {
+					return err
+				}
+				return n.signedCertificates(run).Act(ctx)
+			}
+			if err := n.noteRenewing(); err != nil {
 				return err
 			}
-			if err := n.write(file{renewingPath, note, 0o600}); err != nil {
-				return err
-			}
-			_, err = n.Host.Run(ctx, host.Command{Argv: []string{"kubeadm", "certs", "renew", "all"}})
+			_, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubeadm", "certs", "renew", "all"}})
 			return err
 		},
 	}
@@ -164,7 +165,7 @@ func (n *node) controlPlaneRestarted(run *api.Run) Step {
 				return fmt.Errorf("reading %s: %w", renewingPath, err)
 			}
 			for _, c := range components() {
-				if err := n.restart(c); err != nil {
+				if err := n.restart(c, b); err != nil {
 					return err
 				}
 			}
@@ -192,9 +193,11 @@ func (n *node) controlPlaneRestarted(run *api.Run) Step {
 	}
 }
 
-// restart has kubelet start a component anew, once for each set of certificates.
-func (n *node) restart(c component) error {
+// restart has kubelet start a component anew, once for each set of certificates and each
+// note of what ran before.
+func (n *node) restart(c component, note []byte) error {
 	sum := sha256.New()
+	sum.Write(note)
 	paths := c.certificates
 	if c.conf != "" {
 		paths = []string{c.conf}

@@ -41,29 +41,57 @@ const (
 	CertificateProfile_CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT CertificateProfile = 6
 	// What kubelet shows to the API server.
 	CertificateProfile_CERTIFICATE_PROFILE_KUBELET_SERVING CertificateProfile = 7
+	// The rest is given where server_signs only. What kubelet shows API servers as their
+	// client.
+	CertificateProfile_CERTIFICATE_PROFILE_KUBELET_CLIENT           CertificateProfile = 8
+	CertificateProfile_CERTIFICATE_PROFILE_APISERVER                CertificateProfile = 9
+	CertificateProfile_CERTIFICATE_PROFILE_APISERVER_KUBELET_CLIENT CertificateProfile = 10
+	CertificateProfile_CERTIFICATE_PROFILE_FRONT_PROXY_CLIENT       CertificateProfile = 11
+	CertificateProfile_CERTIFICATE_PROFILE_CONTROLLER_MANAGER       CertificateProfile = 12
+	CertificateProfile_CERTIFICATE_PROFILE_SCHEDULER                CertificateProfile = 13
+	// admin.conf of a control plane.
+	CertificateProfile_CERTIFICATE_PROFILE_NODE_ADMIN CertificateProfile = 14
+	// One hour, for the machine that runs kubeadm init until that is done.
+	CertificateProfile_CERTIFICATE_PROFILE_SUPER_ADMIN CertificateProfile = 15
 )
 
 // Enum value maps for CertificateProfile.
 var (
 	CertificateProfile_name = map[int32]string{
-		0: "CERTIFICATE_PROFILE_UNSPECIFIED",
-		1: "CERTIFICATE_PROFILE_NODE",
-		2: "CERTIFICATE_PROFILE_ETCD_SERVER",
-		3: "CERTIFICATE_PROFILE_ETCD_PEER",
-		4: "CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT",
-		5: "CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP",
-		6: "CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT",
-		7: "CERTIFICATE_PROFILE_KUBELET_SERVING",
+		0:  "CERTIFICATE_PROFILE_UNSPECIFIED",
+		1:  "CERTIFICATE_PROFILE_NODE",
+		2:  "CERTIFICATE_PROFILE_ETCD_SERVER",
+		3:  "CERTIFICATE_PROFILE_ETCD_PEER",
+		4:  "CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT",
+		5:  "CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP",
+		6:  "CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT",
+		7:  "CERTIFICATE_PROFILE_KUBELET_SERVING",
+		8:  "CERTIFICATE_PROFILE_KUBELET_CLIENT",
+		9:  "CERTIFICATE_PROFILE_APISERVER",
+		10: "CERTIFICATE_PROFILE_APISERVER_KUBELET_CLIENT",
+		11: "CERTIFICATE_PROFILE_FRONT_PROXY_CLIENT",
+		12: "CERTIFICATE_PROFILE_CONTROLLER_MANAGER",
+		13: "CERTIFICATE_PROFILE_SCHEDULER",
+		14: "CERTIFICATE_PROFILE_NODE_ADMIN",
+		15: "CERTIFICATE_PROFILE_SUPER_ADMIN",
 	}
 	CertificateProfile_value = map[string]int32{
-		"CERTIFICATE_PROFILE_UNSPECIFIED":           0,
-		"CERTIFICATE_PROFILE_NODE":                  1,
-		"CERTIFICATE_PROFILE_ETCD_SERVER":           2,
-		"CERTIFICATE_PROFILE_ETCD_PEER":             3,
-		"CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT": 4,
-		"CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP":     5,
-		"CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT":     6,
-		"CERTIFICATE_PROFILE_KUBELET_SERVING":       7,
+		"CERTIFICATE_PROFILE_UNSPECIFIED":              0,
+		"CERTIFICATE_PROFILE_NODE":                     1,
+		"CERTIFICATE_PROFILE_ETCD_SERVER":              2,
+		"CERTIFICATE_PROFILE_ETCD_PEER":                3,
+		"CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT":    4,
+		"CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP":        5,
+		"CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT":        6,
+		"CERTIFICATE_PROFILE_KUBELET_SERVING":          7,
+		"CERTIFICATE_PROFILE_KUBELET_CLIENT":           8,
+		"CERTIFICATE_PROFILE_APISERVER":                9,
+		"CERTIFICATE_PROFILE_APISERVER_KUBELET_CLIENT": 10,
+		"CERTIFICATE_PROFILE_FRONT_PROXY_CLIENT":       11,
+		"CERTIFICATE_PROFILE_CONTROLLER_MANAGER":       12,
+		"CERTIFICATE_PROFILE_SCHEDULER":                13,
+		"CERTIFICATE_PROFILE_NODE_ADMIN":               14,
+		"CERTIFICATE_PROFILE_SUPER_ADMIN":              15,
 	}
 )
 
@@ -1956,9 +1984,12 @@ type KubernetesWanted struct {
 	CaPem string `protobuf:"bytes,9,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// Manifests to apply, in order; only set for the node that runs init.
 	Addons []*Addon `protobuf:"bytes,10,rep,name=addons,proto3" json:"addons,omitempty"`
-	// It is this control plane's turn to renew the certificates that kubeadm made and
-	// that end before this; unset when it is not.
-	RenewBefore   *timestamppb.Timestamp `protobuf:"bytes,40,opt,name=renew_before,json=renewBefore,proto3" json:"renew_before,omitempty"`
+	// It is this control plane's turn to renew the certificates that kubeadm, or the
+	// server in its place, made and that end before this; unset when it is not.
+	RenewBefore *timestamppb.Timestamp `protobuf:"bytes,40,opt,name=renew_before,json=renewBefore,proto3" json:"renew_before,omitempty"`
+	// The keys of Kubernetes' CAs stay on the server, which signs all that kubeadm and
+	// kubelet would have signed with them.
+	ServerSigns   bool `protobuf:"varint,41,opt,name=server_signs,json=serverSigns,proto3" json:"server_signs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2068,6 +2099,13 @@ func (x *KubernetesWanted) GetRenewBefore() *timestamppb.Timestamp {
 		return x.RenewBefore
 	}
 	return nil
+}
+
+func (x *KubernetesWanted) GetServerSigns() bool {
+	if x != nil {
+		return x.ServerSigns
+	}
+	return false
 }
 
 type Addon struct {
@@ -2360,8 +2398,8 @@ func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
 
 type FetchKubernetesSecretsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Files below /etc/kubernetes/pki: ca.crt, ca.key, front-proxy-ca.crt,
-	// front-proxy-ca.key, sa.pub, sa.key.
+	// Files below /etc/kubernetes/pki: ca.crt, front-proxy-ca.crt, sa.pub, sa.key, and
+	// unless the server signs ca.key and front-proxy-ca.key.
 	Files         []*File `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2750,7 +2788,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x10ACTION_BOOTSTRAP\x10\x03\x12\x0f\n" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"\xb6\x04\n" +
+	"ACTION_RUN\x10\x05\"\xd9\x04\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -2765,7 +2803,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x06ca_pem\x18\t \x01(\tR\x05caPem\x12*\n" +
 	"\x06addons\x18\n" +
 	" \x03(\v2\x12.imagectl.v1.AddonR\x06addons\x12=\n" +
-	"\frenew_before\x18( \x01(\v2\x1a.google.protobuf.TimestampR\vrenewBefore\"\x89\x01\n" +
+	"\frenew_before\x18( \x01(\v2\x1a.google.protobuf.TimestampR\vrenewBefore\x12!\n" +
+	"\fserver_signs\x18) \x01(\bR\vserverSigns\"\x89\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_WAIT\x10\x01\x12\x0f\n" +
@@ -2799,7 +2838,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x06ca_pem\x18\x03 \x01(\tR\x05caPem\"\x1f\n" +
 	"\x1dFetchKubernetesSecretsRequest\"I\n" +
 	"\x1eFetchKubernetesSecretsResponse\x12'\n" +
-	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files*\xcd\x02\n" +
+	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files*\x8e\x05\n" +
 	"\x12CertificateProfile\x12#\n" +
 	"\x1fCERTIFICATE_PROFILE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CERTIFICATE_PROFILE_NODE\x10\x01\x12#\n" +
@@ -2808,7 +2847,16 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	")CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT\x10\x04\x12)\n" +
 	"%CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP\x10\x05\x12)\n" +
 	"%CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT\x10\x06\x12'\n" +
-	"#CERTIFICATE_PROFILE_KUBELET_SERVING\x10\a2\xce\x03\n" +
+	"#CERTIFICATE_PROFILE_KUBELET_SERVING\x10\a\x12&\n" +
+	"\"CERTIFICATE_PROFILE_KUBELET_CLIENT\x10\b\x12!\n" +
+	"\x1dCERTIFICATE_PROFILE_APISERVER\x10\t\x120\n" +
+	",CERTIFICATE_PROFILE_APISERVER_KUBELET_CLIENT\x10\n" +
+	"\x12*\n" +
+	"&CERTIFICATE_PROFILE_FRONT_PROXY_CLIENT\x10\v\x12*\n" +
+	"&CERTIFICATE_PROFILE_CONTROLLER_MANAGER\x10\f\x12!\n" +
+	"\x1dCERTIFICATE_PROFILE_SCHEDULER\x10\r\x12\"\n" +
+	"\x1eCERTIFICATE_PROFILE_NODE_ADMIN\x10\x0e\x12#\n" +
+	"\x1fCERTIFICATE_PROFILE_SUPER_ADMIN\x10\x0f2\xce\x03\n" +
 	"\fAgentService\x12;\n" +
 	"\x04Sync\x12\x18.imagectl.v1.SyncRequest\x1a\x19.imagectl.v1.SyncResponse\x12V\n" +
 	"\rReportInstall\x12!.imagectl.v1.ReportInstallRequest\x1a\".imagectl.v1.ReportInstallResponse\x12b\n" +

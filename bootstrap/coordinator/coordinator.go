@@ -70,6 +70,9 @@ type Choices struct {
 	EtcdRemover string `json:"etcdRemover,omitempty"`
 	// KubernetesFirst is the machine that runs kubeadm init.
 	KubernetesFirst string `json:"kubernetesFirst,omitempty"`
+	// ServerSigns: the keys of Kubernetes' CAs stay on the server. It is set with
+	// KubernetesFirst, by whoever asks, and never changes.
+	ServerSigns bool `json:"serverSigns,omitempty"`
 	// KubernetesFormed: init is complete and its API server was ready once.
 	KubernetesFormed bool `json:"kubernetesFormed,omitempty"`
 	// APIServers are the machines whose API server was ready once, sorted.
@@ -82,7 +85,7 @@ type Choices struct {
 func (c Choices) Equal(o Choices) bool {
 	return slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
 		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
-		c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
+		c.ServerSigns == o.ServerSigns && c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
 // Choose advances the choices. Nodes are in the order of cluster.yaml, which is

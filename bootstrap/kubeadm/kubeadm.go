@@ -33,9 +33,12 @@ const (
 	AuthPath   = PKIDir + "/authentication.yaml"
 	// Serving is what kubelet shows to API servers, with its key, as kubelet reads it
 	// again whenever it changes.
-	Serving     = "/var/lib/kubelet/pki/imagectl-serving.pem"
-	AdminConf   = "/etc/kubernetes/admin.conf"
-	KubeletConf = "/etc/kubernetes/kubelet.conf"
+	Serving = "/var/lib/kubelet/pki/imagectl-serving.pem"
+	// KubeletClient is what kubelet shows them as their client, with its key, where the CA is
+	// external; kubelet reads it again every five minutes (client-go).
+	KubeletClient = "/var/lib/kubelet/pki/imagectl-client.pem"
+	AdminConf     = "/etc/kubernetes/admin.conf"
+	KubeletConf   = "/etc/kubernetes/kubelet.conf"
 	// SuperAdmin is in system:masters, which no RBAC can restrain. Nothing needs it
 	// after init: AdminConf is enough.
 	SuperAdmin = "/etc/kubernetes/super-admin.conf"
@@ -64,6 +67,9 @@ type Cluster struct {
 	DNSDomain            string
 	// SANs are extra names and addresses of the API servers.
 	SANs []string
+	// ExternalCA: the CAs' keys are not on the nodes, and whoever has them gives kubelet
+	// its client certificates, as KubeletClient.
+	ExternalCA bool
 }
 
 // Node is one node.
@@ -75,6 +81,8 @@ type Node struct {
 	// kubeadm's own taint.
 	Taints       []string
 	ControlPlane bool
+	// ExternalCA is the cluster's; kubelet.conf is there before kubeadm joins.
+	ExternalCA bool
 }
 
 type arg struct {
@@ -94,6 +102,8 @@ type registration struct {
 	Taints           []taint `json:"taints,omitempty"`
 	KubeletExtraArgs []arg   `json:"kubeletExtraArgs"`
 	ImagePullPolicy  string  `json:"imagePullPolicy"`
+	// IgnorePreflightErrors are names of checks (kubeadm/app/preflight/checks.go).
+	IgnorePreflightErrors []string `json:"ignorePreflightErrors,omitempty"`
 }
 
 type apiEndpoint struct {
@@ -222,7 +232,7 @@ func Init(c Cluster, n Node) ([]byte, error) {
 	cc.Etcd.External = externalEtcd{Endpoints: []string{"https://127.0.0.1:2379"}, CAFile: EtcdCAPath, CertFile: EtcdClient, KeyFile: EtcdClient}
 	k := kubeletConfiguration{
 		APIVersion: "kubelet.config.k8s.io/v1beta1", Kind: "KubeletConfiguration",
-		CgroupDriver: "systemd", HealthzBindAddress: "127.0.0.1", RotateCertificates: true, SeccompDefault: true,
+		CgroupDriver: "systemd", HealthzBindAddress: "127.0.0.1", RotateCertificates: !c.ExternalCA, SeccompDefault: true,
 		TLSCertFile: Serving, TLSPrivateKeyFile: Serving, TLSMinVersion: "VersionTLS13", VolumePluginDir: volumePlugins,
 	}
 	k.Authentication.Webhook.Enabled, k.Authorization.Mode = true, "Webhook"
@@ -272,6 +282,10 @@ func Join(n Node) ([]byte, error) {
 	reg, err := n.registration()
 	if err != nil {
 		return nil, fmt.Errorf("configuring kubeadm join: %w", err)
+	}
+	if n.ExternalCA {
+		// Joining otherwise is how kubelet gets this file; with a good one it asks nobody.
+		reg.IgnorePreflightErrors = []string{"FileAvailable--etc-kubernetes-kubelet.conf"}
 	}
 	j := joinConfiguration{APIVersion: version, Kind: "JoinConfiguration", NodeRegistration: reg, Timeouts: patience()}
 	j.Discovery.File.KubeConfigPath = Discovery

@@ -30,7 +30,21 @@ func goldens(t *testing.T) map[string][]byte {
 		"init.yaml":               func() ([]byte, error) { return Init(cluster(), controlPlane()) },
 		"join-control-plane.yaml": func() ([]byte, error) { return Join(controlPlane()) },
 		"join-worker.yaml":        func() ([]byte, error) { return Join(worker()) },
-		"discovery.conf":          func() ([]byte, error) { return DiscoveryConfig([]byte("CA"), []byte("CERT"), []byte("KEY")) },
+		"init-external-ca.yaml": func() ([]byte, error) {
+			c := cluster()
+			c.ExternalCA = true
+			return Init(c, controlPlane())
+		},
+		"join-external-ca.yaml": func() ([]byte, error) {
+			n := worker()
+			n.ExternalCA = true
+			return Join(n)
+		},
+		"discovery.conf": func() ([]byte, error) { return DiscoveryConfig([]byte("CA"), []byte("CERT"), []byte("KEY")) },
+		"scheduler.conf": func() ([]byte, error) {
+			return Kubeconfig(Server(worker().Address), "system:kube-scheduler", []byte("CA"), []byte("CERT"), []byte("KEY"))
+		},
+		"kubelet.conf": func() ([]byte, error) { return KubeletKubeconfig(Server(controlPlane().Address), []byte("CA")) },
 	} {
 		b, err := f()
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"sigs.k8s.io/yaml"
 )
@@ -73,4 +74,40 @@ func Credentials(conf []byte, read func(name string) ([]byte, error)) (server st
 		return "", nil, errors.New("reading a kubeconfig's CA: there is no PEM certificate in it")
 	}
 	return cluster.Server, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}}, nil
+}
+
+// Server is where who lives on a control plane at this address finds its own API server.
+func Server(address netip.Addr) string {
+	return "https://" + netip.AddrPortFrom(address, BindPort).String()
+}
+
+// DiscoveryConfig is a kubeconfig with embedded credentials for file discovery.
+// All arguments are PEM; it is a secret.
+func DiscoveryConfig(ca, certificate, key []byte) ([]byte, error) {
+	return Kubeconfig("https://"+Endpoint, "node", ca, certificate, key)
+}
+
+// Kubeconfig is one with embedded credentials. ca, certificate and key are PEM; it is a
+// secret.
+func Kubeconfig(server, user string, ca, certificate, key []byte) ([]byte, error) {
+	return marshal(server, user, ca, map[string]any{"client-certificate-data": base64.StdEncoding.EncodeToString(certificate), "client-key-data": base64.StdEncoding.EncodeToString(key)})
+}
+
+// KubeletKubeconfig is kubelet's, which names the file of its credentials: KubeletClient.
+func KubeletKubeconfig(server string, ca []byte) ([]byte, error) {
+	return marshal(server, "node", ca, map[string]any{"client-certificate": KubeletClient, "client-key": KubeletClient})
+}
+
+func marshal(server, user string, ca []byte, credentials map[string]any) ([]byte, error) {
+	type named map[string]any
+	b, err := yaml.Marshal(named{
+		"apiVersion": "v1", "kind": "Config", "current-context": "cluster",
+		"clusters": []named{{"name": "cluster", "cluster": named{"server": server, "certificate-authority-data": base64.StdEncoding.EncodeToString(ca)}}},
+		"users":    []named{{"name": user, "user": credentials}},
+		"contexts": []named{{"name": "cluster", "context": named{"cluster": "cluster", "user": user}}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("writing a kubeconfig for %s: %w", user, err)
+	}
+	return b, nil
 }

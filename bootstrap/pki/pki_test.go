@@ -34,7 +34,7 @@ func request(t testing.TB, key crypto.Signer) []byte {
 	t.Helper()
 	// A liar's request: it asks for everything.
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		Subject:  pkix.Name{CommonName: "kubernetes-admin", Organization: []string{"system:masters"}},
+		Subject:  pkix.Name{CommonName: "liar", Organization: []string{"system:liars"}},
 		DNSNames: []string{"evil.example"},
 	}, key)
 	if err != nil {
@@ -93,6 +93,15 @@ func TestOpenSSLAcceptsEveryProfileForItsPurposeOnly(t *testing.T) {
 			[]string{"O = system:nodes, CN = system:node:cp1", "DNS:cp1, IP Address:10.0.0.11"}},
 		{"kubectl", profile(KubernetesAdmin("ada", Lifetimes{})), true, false, 8 * time.Hour,
 			[]string{"O = kubeadm:cluster-admins, CN = imagectl:ada"}},
+		{"kubelet-client", profile(KubeletClient(m, Lifetimes{})), true, false, 90 * day, []string{"O = system:nodes, CN = system:node:cp1"}},
+		{"apiserver", profile(APIServer(m, []string{"kubernetes.default.svc", "k8s.example"}, []netip.Addr{netip.MustParseAddr("10.96.0.1")}, Lifetimes{})), false, true, 90 * day,
+			[]string{"CN = kube-apiserver\n", "DNS:cp1, DNS:k8s.example, DNS:kubernetes.default.svc, IP Address:10.0.0.11, IP Address:10.96.0.1"}},
+		{"apiserver-kubelet-client", profile(APIServerKubeletClient(m, Lifetimes{})), true, false, 90 * day, []string{"Subject: CN = kube-apiserver-kubelet-client\n"}},
+		{"front-proxy-client", profile(FrontProxyClient(m, Lifetimes{})), true, false, 90 * day, []string{"Subject: CN = front-proxy-client\n"}},
+		{"controller-manager", profile(ControllerManager(m, Lifetimes{})), true, false, 90 * day, []string{"Subject: CN = system:kube-controller-manager\n"}},
+		{"scheduler", profile(Scheduler(m, Lifetimes{})), true, false, 90 * day, []string{"Subject: CN = system:kube-scheduler\n"}},
+		{"node-admin", profile(NodeAdmin(m, Lifetimes{})), true, false, 90 * day, []string{"O = kubeadm:cluster-admins, CN = kubernetes-admin"}},
+		{"super-admin", profile(SuperAdmin(m, Lifetimes{})), true, false, time.Hour, []string{"O = system:masters, CN = kubernetes-super-admin"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -123,7 +132,7 @@ func TestOpenSSLAcceptsEveryProfileForItsPurposeOnly(t *testing.T) {
 					t.Errorf("openssl x509 -text lacks %q:\n%s", w, text)
 				}
 			}
-			for _, bad := range []string{"evil.example", "system:masters", "kubernetes-admin"} {
+			for _, bad := range []string{"evil.example", "system:liars", "CN = liar"} {
 				if strings.Contains(text, bad) {
 					t.Errorf("the request smuggled %q in:\n%s", bad, text)
 				}

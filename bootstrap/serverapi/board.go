@@ -124,7 +124,7 @@ func (b *board) Changed() <-chan struct{} {
 }
 
 // seen is the part of a report that decisions look at, at a time.
-func (r report) seen(now time.Time) *coordinator.Seen {
+func (r report) seen(renewal renewal, now time.Time) *coordinator.Seen {
 	e, k := r.last.GetEtcd(), r.last.GetKubernetes()
 	var members []string
 	for _, m := range e.GetMembers() {
@@ -140,6 +140,6 @@ func (r report) seen(now time.Time) *coordinator.Seen {
 		Joined:         k.GetJoined(),
 		NodeReady:      k.GetNodeReady(),
 		AddonsApplied:  k.GetAddonsApplied(),
-		Certificates:   kubeadmCertificates(k, now),
+		Certificates:   kubeadmCertificates(k, renewal, now),
 	}
 }

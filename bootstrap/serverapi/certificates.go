@@ -18,6 +18,7 @@ const (
 	caImagectl   = "imagectl"
 	caEtcd       = "etcd"
 	caKubernetes = "kubernetes"
+	caFrontProxy = "front-proxy"
 )
 
 const (

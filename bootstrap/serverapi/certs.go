@@ -182,7 +182,7 @@ func consequences(h holder, revoked []certificate, withdrawn bool) string {
 	if has(caEtcd) {
 		out = append(out, "etcd refuses new connections with it once its node has called, open ones stay; the node gets another certificate by itself")
 	}
-	if has(caKubernetes) {
+	if has(caKubernetes) || has(caFrontProxy) {
 		out = append(out, "Kubernetes cannot revoke: there it is good until its end")
 	}
 	if strings.HasPrefix(string(h), string(pki.KindServer)+"/") {

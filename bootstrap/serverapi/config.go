@@ -99,7 +99,11 @@ type Kubernetes struct {
 	// means the first control plane's address.
 	Endpoint string
 	SANs     []string
-	Addons   []*api.Addon
+	// CAKeyOnNodes puts the keys of Kubernetes' CAs on the control planes, as kubeadm
+	// does; otherwise they stay on the server, which signs. It is looked at once, when
+	// the cluster is made.
+	CAKeyOnNodes bool
+	Addons       []*api.Addon
 }
 
 // Page is what people and monitoring fetch with GET.

@@ -146,17 +146,12 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 		servers = []string{c.KubernetesFirst}
 	}
 	w.ApiServers = s.addressesOf(servers, apiServerPort)
-	w.ApiServerSans = slices.Clone(k.SANs)
-	if host, _, err := net.SplitHostPort(k.Endpoint); err == nil {
-		w.ApiServerSans = append(w.ApiServerSans, host)
-	}
-	slices.Sort(w.ApiServerSans)
-	w.ApiServerSans = slices.Compact(w.ApiServerSans)
+	w.ApiServerSans, w.ServerSigns = s.apiServerSANs(), s.serverSigns(c)
 	if d.First {
 		w.Addons = k.Addons
 	}
 	if d.Renew {
-		w.RenewBefore = timestamppb.New(renewBefore(s.cfg.Now()))
+		w.RenewBefore = timestamppb.New(s.renewal(c).before(s.cfg.Now()))
 	}
 	return w
 }

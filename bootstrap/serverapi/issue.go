@@ -10,6 +10,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
@@ -29,6 +30,9 @@ const (
 type profile struct {
 	name         string
 	controlPlane bool // only for control planes
+	// signed: only where the server signs in the place of kubeadm; init: only for the
+	// machine that runs kubeadm init, until that is done.
+	signed, init bool
 	caName       string
 	ca           *pki.CA
 	make         func(pki.Machine, pki.Lifetimes) (pki.Profile, error)
@@ -55,7 +59,7 @@ func (s *Server) profile(p api.CertificateProfile) (profile, bool) {
 	case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP:
 		return profile{name: profileJoin, caName: caKubernetes, ca: a.kubernetes, make: pki.KubeletBootstrap}, true
 	}
-	return profile{}, false
+	return s.signedProfile(p)
 }
 
 // IssueCertificates implements apiconnect.AgentServiceHandler. All or none.
@@ -92,6 +96,9 @@ func (s agents) IssueCertificates(ctx context.Context, req *connect.Request[api.
 			return err
 		}
 		for _, g := range all {
+			if err := c.maySign(s.Server, name, g.profile); err != nil {
+				return err
+			}
 			if err := c.issued(holderOf(pki.KindNode, name), g.caName, g.name, g.Issued); err != nil {
 				return err
 			}
@@ -145,37 +152,60 @@ func (s agents) issue(from caller, item *api.IssueCertificatesRequest_Item) (pro
 }
 
 // FetchKubernetesSecrets implements apiconnect.AgentServiceHandler. etcd's CA key
-// is not among them and never leaves this process.
+// is not among them and never leaves this process; those of Kubernetes only where that was
+// asked for when the cluster was made.
 func (s agents) FetchKubernetesSecrets(ctx context.Context, _ *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
 	from := callerOf(ctx)
 	name := from.identity.Name
 	if !s.isControlPlane(name) {
 		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is no control plane", name))
 	}
-	a := s.authority
-	k8sKey, err1 := a.kubernetes.KeyPEM()
-	frontKey, err2 := a.frontProxy.KeyPEM()
-	saKey, err3 := pki.EncodeKey(a.serviceAccounts)
-	saPub, err4 := pki.EncodePublicKey(a.serviceAccounts.Public())
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
-		return nil, connect.NewError(connect.CodeInternal, err)
-	}
+	var signs bool
 	err := s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
 		}
-		c.log(audit.Entry{Action: "kubernetes-secrets-fetched", Machine: name})
+		var choices coordinator.Choices
+		if _, err := c.tx.Value(valueChoices, &choices); err != nil {
+			return err
+		}
+		signs = s.serverSigns(choices)
+		detail := "with the keys of Kubernetes' CAs"
+		if signs {
+			detail = "without the keys of Kubernetes' CAs"
+		}
+		c.log(audit.Entry{Action: "kubernetes-secrets-fetched", Machine: name, Detail: detail})
 		return nil
 	})
 	if err != nil {
 		return nil, s.storing(name, err)
 	}
-	public := func(path string, b []byte) *api.File { return &api.File{Path: path, Mode: 0o644, Content: b} }
-	secret := func(path string, b []byte) *api.File { return &api.File{Path: path, Mode: 0o600, Content: b} }
-	const dir = "/etc/kubernetes/pki/"
-	return connect.NewResponse(&api.FetchKubernetesSecretsResponse{Files: []*api.File{
-		public(dir+"ca.crt", a.kubernetes.CertificatePEM()), secret(dir+"ca.key", k8sKey),
-		public(dir+"front-proxy-ca.crt", a.frontProxy.CertificatePEM()), secret(dir+"front-proxy-ca.key", frontKey),
-		public(dir+"sa.pub", saPub), secret(dir+"sa.key", saKey),
-	}}), nil
+	out, err := s.kubernetesSecrets(signs)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	return connect.NewResponse(&api.FetchKubernetesSecretsResponse{Files: out}), nil
+}
+
+// kubernetesSecrets are the files that a control plane gets.
+func (s *Server) kubernetesSecrets(signs bool) ([]*api.File, error) {
+	a := s.authority
+	saKey, err1 := pki.EncodeKey(a.serviceAccounts)
+	saPub, err2 := pki.EncodePublicKey(a.serviceAccounts.Public())
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	public := func(name string, b []byte) *api.File {
+		return &api.File{Path: "/etc/kubernetes/pki/" + name, Mode: 0o644, Content: b}
+	}
+	secret := func(name string, b []byte) *api.File {
+		return &api.File{Path: "/etc/kubernetes/pki/" + name, Mode: 0o600, Content: b}
+	}
+	out := []*api.File{public("ca.crt", a.kubernetes.CertificatePEM()), public("front-proxy-ca.crt", a.frontProxy.CertificatePEM()), public("sa.pub", saPub), secret("sa.key", saKey)}
+	if signs {
+		return out, nil
+	}
+	key, err1 := a.kubernetes.KeyPEM()
+	frontKey, err2 := a.frontProxy.KeyPEM()
+	return append(out, secret("ca.key", key), secret("front-proxy-ca.key", frontKey)), errors.Join(err1, err2)
 }

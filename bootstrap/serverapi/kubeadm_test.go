@@ -23,9 +23,11 @@ func (r *rig) allNotes() string {
 // until all runs with the new ones, and status warns when that does not happen.
 func TestAControlPlaneGetsItsTurnToRenewWhatKubeadmMade(t *testing.T) {
 	t.Parallel()
-	r := start(t, config(cp1(), w1()))
+	cfg := config(cp1(), w1())
+	cfg.Kubernetes.CAKeyOnNodes = true
+	r := start(t, cfg)
 	cp := r.member("cp1", "52:54:00:00:00:01")
-	const renews = "cp1 renews the certificates that kubeadm made on it, and starts its control plane anew"
+	const renews = "cp1 renews the certificates of its control plane, and starts it anew"
 	const late = "warning: a certificate that kubeadm made on cp1 ends at DATE and should have been renewed: they are being renewed"
 	for _, c := range []struct {
 		when         string
@@ -62,7 +64,7 @@ func TestAControlPlaneGetsItsTurnToRenewWhatKubeadmMade(t *testing.T) {
 			t.Errorf("%s: with %d days left it is to renew what ends before %s", c.when, c.left, got.AsTime())
 		}
 		notes, want := r.allNotes(), strings.Replace(c.note, "DATE", end.UTC().Format(time.DateOnly), 1)
-		if want != "" && !strings.Contains(notes, want) || want == "" && strings.Contains(notes, "kubeadm made") {
+		if want != "" && !strings.Contains(notes, want) || want == "" && strings.Contains(notes, "certificate") {
 			t.Errorf("%s: %s", c.when, notes)
 		}
 	}
@@ -72,11 +74,12 @@ func TestAControlPlaneGetsItsTurnToRenewWhatKubeadmMade(t *testing.T) {
 // is news once.
 func TestWhatIsDueEndsBeforeWhatANodeIsTold(t *testing.T) {
 	t.Parallel()
+	r := renewal{due: kubeadmRenew, notice: kubeadmNotice, step: 24 * time.Hour}
 	day := time.Date(2026, 3, 28, 0, 0, 0, 0, time.UTC)
 	seen := map[time.Time]int{}
 	for m := range 24 * 60 {
 		now := day.Add(time.Duration(m) * time.Minute)
-		before := renewBefore(now)
+		before := r.before(now)
 		seen[before]++
 		if due := now.Add(kubeadmRenew); !due.Before(before) {
 			t.Fatalf("at %s: what ends at %s is due, and the node renews what ends before %s", now, due, before)

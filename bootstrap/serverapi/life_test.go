@@ -153,7 +153,7 @@ func TestFromFirstKeyToReady(t *testing.T) {
 		t.Errorf("a worker's kubelet: %v", err)
 	}
 	secrets, err := f.agent().FetchKubernetesSecrets(t.Context(), connect.NewRequest(&api.FetchKubernetesSecretsRequest{}))
-	if err != nil || len(secrets.Msg.GetFiles()) != 6 {
+	if err != nil || len(secrets.Msg.GetFiles()) != 4 {
 		t.Fatalf("secrets: %v", err)
 	}
 	etcdKey, err := r.authority.etcd.KeyPEM()

@@ -219,7 +219,7 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 		return nil, coordinator.Choices{}, fmt.Errorf("reading the choices: %w", err)
 	}
 	nodes := s.refresh()
-	if coordinator.Choose(nodes, s.choices).Equal(s.choices) || s.choices.EtcdFirst == "" && s.unsure(s.cfg.Now()) {
+	if s.choose(nodes, s.choices).Equal(s.choices) || s.choices.EtcdFirst == "" && s.unsure(s.cfg.Now()) {
 		return nodes, s.choices, nil
 	}
 	var stored coordinator.Choices
@@ -228,7 +228,7 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 		if _, err := c.tx.Value(valueChoices, &stored); err != nil {
 			return err
 		}
-		next := coordinator.Choose(nodes, stored)
+		next := s.choose(nodes, stored)
 		if next.Equal(stored) {
 			return nil
 		}
@@ -251,7 +251,7 @@ func (s *Server) refresh() []coordinator.Node {
 		for _, m := range s.cfg.Machines {
 			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, State: s.cfg.Store.State(m.Name)}
 			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
-				n.Seen = r.seen(now)
+				n.Seen = r.seen(s.renewal(s.choices), now)
 			}
 			n.Gone = n.Seen == nil && now.Sub(s.led) >= silence
 			s.view.nodes = append(s.view.nodes, n)

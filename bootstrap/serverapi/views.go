@@ -198,7 +198,7 @@ func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices)
 }
 
 func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []string {
-	notes := []string{"Kubernetes CA: its private key is on the control planes, as kubeadm needs it there; etcd's CA key is on this server only"}
+	notes := s.caNotes(choices)
 	conflicts := 0
 	for _, r := range s.cfg.Store.Machines() {
 		if r.Key != nil && len(r.Pending) > 0 {

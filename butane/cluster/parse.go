@@ -173,6 +173,8 @@ func (c *checker) kubernetes(raw rawKubernetes, arch string) Kubernetes {
 		PodCIDR:     raw.PodCIDR.or(defaultPodCIDR()),
 		ServiceCIDR: raw.ServiceCIDR.or(defaultServiceCIDR()),
 		SANs:        c.hosts(raw.SANs),
+
+		CAKeyOnNodes: c.choice(raw.CAKey, "server", []string{"server", "control-planes"}, nil) == "control-planes",
 	}
 	if raw.Version.Set {
 		m := kubernetesVersion.FindStringSubmatch(k.Version)

@@ -66,6 +66,7 @@ type rawKubernetes struct {
 	ServiceCIDR rawPrefix   `key:"serviceCIDR"`
 	DNSDomain   rawString   `key:"dnsDomain"`
 	SANs        []rawString `key:"sans"`
+	CAKey       rawString   `key:"caKey"`
 	Binaries    rawString   `key:"binaries"`
 	Images      []rawNamed  `key:"images"`
 }

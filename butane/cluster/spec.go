@@ -71,10 +71,12 @@ type Kubernetes struct {
 	Version string
 	// Endpoint is host:port for kubeconfigs; empty when it is not set and no
 	// control plane has an address.
-	Endpoint                  string
-	PodCIDR, ServiceCIDR      netip.Prefix
-	DNSDomain                 string
-	SANs                      []string
+	Endpoint             string
+	PodCIDR, ServiceCIDR netip.Prefix
+	DNSDomain            string
+	SANs                 []string
+	// CAKeyOnNodes: control planes have the keys of Kubernetes' CAs, as kubeadm has it.
+	CAKeyOnNodes              bool
 	Kubeadm, Kubelet, Kubectl string
 	Images                    []Named
 }

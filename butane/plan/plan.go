@@ -60,7 +60,10 @@ type Kubernetes struct {
 	ServiceCIDR netip.Prefix
 	DNSDomain   string
 	// SANs are further names and addresses in the API server's certificate.
-	SANs                      []string
+	SANs []string
+	// CAKeyOnNodes: control planes have the keys of Kubernetes' CAs; otherwise the server
+	// alone.
+	CAKeyOnNodes              bool
 	Kubeadm, Kubelet, Kubectl lock.Blob
 	CNI                       lock.Blob
 }

@@ -13,13 +13,15 @@ import (
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
 // What kubeadm made for a year is renewed by itself: a control plane whose certificates
 // are made to end tomorrow has others soon after, by openssl, and every process of it
 // was started after that.
 func TestCertificatesOfKubeadmAreRenewed(t *testing.T) {
-	r := newRack(t, "cp1")
+	r := darkRack(t, func(c *serverapi.Config) { c.Kubernetes.CAKeyOnNodes = true }, "cp1")
+	r.power("cp1", 1)
 	r.approve()
 	r.ready(15*time.Minute, func(map[string]*api.MachineView) {})
 	cp := r.nodes["cp1"]

@@ -21,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
 // apiGap is for how long Kubernetes may not answer through the balancer of a node that
@@ -32,7 +33,7 @@ const apiGap = 5 * time.Second
 // done to its leader. Every acknowledged write is looked for after each drill.
 func TestDrills(t *testing.T) {
 	// A machine that sleeps for minutes has to wake up with a certificate that has ended.
-	r := darkRack(t, pki.Lifetimes{Agent: 2 * time.Minute}, "cp1", "cp2", "cp3")
+	r := darkRack(t, func(c *serverapi.Config) { c.Lifetimes.Agent = 2 * time.Minute }, "cp1", "cp2", "cp3")
 	for i, name := range []string{"cp1", "cp2", "cp3"} {
 		r.power(name, i+1)
 	}

@@ -96,15 +96,16 @@ func run(t *testing.T, argv ...string) string {
 // newRack switches everything on.
 func newRack(t *testing.T, names ...string) *rack {
 	t.Helper()
-	r := darkRack(t, pki.Lifetimes{}, names...)
+	r := darkRack(t, func(*serverapi.Config) {}, names...)
 	for i, name := range names {
 		r.power(name, i+1)
 	}
 	return r
 }
 
-// darkRack has a server, and nodes that are off.
-func darkRack(t *testing.T, lifetimes pki.Lifetimes, names ...string) *rack {
+// darkRack has a server, of which set may change the configuration, and nodes that are
+// off.
+func darkRack(t *testing.T, set func(*serverapi.Config), names ...string) *rack {
 	t.Helper()
 	r := &rack{t: t, dir: t.TempDir(), nodes: map[string]*machine{}}
 	r.programs()
@@ -114,7 +115,7 @@ func darkRack(t *testing.T, lifetimes pki.Lifetimes, names ...string) *rack {
 	run(t, "ip", "addr", "add", "10.98.0.1/24", "dev", "br0")
 	run(t, "ip", "link", "set", "br0", "up")
 	r.image = r.makeImage()
-	r.serve(lifetimes, names)
+	r.serve(set, names)
 	return r
 }
 
@@ -191,7 +192,7 @@ func (r *rack) makeImage() serverapi.Image {
 }
 
 // serve starts the real server.
-func (r *rack) serve(lifetimes pki.Lifetimes, names []string) {
+func (r *rack) serve(set func(*serverapi.Config), names []string) {
 	r.t.Helper()
 	addon := []byte("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: addon\n  namespace: default\n")
 	addonSum := sha256.Sum256(addon)
@@ -199,7 +200,7 @@ func (r *rack) serve(lifetimes pki.Lifetimes, names []string) {
 		Cluster: "native", Version: "test", NodeServers: []string{serverURL}, ServerAddresses: []netip.Addr{netip.MustParseAddr("10.98.0.1")},
 		Kubernetes: serverapi.Kubernetes{Version: version, PodCIDR: "10.244.0.0/16", ServiceCIDR: "10.96.0.0/12", DNSDomain: "cluster.local",
 			Addons: []*api.Addon{{Name: "addon", Sha256: hex.EncodeToString(addonSum[:]), Manifest: addon}}},
-		Lifetimes: lifetimes, Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
+		Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
 	}
 	for i, name := range names {
 		loop := strings.TrimSpace(run(r.t, "sh", "-c", fmt.Sprintf("truncate -s %d %[2]s && losetup -f --show %[2]s", imageSize+(8<<20), filepath.Join(r.dir, name+".disk"))))
@@ -214,6 +215,7 @@ func (r *rack) serve(lifetimes pki.Lifetimes, names []string) {
 			Allow: []*api.Firewall_Allow{{From: []string{"10.98.0.1/32"}, Ports: []uint32{2379}}},
 		})
 	}
+	set(&conf)
 	r.conf = conf
 	r.up()
 	r.t.Cleanup(func() { r.stop() })
@@ -558,6 +560,9 @@ func (r *rack) check() {
 	}
 	if out, err := cp.on("sh", "-c", "ls /etc/kubernetes/super-admin.conf /etc/kubernetes/pki/etcd/ca.key /etc/kubernetes/pki/etcd-ca.key 2>/dev/null | wc -l"); err != nil || strings.TrimSpace(out) != "0" {
 		r.t.Errorf("secrets that nothing needs are on the control plane: %v %s", err, out)
+	}
+	if out, err := cp.on("sh", "-c", "ls /etc/kubernetes/pki/ca.key /etc/kubernetes/pki/front-proxy-ca.key 2>/dev/null | wc -l"); err != nil || (strings.TrimSpace(out) == "2") != r.conf.Kubernetes.CAKeyOnNodes {
+		r.t.Errorf("keys of Kubernetes' CAs on the control plane: %v %s", err, out)
 	}
 	for name, m := range r.nodes {
 		// Only ports of architecture.md listen on the network.
