@@ -105,8 +105,8 @@ native-ha: build upstream ## three control planes as processes: joined under kil
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run HA -test.v
 
 .PHONY: native-certs
-native-certs: build upstream ## what kubeadm made for a year is renewed by a real kubeadm, and in use
-	$(call say,kubeadm's certificates renewed (about 2 minutes))
+native-certs: build upstream ## control planes with and without the CA's key: real kubeadm, certificates renewed and in use
+	$(call say,control planes' certificates signed by the server and by kubeadm (about 4 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.run Certificates -test.v
 

@@ -174,7 +174,7 @@ func (c *checker) kubernetes(raw rawKubernetes, arch string) Kubernetes {
 		ServiceCIDR: raw.ServiceCIDR.or(defaultServiceCIDR()),
 		SANs:        c.hosts(raw.SANs),
 
-		CAKeyOnNodes: c.choice(raw.CAKey, "server", []string{"server", "control-planes"}, nil) == "control-planes",
+		CAKeyOnNodes: c.choice(raw.CAKey, "control-planes", []string{"server", "control-planes"}, nil) == "control-planes",
 	}
 	if raw.Version.Set {
 		m := kubernetesVersion.FindStringSubmatch(k.Version)
