@@ -93,7 +93,8 @@ func run(t *testing.T, argv ...string) string {
 	return string(out)
 }
 
-// newRack switches everything on.
+// newRack switches everything on. NATIVE_CA_KEY in the environment is cluster.yaml's
+// kubernetes.caKey.
 func newRack(t *testing.T, names ...string) *rack {
 	t.Helper()
 	r := darkRack(t, func(*serverapi.Config) {}, names...)
@@ -199,7 +200,9 @@ func (r *rack) serve(set func(*serverapi.Config), names []string) {
 	conf := serverapi.Config{
 		Cluster: "native", Version: "test", NodeServers: []string{serverURL}, ServerAddresses: []netip.Addr{netip.MustParseAddr("10.98.0.1")},
 		Kubernetes: serverapi.Kubernetes{Version: version, PodCIDR: "10.244.0.0/16", ServiceCIDR: "10.96.0.0/12", DNSDomain: "cluster.local",
-			Addons: []*api.Addon{{Name: "addon", Sha256: hex.EncodeToString(addonSum[:]), Manifest: addon}}},
+			// As clusters have it that say nothing; all of this holds for the other way too.
+			CAKeyOnNodes: os.Getenv("NATIVE_CA_KEY") != "server",
+			Addons:       []*api.Addon{{Name: "addon", Sha256: hex.EncodeToString(addonSum[:]), Manifest: addon}}},
 		Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
 	}
 	for i, name := range names {

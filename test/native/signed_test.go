@@ -22,6 +22,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
 // signedDir is the agent's, of what the server signed for a control plane.
@@ -31,7 +32,11 @@ const signedDir = "/var/lib/imagectl/kubernetes"
 // and no disk has the key of a CA; kubelet's certificate and those of a control plane are
 // renewed, and used. openssl judges.
 func TestCertificatesThatTheServerSigns(t *testing.T) {
-	r := newRack(t, "cp1", "cp2", "w1")
+	names := []string{"cp1", "cp2", "w1"}
+	r := darkRack(t, func(c *serverapi.Config) { c.Kubernetes.CAKeyOnNodes = false }, names...)
+	for i, name := range names {
+		r.power(name, i+1)
+	}
 	began := time.Now()
 	r.approve()
 	r.ready(15*time.Minute, func(map[string]*api.MachineView) {})
