@@ -41,20 +41,12 @@ func TestOfAGenuineGlance(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, c) })
 	}
-	for _, m := range []glance.Method{glance.Put, glance.Direct, glance.Download} {
-		t.Run("conformance by "+string(m), func(t *testing.T) {
-			uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
-				n := c.tenant(t)
-				conf := n.config()
-				conf.Method = m
-				var g *gate
-				if m == glance.Download {
-					conf.Source, g = c.serve(t)
-				}
-				return n.platform(conf, g)
-			})
+	t.Run("conformance", func(t *testing.T) {
+		uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
+			n := c.tenant(t)
+			return n.platform(n.config())
 		})
-	}
+	})
 }
 
 // A process of Glance may write no file beyond a size, which its store takes as it takes

@@ -6,9 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"net"
 	"net/http"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,7 +14,6 @@ import (
 
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/glance"
-	"github.com/imagectl/imagectl/images/upload/staging"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
 )
 
@@ -66,83 +63,8 @@ func (n *tenant) images() ([]answered, error) {
 	return all, nil
 }
 
-// settle waits until Glance does nothing more by itself.
-func (n *tenant) settle() {
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		all, err := n.images()
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		busy := ""
-		for _, i := range all {
-			if i.text("os_glance_import_task") != "" || i.text("status") == "importing" {
-				busy = fmt.Sprint(i)
-			}
-		}
-		if busy == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			n.t.Fatalf("Glance is still at %s", busy)
-		}
-	}
-}
-
-// gate is a handler that may hold all requests.
-type gate struct {
-	http.Handler
-	mu   sync.Mutex
-	hold chan struct{}
-}
-
-// ServeHTTP implements http.Handler.
-func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.mu.Lock()
-	hold := g.hold
-	g.mu.Unlock()
-	if hold != nil {
-		<-hold
-	}
-	g.Handler.ServeHTTP(w, r)
-}
-
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.hold = make(chan struct{})
-}
-
-func (g *gate) open() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.hold != nil {
-		close(g.hold)
-		g.hold = nil
-	}
-}
-
-// serve is from where Glance fetches, until the test ends.
-func (c *openstack) serve(t *testing.T) (*staging.Server, *gate) {
-	t.Helper()
-	l, err := net.Listen("tcp", c.staging)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := staging.New("http://" + c.staging)
-	g := &gate{Handler: s}
-	server := &http.Server{Handler: g}
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(l) }()
-	t.Cleanup(func() {
-		g.open()
-		server.Close()
-		<-ended
-	})
-	return s, g
-}
-
-func (n *tenant) platform(conf glance.Config, g *gate) uploadtest.Platform {
-	p := uploadtest.Platform{
+func (n *tenant) platform(conf glance.Config) uploadtest.Platform {
+	return uploadtest.Platform{
 		Target: func(f *uploadtest.Faults) upload.Target {
 			mine := conf
 			mine.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
@@ -162,14 +84,9 @@ func (n *tenant) platform(conf glance.Config, g *gate) uploadtest.Platform {
 			}
 			return left, err
 		},
-		Plant:  n.plant,
-		Settle: n.settle,
-		Slow:   true,
+		Plant: n.plant,
+		Slow:  true,
 	}
-	if g != nil {
-		p.Hold, p.Release = g.close, g.open
-	}
-	return p
 }
 
 // patient asks a server that needs a while for each answer.

@@ -372,4 +372,7 @@ func TestLibrarySaysWhy(t *testing.T) {
 	if _, err := run(t.Context(), t, s.target(s.config()), img); !errors.Is(err, upload.ErrTaken) {
 		t.Errorf("a name that somebody's item has: got %v, want ErrTaken", err)
 	}
+	if all := s.items(); len(all) != 1 {
+		t.Errorf("there are %d items, want that one", len(all))
+	}
 }
