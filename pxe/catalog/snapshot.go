@@ -95,7 +95,10 @@ func (s *snapshot) addMachine(m plan.Machine) error {
 	if err := checkArgs(m.InstallerArgs); err != nil {
 		return fmt.Errorf("installerArgs: %w", err)
 	}
-	e := entry{Name: m.Name, Address: m.Address, LocalBoot: m.LocalBoot, Program: program(m.NBP), Quirks: m.Quirks, Args: slices.Concat(s.args, m.InstallerArgs)}
+	e := entry{Name: m.Name, Address: m.Address, LocalBoot: m.LocalBoot, Program: program(m.NBP), Quirks: m.Quirks, Args: slices.Clip(s.args)}
+	if len(m.InstallerArgs) > 0 {
+		e.Args = slices.Concat(s.args, m.InstallerArgs) // most have none, and share one piece of memory
+	}
 	if e.LocalBoot == "" {
 		e.LocalBoot = defaultLocalBoot
 	}

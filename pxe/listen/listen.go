@@ -173,8 +173,7 @@ func (l Link) find() (*net.Interface, netip.Addr, error) {
 }
 
 // boundInterface checks that answers will leave from the address that clients
-// were told. TFTP's transfers have sockets of their own, which take the
-// interface's first address.
+// were told.
 func boundInterface(name string, address netip.Addr) (*net.Interface, error) {
 	if !address.Is4() {
 		return nil, fmt.Errorf("listening on %s: server.address %s is not an IPv4 address", name, address)

@@ -26,7 +26,7 @@ const (
 // method takes the time. It is not safe for concurrent use.
 type line struct {
 	limit, most int
-	active      map[netip.AddrPort]time.Time
+	active      map[netip.AddrPort]bool
 	// running counts active by address, and sources those and the waiting ones.
 	running, sources map[netip.Addr]int
 	// begun are the addresses whose last session was broken off, and when: their
@@ -39,7 +39,7 @@ type line struct {
 }
 
 func newLine(limit, most int) line {
-	return line{limit: limit, most: most, active: map[netip.AddrPort]time.Time{}, running: map[netip.Addr]int{}, sources: map[netip.Addr]int{},
+	return line{limit: limit, most: most, active: map[netip.AddrPort]bool{}, running: map[netip.Addr]int{}, sources: map[netip.Addr]int{},
 		begun: map[netip.Addr]time.Time{}, seen: map[netip.AddrPort]time.Time{}}
 }
 
@@ -51,7 +51,7 @@ func shareOf(n int) int { return max(1, n/4) }
 // bound is that it met.
 func (l *line) arrive(client netip.AddrPort, now time.Time) (place, int) {
 	l.sweep(now)
-	if _, ok := l.active[client]; ok {
+	if l.active[client] {
 		return known, 0
 	}
 	if _, ok := l.seen[client]; ok {
@@ -99,7 +99,7 @@ func (l *line) next(now time.Time) (client netip.AddrPort, gaveUp []netip.AddrPo
 				i++
 			default:
 				l.remove(queue, i)
-				l.active[client] = now
+				l.active[client] = true
 				l.running[client.Addr()]++
 				return client, gaveUp, true
 			}
@@ -119,23 +119,19 @@ func (l *line) remove(queue *[]netip.AddrPort, i int) {
 
 // leave ends a session.
 func (l *line) leave(client netip.AddrPort, whole bool, now time.Time) {
-	if _, ok := l.active[client]; !ok {
+	if !l.active[client] {
 		return
 	}
-	l.end(client)
-	if whole {
-		delete(l.begun, client.Addr())
-	} else if len(l.begun) < l.most {
-		l.begun[client.Addr()] = now
-	}
-}
-
-func (l *line) end(client netip.AddrPort) {
 	delete(l.active, client)
 	if l.running[client.Addr()]--; l.running[client.Addr()] == 0 {
 		delete(l.running, client.Addr())
 	}
 	l.forget(client.Addr())
+	if whole {
+		delete(l.begun, client.Addr())
+	} else if len(l.begun) < l.most {
+		l.begun[client.Addr()] = now
+	}
 }
 
 func (l *line) forget(source netip.Addr) {
@@ -150,11 +146,6 @@ func (l *line) sweep(now time.Time) {
 		return
 	}
 	l.swept = now
-	for client, since := range l.active {
-		if now.Sub(since) >= forgotten {
-			l.end(client)
-		}
-	}
 	for source, at := range l.begun {
 		if now.Sub(at) >= patience {
 			delete(l.begun, source)

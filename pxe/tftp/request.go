@@ -3,7 +3,6 @@ package tftp
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -19,6 +18,12 @@ type Request struct {
 
 // Option is one wish of the client.
 type Option struct{ Name, Value string }
+
+const (
+	// minBlockSize is RFC 2348's, defaultBlockSize RFC 1350's.
+	minBlockSize     = 8
+	defaultBlockSize = 512
+)
 
 // ErrOther is a well-formed packet that asks for nothing.
 var ErrOther = errors.New("it is no read request")
@@ -64,34 +69,66 @@ func (r Request) Complying(e quirk.Effect) Request {
 	return r
 }
 
-// packet is the request on the wire.
-func (r Request) packet() []byte {
-	b := fmt.Appendf(nil, "\x00\x01%s\x00%s\x00", r.Name, r.Mode)
-	for _, o := range r.Options {
-		b = fmt.Appendf(b, "%s\x00%s\x00", o.Name, o.Value)
-	}
-	return b
-}
-
-// comply rewrites a normalised request in place and returns its length. It never
-// grows: options are dropped, and numbers only get smaller.
-func comply(p []byte, e quirk.Effect) int {
-	if e.BlockSize == 0 && !e.NoBlockSize {
-		return len(p)
-	}
-	r, err := ParseRequest(p)
-	if err != nil {
-		return len(p)
-	}
-	return copy(p, r.Complying(e).packet())
-}
-
 // BlockSize is the size of the blocks that answer the request, at most limit.
 func (r Request) BlockSize(limit int) int {
 	for _, o := range r.Options {
-		if n, err := strconv.Atoi(o.Value); o.Name == "blksize" && err == nil && n >= 8 {
+		if n, err := strconv.Atoi(o.Value); o.Name == "blksize" && err == nil && n >= minBlockSize {
 			return min(n, limit)
 		}
 	}
-	return 512
+	return defaultBlockSize
+}
+
+// acknowledge answers the options that are understood, with the size of the file: nil
+// when there are none. UEFI stops at an answer that it did not ask for.
+func (r Request) acknowledge(limit int, size int64) []byte {
+	var out []byte
+	answered := map[string]bool{}
+	for _, o := range r.Options {
+		n, err := strconv.ParseInt(o.Value, 10, 64)
+		switch {
+		case answered[o.Name] || err != nil:
+			continue
+		case o.Name == "blksize" && n >= minBlockSize:
+			n = min(n, int64(limit))
+		case o.Name == "tsize":
+			n = size
+		default:
+			continue
+		}
+		answered[o.Name] = true
+		if out == nil {
+			out = []byte{0, opOAck}
+		}
+		out = append(append(out, o.Name...), 0)
+		out = append(strconv.AppendInt(out, n, 10), 0)
+	}
+	return out
+}
+
+// normalise accepts a read request with a name, a mode and pairs of options, and
+// writes mode and option names in lower case: they are case-insensitive, but the
+// library compares them as they are.
+func normalise(p []byte) bool {
+	if len(p) < 6 || p[0] != 0 || p[1] != 1 || p[len(p)-1] != 0 {
+		return false
+	}
+	fields := bytes.Split(p[2:len(p)-1], []byte{0}) // parts of p, not copies
+	if len(fields)%2 != 0 || len(fields[0]) == 0 {
+		return false
+	}
+	for i := 1; i < len(fields); i++ {
+		if i == 1 || i%2 == 0 {
+			lower(fields[i])
+		}
+	}
+	return string(fields[1]) == "octet" || string(fields[1]) == "netascii"
+}
+
+func lower(b []byte) {
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
 }

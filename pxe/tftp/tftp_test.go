@@ -71,6 +71,9 @@ func TestForeignClientsFetchTheFile(t *testing.T) {
 		{"tftp-hpa", want, func(out string) []string {
 			return []string{"tftp", "-m", "octet", "127.0.0.1", port, "-c", "get", "snponly.efi", out}
 		}},
+		{"tftp-hpa as people call it, in netascii", want, func(out string) []string {
+			return []string{"tftp", "127.0.0.1", port, "-c", "get", "snponly.efi", out}
+		}},
 		{"busybox", want, func(out string) []string {
 			return []string{"busybox", "tftp", "-g", "-l", out, "-r", "snponly.efi", "127.0.0.1", port}
 		}},

@@ -1,0 +1,209 @@
+package tftp
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/pin/tftp/v3"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// More clients than run at once or fit into one system call, on all lanes. Theirs is
+// another's protocol, which also repeats what it has sent.
+func TestManyClientsGetTheirFilesAtOnce(t *testing.T) {
+	t.Parallel()
+	files := map[string][]byte{}
+	for i := range 7 {
+		files[fmt.Sprint("file-", i)] = program(20_000 + i*97)
+	}
+	at := serve(t, Config{Files: files})
+	var all errgroup.Group
+	for i := range 90 {
+		all.Go(func() error {
+			c, err := tftp.NewClient(at.String())
+			if err != nil {
+				return err
+			}
+			c.SetBlockSize(512 + 16*(i%60))
+			c.RequestTSize(i%2 == 0)
+			c.SetRetries(20)
+			name := fmt.Sprint("file-", i%7)
+			from, err := c.Receive(name, "octet")
+			if err != nil {
+				return fmt.Errorf("asking for %s: %w", name, err)
+			}
+			var got bytes.Buffer
+			if _, err := from.WriteTo(&got); err != nil {
+				return fmt.Errorf("receiving %s: %w", name, err)
+			}
+			if !bytes.Equal(got.Bytes(), files[name]) {
+				return fmt.Errorf("%s has %d bytes, want %d, or they differ", name, got.Len(), len(files[name]))
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestClientsAreToldThatTheServerStops(t *testing.T) {
+	t.Parallel()
+	meter := make(events, 16)
+	s, client := lonely(t, Config{Files: map[string][]byte{"a": program(5000)}, Meter: meter})
+	s.arrive(client.name, mustParse(t, read("a", "octet")))
+	meter.expect(t, "begun")
+	if got, _ := answer(t, client.UDPConn, time.Minute); len(got) != 516 {
+		t.Fatalf("got %q", got)
+	}
+	s.lanes[0].stop()
+	meter.expect(t, "ended a 512 false")
+	if got, _ := answer(t, client.UDPConn, time.Minute); got != "\x00\x05\x00\x00the server is stopping\x00" {
+		t.Errorf("got %q", got)
+	}
+	s.arrive(client.name, mustParse(t, read("a", "octet")))
+	if n := s.lanes[0].busy(); n != 0 {
+		t.Errorf("%d transfers began since", n)
+	}
+}
+
+func TestWhoDoesNotAnswerLosesItsPlace(t *testing.T) {
+	t.Parallel()
+	meter := make(events, 16)
+	s, client := lonely(t, Config{Files: map[string][]byte{"a": program(5000), "b": program(10)}, Sessions: 1, Meter: meter})
+	s.arrive(client.name, mustParse(t, read("a", "octet")))
+	other := netip.AddrPortFrom(client.name.Addr(), 9)
+	s.arrive(other, mustParse(t, read("b", "octet")))
+	meter.expect(t, "begun")
+	for range 164 {
+		s.lanes[0].tick()
+	}
+	if len(meter) != 0 {
+		t.Fatalf("after 16.4 s: %s", <-meter)
+	}
+	s.lanes[0].tick()
+	meter.expect(t, "ended a 512 false", "begun")
+	for i := range 1 + retries {
+		if got, _ := answer(t, client.UDPConn, time.Minute); len(got) != 516 {
+			t.Fatalf("packet %d: got %q", i, got)
+		}
+	}
+	if got, _ := answer(t, client.UDPConn, time.Minute); got != "\x00\x05\x00\x00no answer\x00" {
+		t.Errorf("at last: got %q", got)
+	}
+}
+
+// peer is a client's socket.
+type peer struct {
+	*net.UDPConn
+	name netip.AddrPort
+}
+
+// lonely is a server with one lane, which nobody runs, and a client of it.
+func lonely(t *testing.T, cfg Config) (*server, peer) {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	socket, err := newSocket(conn.LocalAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { socket.close() })
+	return newServer(cfg.complete(), overhead4, func() time.Time { return time.Time{} }, socket), peer{conn, conn.LocalAddr().(*net.UDPAddr).AddrPort()}
+}
+
+func mustParse(t *testing.T, packet string) Request {
+	t.Helper()
+	r, err := ParseRequest([]byte(packet))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Quirk 24: the DF bit confuses ROMs. And answers come from the address that was asked.
+func TestTransfersLeaveFromTheServersAddressWithoutTheDFBit(t *testing.T) {
+	t.Parallel()
+	s, err := newSocket(&net.UDPAddr{IP: net.IPv4(127, 0, 0, 7), Port: 69})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if got, err := unix.GetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER); err != nil || got != unix.IP_PMTUDISC_DONT {
+		t.Errorf("IP_MTU_DISCOVER is %d, %v", got, err)
+	}
+	at, err := unix.Getsockname(s.fd)
+	if own, ok := at.(*unix.SockaddrInet4); !ok || own.Addr != [4]byte{127, 0, 0, 7} {
+		t.Errorf("it is bound to %+v, %v", at, err)
+	}
+}
+
+func TestAddressesSurviveTheKernelsForm(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		from string
+		four bool
+		want string
+	}{
+		{"10.0.0.7:2070", true, "10.0.0.7:2070"},
+		{"[::ffff:10.0.0.7]:2070", true, "10.0.0.7:2070"},
+		{"10.0.0.7:2070", false, "10.0.0.7:2070"}, // on a socket of both
+		{"[fd00::7]:65535", false, "[fd00::7]:65535"},
+		{"[fe80::7%3]:1", false, "[fe80::7%3]:1"},
+		{"[fe80::7%no-such-interface]:1", false, "[fe80::7]:1"},
+	} {
+		p := newPackets(8)
+		p.add(canonical(netip.MustParseAddrPort(c.from)), c.four, func(b []byte) []byte { return append(b, 1) })
+		if got := p.from(0).String(); got != c.want {
+			t.Errorf("%s: got %s, want %s", c.from, got, c.want)
+		}
+	}
+}
+
+// torn is a file whose end cannot be read.
+type torn struct {
+	*bytes.Reader
+	closed chan string
+}
+
+func (f torn) Read(p []byte) (int, error) {
+	if f.Len() < 1000 {
+		return 0, errors.New("input/output error")
+	}
+	return f.Reader.Read(p)
+}
+
+func (f torn) Close() error { f.closed <- "closed"; return nil }
+
+func TestAFileThatCannotBeReadEndsItsTransfer(t *testing.T) {
+	t.Parallel()
+	meter := make(events, 16)
+	at := serve(t, Config{Meter: meter, Find: func(netip.Addr, string) (io.ReadSeekCloser, bool) {
+		return torn{bytes.NewReader(program(1200)), meter}, true
+	}})
+	_, conn, from := ask(t, at, read("a", "octet"))
+	if _, err := conn.WriteToUDP([]byte("\x00\x04\x00\x01"), from); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		got, _ := answer(t, conn, time.Minute)
+		if len(got) == 516 {
+			continue // the first block once more: this test is slow
+		}
+		if got != "\x00\x05\x00\x00the server cannot read the file\x00" {
+			t.Errorf("got %q", got)
+		}
+		break
+	}
+	meter.expect(t, "begun", "closed", "ended a 512 false")
+}
