@@ -65,6 +65,9 @@ type Agent struct {
 	// progressTime bounds a report of progress, which is lossy by contract: an
 	// installation never waits for one for long. It is two seconds but in tests.
 	progressTime time.Duration
+	// witnessPause is between two signatures of the audit log's end. It is ten seconds but
+	// in tests.
+	witnessPause time.Duration
 	// renewAfter holds back the next attempt to renew; only talk uses it.
 	renewAfter time.Time
 }
@@ -72,7 +75,7 @@ type Agent struct {
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
 	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
-	a.progressTime, a.listen = 2*time.Second, lldp.Listen
+	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
 	a.askBMC = a.askMachinesBMC
 	return a.run(ctx)
 }

@@ -65,6 +65,7 @@ func (n *node) see(h *api.AuditHead) {
 	n.mu.Lock()
 	n.heads = next
 	n.mu.Unlock()
+	poke(n.shown)
 }
 
 // AuditHeads implements nodeapi.Node.
@@ -78,5 +79,10 @@ func (n *node) AuditHeads() *api.AuditHeadsResponse {
 		}
 		return out
 	}
-	return &api.AuditHeadsResponse{Heads: wire(n.heads.Heads), Lost: wire(n.heads.Lost)}
+	resp := &api.AuditHeadsResponse{Heads: wire(n.heads.Heads), Lost: wire(n.heads.Lost), Witness: n.witness.wire()}
+	if resp.Witness != nil {
+		_, cert := n.id.files()
+		resp.Witness.CertificatePem = string(cert)
+	}
+	return resp
 }

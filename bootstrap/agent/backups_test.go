@@ -80,7 +80,7 @@ func TestANodeKeepsCopiesOfTheServersBackups(t *testing.T) {
 		copy *api.BackupCopy
 		want string
 	}{
-		"signed by another CA": {l.offer(l.etcd, 4, "forged", 2), "the signature is not by CA imagectl"},
+		"signed by another CA": {l.offer(l.etcd, 4, "forged", 2), "the signature is not by imagectl"},
 		"torn on its way": {func() *api.BackupCopy {
 			c := l.offer(l.ca, 5, "all of it", 2)
 			l.set(func() { l.backups[c.GetName()] = "all of" })
@@ -143,7 +143,7 @@ func TestAnAgentReportsItsCopies(t *testing.T) {
 	l.direct(run)
 	l.start(nodeconf.Node)
 	l.wait("the problem", func(r *api.SyncRequest) bool {
-		return strings.Contains(r.GetBackupProblem(), "the signature is not by CA imagectl")
+		return strings.Contains(r.GetBackupProblem(), "the signature is not by imagectl")
 	})
 	run = runOf(&api.Run{Machine: "cp1", Cluster: "lab", ClientCaPem: string(l.ca.CertificatePEM())})
 	run.Backup = l.offer(l.ca, 2, "good", 1)

@@ -67,6 +67,8 @@ type lab struct {
 	progress int
 	// backups are what the server hands out, by name.
 	backups map[string]string
+	// audit are the lines of the server's log.
+	audit [][]byte
 }
 
 // logs collects what the agent logs.
@@ -399,6 +401,18 @@ func (l agentServer) FetchBackup(_ context.Context, req *connect.Request[api.Fet
 	}
 	for chunk := range slices.Chunk([]byte(content), 5) {
 		if err := stream.Send(&api.FetchBackupResponse{Chunk: chunk}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l agentServer) FetchAudit(_ context.Context, req *connect.Request[api.FetchAuditRequest], stream *connect.ServerStream[api.FetchAuditResponse]) error {
+	l.mu.Lock()
+	lines := l.audit[min(int(req.Msg.GetAfter()), len(l.audit)):]
+	l.mu.Unlock()
+	for few := range slices.Chunk(lines, 2) {
+		if err := stream.Send(&api.FetchAuditResponse{Lines: few}); err != nil {
 			return err
 		}
 	}

@@ -37,8 +37,9 @@ const (
 type node struct {
 	*Agent
 	balancer *balancer.Balancer
-	// changed wakes talk, wake wakes settle, backup keepBackups.
-	changed, wake, backup chan struct{}
+	// changed wakes talk, wake wakes settle, backup keepBackups, shown
+	// keepWitness.
+	changed, wake, backup, shown chan struct{}
 
 	// renewalsAfter holds back the next attempt; only settle uses it.
 	renewalsAfter time.Time
@@ -62,14 +63,16 @@ type node struct {
 	run     *api.Run
 	report  report
 	// heads are the ends of the server's audit log; only handle changes them.
-	heads audit.Memory
+	heads  audit.Memory
 	copies copies
+	// witness is what this node said of the log last, signed; only keepWitness changes it.
+	witness signedWitness
 	// sendLists: the server wants to see the revocation lists.
 	sendLists bool
 }
 
 func newNode(a *Agent) *node {
-	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), revokedNews: make(chan struct{})}
+	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), shown: make(chan struct{}, 1), revokedNews: make(chan struct{})}
 }
 
 // node is the mode of an installed machine.
@@ -78,7 +81,7 @@ func (a *Agent) node(ctx context.Context) error {
 	if err := n.remember(); err != nil {
 		return err
 	}
-	if err := errors.Join(n.loadHeads(), n.loadBackups()); err != nil {
+	if err := errors.Join(n.loadHeads(), n.loadBackups(), n.loadWitness()); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -99,6 +102,10 @@ func (a *Agent) node(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		n.keepBackups(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		n.keepWitness(ctx)
 		return nil
 	})
 	a.ready()
@@ -128,6 +135,7 @@ func (n *node) news() report {
 	defer n.mu.Unlock()
 	r := n.report
 	r.held = heldLists(n.run.GetRevocations(), n.sendLists)
+	r.witness = n.witness.wire()
 	r.backups, r.backupProblem = n.copies.names(), n.copies.problem
 	return r
 }

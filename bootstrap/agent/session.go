@@ -40,6 +40,8 @@ type report struct {
 	// why the newest is not among them.
 	backups       []string
 	backupProblem string
+	// witness is how far a control plane has followed the audit log; nil for nothing.
+	witness *api.AuditWitness
 }
 
 // talk keeps the machine enrolled and the server informed: it enrols, syncs,
@@ -101,7 +103,7 @@ func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first 
 	req := &api.SyncRequest{
 		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: a.wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
 		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
-		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem,
+		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem, Witness: r.witness,
 	}
 	if first {
 		req.WaitMs = 0

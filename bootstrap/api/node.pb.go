@@ -161,7 +161,9 @@ type AuditHeadsResponse struct {
 	// By their numbers.
 	Heads []*AuditHeadsResponse_Seen `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`
 	// Those that the log did not hold any more later, oldest first.
-	Lost          []*AuditHeadsResponse_Seen `protobuf:"bytes,2,rep,name=lost,proto3" json:"lost,omitempty"`
+	Lost []*AuditHeadsResponse_Seen `protobuf:"bytes,2,rep,name=lost,proto3" json:"lost,omitempty"`
+	// What this node has signed, if it is a control plane.
+	Witness       *AuditWitness `protobuf:"bytes,3,opt,name=witness,proto3" json:"witness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -206,6 +208,13 @@ func (x *AuditHeadsResponse) GetHeads() []*AuditHeadsResponse_Seen {
 func (x *AuditHeadsResponse) GetLost() []*AuditHeadsResponse_Seen {
 	if x != nil {
 		return x.Lost
+	}
+	return nil
+}
+
+func (x *AuditHeadsResponse) GetWitness() *AuditWitness {
+	if x != nil {
+		return x.Witness
 	}
 	return nil
 }
@@ -610,10 +619,11 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\x12ReadBackupResponse\x12+\n" +
 	"\x04copy\x18\x01 \x01(\v2\x17.imagectl.v1.BackupCopyR\x04copy\x12\x14\n" +
 	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"\x13\n" +
-	"\x11AuditHeadsRequest\"\xea\x01\n" +
+	"\x11AuditHeadsRequest\"\x9f\x02\n" +
 	"\x12AuditHeadsResponse\x12:\n" +
 	"\x05heads\x18\x01 \x03(\v2$.imagectl.v1.AuditHeadsResponse.SeenR\x05heads\x128\n" +
-	"\x04lost\x18\x02 \x03(\v2$.imagectl.v1.AuditHeadsResponse.SeenR\x04lost\x1a^\n" +
+	"\x04lost\x18\x02 \x03(\v2$.imagectl.v1.AuditHeadsResponse.SeenR\x04lost\x123\n" +
+	"\awitness\x18\x03 \x01(\v2\x19.imagectl.v1.AuditWitnessR\awitness\x1a^\n" +
 	"\x04Seen\x12*\n" +
 	"\x04head\x18\x01 \x01(\v2\x16.imagectl.v1.AuditHeadR\x04head\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x10\n" +
@@ -673,36 +683,38 @@ var file_imagectl_v1_node_proto_goTypes = []any{
 	(*LogsResponse)(nil),            // 9: imagectl.v1.LogsResponse
 	(*AuditHeadsResponse_Seen)(nil), // 10: imagectl.v1.AuditHeadsResponse.Seen
 	(*BackupCopy)(nil),              // 11: imagectl.v1.BackupCopy
-	(*StepStatus)(nil),              // 12: imagectl.v1.StepStatus
-	(*Facts)(nil),                   // 13: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
-	(*AuditHead)(nil),               // 15: imagectl.v1.AuditHead
+	(*AuditWitness)(nil),            // 12: imagectl.v1.AuditWitness
+	(*StepStatus)(nil),              // 13: imagectl.v1.StepStatus
+	(*Facts)(nil),                   // 14: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),   // 15: google.protobuf.Timestamp
+	(*AuditHead)(nil),               // 16: imagectl.v1.AuditHead
 }
 var file_imagectl_v1_node_proto_depIdxs = []int32{
 	11, // 0: imagectl.v1.ReadBackupResponse.copy:type_name -> imagectl.v1.BackupCopy
 	10, // 1: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
 	10, // 2: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
-	12, // 3: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
-	13, // 4: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
-	14, // 5: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	14, // 6: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
-	15, // 7: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
-	14, // 8: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
-	4,  // 9: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
-	6,  // 10: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
-	8,  // 11: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
-	2,  // 12: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
-	0,  // 13: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
-	5,  // 14: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
-	7,  // 15: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
-	9,  // 16: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
-	3,  // 17: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
-	1,  // 18: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
-	14, // [14:19] is the sub-list for method output_type
-	9,  // [9:14] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	12, // 3: imagectl.v1.AuditHeadsResponse.witness:type_name -> imagectl.v1.AuditWitness
+	13, // 4: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
+	14, // 5: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
+	15, // 6: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	15, // 7: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
+	16, // 8: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
+	15, // 9: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
+	4,  // 10: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
+	6,  // 11: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
+	8,  // 12: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
+	2,  // 13: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
+	0,  // 14: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
+	5,  // 15: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
+	7,  // 16: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
+	9,  // 17: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
+	3,  // 18: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
+	1,  // 19: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
+	15, // [15:20] is the sub-list for method output_type
+	10, // [10:15] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_node_proto_init() }

@@ -3201,6 +3201,87 @@ func (x *BackupServerResponse) GetChunk() []byte {
 	return nil
 }
 
+type ListAuditSignaturesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditSignaturesRequest) Reset() {
+	*x = ListAuditSignaturesRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditSignaturesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditSignaturesRequest) ProtoMessage() {}
+
+func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditSignaturesRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditSignaturesRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
+}
+
+type ListAuditSignaturesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By the nodes' names.
+	Witnesses     []*AuditWitness `protobuf:"bytes,1,rep,name=witnesses,proto3" json:"witnesses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditSignaturesResponse) Reset() {
+	*x = ListAuditSignaturesResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditSignaturesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditSignaturesResponse) ProtoMessage() {}
+
+func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditSignaturesResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditSignaturesResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ListAuditSignaturesResponse) GetWitnesses() []*AuditWitness {
+	if x != nil {
+		return x.Witnesses
+	}
+	return nil
+}
+
 type ReadAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3209,7 +3290,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3221,7 +3302,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3234,7 +3315,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
 }
 
 type ReadAuditResponse struct {
@@ -3247,7 +3328,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3259,7 +3340,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3272,7 +3353,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -3290,7 +3371,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3302,7 +3383,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3315,7 +3396,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
 }
 
 type WatchMachinesResponse struct {
@@ -3327,7 +3408,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3339,7 +3420,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3352,7 +3433,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -3378,7 +3459,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3390,7 +3471,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3685,13 +3766,16 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x14\n" +
-	"\x05chunk\x18\x04 \x01(\fR\x05chunk\"\x12\n" +
+	"\x05chunk\x18\x04 \x01(\fR\x05chunk\"\x1c\n" +
+	"\x1aListAuditSignaturesRequest\"V\n" +
+	"\x1bListAuditSignaturesResponse\x127\n" +
+	"\twitnesses\x18\x01 \x03(\v2\x19.imagectl.v1.AuditWitnessR\twitnesses\"\x12\n" +
 	"\x10ReadAuditRequest\")\n" +
 	"\x11ReadAuditResponse\x12\x14\n" +
 	"\x05lines\x18\x01 \x03(\fR\x05lines\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xf1\x0e\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xdb\x0f\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -3710,7 +3794,8 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"IssueToken\x12\x1e.imagectl.v1.IssueTokenRequest\x1a\x1f.imagectl.v1.IssueTokenResponse\x12U\n" +
 	"\fBackupServer\x12 .imagectl.v1.BackupServerRequest\x1a!.imagectl.v1.BackupServerResponse0\x01\x12L\n" +
-	"\tReadAudit\x12\x1d.imagectl.v1.ReadAuditRequest\x1a\x1e.imagectl.v1.ReadAuditResponse0\x01\x12X\n" +
+	"\tReadAudit\x12\x1d.imagectl.v1.ReadAuditRequest\x1a\x1e.imagectl.v1.ReadAuditResponse0\x01\x12h\n" +
+	"\x13ListAuditSignatures\x12'.imagectl.v1.ListAuditSignaturesRequest\x1a(.imagectl.v1.ListAuditSignaturesResponse\x12X\n" +
 	"\rWatchMachines\x12!.imagectl.v1.WatchMachinesRequest\x1a\".imagectl.v1.WatchMachinesResponse0\x01\x12P\n" +
 	"\vAddOperator\x12\x1f.imagectl.v1.AddOperatorRequest\x1a .imagectl.v1.AddOperatorResponse\x12V\n" +
 	"\rListOperators\x12!.imagectl.v1.ListOperatorsRequest\x1a\".imagectl.v1.ListOperatorsResponse\x12\\\n" +
@@ -3731,90 +3816,93 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_imagectl_v1_operator_proto_goTypes = []any{
-	(PowerMachineRequest_Action)(0),    // 0: imagectl.v1.PowerMachineRequest.Action
-	(*OperatorView)(nil),               // 1: imagectl.v1.OperatorView
-	(*AddOperatorRequest)(nil),         // 2: imagectl.v1.AddOperatorRequest
-	(*AddOperatorResponse)(nil),        // 3: imagectl.v1.AddOperatorResponse
-	(*ListOperatorsRequest)(nil),       // 4: imagectl.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),      // 5: imagectl.v1.ListOperatorsResponse
-	(*RevokeOperatorsRequest)(nil),     // 6: imagectl.v1.RevokeOperatorsRequest
-	(*RevokeOperatorsResponse)(nil),    // 7: imagectl.v1.RevokeOperatorsResponse
-	(*RequestView)(nil),                // 8: imagectl.v1.RequestView
-	(*ListRequestsRequest)(nil),        // 9: imagectl.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),       // 10: imagectl.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),      // 11: imagectl.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),     // 12: imagectl.v1.ApproveRequestResponse
-	(*MachineView)(nil),                // 13: imagectl.v1.MachineView
-	(*TpmView)(nil),                    // 14: imagectl.v1.TpmView
-	(*Pcr)(nil),                        // 15: imagectl.v1.Pcr
-	(*Selection)(nil),                  // 16: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),        // 17: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),       // 18: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),      // 19: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),     // 20: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),       // 21: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),      // 22: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),          // 23: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),         // 24: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),       // 25: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),      // 26: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),        // 27: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),       // 28: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                    // 29: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                 // 30: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                // 31: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                  // 32: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),              // 33: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),             // 34: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                 // 35: imagectl.v1.BackupView
-	(*EtcdView)(nil),                   // 36: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),     // 37: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),    // 38: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),       // 39: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),      // 40: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),      // 41: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),     // 42: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),            // 43: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),    // 44: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),   // 45: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),  // 46: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil), // 47: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),          // 48: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),         // 49: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),        // 50: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),       // 51: imagectl.v1.BackupServerResponse
-	(*ReadAuditRequest)(nil),           // 52: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 53: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),       // 54: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),      // 55: imagectl.v1.WatchMachinesResponse
-	nil,                                // 56: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),            // 57: imagectl.v1.EtcdView.Member
-	(*timestamppb.Timestamp)(nil),      // 58: google.protobuf.Timestamp
-	(*Facts)(nil),                      // 59: imagectl.v1.Facts
-	(*StepStatus)(nil),                 // 60: imagectl.v1.StepStatus
+	(PowerMachineRequest_Action)(0),     // 0: imagectl.v1.PowerMachineRequest.Action
+	(*OperatorView)(nil),                // 1: imagectl.v1.OperatorView
+	(*AddOperatorRequest)(nil),          // 2: imagectl.v1.AddOperatorRequest
+	(*AddOperatorResponse)(nil),         // 3: imagectl.v1.AddOperatorResponse
+	(*ListOperatorsRequest)(nil),        // 4: imagectl.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 5: imagectl.v1.ListOperatorsResponse
+	(*RevokeOperatorsRequest)(nil),      // 6: imagectl.v1.RevokeOperatorsRequest
+	(*RevokeOperatorsResponse)(nil),     // 7: imagectl.v1.RevokeOperatorsResponse
+	(*RequestView)(nil),                 // 8: imagectl.v1.RequestView
+	(*ListRequestsRequest)(nil),         // 9: imagectl.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),        // 10: imagectl.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),       // 11: imagectl.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),      // 12: imagectl.v1.ApproveRequestResponse
+	(*MachineView)(nil),                 // 13: imagectl.v1.MachineView
+	(*TpmView)(nil),                     // 14: imagectl.v1.TpmView
+	(*Pcr)(nil),                         // 15: imagectl.v1.Pcr
+	(*Selection)(nil),                   // 16: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),         // 17: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),        // 18: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),       // 19: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),      // 20: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),        // 21: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),       // 22: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),           // 23: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),          // 24: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),        // 25: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),       // 26: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),         // 27: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),        // 28: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                     // 29: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                  // 30: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                 // 31: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                   // 32: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),               // 33: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),              // 34: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                  // 35: imagectl.v1.BackupView
+	(*EtcdView)(nil),                    // 36: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),      // 37: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),     // 38: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),        // 39: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),       // 40: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),       // 41: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),      // 42: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),             // 43: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),     // 44: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),    // 45: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),   // 46: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil),  // 47: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),           // 48: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),          // 49: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),         // 50: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),        // 51: imagectl.v1.BackupServerResponse
+	(*ListAuditSignaturesRequest)(nil),  // 52: imagectl.v1.ListAuditSignaturesRequest
+	(*ListAuditSignaturesResponse)(nil), // 53: imagectl.v1.ListAuditSignaturesResponse
+	(*ReadAuditRequest)(nil),            // 54: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),           // 55: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),        // 56: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),       // 57: imagectl.v1.WatchMachinesResponse
+	nil,                                 // 58: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),             // 59: imagectl.v1.EtcdView.Member
+	(*timestamppb.Timestamp)(nil),       // 60: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 61: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 62: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 63: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	58, // 0: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	58, // 1: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	60, // 0: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	60, // 1: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
 	1,  // 2: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
 	29, // 3: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	58, // 4: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	58, // 5: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	60, // 4: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	60, // 5: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
 	8,  // 6: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
 	8,  // 7: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	59, // 8: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	60, // 9: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	58, // 10: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	58, // 11: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	58, // 12: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	61, // 8: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	62, // 9: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	60, // 10: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	60, // 11: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	60, // 12: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
 	14, // 13: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	58, // 14: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	60, // 14: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
 	15, // 15: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
 	13, // 16: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
 	16, // 17: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	56, // 18: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	58, // 18: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
 	29, // 19: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	16, // 20: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
 	29, // 21: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
@@ -3827,74 +3915,77 @@ var file_imagectl_v1_operator_proto_depIdxs = []int32{
 	29, // 28: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	32, // 29: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
 	32, // 30: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	58, // 31: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	60, // 31: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
 	13, // 32: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	58, // 33: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	60, // 33: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
 	36, // 34: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
 	35, // 35: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	58, // 36: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	58, // 37: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	58, // 38: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	57, // 39: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	60, // 36: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	60, // 37: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	60, // 38: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	59, // 39: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
 	16, // 40: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
 	29, // 41: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
 	29, // 42: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	58, // 43: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	58, // 44: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	58, // 45: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	60, // 43: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	60, // 44: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	60, // 45: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
 	43, // 46: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
 	29, // 47: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	58, // 48: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	13, // 49: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	17, // 50: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	19, // 51: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	21, // 52: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	23, // 53: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	25, // 54: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	27, // 55: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	30, // 56: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	33, // 57: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	37, // 58: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	39, // 59: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	41, // 60: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	44, // 61: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	46, // 62: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	48, // 63: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	50, // 64: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	52, // 65: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	54, // 66: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	2,  // 67: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	4,  // 68: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	6,  // 69: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	9,  // 70: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	11, // 71: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	18, // 72: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	20, // 73: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	22, // 74: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	24, // 75: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	26, // 76: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	28, // 77: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	31, // 78: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	34, // 79: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	38, // 80: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	40, // 81: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	42, // 82: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	45, // 83: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	47, // 84: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	49, // 85: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	51, // 86: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	53, // 87: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	55, // 88: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	3,  // 89: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	5,  // 90: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	7,  // 91: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	10, // 92: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	12, // 93: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	72, // [72:94] is the sub-list for method output_type
-	50, // [50:72] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	60, // 48: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	63, // 49: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	13, // 50: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	17, // 51: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	19, // 52: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	21, // 53: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	23, // 54: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	25, // 55: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	27, // 56: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	30, // 57: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	33, // 58: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	37, // 59: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	39, // 60: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	41, // 61: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	44, // 62: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	46, // 63: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	48, // 64: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	50, // 65: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	54, // 66: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	52, // 67: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	56, // 68: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	2,  // 69: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	4,  // 70: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	6,  // 71: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	9,  // 72: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	11, // 73: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	18, // 74: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	20, // 75: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	22, // 76: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	24, // 77: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	26, // 78: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	28, // 79: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	31, // 80: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	34, // 81: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	38, // 82: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	40, // 83: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	42, // 84: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	45, // 85: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	47, // 86: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	49, // 87: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	51, // 88: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	55, // 89: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	53, // 90: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	57, // 91: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	3,  // 92: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	5,  // 93: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	7,  // 94: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	10, // 95: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	12, // 96: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	74, // [74:97] is the sub-list for method output_type
+	51, // [51:74] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -3910,7 +4001,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   57,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

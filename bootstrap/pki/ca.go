@@ -173,18 +173,24 @@ func newSerial(rand io.Reader) (*big.Int, error) {
 // of randomness). domain says what kind it is, so that
 // nobody takes one for another; it has no line break.
 func (c *CA) Attest(domain string, statement []byte) ([]byte, error) {
-	b, err := c.key.Sign(nil, attested(domain, statement), crypto.SHA256)
+	return Attest(c.key, nil, domain, statement)
+}
+
+// Attest is CA.Attest by another ECDSA key, such as a node's own; random may be nil for keys
+// that are not in a TPM.
+func Attest(key crypto.Signer, random io.Reader, domain string, statement []byte) ([]byte, error) {
+	b, err := key.Sign(random, attested(domain, statement), crypto.SHA256)
 	if err != nil {
 		return nil, fmt.Errorf("signing a statement (%s): %w", domain, err)
 	}
 	return b, nil
 }
 
-// CheckAttested checks what Attest signed.
-func CheckAttested(ca *x509.Certificate, domain string, statement, signature []byte) error {
-	key, ok := ca.PublicKey.(*ecdsa.PublicKey)
+// CheckAttested checks what Attest signed with the key of a certificate.
+func CheckAttested(by *x509.Certificate, domain string, statement, signature []byte) error {
+	key, ok := by.PublicKey.(*ecdsa.PublicKey)
 	if !ok || !ecdsa.VerifyASN1(key, attested(domain, statement), signature) {
-		return fmt.Errorf("checking a statement (%s): the signature is not by CA %s", domain, ca.Subject.CommonName)
+		return fmt.Errorf("checking a statement (%s): the signature is not by %s", domain, by.Subject.CommonName)
 	}
 	return nil
 }

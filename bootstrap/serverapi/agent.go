@@ -32,8 +32,8 @@ type agents struct{ *Server }
 func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest]) (*connect.Response[api.SyncResponse], error) {
 	from := callerOf(ctx)
 	name := from.identity.Name
-	held := req.Msg.GetHeld()
-	req.Msg.Held = nil // only what is asked for is long
+	held, witness := req.Msg.GetHeld(), req.Msg.GetWitness()
+	req.Msg.Held, req.Msg.Witness = nil, nil // only what is asked for is long
 	if n := proto.Size(req.Msg); n > 2*maxFacts {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a report of %d bytes exceeds %d", n, 2*maxFacts))
 	}
@@ -43,6 +43,9 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		return nil, s.storing(name, err)
 	}
 	if err := s.known(ctx, from); err != nil {
+		return nil, s.storing(name, err)
+	}
+	if err := s.keepSignature(ctx, from, witness); err != nil {
 		return nil, s.storing(name, err)
 	}
 	learnt, err := s.learn(ctx, from, held)

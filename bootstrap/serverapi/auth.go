@@ -49,6 +49,7 @@ func permissions() map[string]permission {
 		apiconnect.AgentServiceIssueCertificatesProcedure:      node,
 		apiconnect.AgentServiceFetchKubernetesSecretsProcedure: node,
 		apiconnect.AgentServiceFetchBackupProcedure:            node,
+		apiconnect.AgentServiceFetchAuditProcedure:             node,
 
 		apiconnect.OperatorServiceListMachinesProcedure:    read,
 		apiconnect.OperatorServiceWatchMachinesProcedure:   read,
@@ -66,6 +67,8 @@ func permissions() map[string]permission {
 
 		apiconnect.OperatorServiceBackupServerProcedure: {roles: []pki.Role{pki.RoleAdmin, pki.RoleBackup}},
 		apiconnect.OperatorServiceReadAuditProcedure:    read,
+
+		apiconnect.OperatorServiceListAuditSignaturesProcedure: read,
 
 		apiconnect.OperatorServiceListCertificatesProcedure:   read,
 		apiconnect.OperatorServiceRevokeCertificatesProcedure: admin,

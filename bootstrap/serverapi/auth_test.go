@@ -87,6 +87,8 @@ func whoMay() map[string]map[string]string {
 		"/imagectl.v1.AgentService/IssueCertificates":      nodes,
 		"/imagectl.v1.AgentService/FetchKubernetesSecrets": nodes,
 		"/imagectl.v1.AgentService/FetchBackup":            nodes,
+		"/imagectl.v1.AgentService/FetchAudit":             nodes,
+		"/imagectl.v1.OperatorService/ListAuditSignatures": reads,
 		"/imagectl.v1.OperatorService/ListMachines":        reads,
 		"/imagectl.v1.OperatorService/WatchMachines":       reads,
 		"/imagectl.v1.OperatorService/Why":                 reads,

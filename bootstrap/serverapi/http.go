@@ -58,7 +58,7 @@ func (s *Server) Handler() http.Handler {
 func unhurried(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
-		case apiconnect.OperatorServiceWatchMachinesProcedure, apiconnect.OperatorServiceBackupServerProcedure, apiconnect.OperatorServiceReadAuditProcedure, apiconnect.AgentServiceFetchBackupProcedure,
+		case apiconnect.OperatorServiceWatchMachinesProcedure, apiconnect.OperatorServiceBackupServerProcedure, apiconnect.OperatorServiceReadAuditProcedure, apiconnect.AgentServiceFetchBackupProcedure, apiconnect.AgentServiceFetchAuditProcedure,
 			apiconnect.OperatorServiceApproveMachineProcedure, apiconnect.OperatorServiceRejectMachineProcedure, apiconnect.OperatorServiceRetireMachineProcedure,
 			apiconnect.OperatorServiceArmMachineProcedure, apiconnect.OperatorServiceDisarmMachineProcedure, apiconnect.OperatorServicePowerMachineProcedure:
 			// Without support for it the stream ends early, and clients come back.

@@ -65,6 +65,9 @@ type Server struct {
 	// the name of the one that it was given last.
 	copy   atomic.Pointer[files.Copy]
 	copied sync.Map
+	// signatures are those of the log that are stored, by machine; signing limits them.
+	signatures sync.Map
+	signing    *limits
 
 	// revoked is what is revoked; never nil after New.
 	revoked atomic.Pointer[revokedView]
@@ -87,7 +90,7 @@ type Server struct {
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(), led: cfg.Now(),
-		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(), renewals: newLimits(),
+		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(), renewals: newLimits(), signing: newLimits(),
 		poll: maxWait, headers: headerTime, ejectPause: ejectPause,
 	}
 	var listed []enrol.Hardware

@@ -389,9 +389,14 @@ func (s *Store) Values(ctx context.Context, prefix string) (map[string]json.RawM
 
 // AuditLines reads the audit log from its first entry, in pages.
 func (s *Store) AuditLines(ctx context.Context) iter.Seq2[[]byte, error] {
+	return s.AuditLinesAfter(ctx, 0)
+}
+
+// AuditLinesAfter yields those behind an entry.
+func (s *Store) AuditLinesAfter(ctx context.Context, seq uint64) iter.Seq2[[]byte, error] {
 	const page = 500
 	return func(yield func([]byte, error) bool) {
-		from, end := s.auditKey(0), clientv3.GetPrefixRangeEnd(s.prefix+"audit/entries/")
+		from, end := s.auditKey(seq+1), clientv3.GetPrefixRangeEnd(s.prefix+"audit/entries/")
 		for {
 			resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page))
 			if err != nil {

@@ -47,6 +47,8 @@ const (
 	// AgentServiceFetchBackupProcedure is the fully-qualified name of the AgentService's FetchBackup
 	// RPC.
 	AgentServiceFetchBackupProcedure = "/imagectl.v1.AgentService/FetchBackup"
+	// AgentServiceFetchAuditProcedure is the fully-qualified name of the AgentService's FetchAudit RPC.
+	AgentServiceFetchAuditProcedure = "/imagectl.v1.AgentService/FetchAudit"
 )
 
 // AgentServiceClient is a client for the imagectl.v1.AgentService service.
@@ -66,6 +68,9 @@ type AgentServiceClient interface {
 	// FetchBackup hands the backup that SyncResponse.backup names to a control plane. It is
 	// encrypted to the operators' recovery keys, which no machine of the cluster has.
 	FetchBackup(context.Context, *connect.Request[api.FetchBackupRequest]) (*connect.ServerStreamForClient[api.FetchBackupResponse], error)
+	// FetchAudit streams the audit log from behind an entry to a control plane, which follows
+	// it and signs how far it has.
+	FetchAudit(context.Context, *connect.Request[api.FetchAuditRequest]) (*connect.ServerStreamForClient[api.FetchAuditResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the imagectl.v1.AgentService service. By default,
@@ -109,6 +114,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("FetchBackup")),
 			connect.WithClientOptions(opts...),
 		),
+		fetchAudit: connect.NewClient[api.FetchAuditRequest, api.FetchAuditResponse](
+			httpClient,
+			baseURL+AgentServiceFetchAuditProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("FetchAudit")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -119,6 +130,7 @@ type agentServiceClient struct {
 	issueCertificates      *connect.Client[api.IssueCertificatesRequest, api.IssueCertificatesResponse]
 	fetchKubernetesSecrets *connect.Client[api.FetchKubernetesSecretsRequest, api.FetchKubernetesSecretsResponse]
 	fetchBackup            *connect.Client[api.FetchBackupRequest, api.FetchBackupResponse]
+	fetchAudit             *connect.Client[api.FetchAuditRequest, api.FetchAuditResponse]
 }
 
 // Sync calls imagectl.v1.AgentService.Sync.
@@ -146,6 +158,11 @@ func (c *agentServiceClient) FetchBackup(ctx context.Context, req *connect.Reque
 	return c.fetchBackup.CallServerStream(ctx, req)
 }
 
+// FetchAudit calls imagectl.v1.AgentService.FetchAudit.
+func (c *agentServiceClient) FetchAudit(ctx context.Context, req *connect.Request[api.FetchAuditRequest]) (*connect.ServerStreamForClient[api.FetchAuditResponse], error) {
+	return c.fetchAudit.CallServerStream(ctx, req)
+}
+
 // AgentServiceHandler is an implementation of the imagectl.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Sync reports what the agent sees and returns what the server wants. The
@@ -163,6 +180,9 @@ type AgentServiceHandler interface {
 	// FetchBackup hands the backup that SyncResponse.backup names to a control plane. It is
 	// encrypted to the operators' recovery keys, which no machine of the cluster has.
 	FetchBackup(context.Context, *connect.Request[api.FetchBackupRequest], *connect.ServerStream[api.FetchBackupResponse]) error
+	// FetchAudit streams the audit log from behind an entry to a control plane, which follows
+	// it and signs how far it has.
+	FetchAudit(context.Context, *connect.Request[api.FetchAuditRequest], *connect.ServerStream[api.FetchAuditResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -202,6 +222,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("FetchBackup")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceFetchAuditHandler := connect.NewServerStreamHandler(
+		AgentServiceFetchAuditProcedure,
+		svc.FetchAudit,
+		connect.WithSchema(agentServiceMethods.ByName("FetchAudit")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceSyncProcedure:
@@ -214,6 +240,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceFetchKubernetesSecretsHandler.ServeHTTP(w, r)
 		case AgentServiceFetchBackupProcedure:
 			agentServiceFetchBackupHandler.ServeHTTP(w, r)
+		case AgentServiceFetchAuditProcedure:
+			agentServiceFetchAuditHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -241,4 +269,8 @@ func (UnimplementedAgentServiceHandler) FetchKubernetesSecrets(context.Context, 
 
 func (UnimplementedAgentServiceHandler) FetchBackup(context.Context, *connect.Request[api.FetchBackupRequest], *connect.ServerStream[api.FetchBackupResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.AgentService.FetchBackup is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) FetchAudit(context.Context, *connect.Request[api.FetchAuditRequest], *connect.ServerStream[api.FetchAuditResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.AgentService.FetchAudit is not implemented"))
 }

@@ -79,6 +79,9 @@ const (
 	// OperatorServiceReadAuditProcedure is the fully-qualified name of the OperatorService's ReadAudit
 	// RPC.
 	OperatorServiceReadAuditProcedure = "/imagectl.v1.OperatorService/ReadAudit"
+	// OperatorServiceListAuditSignaturesProcedure is the fully-qualified name of the OperatorService's
+	// ListAuditSignatures RPC.
+	OperatorServiceListAuditSignaturesProcedure = "/imagectl.v1.OperatorService/ListAuditSignatures"
 	// OperatorServiceWatchMachinesProcedure is the fully-qualified name of the OperatorService's
 	// WatchMachines RPC.
 	OperatorServiceWatchMachinesProcedure = "/imagectl.v1.OperatorService/WatchMachines"
@@ -132,6 +135,8 @@ type OperatorServiceClient interface {
 	BackupServer(context.Context, *connect.Request[api.BackupServerRequest]) (*connect.ServerStreamForClient[api.BackupServerResponse], error)
 	// ReadAudit streams the audit log from its first entry.
 	ReadAudit(context.Context, *connect.Request[api.ReadAuditRequest]) (*connect.ServerStreamForClient[api.ReadAuditResponse], error)
+	// ListAuditSignatures returns what control planes have signed of the audit log last.
+	ListAuditSignatures(context.Context, *connect.Request[api.ListAuditSignaturesRequest]) (*connect.Response[api.ListAuditSignaturesResponse], error)
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error)
@@ -255,6 +260,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("ReadAudit")),
 			connect.WithClientOptions(opts...),
 		),
+		listAuditSignatures: connect.NewClient[api.ListAuditSignaturesRequest, api.ListAuditSignaturesResponse](
+			httpClient,
+			baseURL+OperatorServiceListAuditSignaturesProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ListAuditSignatures")),
+			connect.WithClientOptions(opts...),
+		),
 		watchMachines: connect.NewClient[api.WatchMachinesRequest, api.WatchMachinesResponse](
 			httpClient,
 			baseURL+OperatorServiceWatchMachinesProcedure,
@@ -296,28 +307,29 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 
 // operatorServiceClient implements OperatorServiceClient.
 type operatorServiceClient struct {
-	listMachines       *connect.Client[api.ListMachinesRequest, api.ListMachinesResponse]
-	approveMachine     *connect.Client[api.ApproveMachineRequest, api.ApproveMachineResponse]
-	rejectMachine      *connect.Client[api.RejectMachineRequest, api.RejectMachineResponse]
-	armMachine         *connect.Client[api.ArmMachineRequest, api.ArmMachineResponse]
-	disarmMachine      *connect.Client[api.DisarmMachineRequest, api.DisarmMachineResponse]
-	powerMachine       *connect.Client[api.PowerMachineRequest, api.PowerMachineResponse]
-	why                *connect.Client[api.WhyRequest, api.WhyResponse]
-	status             *connect.Client[api.StatusRequest, api.StatusResponse]
-	issueKubeconfig    *connect.Client[api.IssueKubeconfigRequest, api.IssueKubeconfigResponse]
-	retireMachine      *connect.Client[api.RetireMachineRequest, api.RetireMachineResponse]
-	replaceMachine     *connect.Client[api.ReplaceMachineRequest, api.ReplaceMachineResponse]
-	listCertificates   *connect.Client[api.ListCertificatesRequest, api.ListCertificatesResponse]
-	revokeCertificates *connect.Client[api.RevokeCertificatesRequest, api.RevokeCertificatesResponse]
-	issueToken         *connect.Client[api.IssueTokenRequest, api.IssueTokenResponse]
-	backupServer       *connect.Client[api.BackupServerRequest, api.BackupServerResponse]
-	readAudit          *connect.Client[api.ReadAuditRequest, api.ReadAuditResponse]
-	watchMachines      *connect.Client[api.WatchMachinesRequest, api.WatchMachinesResponse]
-	addOperator        *connect.Client[api.AddOperatorRequest, api.AddOperatorResponse]
-	listOperators      *connect.Client[api.ListOperatorsRequest, api.ListOperatorsResponse]
-	revokeOperators    *connect.Client[api.RevokeOperatorsRequest, api.RevokeOperatorsResponse]
-	listRequests       *connect.Client[api.ListRequestsRequest, api.ListRequestsResponse]
-	approveRequest     *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
+	listMachines        *connect.Client[api.ListMachinesRequest, api.ListMachinesResponse]
+	approveMachine      *connect.Client[api.ApproveMachineRequest, api.ApproveMachineResponse]
+	rejectMachine       *connect.Client[api.RejectMachineRequest, api.RejectMachineResponse]
+	armMachine          *connect.Client[api.ArmMachineRequest, api.ArmMachineResponse]
+	disarmMachine       *connect.Client[api.DisarmMachineRequest, api.DisarmMachineResponse]
+	powerMachine        *connect.Client[api.PowerMachineRequest, api.PowerMachineResponse]
+	why                 *connect.Client[api.WhyRequest, api.WhyResponse]
+	status              *connect.Client[api.StatusRequest, api.StatusResponse]
+	issueKubeconfig     *connect.Client[api.IssueKubeconfigRequest, api.IssueKubeconfigResponse]
+	retireMachine       *connect.Client[api.RetireMachineRequest, api.RetireMachineResponse]
+	replaceMachine      *connect.Client[api.ReplaceMachineRequest, api.ReplaceMachineResponse]
+	listCertificates    *connect.Client[api.ListCertificatesRequest, api.ListCertificatesResponse]
+	revokeCertificates  *connect.Client[api.RevokeCertificatesRequest, api.RevokeCertificatesResponse]
+	issueToken          *connect.Client[api.IssueTokenRequest, api.IssueTokenResponse]
+	backupServer        *connect.Client[api.BackupServerRequest, api.BackupServerResponse]
+	readAudit           *connect.Client[api.ReadAuditRequest, api.ReadAuditResponse]
+	listAuditSignatures *connect.Client[api.ListAuditSignaturesRequest, api.ListAuditSignaturesResponse]
+	watchMachines       *connect.Client[api.WatchMachinesRequest, api.WatchMachinesResponse]
+	addOperator         *connect.Client[api.AddOperatorRequest, api.AddOperatorResponse]
+	listOperators       *connect.Client[api.ListOperatorsRequest, api.ListOperatorsResponse]
+	revokeOperators     *connect.Client[api.RevokeOperatorsRequest, api.RevokeOperatorsResponse]
+	listRequests        *connect.Client[api.ListRequestsRequest, api.ListRequestsResponse]
+	approveRequest      *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
 }
 
 // ListMachines calls imagectl.v1.OperatorService.ListMachines.
@@ -400,6 +412,11 @@ func (c *operatorServiceClient) ReadAudit(ctx context.Context, req *connect.Requ
 	return c.readAudit.CallServerStream(ctx, req)
 }
 
+// ListAuditSignatures calls imagectl.v1.OperatorService.ListAuditSignatures.
+func (c *operatorServiceClient) ListAuditSignatures(ctx context.Context, req *connect.Request[api.ListAuditSignaturesRequest]) (*connect.Response[api.ListAuditSignaturesResponse], error) {
+	return c.listAuditSignatures.CallUnary(ctx, req)
+}
+
 // WatchMachines calls imagectl.v1.OperatorService.WatchMachines.
 func (c *operatorServiceClient) WatchMachines(ctx context.Context, req *connect.Request[api.WatchMachinesRequest]) (*connect.ServerStreamForClient[api.WatchMachinesResponse], error) {
 	return c.watchMachines.CallServerStream(ctx, req)
@@ -463,6 +480,8 @@ type OperatorServiceHandler interface {
 	BackupServer(context.Context, *connect.Request[api.BackupServerRequest], *connect.ServerStream[api.BackupServerResponse]) error
 	// ReadAudit streams the audit log from its first entry.
 	ReadAudit(context.Context, *connect.Request[api.ReadAuditRequest], *connect.ServerStream[api.ReadAuditResponse]) error
+	// ListAuditSignatures returns what control planes have signed of the audit log last.
+	ListAuditSignatures(context.Context, *connect.Request[api.ListAuditSignaturesRequest]) (*connect.Response[api.ListAuditSignaturesResponse], error)
 	// WatchMachines streams a machine's record whenever it changes; all of them
 	// first.
 	WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error
@@ -582,6 +601,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("ReadAudit")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceListAuditSignaturesHandler := connect.NewUnaryHandler(
+		OperatorServiceListAuditSignaturesProcedure,
+		svc.ListAuditSignatures,
+		connect.WithSchema(operatorServiceMethods.ByName("ListAuditSignatures")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceWatchMachinesHandler := connect.NewServerStreamHandler(
 		OperatorServiceWatchMachinesProcedure,
 		svc.WatchMachines,
@@ -652,6 +677,8 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceBackupServerHandler.ServeHTTP(w, r)
 		case OperatorServiceReadAuditProcedure:
 			operatorServiceReadAuditHandler.ServeHTTP(w, r)
+		case OperatorServiceListAuditSignaturesProcedure:
+			operatorServiceListAuditSignaturesHandler.ServeHTTP(w, r)
 		case OperatorServiceWatchMachinesProcedure:
 			operatorServiceWatchMachinesHandler.ServeHTTP(w, r)
 		case OperatorServiceAddOperatorProcedure:
@@ -735,6 +762,10 @@ func (UnimplementedOperatorServiceHandler) BackupServer(context.Context, *connec
 
 func (UnimplementedOperatorServiceHandler) ReadAudit(context.Context, *connect.Request[api.ReadAuditRequest], *connect.ServerStream[api.ReadAuditResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ReadAudit is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ListAuditSignatures(context.Context, *connect.Request[api.ListAuditSignaturesRequest]) (*connect.Response[api.ListAuditSignaturesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ListAuditSignatures is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) WatchMachines(context.Context, *connect.Request[api.WatchMachinesRequest], *connect.ServerStream[api.WatchMachinesResponse]) error {

@@ -30,7 +30,7 @@ func newAudit(g *globals) *cobra.Command {
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAuditLs(g), newAuditVerify(g))
+	cmd.AddCommand(newAuditLs(g), newAuditSignatures(g), newAuditVerify(g))
 	return cmd
 }
 
@@ -76,7 +76,7 @@ func newAuditLs(g *globals) *cobra.Command {
 }
 
 func newAuditVerify(g *globals) *cobra.Command {
-	var head, log string
+	var head, log, signatures string
 	var nodes bool
 	cmd := &cobra.Command{
 		Use:   "verify",
@@ -84,12 +84,16 @@ func newAuditVerify(g *globals) *cobra.Command {
 		Long: "Check the whole chain of the audit log on this machine: that no entry was changed,\n" +
 			"removed or moved. That its end was cut off, or all of it made anew, shows only who\n" +
 			"remembers an entry. Nodes do: each keeps the ends of the log that the server has\n" +
-			"shown it, and is asked for them, past the server. With --head, the last entry is\n" +
+			"shown it, and is asked for them, past the server; control planes follow the log and\n" +
+			"sign how far they came. With --log and --signatures nobody is asked. With --head, the last entry is\n" +
 			"also written to a file, and at the next time it must still be there. Keep that file\n" +
 			"where the server's administrators cannot write.",
-		Example: "  imagectl audit verify\n  imagectl audit verify --nodes=false\n  imagectl audit verify --head head.json\n  imagectl audit verify --log audit.jsonl --head head.json",
+		Example: "  imagectl audit verify\n  imagectl audit verify --nodes=false\n  imagectl audit verify --head head.json\n  imagectl audit verify --log audit.jsonl --signatures signatures.json --head head.json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if signatures != "" && log == "" {
+				return usageError{errors.New("--signatures goes with --log; without it the server and the nodes are asked for them")}
+			}
 			before, err := remembered(head)
 			if err != nil {
 				return err
@@ -103,6 +107,11 @@ func newAuditVerify(g *globals) *cobra.Command {
 				}
 				defer f.Close()
 				lines = linesOf(f)
+				if signatures != "" {
+					if seen, err = readSignatures(signatures); err != nil {
+						return err
+					}
+				}
 			} else {
 				r, err := dial()
 				if err != nil {
@@ -121,14 +130,22 @@ func newAuditVerify(g *globals) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&head, "head", "", "`file` that remembers the last entry from one time to the next")
 	cmd.Flags().BoolVar(&nodes, "nodes", true, "ask nodes what the server has shown them")
+	cmd.Flags().StringVar(&signatures, "signatures", "", "`file` of imagectl audit signatures -o json to check --log with")
 	cmd.Flags().StringVar(&log, "log", "", "`file` of imagectl audit ls -o json to check, instead of the server's log")
 	return cmd
 }
 
+// memory is what a file remembers: the last entry, and the keys of those who signed the log,
+// by node.
+type memory struct {
+	audit.Tip
+	Keys map[string]string `json:"keys,omitempty"`
+}
+
 // remembered reads the entry that a file remembers; the zero value where there is no
 // file yet. It comes before anything is asked of the server.
-func remembered(head string) (audit.Tip, error) {
-	var before audit.Tip
+func remembered(head string) (memory, error) {
+	var before memory
 	if head == "" {
 		return before, nil
 	}
@@ -151,15 +168,15 @@ func remembered(head string) (audit.Tip, error) {
 }
 
 // verifyAudit checks a chain and that it holds the entry that was remembered.
-func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, before audit.Tip, seen witnesses) error {
-	nodes := judge{witnesses: seen}
+func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, before memory, seen witnesses) error {
+	nodes := judge{witnesses: seen, remembered: before.Keys, since: before.Seq}
 	var tip audit.Tip
 	for e, err := range entries(lines) {
 		if err != nil {
 			return err
 		}
 		nodes.entry(e)
-		if tip = e.tip; tip.Seq == before.Seq && tip != before {
+		if tip = e.tip; tip.Seq == before.Seq && tip != before.Tip {
 			return fmt.Errorf("entry %d is another one (%.12s…) than %s remembers (%.12s…): the log was made anew, or the server was restored from a backup of before it", tip.Seq, tip.Hash, head, before.Hash)
 		}
 	}
@@ -172,7 +189,7 @@ func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, befor
 		fmt.Fprintln(g.stdio.Out, text(s))
 	}
 	if broken {
-		return errors.New("nodes were shown another log than this one")
+		return errors.New("this is not the log that nodes were shown and have signed")
 	}
 	if head == "" {
 		return nil
@@ -182,7 +199,7 @@ func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, befor
 	} else {
 		fmt.Fprintf(g.stdio.Out, "entry %d is the one that %s remembers\n", before.Seq, head)
 	}
-	b, err := json.Marshal(tip)
+	b, err := json.Marshal(memory{tip, nodes.keys()})
 	if err != nil {
 		return err
 	}

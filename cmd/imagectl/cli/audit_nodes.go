@@ -25,6 +25,8 @@ const askNode = 10 * time.Second
 // shown is what a node says that the server has shown it.
 type shown struct {
 	node string
+	// signed: it followed the log to there, and signed that.
+	signed bool
 	audit.Seen
 }
 
@@ -33,6 +35,10 @@ type witnesses struct {
 	heads  []shown
 	nodes  []string
 	silent []string
+	// signers are the control planes whose signature is good, forged what is to be said of
+	// those that are not.
+	signers map[string]signer
+	forged  []string
 }
 
 // askWitnesses asks every node whose address is known, past the server: whoever has made
@@ -81,10 +87,21 @@ func (r *remote) askWitnesses(ctx context.Context) (witnesses, error) {
 			out.nodes = append(out.nodes, m.GetName())
 			out.add(r.Cluster, m.GetName(), answers[i].GetHeads(), ca)
 			out.add(r.Cluster, m.GetName(), answers[i].GetLost(), ca)
+			out.addSigned(r.Cluster, ca, answers[i].GetWitness())
 		}
 	}
-	slices.SortFunc(out.heads, func(a, b shown) int { return cmp.Or(cmp.Compare(a.Seq, b.Seq), strings.Compare(a.node, b.node)) })
+	if err := r.addSignatures(ctx, &out, ca); err != nil {
+		return witnesses{}, err
+	}
+	out.sort()
 	return out, nil
+}
+
+// sort brings the heads into the order of the log.
+func (w *witnesses) sort() {
+	slices.SortFunc(w.heads, func(a, b shown) int {
+		return cmp.Or(cmp.Compare(a.Seq, b.Seq), strings.Compare(a.node, b.node))
+	})
 }
 
 // add takes what the server has signed; a node may say anything else.
@@ -105,6 +122,12 @@ type judge struct {
 	next     int
 	missing  []shown
 	restored []uint64 // entries of the log that say that it goes on after a backup
+	// approved are keys that an entry approves, replaced machines whose key another entry
+	// behind since takes away.
+	approved, replaced map[string]bool
+	// remembered are the keys of before, by node, of when the log ended with since.
+	remembered map[string]string
+	since      uint64
 }
 
 // entry takes the next entry of the log.
@@ -112,6 +135,7 @@ func (j *judge) entry(e auditEntry) {
 	if e.Action == "server-restored" {
 		j.restored = append(j.restored, e.tip.Seq)
 	}
+	j.keyOf(e)
 	for ; j.next < len(j.heads) && j.heads[j.next].Seq <= e.tip.Seq; j.next++ {
 		if h := j.heads[j.next]; h.Tip != e.tip {
 			j.missing = append(j.missing, h)
@@ -127,7 +151,11 @@ func (j *judge) sentences(tip audit.Tip) (out []string, broken bool) {
 		out = append(out, "what nodes were shown is in it; asked: "+strings.Join(j.nodes, ", "))
 	}
 	for _, h := range j.missing {
-		what := fmt.Sprintf("%s was shown entry %d (%.12s…) at %s, and the log ", h.node, h.Seq, h.Hash, h.At.Local().Format(time.DateTime))
+		did := "was shown"
+		if h.signed {
+			did = "has signed"
+		}
+		what := fmt.Sprintf("%s %s entry %d (%.12s…) at %s, and the log ", h.node, did, h.Seq, h.Hash, h.At.Local().Format(time.DateTime))
 		if h.Seq > tip.Seq {
 			what += "ends before it"
 		} else {
@@ -141,5 +169,6 @@ func (j *judge) sentences(tip audit.Tip) (out []string, broken bool) {
 		}
 		out = append(out, what)
 	}
-	return append(out, j.silent...), broken
+	said, bad := j.signatures(tip)
+	return append(append(out, said...), j.silent...), broken || bad
 }
