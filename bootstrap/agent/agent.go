@@ -58,6 +58,8 @@ type Agent struct {
 	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
 	// askNode is getNode but in tests.
 	askNode func(ctx context.Context, name string) (kubeNode, error)
+	// removeFormer is dropFormer but in tests.
+	removeFormer func(ctx context.Context, name, bootID string) (bool, error)
 	// askAPIServer is getAPIServer but in tests.
 	askAPIServer func(context.Context, *api.Run) (*x509.Certificate, error)
 	// openEtcd is etcd.Open but in tests.
@@ -75,6 +77,7 @@ type Agent struct {
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
 	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
+	a.removeFormer = a.dropFormer
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
 	a.askBMC = a.askMachinesBMC
 	return a.run(ctx)

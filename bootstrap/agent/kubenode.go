@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -23,9 +24,14 @@ type kubeNode struct {
 // nodeObject is the part of v1.Node that is read.
 type nodeObject struct {
 	Metadata struct {
-		Labels map[string]string `json:"labels"`
+		Labels          map[string]string `json:"labels"`
+		UID             string            `json:"uid"`
+		ResourceVersion string            `json:"resourceVersion"`
 	} `json:"metadata"`
 	Status struct {
+		NodeInfo struct {
+			BootID string `json:"bootID"`
+		} `json:"nodeInfo"`
 		Conditions []struct {
 			Type    string `json:"type"`
 			Status  string `json:"status"`
@@ -34,43 +40,58 @@ type nodeObject struct {
 	} `json:"status"`
 }
 
+// nodeCall makes one call about a Node with the credentials of a kubeconfig.
+func (a *Agent) nodeCall(ctx context.Context, kubeconfig, method, name string, body []byte) (answer []byte, status int, err error) {
+	conf, err := a.Host.ReadFile(kubeconfig)
+	if err != nil {
+		return nil, 0, err
+	}
+	server, credentials, err := kubeadm.Credentials(conf, a.Host.ReadFile)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", kubeconfig, err)
+	}
+	t := &http.Transport{TLSClientConfig: credentials}
+	defer t.CloseIdleConnections()
+	at := server + "/api/v1/nodes/" + url.PathEscape(name)
+	req, err := http.NewRequestWithContext(ctx, method, at, bytes.NewReader(body))
+	if err != nil {
+		return nil, 0, err
+	}
+	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := (&http.Client{Transport: t, Timeout: askKubernetes}).Do(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer resp.Body.Close()
+	if answer, err = io.ReadAll(io.LimitReader(resp.Body, nodeMax)); err != nil {
+		return nil, 0, fmt.Errorf("reading %s: %w", at, err)
+	}
+	return answer, resp.StatusCode, nil
+}
+
+func refusedCall(method, name string, status int, answer []byte) error {
+	return fmt.Errorf("calling %s of node %s: %d %s: %s", method, name, status, http.StatusText(status), strings.TrimSpace(string(answer[:min(len(answer), 300)])))
+}
+
 // nodeMax bounds a Node object, in bytes: each image on the node is listed in it.
 const nodeMax = 4 << 20
 
 // getNode asks Kubernetes about a Node with kubelet's credentials. A kubectl for
 // each look would take more of the processor than everything else the agent does.
 func (a *Agent) getNode(ctx context.Context, name string) (kubeNode, error) {
-	conf, err := a.Host.ReadFile(kubeadm.KubeletConf)
+	b, status, err := a.nodeCall(ctx, kubeadm.KubeletConf, http.MethodGet, name, nil)
+	if err == nil && status != http.StatusOK {
+		err = refusedCall(http.MethodGet, name, status, b)
+	}
 	if err != nil {
 		return kubeNode{}, err
-	}
-	server, credentials, err := kubeadm.Credentials(conf, a.Host.ReadFile)
-	if err != nil {
-		return kubeNode{}, fmt.Errorf("%s: %w", kubeadm.KubeletConf, err)
-	}
-	t := &http.Transport{TLSClientConfig: credentials}
-	defer t.CloseIdleConnections()
-	at := server + "/api/v1/nodes/" + url.PathEscape(name)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
-	if err != nil {
-		return kubeNode{}, err
-	}
-	req.Header.Set("Accept", "application/json")
-	resp, err := (&http.Client{Transport: t, Timeout: askKubernetes}).Do(req)
-	if err != nil {
-		return kubeNode{}, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, nodeMax))
-	if err != nil {
-		return kubeNode{}, fmt.Errorf("reading %s: %w", at, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return kubeNode{}, fmt.Errorf("asking %s: %s: %s", at, resp.Status, strings.TrimSpace(string(b[:min(len(b), 300)])))
 	}
 	var o nodeObject
 	if err := json.Unmarshal(b, &o); err != nil {
-		return kubeNode{}, fmt.Errorf("reading %s: %w", at, err)
+		return kubeNode{}, fmt.Errorf("reading node %s: %w", name, err)
 	}
 	out := kubeNode{labels: o.Metadata.Labels}
 	for _, c := range o.Status.Conditions {

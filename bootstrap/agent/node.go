@@ -47,6 +47,9 @@ type node struct {
 	// it.
 	initialCluster string
 
+	// formerGone are the former nodes that Kubernetes does not know any more; only settle
+	// uses it.
+	formerGone []*api.FormerNode
 	// imagesSeen is when containerd had all images; only settle uses it.
 	imagesSeen time.Time
 

@@ -67,6 +67,12 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 			r.kubernetes.CertificatesStale = begun
 		}
 	}
+	r.kubernetes.RemovesFormer = run.GetControlPlane()
+	for _, f := range run.GetKubernetes().GetFormer() {
+		if n.isGone(f) {
+			r.kubernetes.FormerGone = append(r.kubernetes.FormerGone, f)
+		}
+	}
 	r.kubernetes.KubeletVersion = n.kubeletVersion(ctx)
 	return r
 }

@@ -76,7 +76,11 @@ func (n *node) steps(run *api.Run) []Step {
 	if first {
 		s = append(s, n.addons(run))
 	}
-	return append(s, n.nodeReady(run), n.renewals(run))
+	s = append(s, n.nodeReady(run))
+	if len(run.GetKubernetes().GetFormer()) > 0 {
+		s = append(s, n.formerNodes(run))
+	}
+	return append(s, n.renewals(run))
 }
 
 // turn waits for the server to say that it is this node's turn.

@@ -23,6 +23,9 @@ type Node struct {
 	Seen *Seen
 	// Gone: it has not called for long, and a server was there to hear it.
 	Gone bool
+	// Former: it was a node of Kubernetes before it was installed anew, which may still know
+	// that one.
+	Former bool
 }
 
 // Seen is a machine's own report.
@@ -47,6 +50,12 @@ type Seen struct {
 	AddonsApplied bool
 	// Certificates are those that kubeadm made on it.
 	Certificates Certificates
+	// BootID is of the system that calls.
+	BootID string
+	// RemovesFormer: it knows how to remove Node objects. FormerGone are those that it has
+	// found gone, or has removed.
+	RemovesFormer bool
+	FormerGone    []Former
 }
 
 // Choices are decisions that outlive everything. The zero value is a cluster
@@ -196,6 +205,8 @@ type Directive struct {
 	// First says that this machine applies the add-ons: the one that ran init, or another
 	// control plane when that one is gone for good.
 	First bool
+	// Former are the machines whose former Node objects this one removes.
+	Former []Former
 	// Renew: it renews the certificates that kubeadm made on it.
 	Renew bool
 }
@@ -214,7 +225,10 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	if c.EtcdRemover == name {
 		d.EtcdRemove = c.EtcdLeaving
 	}
-	d.Kubernetes, d.KubernetesReason = kubernetes(*n, c)
+	d.Kubernetes, d.KubernetesReason = kubernetes(nodes, *n, c)
+	if remover(nodes, c) == name {
+		d.Former = former(nodes)
+	}
 	d.Renew = d.Kubernetes == KubernetesRun && c.Renewing == name
 	return d
 }
@@ -249,10 +263,23 @@ func installer(n Node) Directive {
 // kubernetes looks at choices, which only advance, and not at how healthy etcd or
 // an API server is this moment: a hiccup must not call back a kubeadm that is at
 // work, and kubeadm waits for both by itself.
-func kubernetes(n Node, c Choices) (KubernetesAction, string) {
+func kubernetes(nodes []Node, n Node, c Choices) (KubernetesAction, string) {
 	if n.Seen.Joined {
 		return KubernetesRun, ""
 	}
+	action, why := joins(n, c)
+	if action != KubernetesJoinControlPlane && action != KubernetesJoinWorker {
+		return action, why
+	}
+	// kubeadm would wait until Kubernetes takes the former node for lost.
+	if by := remover(nodes, c); by != "" && by != n.Name && n.Former && !formerGone(nodes, n) {
+		return KubernetesWait, fmt.Sprintf("%s removes the Node object of the former %s first", by, n.Name)
+	}
+	return action, ""
+}
+
+// joins says how a machine that is no node of Kubernetes becomes one.
+func joins(n Node, c Choices) (KubernetesAction, string) {
 	if n.ControlPlane {
 		switch {
 		case c.KubernetesFirst == "":

@@ -146,7 +146,7 @@ func revision(r *api.SyncResponse) uint64 {
 func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) error {
 	name := from.identity.Name
 	m, ok := s.cfg.Store.Machine(name)
-	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 && !moved(m, r) {
+	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 && !moved(m, r) && !joined(m, r) {
 		return nil
 	}
 	// Each move is an entry of the log for good. A machine that goes to and fro is
@@ -163,8 +163,11 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		events := observations(m, r, s.isControlPlane(name))
 		if moved(m, r) {
 			m.Address = reported(r)
-		} else if len(events) == 0 {
+		} else if len(events) == 0 && !joined(m, r) {
 			return nil
+		}
+		if joined(m, r) {
+			m.JoinedAt = c.now
 		}
 		reason := ""
 		if n := len(events); n > 0 && events[n-1] == machine.Fail {
@@ -229,6 +232,11 @@ func reported(r *api.SyncRequest) string {
 func moved(m store.Machine, r *api.SyncRequest) bool {
 	a := reported(r)
 	return a != "" && a != m.Address
+}
+
+// joined says whether it is a node of Kubernetes, for the first time.
+func joined(m store.Machine, r *api.SyncRequest) bool {
+	return m.JoinedAt.IsZero() && r.GetMode() == api.Mode_MODE_NODE && r.GetKubernetes().GetJoined()
 }
 
 func (s *Server) isControlPlane(name string) bool {

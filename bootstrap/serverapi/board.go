@@ -130,7 +130,12 @@ func (r report) seen(renewal renewal, now time.Time) *coordinator.Seen {
 	for _, m := range e.GetMembers() {
 		members = append(members, m.GetName())
 	}
+	var gone []coordinator.Former
+	for _, f := range k.GetFormerGone() {
+		gone = append(gone, coordinator.Former{Name: f.GetName(), BootID: f.GetBootId()})
+	}
 	return &coordinator.Seen{
+		BootID: r.last.GetBootId(), RemovesFormer: k.GetRemovesFormer(), FormerGone: gone,
 		EtcdMembers:    members,
 		Installer:      r.last.GetMode() == api.Mode_MODE_INSTALLER,
 		EtcdHealthy:    e.GetHealthy() && !e.GetLearner(),

@@ -256,6 +256,10 @@ func (s *Server) refresh() []coordinator.Node {
 			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
 				n.Seen = r.seen(s.renewal(s.choices), now)
 			}
+			if n.Seen != nil && !n.Seen.Joined {
+				record, _ := s.cfg.Store.Machine(m.Name)
+				n.Former = !record.JoinedAt.IsZero()
+			}
 			n.Gone = n.Seen == nil && now.Sub(s.led) >= silence
 			s.view.nodes = append(s.view.nodes, n)
 			a := s.addressOf(m.Name)

@@ -44,6 +44,9 @@ type Machine struct {
 	Media bool `json:"media,omitempty"`
 	// InstalledAt is when an image was last written; zero for never.
 	InstalledAt time.Time `json:"installedAt,omitzero"`
+	// JoinedAt is when it said first that it is a node of Kubernetes, before it was installed
+	// anew perhaps; zero for never.
+	JoinedAt time.Time `json:"joinedAt,omitzero"`
 
 	// Address is where its installed system was last reached; empty for never. What
 	// cluster.yaml says comes first.

@@ -125,6 +125,10 @@ mount -t overlay -o lowerdir=/var/lib,upperdir=%[1]s/var/lib,workdir=%[1]s/.work
 mkdir -p /var/lib/containerd && mount --bind %[2]s/containerd /var/lib/containerd`, root, s.Dir)); err != nil {
 		return err
 	}
+	// Every boot has its own.
+	if err := sh("cat /proc/sys/kernel/random/uuid >/run/boot_id && mount --bind /run/boot_id /proc/sys/kernel/random/boot_id"); err != nil {
+		return err
+	}
 	y := &system{spec: s, reboot: make(chan struct{})}
 	y.unit = map[string]*unit{
 		"containerd.service": {argv: []string{"containerd", "--config", "/dev/null"}},

@@ -167,6 +167,16 @@ func register(name string) error {
 		status = map[string]any{}
 		node["status"] = status
 	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	info, _ := status["nodeInfo"].(map[string]any)
+	if info == nil {
+		info = map[string]any{}
+	}
+	info["bootID"] = strings.TrimSpace(string(boot))
+	status["nodeInfo"] = info
 	status["conditions"] = []any{map[string]any{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "kubelet is posting ready status", "lastHeartbeatTime": now, "lastTransitionTime": now}}
 	if text, err = json.Marshal(node); err != nil {
 		return err

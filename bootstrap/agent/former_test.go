@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/kubeadm"
+)
+
+// A Node object goes when it is of another boot, as it was when it was looked at.
+func TestAFormerNodeIsRemoved(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	var status int
+	var answer, asked string
+	s := l.demanding(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodDelete {
+			b, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			asked = r.URL.Path + " " + string(b)
+			w.WriteHeader(status)
+			fmt.Fprint(w, answer)
+			return
+		}
+		if answer == "" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		fmt.Fprint(w, answer)
+	})
+	n := l.newNode()
+	if _, err := n.dropFormer(t.Context(), "w3", "boot-2"); err == nil || !strings.Contains(err.Error(), kubeadm.AdminConf) {
+		t.Errorf("without a kubeconfig: %v", err)
+	}
+	l.kubeconfig(kubeadm.AdminConf, s)
+	node := func(boot string) string {
+		return `{"metadata":{"uid":"u1","resourceVersion":"7"},"status":{"nodeInfo":{"bootID":"` + boot + `"}}}`
+	}
+	const removes = `/api/v1/nodes/w3 {"preconditions":{"resourceVersion":"7","uid":"u1"}}`
+	for what, c := range map[string]struct {
+		answer  string
+		status  int
+		removed bool
+		asked   string
+		err     string
+	}{
+		"there is none":        {"", 200, false, "", ""},
+		"of the former system": {node("boot-1"), 200, true, removes, ""},
+		"of the system of now": {node("boot-2"), 200, false, "", ""},
+		"of no kubelet at all": {node(""), 200, true, removes, ""},
+		"gone meanwhile":       {node("boot-1"), 404, true, removes, ""},
+		"changed meanwhile":    {node("boot-1"), 409, false, removes, "calling DELETE of node w3: 409 Conflict"},
+		"what is no node":      {"<html>", 200, false, "", "reading node w3"},
+		"who may not":          {node("boot-1"), 403, false, removes, "calling DELETE of node w3: 403 Forbidden"},
+	} {
+		answer, status, asked = c.answer, c.status, ""
+		removed, err := n.dropFormer(t.Context(), "w3", "boot-2")
+		if removed != c.removed || asked != c.asked || c.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s: removed %v, asked %q, %v", what, removed, asked, err)
+		}
+	}
+}
+
+// The step tries again until Kubernetes does not know it, and asks once for each boot.
+func TestFormerNodesAreRemovedOnce(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	n := l.newNode()
+	var asked []string
+	fails := errors.New("the API server does not answer")
+	n.removeFormer = func(_ context.Context, name, boot string) (bool, error) {
+		asked = append(asked, name+"/"+boot)
+		return true, fails
+	}
+	run := initRun(l)
+	step := func(want string, former ...*api.FormerNode) {
+		t.Helper()
+		asked, run.Kubernetes.Former = nil, former
+		out := runSteps(t.Context(), n.Log, []Step{n.formerNodes(run)}, nil, func([]*api.StepStatus) {})
+		got := fmt.Sprint(out.done, asked)
+		for _, f := range n.observe(t.Context(), run, out).kubernetes.GetFormerGone() {
+			got += " " + f.GetName() + "/" + f.GetBootId()
+		}
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	w3, again := &api.FormerNode{Name: "w3", BootId: "1"}, &api.FormerNode{Name: "w3", BootId: "2"}
+	step("false[w3/1]", w3)
+	fails = nil
+	step("true[w3/1] w3/1", w3)
+	step("true[] w3/1", w3)
+	step("true[w3/2] w3/2", again)
+	step("true[]")
+}

@@ -1,0 +1,45 @@
+package coordinator
+
+import (
+	"slices"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
+)
+
+// Former names a machine that was installed anew, and the boot of the system that runs on it
+// now: a Node object that has another one is of the former system.
+type Former struct{ Name, BootID string }
+
+// former are the machines that Kubernetes may know from before. A machine that is armed may
+// run still; one that calls from another system than it joined with does not.
+func former(nodes []Node) []Former {
+	var out []Former
+	for _, n := range nodes {
+		if !n.Former || n.Seen == nil || n.Seen.Joined || n.Seen.BootID == "" {
+			continue
+		}
+		if working(n.State) || n.Seen.Installer && n.State == machine.Installing {
+			out = append(out, Former{n.Name, n.Seen.BootID})
+		}
+	}
+	return out
+}
+
+// formerGone: somebody has looked since this system was started.
+func formerGone(nodes []Node, n Node) bool {
+	return slices.ContainsFunc(nodes, func(o Node) bool {
+		return o.Seen != nil && slices.Contains(o.Seen.FormerGone, Former{n.Name, n.Seen.BootID})
+	})
+}
+
+// remover is the control plane that removes Node objects: the first that can. Who removes
+// what is no choice to be stored, for two that do it do no harm.
+func remover(nodes []Node, c Choices) string {
+	for _, n := range nodes {
+		if n.ControlPlane && working(n.State) && slices.Contains(c.APIServers, n.Name) &&
+			n.Seen != nil && !n.Seen.Installer && n.Seen.Joined && n.Seen.APIServerReady && n.Seen.RemovesFormer {
+			return n.Name
+		}
+	}
+	return ""
+}
