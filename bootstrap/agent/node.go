@@ -170,6 +170,7 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 			n.Log.Error("keeping the directive failed; acting on it all the same", "err", err)
 		}
 		n.use(d.Run)
+		poke(n.shown) // it may be a control plane now
 		n.Log.Info("new directive", "revision", resp.GetRevision(), "etcd", d.Run.GetEtcd().GetAction(), "kubernetes", d.Run.GetKubernetes().GetAction())
 		poke(n.wake)
 	case *api.SyncResponse_Wait:
