@@ -69,16 +69,14 @@ func (n *node) keepWitness(ctx context.Context) {
 			poke(n.changed)
 			_ = pause(ctx, n.witnessPause)
 		}
-		var again <-chan time.Time
 		if wait > 0 {
-			t := time.NewTimer(wait)
-			defer t.Stop()
-			again = t.C
+			// Another end would be shown in vain.
+			_ = pause(ctx, wait)
+			poke(n.shown)
 		}
 		select {
 		case <-ctx.Done():
 		case <-n.shown:
-		case <-again:
 		}
 	}
 }
@@ -94,9 +92,12 @@ func (n *node) followAudit(ctx context.Context) (bool, error) {
 	}
 	w := audit.Witness{Cluster: n.Config.Cluster, Node: n.directive().GetMachine()}
 	if len(before.Statement) > 0 {
-		var err error
-		if w, err = audit.ParseWitness(before.Statement); err != nil {
+		said, err := audit.ParseWitness(before.Statement)
+		if err != nil {
 			return false, err
+		}
+		if said.Cluster == w.Cluster && said.Node == w.Node { // else it has another name now
+			w = said
 		}
 	}
 	to := heads[len(heads)-1].Tip

@@ -56,38 +56,49 @@ func (s agents) FetchAudit(ctx context.Context, req *connect.Request[api.FetchAu
 }
 
 // keepSignature stores what a control plane has signed. It is no entry of the log, which
-// would be news to sign.
-func (s agents) keepSignature(ctx context.Context, from caller, w *api.AuditWitness) error {
+// would be news to sign. A signature that is none of the caller's stops nothing.
+func (s agents) keepSignature(ctx context.Context, from caller, w *api.AuditWitness) {
 	name := from.identity.Name
 	if w == nil || !s.isControlPlane(name) {
-		return nil
+		return
 	}
 	if last, ok := s.signatures.Load(name); ok && bytes.Equal(last.([]byte), w.GetSignature()) {
-		return nil
+		return
 	}
-	refuse := func(err error) error { return connect.NewError(connect.CodeInvalidArgument, err) }
+	said, err := s.judge(from, w)
+	if err == nil && !s.signing.allow(name, s.cfg.Now()) {
+		return
+	}
+	if err == nil {
+		if len(said.Lost) > 0 {
+			s.cfg.Log.Warn("a node has signed entries of the audit log that it does not hold", "machine", name, "entry", said.Lost[0].Seq)
+		}
+		err = s.storeSignature(ctx, from, w)
+	}
+	if err != nil {
+		s.cfg.Log.Warn("a signature of the audit log is not kept", "machine", name, "error", err.Error())
+	}
+}
+
+// judge reads what the caller has signed with the key that it has now.
+func (s agents) judge(from caller, w *api.AuditWitness) (audit.Witness, error) {
+	name := from.identity.Name
 	if len(w.GetStatement()) > maxStatement {
-		return refuse(fmt.Errorf("what %s says of the audit log has %d bytes, more than %d", name, len(w.GetStatement()), maxStatement))
+		return audit.Witness{}, fmt.Errorf("it has %d bytes, more than %d", len(w.GetStatement()), maxStatement)
 	}
 	said, err := audit.ParseWitness(w.GetStatement())
 	if err != nil {
-		return refuse(err)
+		return audit.Witness{}, err
 	}
 	if said.Cluster != s.cfg.Cluster || said.Node != name {
-		return refuse(fmt.Errorf("%s says of the audit log what %s of cluster %s should", name, said.Node, said.Cluster))
+		return audit.Witness{}, fmt.Errorf("%s says what %s of cluster %s should", name, said.Node, said.Cluster)
 	}
-	if err := pki.CheckAttested(from.leaf, audit.WitnessDomain, w.GetStatement(), w.GetSignature()); err != nil {
-		// It signed that with the key that it had before; it will say something new.
-		s.cfg.Log.Debug("a signature of the audit log is not kept", "machine", name, "error", err.Error())
-		return nil
-	}
-	if !s.signing.allow(name, s.cfg.Now()) {
-		return nil
-	}
-	if len(said.Lost) > 0 {
-		s.cfg.Log.Warn("a node has signed entries of the audit log that it does not hold", "machine", name, "entry", said.Lost[0].Seq)
-	}
-	err = s.coordinate(ctx, from.actor(), func(c *change) error {
+	return said, pki.CheckAttested(from.leaf, audit.WitnessDomain, w.GetStatement(), w.GetSignature())
+}
+
+func (s agents) storeSignature(ctx context.Context, from caller, w *api.AuditWitness) error {
+	name := from.identity.Name
+	err := s.coordinate(ctx, from.actor(), func(c *change) error {
 		return c.tx.PutValue(valueSignatures+name, signature{w.GetStatement(), w.GetSignature(), string(pki.EncodeCertificate(from.leaf.Raw))})
 	})
 	if err == nil {

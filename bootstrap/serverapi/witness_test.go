@@ -71,22 +71,23 @@ func TestSignaturesOfTheLogAreKept(t *testing.T) {
 		_, err := f.agent().Sync(t.Context(), connect.NewRequest(req))
 		return err
 	}
-	other, elsewhere := said, said
+	other, elsewhere, long := said, said, said
 	other.Node, elsewhere.Cluster = "cp2", "prod"
+	long.Lost = []audit.Loss{{Tip: audit.Tip{Seq: 1, Hash: strings.Repeat("a", maxStatement)}}}
 	for what, c := range map[string]struct {
 		from *fake
 		w    *api.AuditWitness
-		want string
 	}{
-		"a worker's":         {w, sign(said, w), ""},
-		"by another key":     {cp, sign(said, w), ""},
-		"in another's name":  {cp, sign(other, cp), "what cp2 of cluster demo should"},
-		"of another cluster": {cp, sign(elsewhere, cp), "what cp1 of cluster prod should"},
-		"no statement":       {cp, &api.AuditWitness{Statement: []byte("{}")}, "says that it has followed it from entry 0 to 0"},
-		"too long":           {cp, &api.AuditWitness{Statement: make([]byte, maxStatement+1)}, "more than 16384"},
+		"a worker's":         {w, sign(said, w)},
+		"by another key":     {cp, sign(said, w)},
+		"in another's name":  {cp, sign(other, cp)},
+		"of another cluster": {cp, sign(elsewhere, cp)},
+		"no statement":       {cp, &api.AuditWitness{Statement: []byte("{}")}},
+		"too long":           {cp, sign(long, cp)},
 	} {
-		if err := tell(c.from, c.w); c.want == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: got %v, want %s", what, err, c.want)
+		// None of it keeps a node from being told what to do.
+		if err := tell(c.from, c.w); err != nil {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 	if all := kept(); len(all) != 0 {
