@@ -2,6 +2,7 @@ package enrol
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/tpm"
@@ -21,6 +22,7 @@ const (
 	CodeTPMReplayed   = "tpm-replayed"
 	CodeTPMRolledBack = "tpm-set-back"
 	CodeTPMUnproven   = "tpm-not-proven"
+	CodeTPMMeasured   = "tpm-pcr-not-allowed"
 )
 
 // TPMRecord is what is known about the TPM of a machine.
@@ -35,6 +37,8 @@ type TPMRecord struct {
 	// Waiting maps the fingerprints of pending keys to the endorsement keys that they
 	// were proven with.
 	Waiting map[string]string
+	// PCRs is what registers may hold; nil for anything.
+	PCRs tpm.PCRPolicy
 }
 
 // Trouble is why a machine proves nothing.
@@ -136,8 +140,20 @@ func (r Record) refuseWaiting(fingerprint string) *Refusal {
 	return nil
 }
 
-// refuseTPM says why a TPM that is genuine is not this machine's, or nil.
+// refuseTPM says why a TPM that is genuine does not let this machine in, or nil.
 func (r Record) refuseTPM(a *tpm.Attested) *Refusal {
+	if refusal := r.refuseForeign(a); refusal != nil {
+		return refusal
+	}
+	index, value, outside := r.TPM.PCRs.Outside(a.PCRs)
+	if !outside {
+		return nil
+	}
+	return &Refusal{CodeTPMMeasured, fmt.Sprintf("its register %d (%s) is %s, and cluster.yaml allows %s; if it has started what it should, add that to identity.tpm.pcrs", index, tpm.Measures(index), value, strings.Join(r.TPM.PCRs[index], " or "))}
+}
+
+// refuseForeign says why it is not this machine's, or nil.
+func (r Record) refuseForeign(a *tpm.Attested) *Refusal {
 	replaced := fmt.Sprintf("if its mainboard was replaced: imagectl machines replace %s", r.Name)
 	b := r.TPM.Bound
 	switch {

@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,12 @@ func TestTPMsThatAreRefused(t *testing.T) {
 			Decision{Status: Pending, Code: CodeTPMRolledBack, Reason: "its TPM has run 3999 ms now and had run 4000 ms before: somebody has copied it or set it back" + mainboard}},
 		{"a proof that was used", installed(machine.Armed), proof(func(a *tpm.Attested) { a.Challenged = bound.Challenged }), nil,
 			Decision{Status: Pending, Code: CodeTPMReplayed, Reason: "this proof answers a challenge of 2026-03-01 11:00:00 UTC, and a newer one was answered at 2026-03-01 11:00:00 UTC"}},
+		{"registers that cluster.yaml allows", record(func(r *Record) { r.TPM.PCRs = tpm.PCRPolicy{0: {mine, other}} }), proof(func(a *tpm.Attested) { a.PCRs = [][]byte{bytes.Repeat([]byte{0xb2}, 32)} }), nil,
+			Decision{Status: Approved, Code: CodeTPM, Bind: true, Reason: "approved as w1 by its TPM"}},
+		{"another firmware", record(func(r *Record) { r.TPM.PCRs = tpm.PCRPolicy{0: {mine, other}} }), proof(func(a *tpm.Attested) { a.PCRs = [][]byte{bytes.Repeat([]byte{0xc3}, 32)} }), nil,
+			Decision{Status: Pending, Code: CodeTPMMeasured, Reason: "its register 0 (the firmware's code) is " + strings.Repeat("c3", 32) + ", and cluster.yaml allows " + mine + " or " + other + "; if it has started what it should, add that to identity.tpm.pcrs"}},
+		{"another firmware, and a TPM that nobody has listed", record(func(r *Record) { r.TPM.Listed, r.TPM.PCRs = "", tpm.PCRPolicy{0: {mine}} }), proof(func(a *tpm.Attested) { a.PCRs = [][]byte{bytes.Repeat([]byte{0xc3}, 32)} }), nil,
+			Decision{Status: Pending, Code: CodeTPMMeasured, Reason: "its register 0 (the firmware's code) is " + strings.Repeat("c3", 32) + ", and cluster.yaml allows " + mine + "; if it has started what it should, add that to identity.tpm.pcrs"}},
 		{"no TPM", record(nil), nil, TPMTrouble("w1", TPMAbsent),
 			Decision{Status: Pending, Code: CodeTPMAbsent, Reason: "w1 shows no TPM 2.0, and cluster.yaml says identity.policy: tpm; switch the TPM on in its firmware (TPM, fTPM or PTT)"}},
 		{"a TPM that is busy", record(nil), nil, TPMTrouble("w1", TPMBusy),

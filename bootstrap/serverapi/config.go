@@ -13,6 +13,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
+	"github.com/imagectl/imagectl/bootstrap/tpm"
 )
 
 // Config is what a Server works with. Fields are needed unless said otherwise.
@@ -29,6 +30,9 @@ type Config struct {
 	Tokens bool
 	// TPM makes machines prove themselves by their TPM (identity.policy).
 	TPM bool
+	// PCRs is what the registers of a machine's TPM may hold when its key is let in or may be
+	// accepted; nil for anything.
+	PCRs tpm.PCRPolicy
 	// SecondPerson is what one person alone may not do.
 	SecondPerson []Danger
 	// NodeServers are the https URLs that installed nodes call.

@@ -78,7 +78,7 @@ func (s *Server) challenge(d enrol.Decision, key pki.PublicKey, req *api.EnrolRe
 // tpmOf is what enrolment looks at.
 func (s *Server) tpmOf(m store.Machine) *enrol.TPMRecord {
 	listed, _ := s.machineOf(m.Name)
-	r := &enrol.TPMRecord{Listed: listed.EK, Waiting: map[string]string{}}
+	r := &enrol.TPMRecord{Listed: listed.EK, Waiting: map[string]string{}, PCRs: s.cfg.PCRs}
 	if b := m.TPM; b != nil {
 		r.Bound = &tpm.Attested{EK: b.EK, AK: b.AK, Challenged: b.At, Resets: b.Resets, Clock: b.Clock, Firmware: b.Firmware, PCRs: b.PCRs}
 	}

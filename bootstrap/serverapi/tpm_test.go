@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -123,6 +124,33 @@ func tpmConfig(machines ...Machine) Config {
 }
 
 const w1MAC, cp1MAC = "52:54:00:00:00:02", "52:54:00:00:00:01"
+
+// A machine whose registers hold what cluster.yaml does not allow is refused, and no operator
+// can accept its key; with the value that it has shown, it comes in.
+func TestAMachineThatHasStartedSomethingElseIsRefused(t *testing.T) {
+	t.Parallel()
+	own := tpmtest.New(t, "")
+	m := w1()
+	m.EK = ekOf(t, own)
+	cfg := tpmConfig(cp1(), m)
+	allowed := strings.Repeat("ab", 32)
+	cfg.PCRs = tpm.PCRPolicy{7: {allowed}}
+	r := start(t, cfg)
+	f := r.withTPM(w1MAC, own)
+	got := f.prove()
+	is := regexp.MustCompile(`^its register 7 \(the state of Secure Boot\) is ([0-9a-f]{64}), and cluster\.yaml allows ` + allowed + `; if it has started what it should, add that to identity\.tpm\.pcrs$`).FindStringSubmatch(got.GetReason())
+	if got.GetReasonCode() != enrol.CodeTPMMeasured || is == nil {
+		t.Fatalf("got %v", got)
+	}
+	if rec, _ := r.store.Machine("w1"); rec.Pending != nil {
+		t.Errorf("it is remembered: %+v", rec.Pending)
+	}
+	cfg.PCRs[7] = append(cfg.PCRs[7], is[1])
+	r.restart(cfg)
+	if got := f.prove(); got.GetStatus() != api.EnrolResponse_STATUS_APPROVED {
+		t.Errorf("with its value allowed: %v", got)
+	}
+}
 
 // A machine whose TPM cluster.yaml lists is let in without a person, with the key that
 // is in that TPM, and nobody else is.

@@ -70,6 +70,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Addons:     c.inputs(raw.Addons, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 		Uploads:    c.uploads(raw.Upload),
 	}
+	s.PCRs = c.pcrs(raw.Identity, s.Identity)
 	s.Backup = c.backup(raw.Backup, s.Uploads)
 	s.Server.Artefacts = c.artefacts(raw.Server.Artefacts, s.Uploads)
 	for _, d := range raw.Policy.SecondPerson {

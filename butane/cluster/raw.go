@@ -388,7 +388,19 @@ type rawBackup struct {
 
 type rawIdentity struct {
 	place
-	Policy rawString `key:"policy"`
+	Policy rawString      `key:"policy"`
+	TPM    rawIdentityTPM `key:"tpm"`
+}
+
+type rawIdentityTPM struct {
+	place
+	PCRs []rawPCR `key:"pcrs"`
+}
+
+type rawPCR struct {
+	place
+	Index  rawInt      `key:"index,required"`
+	SHA256 []rawString `key:"sha256,required"`
 }
 
 type rawPolicy struct {

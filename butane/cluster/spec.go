@@ -27,6 +27,9 @@ type Spec struct {
 	Name string
 	// Identity is approve, token or tpm.
 	Identity string
+	// PCRs are the values, SHA-256 in lower-case hexadecimal, that registers of a TPM may
+	// have; nil for anything.
+	PCRs map[uint][]string
 	// SecondPerson is what one operator alone may not do: wipe, destroy.
 	SecondPerson []string
 	Flatcar      Flatcar

@@ -17,6 +17,9 @@ import (
 type Plan struct {
 	Cluster  string
 	Identity Identity
+	// PCRs are the values, SHA-256 in hexadecimal, that registers of a TPM may have; nil for
+	// anything.
+	PCRs map[uint][]string
 	// SecondPerson is what one operator alone may not do: wipe, destroy.
 	SecondPerson []string
 	Flatcar      Flatcar

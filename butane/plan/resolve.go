@@ -24,7 +24,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	r.compare(wants)
 	p := Plan{
 		Cluster:  spec.Name,
-		Identity: Identity(spec.Identity), SecondPerson: spec.SecondPerson,
+		Identity: Identity(spec.Identity), PCRs: spec.PCRs, SecondPerson: spec.SecondPerson,
 		Flatcar: Flatcar{
 			Channel: spec.Flatcar.Channel, Version: spec.Flatcar.Version, Arch: spec.Flatcar.Arch,
 			Image:     r.blob(lock.FlatcarImage),

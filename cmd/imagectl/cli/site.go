@@ -208,7 +208,7 @@ func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, 
 func (s *site) serverConfig() serverapi.Config {
 	p := s.plan
 	c := serverapi.Config{
-		Cluster: p.Cluster, IgnoreUnknown: p.Boot.Unknown == plan.Ignore, Tokens: p.Identity == plan.ByToken, TPM: p.Identity == plan.ByTPM, NodeServers: s.servers(),
+		Cluster: p.Cluster, IgnoreUnknown: p.Boot.Unknown == plan.Ignore, Tokens: p.Identity == plan.ByToken, TPM: p.Identity == plan.ByTPM, PCRs: p.PCRs, NodeServers: s.servers(),
 		ServerAddresses: []netip.Addr{p.Server.Address},
 		Kubernetes: serverapi.Kubernetes{
 			Version: p.Kubernetes.Version, PodCIDR: p.Kubernetes.PodCIDR.String(), ServiceCIDR: p.Kubernetes.ServiceCIDR.String(),
