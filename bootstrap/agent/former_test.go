@@ -39,7 +39,7 @@ func TestAFormerNodeIsRemoved(t *testing.T) {
 	if _, err := n.dropFormer(t.Context(), "w3", "boot-2"); err == nil || !strings.Contains(err.Error(), kubeadm.AdminConf) {
 		t.Errorf("without a kubeconfig: %v", err)
 	}
-	l.kubeconfig(kubeadm.AdminConf, s)
+	l.kubeconfigAt(kubeadm.AdminConf, s)
 	node := func(boot string) string {
 		return `{"metadata":{"uid":"u1","resourceVersion":"7"},"status":{"nodeInfo":{"bootID":"` + boot + `"}}}`
 	}

@@ -37,7 +37,7 @@ func TestKubernetesIsAskedWithKubeletsCredentials(t *testing.T) {
 	if _, err := a.getNode(t.Context(), "cp1"); err == nil || !strings.Contains(err.Error(), kubeadm.KubeletConf) {
 		t.Errorf("without a kubeconfig: %v", err)
 	}
-	l.kubeconfig(kubeadm.KubeletConf, s)
+	l.kubeconfigAt(kubeadm.KubeletConf, s)
 
 	n, err := a.getNode(t.Context(), "cp1")
 	if err != nil {
@@ -52,8 +52,8 @@ func TestKubernetesIsAskedWithKubeletsCredentials(t *testing.T) {
 	}
 }
 
-// kubeconfig writes one for a server that demands certificates of the lab's CA.
-func (l *lab) kubeconfig(name string, s *httptest.Server) {
+// kubeconfigAt writes one for a server that demands certificates of the lab's CA.
+func (l *lab) kubeconfigAt(name string, s *httptest.Server) {
 	l.t.Helper()
 	const bundle = "/var/lib/kubelet/pki/kubelet-client-current.pem"
 	l.put(name, fmt.Sprintf(`

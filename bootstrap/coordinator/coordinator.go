@@ -205,8 +205,6 @@ type Directive struct {
 	// First says that this machine applies the add-ons: the one that ran init, or another
 	// control plane when that one is gone for good.
 	First bool
-	// Former are the machines whose former Node objects this one removes.
-	Former []Former
 	// Renew: it renews the certificates that kubeadm made on it.
 	Renew bool
 }
@@ -226,9 +224,6 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 		d.EtcdRemove = c.EtcdLeaving
 	}
 	d.Kubernetes, d.KubernetesReason = kubernetes(nodes, *n, c)
-	if remover(nodes, c) == name {
-		d.Former = former(nodes)
-	}
 	d.Renew = d.Kubernetes == KubernetesRun && c.Renewing == name
 	return d
 }

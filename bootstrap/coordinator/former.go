@@ -10,9 +10,12 @@ import (
 // now: a Node object that has another one is of the former system.
 type Former struct{ Name, BootID string }
 
-// former are the machines that Kubernetes may know from before. A machine that is armed may
-// run still; one that calls from another system than it joined with does not.
-func former(nodes []Node) []Former {
+// Removes are the machines whose former Node objects one removes; none for most. A machine that
+// is armed may run still; one that calls from another system than it joined with does not.
+func Removes(nodes []Node, c Choices, name string) []Former {
+	if name == "" || remover(nodes, c) != name {
+		return nil
+	}
 	var out []Former
 	for _, n := range nodes {
 		if !n.Former || n.Seen == nil || n.Seen.Joined || n.Seen.BootID == "" {

@@ -29,7 +29,7 @@ func TestAMachineThatIsInstalledAnewJoinsWhenItsFormerNodeIsGone(t *testing.T) {
 		}
 		var got []Former
 		for _, n := range nodes {
-			got = append(got, Direct(nodes, c, n.Name).Former...)
+			got = append(got, Removes(nodes, c, n.Name)...)
 		}
 		if diff := cmp.Diff(removes, got); diff != "" {
 			t.Errorf("%s: -want +got\n%s", when, diff)
@@ -78,11 +78,11 @@ func TestRemovingFormerNodesInEverySituation(t *testing.T) {
 						a.Seen.FormerGone = []Former{{"b", "2"}}
 					}
 					nodes := []Node{a, b}
-					da, db := Direct(nodes, c, "a"), Direct(nodes, c, "b")
+					ra, rb, db := Removes(nodes, c, "a"), Removes(nodes, c, "b"), Direct(nodes, c, "b")
 					able := bit(0) && bit(1) && bit(2) && !bit(3) && slices.Contains(servers, "a") && working(sa)
 					dead := bit(5) && !bit(6) && (working(sb) || bit(7) && sb == machine.Installing)
-					if want := able && dead; want != (len(da.Former) == 1) || len(db.Former) != 0 {
-						t.Fatalf("%+v: a removes %v, b %v", nodes, da.Former, db.Former)
+					if want := able && dead; want != (len(ra) == 1) || len(rb) != 0 {
+						t.Fatalf("%+v: a removes %v, b %v", nodes, ra, rb)
 					}
 					joins := db.Kubernetes == KubernetesJoinWorker || db.Kubernetes == KubernetesJoinControlPlane
 					if joins && able && bit(5) && !bit(8) {

@@ -324,7 +324,11 @@ func (s agents) directive(ctx context.Context, from caller) (*api.SyncResponse, 
 	case coordinator.Reboot:
 		return &api.SyncResponse{Directive: &api.SyncResponse_Reboot{Reboot: &api.Reboot{Reason: d.Reason}}}, nil
 	case coordinator.Run:
-		return &api.SyncResponse{Directive: &api.SyncResponse_Run{Run: s.run(m, d, choices, from)}}, nil
+		run := s.run(m, d, choices, from)
+		for _, f := range coordinator.Removes(nodes, choices, name) {
+			run.Kubernetes.Former = append(run.Kubernetes.Former, &api.FormerNode{Name: f.Name, BootId: f.BootID})
+		}
+		return &api.SyncResponse{Directive: &api.SyncResponse_Run{Run: run}}, nil
 	}
 	return &api.SyncResponse{Directive: &api.SyncResponse_Wait{Wait: &api.Wait{ReasonCode: d.Code, Reason: d.Reason}}}, nil
 }

@@ -150,9 +150,6 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 	if d.First {
 		w.Addons = k.Addons
 	}
-	for _, f := range d.Former {
-		w.Former = append(w.Former, &api.FormerNode{Name: f.Name, BootId: f.BootID})
-	}
 	if d.Renew {
 		w.RenewBefore = timestamppb.New(s.renewal(c).before(s.cfg.Now()))
 	}
