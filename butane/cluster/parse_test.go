@@ -273,12 +273,11 @@ roles:`, "  address: 10.0.0.2", "  address: 10.0.0.2\n  artefacts: c"}, []string
 			`error: policy.secondPerson[2]: "restore" is not one of wipe, destroy`,
 		}},
 		{"registers of TPMs that are none", []string{
-			"roles:", "identity: {policy: tpm, tpm: {pcrs: [{index: 7, sha256: [abc]}, {index: 10, sha256: []}, {index: 7, sha256: []}]}}\nroles:",
+			"roles:", "identity: {policy: tpm, tpm: {pcrs: [{index: 7, sha256: [abc]}, {index: 10, sha256: []}, {index: 4, sha256: []}]}}\nroles:",
 		}, []string{
 			`error: identity.tpm.pcrs[0].sha256[0]: "abc" is no value of a register: want 64 hexadecimal digits`,
 			`error: identity.tpm.pcrs[1].index: register 10 is not asked for`,
-			`error: identity.tpm.pcrs[2].index: pcrs 7 is used twice: first at 24:38 (identity.tpm.pcrs[0].index)`,
-			`error: identity.tpm.pcrs[2]: allows no value for register 7, so no machine would come in`,
+			`error: identity.tpm.pcrs[2]: allows no value for register 4, so no machine would come in`,
 		}},
 		{"registers that nobody asks for", []string{
 			"roles:", "identity: {tpm: {pcrs: [{index: 7, sha256: [" + strings.Repeat("ab", 32) + "]}]}}\nroles:",
