@@ -93,10 +93,10 @@ func TestFormerNodesAreRemovedOnce(t *testing.T) {
 		}
 	}
 	w3, again := &api.FormerNode{Name: "w3", BootId: "1"}, &api.FormerNode{Name: "w3", BootId: "2"}
-	step("false[w3/1]", w3)
+	step("false [w3/1]", w3)
 	fails = nil
-	step("true[w3/1] w3/1", w3)
-	step("true[] w3/1", w3)
-	step("true[w3/2] w3/2", again)
-	step("true[]")
+	step("true [w3/1] w3/1", w3)
+	step("true [] w3/1", w3)
+	step("true [w3/2] w3/2", again)
+	step("true []")
 }
