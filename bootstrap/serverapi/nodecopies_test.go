@@ -129,9 +129,11 @@ func TestAServerComesBackOutOfANodesCopy(t *testing.T) {
 	fetch := func(s nodecopy.Source, addresses ...string) (nodecopy.Fetched, error) {
 		return s.Fetch(t.Context(), addresses, t.TempDir(), func(err error) { failed = append(failed, err.Error()) })
 	}
-	if _, err := fetch(admin, address); err == nil || !strings.Contains(err.Error(), "this node keeps no backup") {
-		t.Errorf("before the first backup: %v", err)
-	}
+	// Its API answers when it has taken its first directive.
+	until("word that there is no backup yet", func() bool {
+		_, err := fetch(admin, address)
+		return err != nil && strings.Contains(err.Error(), "this node keeps no backup")
+	})
 	var last files.File
 	var err error
 	for range 3 {
