@@ -174,7 +174,7 @@ func (x StepStatus_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StepStatus_State.Descriptor instead.
 func (StepStatus_State) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type EtcdWanted_Action int32
@@ -238,7 +238,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -296,7 +296,161 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
+}
+
+type FetchAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the last entry that the node has.
+	After         uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchAuditRequest) Reset() {
+	*x = FetchAuditRequest{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchAuditRequest) ProtoMessage() {}
+
+func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchAuditRequest.ProtoReflect.Descriptor instead.
+func (*FetchAuditRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *FetchAuditRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type FetchAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries in the form of bootstrap/audit, without line ends.
+	Lines         [][]byte `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchAuditResponse) Reset() {
+	*x = FetchAuditResponse{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchAuditResponse) ProtoMessage() {}
+
+func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchAuditResponse.ProtoReflect.Descriptor instead.
+func (*FetchAuditResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FetchAuditResponse) GetLines() [][]byte {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+// AuditWitness is what a control plane says of the audit log.
+type AuditWitness struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the form of bootstrap/audit.Witness.
+	Statement []byte `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
+	// By the node's own key (bootstrap/audit.WitnessDomain).
+	Signature []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	// The node's certificate; empty from the node to the server, which has it.
+	CertificatePem string `protobuf:"bytes,3,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AuditWitness) Reset() {
+	*x = AuditWitness{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditWitness) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditWitness) ProtoMessage() {}
+
+func (x *AuditWitness) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditWitness.ProtoReflect.Descriptor instead.
+func (*AuditWitness) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AuditWitness) GetStatement() []byte {
+	if x != nil {
+		return x.Statement
+	}
+	return nil
+}
+
+func (x *AuditWitness) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *AuditWitness) GetCertificatePem() string {
+	if x != nil {
+		return x.CertificatePem
+	}
+	return ""
 }
 
 // BackupCopy is one backup of the server's state, to be kept by a node.
@@ -317,7 +471,7 @@ type BackupCopy struct {
 
 func (x *BackupCopy) Reset() {
 	*x = BackupCopy{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -329,7 +483,7 @@ func (x *BackupCopy) String() string {
 func (*BackupCopy) ProtoMessage() {}
 
 func (x *BackupCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[0]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -342,7 +496,7 @@ func (x *BackupCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupCopy.ProtoReflect.Descriptor instead.
 func (*BackupCopy) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BackupCopy) GetName() string {
@@ -389,7 +543,7 @@ type FetchBackupRequest struct {
 
 func (x *FetchBackupRequest) Reset() {
 	*x = FetchBackupRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +555,7 @@ func (x *FetchBackupRequest) String() string {
 func (*FetchBackupRequest) ProtoMessage() {}
 
 func (x *FetchBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[1]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +568,7 @@ func (x *FetchBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBackupRequest.ProtoReflect.Descriptor instead.
 func (*FetchBackupRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *FetchBackupRequest) GetName() string {
@@ -433,7 +587,7 @@ type FetchBackupResponse struct {
 
 func (x *FetchBackupResponse) Reset() {
 	*x = FetchBackupResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +599,7 @@ func (x *FetchBackupResponse) String() string {
 func (*FetchBackupResponse) ProtoMessage() {}
 
 func (x *FetchBackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[2]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +612,7 @@ func (x *FetchBackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBackupResponse.ProtoReflect.Descriptor instead.
 func (*FetchBackupResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FetchBackupResponse) GetChunk() []byte {
@@ -481,7 +635,7 @@ type StepStatus struct {
 
 func (x *StepStatus) Reset() {
 	*x = StepStatus{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +647,7 @@ func (x *StepStatus) String() string {
 func (*StepStatus) ProtoMessage() {}
 
 func (x *StepStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[3]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +660,7 @@ func (x *StepStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepStatus.ProtoReflect.Descriptor instead.
 func (*StepStatus) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StepStatus) GetName() string {
@@ -547,7 +701,7 @@ type EtcdObserved struct {
 
 func (x *EtcdObserved) Reset() {
 	*x = EtcdObserved{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +713,7 @@ func (x *EtcdObserved) String() string {
 func (*EtcdObserved) ProtoMessage() {}
 
 func (x *EtcdObserved) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[4]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +726,7 @@ func (x *EtcdObserved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdObserved.ProtoReflect.Descriptor instead.
 func (*EtcdObserved) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EtcdObserved) GetRunning() bool {
@@ -631,7 +785,7 @@ type EtcdMember struct {
 
 func (x *EtcdMember) Reset() {
 	*x = EtcdMember{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +797,7 @@ func (x *EtcdMember) String() string {
 func (*EtcdMember) ProtoMessage() {}
 
 func (x *EtcdMember) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[5]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +810,7 @@ func (x *EtcdMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdMember.ProtoReflect.Descriptor instead.
 func (*EtcdMember) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EtcdMember) GetId() string {
@@ -703,13 +857,17 @@ type KubernetesObserved struct {
 	CertificatesEnd *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=certificates_end,json=certificatesEnd,proto3" json:"certificates_end,omitempty"`
 	// They were renewed, and not all of the control plane has started anew since.
 	CertificatesStale bool `protobuf:"varint,40,opt,name=certificates_stale,json=certificatesStale,proto3" json:"certificates_stale,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// This agent removes the Node objects that KubernetesWanted.former names.
+	RemovesFormer bool `protobuf:"varint,70,opt,name=removes_former,json=removesFormer,proto3" json:"removes_former,omitempty"`
+	// Those of them that are gone.
+	FormerGone    []*FormerNode `protobuf:"bytes,71,rep,name=former_gone,json=formerGone,proto3" json:"former_gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KubernetesObserved) Reset() {
 	*x = KubernetesObserved{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +879,7 @@ func (x *KubernetesObserved) String() string {
 func (*KubernetesObserved) ProtoMessage() {}
 
 func (x *KubernetesObserved) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[6]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +892,7 @@ func (x *KubernetesObserved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesObserved.ProtoReflect.Descriptor instead.
 func (*KubernetesObserved) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *KubernetesObserved) GetApiserverReady() bool {
@@ -786,6 +944,75 @@ func (x *KubernetesObserved) GetCertificatesStale() bool {
 	return false
 }
 
+func (x *KubernetesObserved) GetRemovesFormer() bool {
+	if x != nil {
+		return x.RemovesFormer
+	}
+	return false
+}
+
+func (x *KubernetesObserved) GetFormerGone() []*FormerNode {
+	if x != nil {
+		return x.FormerGone
+	}
+	return nil
+}
+
+// FormerNode is what Kubernetes may still know of a machine from before it was installed
+// anew.
+type FormerNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of the system that runs on the machine now: a Node object with this one stays.
+	BootId        string `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormerNode) Reset() {
+	*x = FormerNode{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormerNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormerNode) ProtoMessage() {}
+
+func (x *FormerNode) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormerNode.ProtoReflect.Descriptor instead.
+func (*FormerNode) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FormerNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FormerNode) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
 type SyncRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// /proc/sys/kernel/random/boot_id.
@@ -812,13 +1039,15 @@ type SyncRequest struct {
 	// the newest one; empty when nothing is wrong.
 	Backups       []string `protobuf:"bytes,70,rep,name=backups,proto3" json:"backups,omitempty"`
 	BackupProblem string   `protobuf:"bytes,71,opt,name=backup_problem,json=backupProblem,proto3" json:"backup_problem,omitempty"`
+	// How far a control plane has followed the audit log.
+	Witness       *AuditWitness `protobuf:"bytes,72,opt,name=witness,proto3" json:"witness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1059,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[7]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1072,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SyncRequest) GetBootId() string {
@@ -951,6 +1180,13 @@ func (x *SyncRequest) GetBackupProblem() string {
 	return ""
 }
 
+func (x *SyncRequest) GetWitness() *AuditWitness {
+	if x != nil {
+		return x.Witness
+	}
+	return nil
+}
+
 // HeldList is a revocation list that a node keeps.
 type HeldList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -965,7 +1201,7 @@ type HeldList struct {
 
 func (x *HeldList) Reset() {
 	*x = HeldList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1213,7 @@ func (x *HeldList) String() string {
 func (*HeldList) ProtoMessage() {}
 
 func (x *HeldList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[8]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1226,7 @@ func (x *HeldList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldList.ProtoReflect.Descriptor instead.
 func (*HeldList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HeldList) GetCa() string {
@@ -1038,7 +1274,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1286,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[9]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1299,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SyncResponse) GetRevision() uint64 {
@@ -1187,7 +1423,7 @@ type AuditHead struct {
 
 func (x *AuditHead) Reset() {
 	*x = AuditHead{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1435,7 @@ func (x *AuditHead) String() string {
 func (*AuditHead) ProtoMessage() {}
 
 func (x *AuditHead) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1448,7 @@ func (x *AuditHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
 func (*AuditHead) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuditHead) GetSeq() uint64 {
@@ -1246,7 +1482,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1494,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1507,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Wait) GetReasonCode() string {
@@ -1297,7 +1533,7 @@ type Reboot struct {
 
 func (x *Reboot) Reset() {
 	*x = Reboot{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1545,7 @@ func (x *Reboot) String() string {
 func (*Reboot) ProtoMessage() {}
 
 func (x *Reboot) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1558,7 @@ func (x *Reboot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reboot.ProtoReflect.Descriptor instead.
 func (*Reboot) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Reboot) GetReason() string {
@@ -1362,7 +1598,7 @@ type Install struct {
 
 func (x *Install) Reset() {
 	*x = Install{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1610,7 @@ func (x *Install) String() string {
 func (*Install) ProtoMessage() {}
 
 func (x *Install) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1623,7 @@ func (x *Install) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Install.ProtoReflect.Descriptor instead.
 func (*Install) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Install) GetImageUrl() string {
@@ -1483,7 +1719,7 @@ type DiskRule struct {
 
 func (x *DiskRule) Reset() {
 	*x = DiskRule{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1731,7 @@ func (x *DiskRule) String() string {
 func (*DiskRule) ProtoMessage() {}
 
 func (x *DiskRule) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1744,7 @@ func (x *DiskRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
 func (*DiskRule) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DiskRule) GetPath() string {
@@ -1565,7 +1801,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1813,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1826,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *File) GetPath() string {
@@ -1641,7 +1877,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1889,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1902,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Run) GetMachine() string {
@@ -1766,7 +2002,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +2014,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2027,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -1824,7 +2060,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +2072,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +2085,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Firewall) GetOff() string {
@@ -1898,7 +2134,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2146,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2159,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -1989,14 +2225,16 @@ type KubernetesWanted struct {
 	RenewBefore *timestamppb.Timestamp `protobuf:"bytes,40,opt,name=renew_before,json=renewBefore,proto3" json:"renew_before,omitempty"`
 	// The keys of Kubernetes' CAs stay on the server, which signs all that kubeadm and
 	// kubelet would have signed with them.
-	ServerSigns   bool `protobuf:"varint,41,opt,name=server_signs,json=serverSigns,proto3" json:"server_signs,omitempty"`
+	ServerSigns bool `protobuf:"varint,41,opt,name=server_signs,json=serverSigns,proto3" json:"server_signs,omitempty"`
+	// Machines whose former Node objects this control plane removes.
+	Former        []*FormerNode `protobuf:"bytes,70,rep,name=former,proto3" json:"former,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2246,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2259,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -2108,6 +2346,13 @@ func (x *KubernetesWanted) GetServerSigns() bool {
 	return false
 }
 
+func (x *KubernetesWanted) GetFormer() []*FormerNode {
+	if x != nil {
+		return x.Former
+	}
+	return nil
+}
+
 type Addon struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2119,7 +2364,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2376,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2389,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Addon) GetName() string {
@@ -2180,7 +2425,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2437,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2450,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -2244,7 +2489,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2501,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2514,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 type IssueCertificatesRequest struct {
@@ -2281,7 +2526,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2538,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2551,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2325,7 +2570,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2582,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2595,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2368,7 +2613,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2625,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2638,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -2407,7 +2652,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2664,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2677,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2455,7 +2700,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2712,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2725,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2514,7 +2759,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2771,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2784,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2569,7 +2814,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2826,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2839,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -2622,7 +2867,15 @@ var File_imagectl_v1_agent_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17imagectl/v1/agent.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/enrol.proto\"~\n" +
+	"\x17imagectl/v1/agent.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/enrol.proto\")\n" +
+	"\x11FetchAuditRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\"*\n" +
+	"\x12FetchAuditResponse\x12\x14\n" +
+	"\x05lines\x18\x01 \x03(\fR\x05lines\"s\n" +
+	"\fAuditWitness\x12\x1c\n" +
+	"\tstatement\x18\x01 \x01(\fR\tstatement\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12'\n" +
+	"\x0fcertificate_pem\x18\x03 \x01(\tR\x0ecertificatePem\"~\n" +
 	"\n" +
 	"BackupCopy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -2658,7 +2911,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
-	"\alearner\x18\x04 \x01(\bR\alearner\"\xba\x02\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"\x9b\x03\n" +
 	"\x12KubernetesObserved\x12'\n" +
 	"\x0fapiserver_ready\x18\x01 \x01(\bR\x0eapiserverReady\x12\x16\n" +
 	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x1d\n" +
@@ -2667,7 +2920,14 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x0fkubelet_version\x18\x04 \x01(\tR\x0ekubeletVersion\x12%\n" +
 	"\x0eaddons_applied\x18\x05 \x01(\bR\raddonsApplied\x12E\n" +
 	"\x10certificates_end\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\x0fcertificatesEnd\x12-\n" +
-	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\"\xb9\x04\n" +
+	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\x12%\n" +
+	"\x0eremoves_former\x18F \x01(\bR\rremovesFormer\x128\n" +
+	"\vformer_gone\x18G \x03(\v2\x17.imagectl.v1.FormerNodeR\n" +
+	"formerGone\"9\n" +
+	"\n" +
+	"FormerNode\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
+	"\aboot_id\x18\x02 \x01(\tR\x06bootId\"\xee\x04\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -2686,7 +2946,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\aaddress\x18\f \x01(\tR\aaddress\x12)\n" +
 	"\x04held\x18\x1e \x03(\v2\x15.imagectl.v1.HeldListR\x04held\x12\x18\n" +
 	"\abackups\x18F \x03(\tR\abackups\x12%\n" +
-	"\x0ebackup_problem\x18G \x01(\tR\rbackupProblem\"K\n" +
+	"\x0ebackup_problem\x18G \x01(\tR\rbackupProblem\x123\n" +
+	"\awitness\x18H \x01(\v2\x19.imagectl.v1.AuditWitnessR\awitness\"K\n" +
 	"\bHeldList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x17\n" +
@@ -2788,7 +3049,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x10ACTION_BOOTSTRAP\x10\x03\x12\x0f\n" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"\xd9\x04\n" +
+	"ACTION_RUN\x10\x05\"\x8a\x05\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -2804,7 +3065,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x06addons\x18\n" +
 	" \x03(\v2\x12.imagectl.v1.AddonR\x06addons\x12=\n" +
 	"\frenew_before\x18( \x01(\v2\x1a.google.protobuf.TimestampR\vrenewBefore\x12!\n" +
-	"\fserver_signs\x18) \x01(\bR\vserverSigns\"\x89\x01\n" +
+	"\fserver_signs\x18) \x01(\bR\vserverSigns\x12/\n" +
+	"\x06former\x18F \x03(\v2\x17.imagectl.v1.FormerNodeR\x06former\"\x89\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_WAIT\x10\x01\x12\x0f\n" +
@@ -2856,13 +3118,15 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"&CERTIFICATE_PROFILE_CONTROLLER_MANAGER\x10\f\x12!\n" +
 	"\x1dCERTIFICATE_PROFILE_SCHEDULER\x10\r\x12\"\n" +
 	"\x1eCERTIFICATE_PROFILE_NODE_ADMIN\x10\x0e\x12#\n" +
-	"\x1fCERTIFICATE_PROFILE_SUPER_ADMIN\x10\x0f2\xce\x03\n" +
+	"\x1fCERTIFICATE_PROFILE_SUPER_ADMIN\x10\x0f2\x9f\x04\n" +
 	"\fAgentService\x12;\n" +
 	"\x04Sync\x12\x18.imagectl.v1.SyncRequest\x1a\x19.imagectl.v1.SyncResponse\x12V\n" +
 	"\rReportInstall\x12!.imagectl.v1.ReportInstallRequest\x1a\".imagectl.v1.ReportInstallResponse\x12b\n" +
 	"\x11IssueCertificates\x12%.imagectl.v1.IssueCertificatesRequest\x1a&.imagectl.v1.IssueCertificatesResponse\x12q\n" +
 	"\x16FetchKubernetesSecrets\x12*.imagectl.v1.FetchKubernetesSecretsRequest\x1a+.imagectl.v1.FetchKubernetesSecretsResponse\x12R\n" +
-	"\vFetchBackup\x12\x1f.imagectl.v1.FetchBackupRequest\x1a .imagectl.v1.FetchBackupResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"\vFetchBackup\x12\x1f.imagectl.v1.FetchBackupRequest\x1a .imagectl.v1.FetchBackupResponse0\x01\x12O\n" +
+	"\n" +
+	"FetchAudit\x12\x1e.imagectl.v1.FetchAuditRequest\x1a\x1f.imagectl.v1.FetchAuditResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_agent_proto_rawDescOnce sync.Once
@@ -2877,97 +3141,106 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
 	(EtcdWanted_Action)(0),                 // 2: imagectl.v1.EtcdWanted.Action
 	(KubernetesWanted_Action)(0),           // 3: imagectl.v1.KubernetesWanted.Action
-	(*BackupCopy)(nil),                     // 4: imagectl.v1.BackupCopy
-	(*FetchBackupRequest)(nil),             // 5: imagectl.v1.FetchBackupRequest
-	(*FetchBackupResponse)(nil),            // 6: imagectl.v1.FetchBackupResponse
-	(*StepStatus)(nil),                     // 7: imagectl.v1.StepStatus
-	(*EtcdObserved)(nil),                   // 8: imagectl.v1.EtcdObserved
-	(*EtcdMember)(nil),                     // 9: imagectl.v1.EtcdMember
-	(*KubernetesObserved)(nil),             // 10: imagectl.v1.KubernetesObserved
-	(*SyncRequest)(nil),                    // 11: imagectl.v1.SyncRequest
-	(*HeldList)(nil),                       // 12: imagectl.v1.HeldList
-	(*SyncResponse)(nil),                   // 13: imagectl.v1.SyncResponse
-	(*AuditHead)(nil),                      // 14: imagectl.v1.AuditHead
-	(*Wait)(nil),                           // 15: imagectl.v1.Wait
-	(*Reboot)(nil),                         // 16: imagectl.v1.Reboot
-	(*Install)(nil),                        // 17: imagectl.v1.Install
-	(*DiskRule)(nil),                       // 18: imagectl.v1.DiskRule
-	(*File)(nil),                           // 19: imagectl.v1.File
-	(*Run)(nil),                            // 20: imagectl.v1.Run
-	(*RevocationList)(nil),                 // 21: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 22: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 23: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 24: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 25: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 26: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 27: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 28: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 29: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 30: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 31: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 32: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 33: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 34: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 35: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 36: google.protobuf.Timestamp
-	(Mode)(0),                              // 37: imagectl.v1.Mode
-	(*Facts)(nil),                          // 38: imagectl.v1.Facts
+	(*FetchAuditRequest)(nil),              // 4: imagectl.v1.FetchAuditRequest
+	(*FetchAuditResponse)(nil),             // 5: imagectl.v1.FetchAuditResponse
+	(*AuditWitness)(nil),                   // 6: imagectl.v1.AuditWitness
+	(*BackupCopy)(nil),                     // 7: imagectl.v1.BackupCopy
+	(*FetchBackupRequest)(nil),             // 8: imagectl.v1.FetchBackupRequest
+	(*FetchBackupResponse)(nil),            // 9: imagectl.v1.FetchBackupResponse
+	(*StepStatus)(nil),                     // 10: imagectl.v1.StepStatus
+	(*EtcdObserved)(nil),                   // 11: imagectl.v1.EtcdObserved
+	(*EtcdMember)(nil),                     // 12: imagectl.v1.EtcdMember
+	(*KubernetesObserved)(nil),             // 13: imagectl.v1.KubernetesObserved
+	(*FormerNode)(nil),                     // 14: imagectl.v1.FormerNode
+	(*SyncRequest)(nil),                    // 15: imagectl.v1.SyncRequest
+	(*HeldList)(nil),                       // 16: imagectl.v1.HeldList
+	(*SyncResponse)(nil),                   // 17: imagectl.v1.SyncResponse
+	(*AuditHead)(nil),                      // 18: imagectl.v1.AuditHead
+	(*Wait)(nil),                           // 19: imagectl.v1.Wait
+	(*Reboot)(nil),                         // 20: imagectl.v1.Reboot
+	(*Install)(nil),                        // 21: imagectl.v1.Install
+	(*DiskRule)(nil),                       // 22: imagectl.v1.DiskRule
+	(*File)(nil),                           // 23: imagectl.v1.File
+	(*Run)(nil),                            // 24: imagectl.v1.Run
+	(*RevocationList)(nil),                 // 25: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 26: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 27: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 28: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 29: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 30: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 31: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 32: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 33: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 34: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 35: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 36: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 37: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 38: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 39: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 40: google.protobuf.Timestamp
+	(Mode)(0),                              // 41: imagectl.v1.Mode
+	(*Facts)(nil),                          // 42: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
-	9,  // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	36, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
-	37, // 3: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	38, // 4: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
-	7,  // 5: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
-	8,  // 6: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
-	10, // 7: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
-	12, // 8: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
-	15, // 9: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	17, // 10: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	16, // 11: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	20, // 12: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	36, // 13: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	14, // 14: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
-	4,  // 15: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
-	18, // 16: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	19, // 17: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	32, // 18: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	23, // 19: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	24, // 20: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	22, // 21: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	21, // 22: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	33, // 23: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	2,  // 24: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 25: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	25, // 26: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	36, // 27: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	34, // 28: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	35, // 29: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	19, // 30: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 31: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 32: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	11, // 33: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	26, // 34: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	28, // 35: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	30, // 36: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	5,  // 37: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	13, // 38: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	27, // 39: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	29, // 40: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	31, // 41: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	6,  // 42: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	38, // [38:43] is the sub-list for method output_type
-	33, // [33:38] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	12, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
+	40, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	14, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
+	41, // 4: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	42, // 5: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	10, // 6: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
+	11, // 7: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
+	13, // 8: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
+	16, // 9: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
+	6,  // 10: imagectl.v1.SyncRequest.witness:type_name -> imagectl.v1.AuditWitness
+	19, // 11: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	21, // 12: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	20, // 13: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	24, // 14: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	40, // 15: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	18, // 16: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
+	7,  // 17: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
+	22, // 18: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	23, // 19: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	36, // 20: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	27, // 21: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	28, // 22: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	26, // 23: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	25, // 24: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	37, // 25: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	2,  // 26: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	3,  // 27: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	29, // 28: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	40, // 29: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	14, // 30: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
+	38, // 31: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	39, // 32: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	23, // 33: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 34: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 35: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	15, // 36: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	30, // 37: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	32, // 38: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	34, // 39: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	8,  // 40: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	4,  // 41: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	17, // 42: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	31, // 43: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	33, // 44: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	35, // 45: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	9,  // 46: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	5,  // 47: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	42, // [42:48] is the sub-list for method output_type
+	36, // [36:42] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -2976,7 +3249,7 @@ func file_imagectl_v1_agent_proto_init() {
 		return
 	}
 	file_imagectl_v1_enrol_proto_init()
-	file_imagectl_v1_agent_proto_msgTypes[9].OneofWrappers = []any{
+	file_imagectl_v1_agent_proto_msgTypes[13].OneofWrappers = []any{
 		(*SyncResponse_Wait)(nil),
 		(*SyncResponse_Install)(nil),
 		(*SyncResponse_Reboot)(nil),
@@ -2988,7 +3261,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   32,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
