@@ -254,10 +254,11 @@ bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and m
 	$(ISOLATED) bin/benchboot -matchbox "$$(ls bin/matchbox 2>/dev/null || true)"
 
 .PHONY: bench-upload
-bench-upload: ## the server that platforms fetch images from, against curl and nginx
-	$(call say,the server of imagectl upload against curl and nginx (about a minute))
-	go build -o bin/benchupload ./test/benchupload
-	bin/benchupload
+bench-upload: release ## uploads to every platform, against curl
+	@test/packages test/benchupload/bench-packages.txt
+	$(call say,uploads and what platforms fetch from against curl and nginx (about 3 minutes))
+	go test -c -tags bench -o bin/benchupload.test ./test/benchupload
+	bin/benchupload.test -test.timeout 60m -release $(RELEASE)
 
 .PHONY: test
 test: deps unit test-root native release-test e2e ## the main job and all its parts; CI adds media-test

@@ -72,7 +72,7 @@ var layers = map[string][]string{
 	"images/upload/rest":       {"images/upload"},
 	"images/upload/aws":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	"images/upload/azure":      {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
-	"images/upload/gcp":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
+	"images/upload/gcp":        {"images/compress", "images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	// Platforms that have no name which points to a version.
 	"images/upload/bearer":       {"images/upload", "images/upload/rest"},
 	"images/upload/glance":       {"images/store", "images/upload"},

@@ -13,10 +13,10 @@ import (
 	"github.com/imagectl/imagectl/images/chunk"
 )
 
-// pieces writes src piece by piece: zeros compressed once for each length that
-// occurs, everything else on all processors. Before each piece is written, next
-// is told what it holds.
-func pieces(ctx context.Context, w io.Writer, src *os.File, length int, newEncoder func() (chunk.Encoder, error), next func(content, encoded []byte) error) error {
+// pieces writes src piece by piece, and zeros behind it: zeros compressed once for
+// each length that occurs, everything else on all processors. Before each piece is
+// written, next is told what it holds.
+func pieces(ctx context.Context, w io.Writer, src *os.File, behind int64, length int, newEncoder func() (chunk.Encoder, error), next func(content, encoded []byte) error) error {
 	st, err := src.Stat()
 	if err != nil {
 		return err
@@ -36,7 +36,7 @@ func pieces(ctx context.Context, w io.Writer, src *os.File, length int, newEncod
 	if err != nil {
 		return err
 	}
-	return z.upTo(ctx, size)
+	return z.upTo(ctx, size+behind)
 }
 
 // zeros writes what is between chunks that hold something.

@@ -35,7 +35,7 @@ func XZ(ctx context.Context, w io.Writer, src *os.File) error {
 	}
 	var records []byte
 	var blocks uint64
-	err := pieces(ctx, w, src, xzPiece, newXZ, func(content, encoded []byte) error {
+	err := pieces(ctx, w, src, 0, xzPiece, newXZ, func(content, encoded []byte) error {
 		blocks++
 		records = binary.AppendUvarint(records, xzUnpadded(encoded))
 		records = binary.AppendUvarint(records, uint64(len(content)))

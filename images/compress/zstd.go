@@ -23,5 +23,5 @@ func Zstd(ctx context.Context, w io.Writer, src *os.File) error {
 		}
 		return func(dst, content []byte) ([]byte, error) { return z.EncodeAll(content, dst), nil }, nil
 	}
-	return explain(src, "zstd", pieces(ctx, w, src, zstdPiece, newEncoder, func(_, _ []byte) error { return nil }))
+	return explain(src, "zstd", pieces(ctx, w, src, 0, zstdPiece, newEncoder, func(_, _ []byte) error { return nil }))
 }

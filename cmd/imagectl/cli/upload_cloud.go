@@ -26,7 +26,7 @@ func (g *globals) cloud(d destination) (upload.Target, error) {
 	arm := spec.Flatcar.Arch == "arm64"
 	switch d.Type {
 	case "aws":
-		c := aws.Config{Region: d.Region, Endpoint: d.Endpoint, Prefix: d.Options["parameter"], Arch: "x86_64", Transport: client.Transport, Wait: rest, Now: time.Now}
+		c := aws.Config{Region: d.Region, Endpoint: d.Endpoint, Prefix: d.Options["parameter"], Arch: "x86_64", Transport: client.Transport, Wait: passTime, Now: time.Now}
 		if arm {
 			c.Arch = "arm64"
 		}
@@ -38,7 +38,7 @@ func (g *globals) cloud(d destination) (upload.Target, error) {
 	case "azure":
 		c := azure.Config{
 			Subscription: d.Options["subscription"], ResourceGroup: d.Options["resourceGroup"], Gallery: d.Datastore, Location: d.Region,
-			Tenant: d.Options["tenant"], ClientID: d.Username, Endpoint: d.Endpoint, Login: d.Options["login"], Arch: "x64", Transport: client.Transport, Wait: rest, Now: time.Now,
+			Tenant: d.Options["tenant"], ClientID: d.Username, Endpoint: d.Endpoint, Login: d.Options["login"], Arch: "x64", Transport: client.Transport, Wait: passTime, Now: time.Now,
 		}
 		if arm {
 			c.Arch = "Arm64"
@@ -53,7 +53,7 @@ func (g *globals) cloud(d destination) (upload.Target, error) {
 		t, err := azure.New(c)
 		return t, badDestination(d, err)
 	case "gcp":
-		c := gcp.Config{Project: d.Options["project"], Bucket: d.Bucket, Location: d.Region, Endpoint: d.Endpoint, Arch: "X86_64", Transport: client.Transport, Wait: rest, Now: time.Now}
+		c := gcp.Config{Project: d.Options["project"], Bucket: d.Bucket, Location: d.Region, Endpoint: d.Endpoint, Arch: "X86_64", Transport: client.Transport, Wait: passTime, Now: time.Now}
 		if arm {
 			c.Arch = "ARM64"
 		}

@@ -21,7 +21,7 @@ func (g *globals) digitalOcean(ctx context.Context, d destination, s *stageFlags
 	if err != nil {
 		return nil, nil, err
 	}
-	c := digitalocean.Config{API: d.Endpoint, Token: token, Region: d.Region, Transport: client.Transport, Wait: rest, Mark: rand.Text, Now: time.Now}
+	c := digitalocean.Config{API: d.Endpoint, Token: token, Region: d.Region, Transport: client.Transport, Wait: passTime, Mark: rand.Text, Now: time.Now}
 	if s != nil && s.advertise == "" && d.Endpoint == "" && d.Options["directory"] == "" && d.Options["stage"] == "" {
 		return nil, nil, usageError{fmt.Errorf("upload target %s: DigitalOcean fetches the image over the internet: give --listen with a fixed port and --advertise with the public URL of it, or set option stage to a bucket (docs/upload-digitalocean.md)", d.Name)}
 	}
@@ -48,7 +48,7 @@ func (g *globals) hetzner(d destination) (upload.Target, error) {
 	}
 	t, err := hetzner.New(hetzner.Config{
 		API: d.Endpoint, Token: token, Location: d.Region, ServerType: d.Options["serverType"],
-		Transport: client.Transport, Dial: (&net.Dialer{}).DialContext, Random: rand.Reader, Wait: rest, Mark: rand.Text, Now: time.Now,
+		Transport: client.Transport, Dial: (&net.Dialer{}).DialContext, Random: rand.Reader, Wait: passTime, Mark: rand.Text, Now: time.Now,
 	})
 	return t, badDestination(d, err)
 }

@@ -64,7 +64,7 @@ func (g *globals) vSphere(ctx context.Context, d destination) (upload.Target, fu
 		Datacenter: d.Options["datacenter"], Pool: d.Options["pool"], Host: d.Options["host"], Folder: d.Options["folder"],
 		Network: d.Options["network"], Firmware: vsphere.Firmware(d.Options["firmware"]),
 		Transport: transport, Trust: transport.Name, Random: rand.Reader, Now: time.Now,
-		Wait: pause, Beat: func(ctx context.Context) error { return rest(ctx, leaseBeat) },
+		Wait: pause, Beat: func(ctx context.Context) error { return passTime(ctx, leaseBeat) },
 	}
 	if err := d.counts(map[string]*int{"vcpu": &c.CPUs, "memoryMB": &c.MemoryMB}); err != nil {
 		return nil, nil, err
@@ -92,7 +92,7 @@ func (g *globals) vSphereLibrary(ctx context.Context, d destination) (upload.Tar
 	l, err := vsphere.NewLibrary(vsphere.LibraryConfig{
 		Endpoint: d.Endpoint, Username: d.Username, Password: password, Name: d.Datastore,
 		Transport: transport, Trust: transport.Name, Random: rand.Reader, Now: time.Now,
-		Wait: pause, Beat: func(ctx context.Context) error { return rest(ctx, leaseBeat) },
+		Wait: pause, Beat: func(ctx context.Context) error { return passTime(ctx, leaseBeat) },
 	})
 	if err != nil {
 		return nil, nil, badDestination(d, err)

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/opennebula"
 	"github.com/imagectl/imagectl/images/upload/pin"
+	"github.com/imagectl/imagectl/images/upload/rest"
 )
 
 // destination is an entry of upload: in cluster.yaml.
@@ -151,9 +151,9 @@ func (g *globals) openNebulaMachine(d destination) (opennebula.Machine, error) {
 }
 
 // pause is between two questions about something that is under way.
-func pause(ctx context.Context) error { return rest(ctx, time.Second) }
+func pause(ctx context.Context) error { return passTime(ctx, time.Second) }
 
-func rest(ctx context.Context, d time.Duration) error {
+func passTime(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -209,9 +209,5 @@ func (g *globals) uploadTransport(d destination) (*http.Transport, error) {
 			return nil, usageError{fmt.Errorf("upload target %s: option ca: %s holds no certificate in PEM form", d.Name, path)}
 		}
 	}
-	dialer := &net.Dialer{Timeout: 30 * time.Second}
-	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: conf,
-		TLSHandshakeTimeout: 30 * time.Second, ForceAttemptHTTP2: true,
-	}, nil
+	return rest.NewTransport(conf), nil
 }

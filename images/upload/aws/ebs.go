@@ -28,9 +28,9 @@ const (
 	// idleMinutes is how long EBS lets a snapshot stay open without a block coming,
 	// before it gives it up.
 	idleMinutes = 60
-	// blocksAtOnce fill a line whose answer takes longer than its bytes; with them 8 MiB
+	// blocksAtOnce fill a line whose answer takes longer than its bytes; with them 5 MiB
 	// are in memory.
-	blocksAtOnce = 16
+	blocksAtOnce = 10
 )
 
 // start begins a snapshot; the same token begins it once.

@@ -290,6 +290,7 @@ func TestConformance(t *testing.T) {
 		o := newOcean(t)
 		conf := config(t, o)
 		return uploadtest.Platform{
+			RawSize: 300<<10 + 512,
 			Target: func(f *uploadtest.Faults) upload.Target {
 				c := conf
 				c.Transport = f.Transport(http.DefaultTransport)

@@ -2,56 +2,36 @@ package gcp
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-
+	"github.com/imagectl/imagectl/images/compress"
 	"github.com/imagectl/imagectl/images/upload"
 )
 
-// diskUnit is what Compute Engine counts disks in, in bytes.
+// diskUnit is what the size of a disk is a multiple of.
 const diskUnit = 1 << 30
 
-// archive writes the disk as Compute Engine wants it: disk.raw in a gzipped tar of
-// GNU's form, and whole units. The same image gives the same bytes.
+// level of compression: the line is to be full.
+const level = 1
+
+// archive writes what Google makes an image of: a compressed archive with the file
+// disk.raw, filled up with zeros to whole units. The bytes follow from the disk alone,
+// so that an upload can go on in the middle.
 func archive(ctx context.Context, w io.Writer, img upload.Image, unit int64) error {
-	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
-	if err != nil {
-		return fmt.Errorf("packing the disk: %w", err)
-	}
-	t := tar.NewWriter(z)
 	whole := (img.RawSize + unit - 1) / unit * unit
+	var head bytes.Buffer
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: "disk.raw", Size: whole, Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatGNU}
-	if err := t.WriteHeader(h); err != nil {
+	if err := tar.NewWriter(&head).WriteHeader(h); err != nil {
 		return fmt.Errorf("packing the disk: %w", err)
 	}
-	disk := io.MultiReader(io.NewSectionReader(img.File, 0, img.RawSize), io.LimitReader(zeros{}, whole-img.RawSize))
-	const step = 16 << 20
-	for left := whole; left > 0; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := io.CopyN(t, disk, min(step, left))
-		if err != nil {
-			return fmt.Errorf("packing %s: %w", img.File.Name(), err)
-		}
-		left -= n
-	}
-	if err := t.Close(); err != nil {
-		return fmt.Errorf("packing the disk: %w", err)
-	}
-	if err := z.Close(); err != nil {
+	// The file fills whole records of 512 bytes, and two empty ones end the archive.
+	const end = 2 * 512
+	if err := compress.GzipAround(ctx, w, img.File, compress.Around{Before: head.Bytes(), Zeros: whole - img.RawSize + end, Level: level}); err != nil {
 		return fmt.Errorf("packing the disk: %w", err)
 	}
 	return nil
-}
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
 }

@@ -52,7 +52,7 @@ type Config struct {
 	Transport http.RoundTripper
 	// Tries of each request before it has failed; 0 for 8, which take two minutes.
 	Tries int
-	// ChunkSize in bytes, a multiple of 256 KiB; 0 for 16 MiB.
+	// ChunkSize in bytes, a multiple of 256 KiB; 0 for 4 MiB.
 	ChunkSize int
 	// Wait returns after a while, or with the context's error.
 	Wait func(ctx context.Context, d time.Duration) error
@@ -65,7 +65,7 @@ const (
 	// scope: Compute Engine reads the bucket in our name.
 	scope        = "https://www.googleapis.com/auth/cloud-platform"
 	defaultTries = 8
-	defaultChunk = 16 << 20
+	defaultChunk = 4 << 20
 	chunkUnit    = 256 << 10
 	// poll is between two looks at something that is under way.
 	poll = 3 * time.Second

@@ -93,7 +93,7 @@ func (l lab) platform(t *testing.T) uploadtest.Platform {
 		do()
 	}
 	return uploadtest.Platform{
-		RawSize: 1<<20 + 512,
+		RawSize: 300<<10 + 512,
 		Target: func(faults *uploadtest.Faults) upload.Target {
 			c := l.config(t, f)
 			c.Transport = faults.Transport(uploadtest.InProcess(f))

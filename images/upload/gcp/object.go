@@ -1,7 +1,6 @@
 package gcp
 
 import (
-	"bufio"
 	"context"
 	"crypto/md5" //nolint:gosec // The digest that storage keeps; it guards against damage.
 	"encoding/base64"
@@ -13,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/imagectl/imagectl/images/upload"
@@ -154,37 +154,35 @@ func (t *Target) ask(ctx context.Context, session string) (stand, error) {
 func (t *Target) send(ctx context.Context, img upload.Image, session string, at stand, ev upload.Events) (object, error) {
 	ctx, stop := context.WithCancel(ctx)
 	r, w := io.Pipe()
-	packed := make(chan struct{})
-	go func() {
-		defer close(packed)
-		w.CloseWithError(archive(ctx, w, img, t.unit))
-	}()
+	sum := md5.New() //nolint:gosec // See the import.
+	pieces := make(chan piece)
+	var work sync.WaitGroup
+	work.Go(func() { w.CloseWithError(archive(ctx, w, img, t.unit)) })
+	work.Go(func() { cut(ctx, io.TeeReader(r, sum), t.conf.ChunkSize, pieces) })
 	defer func() {
 		stop()
 		r.Close()
-		<-packed
+		work.Wait()
 	}()
-	sum := md5.New() //nolint:gosec // See the import.
-	in := bufio.NewReaderSize(io.TeeReader(r, sum), 64<<10)
-	chunk := make([]byte, t.conf.ChunkSize)
 	for start := int64(0); ; {
-		n, err := io.ReadFull(in, chunk)
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-			return object{}, upload.CallError(ctx, err)
+		var p piece
+		select {
+		case p = <-pieces:
+		case <-ctx.Done():
+			p.err = ctx.Err()
 		}
-		_, err = in.Peek(1)
-		last := errors.Is(err, io.EOF)
-		if err != nil && !last {
-			return object{}, upload.CallError(ctx, err)
+		if p.err != nil {
+			return object{}, upload.CallError(ctx, p.err)
 		}
 		ev(upload.Event{Phase: "sending", Done: start})
-		end := start + int64(n)
+		end := start + int64(len(p.b))
 		if at.done == nil && at.next < end {
-			if at, err = t.sendChunk(ctx, session, max(start, at.next), end, chunk[max(start, at.next)-start:n], last); err != nil {
+			var err error
+			if at, err = t.sendChunk(ctx, session, max(start, at.next), end, p.b[max(start, at.next)-start:], p.last); err != nil {
 				return object{}, err
 			}
 		}
-		if start = end; last {
+		if start = end; p.last {
 			break
 		}
 	}

@@ -58,6 +58,7 @@ func target(t *testing.T, c glance.Config) *glance.Target {
 
 func (c *cloud) platform(t *testing.T, conf glance.Config) uploadtest.Platform {
 	p := uploadtest.Platform{
+		RawSize: 300<<10 + 512,
 		Target: func(f *uploadtest.Faults) upload.Target {
 			mine := conf
 			mine.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}

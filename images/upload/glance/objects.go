@@ -144,7 +144,7 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if i == nil {
 		return nil, fmt.Errorf("verifying image %s: %w", o.ID, upload.ErrNotFound)
 	}
-	sum, err := stored(i, img)
+	sum, err := stored(i, img, "")
 	if err != nil {
 		return nil, err
 	}

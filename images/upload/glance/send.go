@@ -14,6 +14,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -92,6 +93,7 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 	// Each round ends, waits or removes one thing that was in the way; more removals
 	// would mean that somebody makes broken images as fast as we delete them.
 	const removals = 5
+	sum := ""
 	for removed := 0; removed < removals; {
 		found, err := t.find(ctx, img)
 		if err != nil {
@@ -104,7 +106,7 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 		}
 		switch at := found.stage(); {
 		case at == finished:
-			return t.finish(ctx, found, img, j)
+			return t.finish(ctx, found, img, sum, j)
 		case at == broken || at == pending && halfImported(found, j):
 			ev(upload.Event{Phase: "removing what an earlier upload left", Note: fmt.Sprintf("image %s is %s and is deleted", found.id(), found.text("status"))})
 			if err := t.remove(ctx, found.id()); err != nil && !gone(err) {
@@ -117,7 +119,7 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 				return upload.Object{}, err
 			}
 		default:
-			if err := t.send(ctx, found.id(), img, j, ev); err != nil {
+			if sum, err = t.send(ctx, found.id(), img, j, ev); err != nil {
 				return upload.Object{}, err
 			}
 		}
@@ -193,14 +195,16 @@ func (t *Target) description(img upload.Image, left upload.Leftover) map[string]
 	return d
 }
 
-// send gives an image its data. That somebody else is at it is no error: the
-// caller looks again.
-func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload.Journal, ev upload.Events) error {
+// send gives an image its data, and returns the SHA-512 of them if they were sent from
+// here. That somebody else is at it is no error: the caller looks again.
+func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload.Journal, ev upload.Events) (sum string, err error) {
 	path := "images/" + id
+	// A body for each try: the library may be reading the one before still.
+	var sent *counted
 	body := func() io.Reader {
-		return &counted{r: io.NewSectionReader(img.File, 0, img.Size), total: img.Size, ev: ev}
+		sent = &counted{r: io.NewSectionReader(img.File, 0, img.Size), total: img.Size, ev: ev, hash: sha512.New()}
+		return sent
 	}
-	var err error
 	switch t.conf.Method {
 	case Put:
 		err = t.put(ctx, path+"/file", body, img.Size)
@@ -211,7 +215,7 @@ func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload
 	case Download:
 		url, release, serr := t.conf.Source.Stage(ctx, upload.Wanted{Name: versionName(img) + "." + string(img.Format), Image: img}, j, ev)
 		if serr != nil {
-			return fmt.Errorf("making %s readable for Glance: %w", versionName(img), serr)
+			return "", fmt.Errorf("making %s readable for Glance: %w", versionName(img), serr)
 		}
 		defer release()
 		err = t.importing(ctx, id, map[string]any{"name": Download, "uri": url}, ev)
@@ -219,26 +223,47 @@ func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload
 	if conflict(err) || gone(err) {
 		ev(upload.Event{Phase: "waiting for an upload that is under way", Note: "Glance says: " + err.Error()})
 		if werr := t.conf.Wait(ctx); werr != nil {
-			return failed(ctx, "sending the file", errors.Join(werr, err))
+			return "", failed(ctx, "sending the file", errors.Join(werr, err))
 		}
-		return nil
+		return "", nil
 	}
-	return err
+	if sent == nil {
+		return "", err
+	}
+	return sent.sum(), err
 }
 
-// counted says how much was read.
+// counted says how much was read, and computes the digest on the way: all would have to
+// be read a second time otherwise.
 type counted struct {
-	r           io.Reader
-	done, total int64
-	ev          upload.Events
+	r     io.Reader
+	total int64
+	ev    upload.Events
+
+	mu   sync.Mutex
+	done int64
+	hash hash.Hash
 }
 
 // Read implements io.Reader.
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hash.Write(b[:n])
 	c.done += int64(n)
 	c.ev(upload.Event{Phase: "sending", Done: c.done, Total: c.total})
 	return n, err
+}
+
+// sum is the digest; empty when not all was read.
+func (c *counted) sum() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done < c.total {
+		return ""
+	}
+	return hex.EncodeToString(c.hash.Sum(nil))
 }
 
 // importing asks for an import and waits for its end. The answer comes before it has
@@ -288,9 +313,9 @@ func (t *Target) settled(ctx context.Context, id string) error {
 }
 
 // finish compares what Glance computed over what arrived, and deletes an image that
-// is another.
-func (t *Target) finish(ctx context.Context, i image, img upload.Image, j upload.Journal) (upload.Object, error) {
-	check, err := stored(i, img)
+// is another. sum is the file's SHA-512, where it is known.
+func (t *Target) finish(ctx context.Context, i image, img upload.Image, sum string, j upload.Journal) (upload.Object, error) {
+	check, err := stored(i, img, sum)
 	if err != nil {
 		return upload.Object{}, err
 	}
@@ -308,8 +333,8 @@ func (t *Target) finish(ctx context.Context, i image, img upload.Image, j upload
 	return t.object(ctx, i)
 }
 
-// stored holds Glance's own digest against the file's.
-func stored(i image, img upload.Image) (upload.Check, error) {
+// stored holds Glance's own digest against the file's, whose SHA-512 may be known.
+func stored(i image, img upload.Image, sum string) (upload.Check, error) {
 	algorithm, there := i.text("os_hash_algo"), i.text("os_hash_value")
 	c := upload.Check{Name: "digest that Glance computed", Result: upload.Unprovable}
 	h := hasher(algorithm)
@@ -322,6 +347,8 @@ func stored(i image, img upload.Image) (upload.Check, error) {
 		c.Detail = "the image was made of another file with the same disk"
 	case converted(i, img):
 		c.Detail = fmt.Sprintf("this site made %s of the %s that was sent", i.text("disk_format"), img.Format)
+	case algorithm == "sha512" && sum != "":
+		return upload.Compare(c.Name+", "+algorithm, there, sum), nil
 	default:
 		if _, err := io.Copy(h, io.NewSectionReader(img.File, 0, img.Size)); err != nil {
 			return c, fmt.Errorf("reading %s: %w", img.File.Name(), err)

@@ -64,6 +64,7 @@ func TestConformance(t *testing.T) {
 		c := newCloud(t)
 		conf := config(c)
 		return uploadtest.Platform{
+			RawSize: 300<<10 + 512,
 			Target: func(f *uploadtest.Faults) upload.Target {
 				mine := conf
 				mine.Transport = f.Transport(http.DefaultTransport)

@@ -40,6 +40,7 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 	plain := made(c)
 	foreign := map[string]bool{}
 	return uploadtest.Platform{
+		RawSize: 300<<10 + 512,
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c.Transport = f.Transport(http.DefaultTransport)
 			return made(c)

@@ -48,6 +48,7 @@ func start(t *testing.T) uploadtest.Platform {
 	one := onedtest.Start(t)
 	conf := config(t, one)
 	return uploadtest.Platform{
+		RawSize: 300<<10 + 512,
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c := conf
 			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
@@ -60,7 +61,7 @@ func start(t *testing.T) uploadtest.Platform {
 		},
 		Leftovers: func() ([]string, error) { return one.Images(onedtest.Session), nil },
 		Plant:     one.Plant,
-		Fill:      func() { one.Fill(2) },
+		Fill:      func() { one.Fill(0) },
 		Quota:     func() { one.Quota(0) },
 		Use:       func(o upload.Object) error { return one.Use(o.ID) },
 		Hold:      one.Hold,

@@ -102,7 +102,8 @@ func TestConformance(t *testing.T) {
 		f := newFake()
 		f.now = time.Now().UTC()
 		current.Store(f)
-		p := platform(t, Config{Endpoint: server.URL, Bucket: bucket, AccessKey: accessKey, SecretKey: "secret", PartSize: 1 << 20})
+		p := platform(t, Config{Endpoint: server.URL, Bucket: bucket, AccessKey: accessKey, SecretKey: "secret", PartSize: 64 << 10})
+		p.RawSize = 300<<10 + 512
 		refuse := func(status int, code string) func() {
 			return func() {
 				f.refuse = func(w http.ResponseWriter, r *http.Request) bool {

@@ -31,7 +31,11 @@ func failed(ctx context.Context, doing string, err error) error {
 		text += " (" + hint + ")"
 	}
 	if kind == nil {
-		return fmt.Errorf("%s: %w", doing, upload.StatusError(answer.StatusCode, text))
+		if err := upload.StatusError(answer.StatusCode, text); err != nil {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+		// A success that is another one than S3 has for this.
+		kind = upload.ErrServer
 	}
 	return fmt.Errorf("%s: %w: %s", doing, kind, text)
 }

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -42,6 +43,7 @@ type Server struct {
 	copies   bool
 	hold     chan struct{}
 	work     sync.WaitGroup
+	discard  atomic.Bool
 }
 
 type machine struct {
