@@ -61,7 +61,7 @@ func (c *cloud) platform(t *testing.T, conf glance.Config) uploadtest.Platform {
 		RawSize: 300<<10 + 512,
 		Target: func(f *uploadtest.Faults) upload.Target {
 			mine := conf
-			mine.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
+			mine.Client = &http.Client{Transport: f.Transport(uploadtest.InProcess(c))}
 			return target(t, mine)
 		},
 		Stranger: func() upload.Target {

@@ -67,7 +67,7 @@ func TestConformance(t *testing.T) {
 			RawSize: 300<<10 + 512,
 			Target: func(f *uploadtest.Faults) upload.Target {
 				mine := conf
-				mine.Transport = f.Transport(http.DefaultTransport)
+				mine.Transport = f.Transport(uploadtest.InProcess(c))
 				mine.Dial = func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 					ferr := f.Call(ctx, func() error {
 						conn, err = c.dial(ctx, network, address)

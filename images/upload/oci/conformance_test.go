@@ -6,7 +6,6 @@ import (
 	"io"
 	"log"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -37,12 +36,15 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 		}
 		return to
 	}
-	plain := made(c)
+	plain, base := made(c), c.Transport
+	if base == nil {
+		base = http.DefaultTransport
+	}
 	foreign := map[string]bool{}
 	return uploadtest.Platform{
 		RawSize: 300<<10 + 512,
 		Target: func(f *uploadtest.Faults) upload.Target {
-			c.Transport = f.Transport(http.DefaultTransport)
+			c.Transport = f.Transport(base)
 			return made(c)
 		},
 		Stranger: func() upload.Target {
@@ -108,7 +110,7 @@ func TestConformance(t *testing.T) {
 	// The suite has one platform at a time.
 	var inside atomic.Pointer[http.Handler]
 	var refusal atomic.Value
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := uploadtest.InProcess(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name, secret, _ := r.BasicAuth()
 		switch {
 		case name != operator || secret != password:
@@ -122,12 +124,11 @@ func TestConformance(t *testing.T) {
 			(*inside.Load()).ServeHTTP(w, r)
 		}
 	}))
-	t.Cleanup(server.Close)
 	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
 		fresh := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
 		inside.Store(&fresh)
 		refusal.Store("")
-		p := platform(t, Config{Repository: strings.TrimPrefix(server.URL, "http://") + "/team/images"})
+		p := platform(t, Config{Repository: "registry.test/team/images", Transport: server})
 		p.Fill = func() { refusal.Store("no space left on device") }
 		p.Quota = func() { refusal.Store("quota exceeded") }
 		return p

@@ -58,7 +58,7 @@ func platform(t *testing.T, s *proxmoxtest.Server, from upload.Source) uploadtes
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c := config(s)
 			c.Source = from
-			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
+			c.Client = &http.Client{Transport: f.Transport(uploadtest.InProcess(s))}
 			return target(t, c)
 		},
 		Stranger: func() upload.Target {

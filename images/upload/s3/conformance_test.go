@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -34,10 +33,13 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 		}
 		return to
 	}
-	operator := made(c).core.Client
+	operator, base := made(c).core.Client, c.Transport
+	if base == nil {
+		base = http.DefaultTransport
+	}
 	return uploadtest.Platform{
 		Target: func(f *uploadtest.Faults) upload.Target {
-			c.Transport = f.Transport(http.DefaultTransport)
+			c.Transport = f.Transport(base)
 			return made(c)
 		},
 		Stranger: func() upload.Target {
@@ -96,13 +98,12 @@ func plant(t *testing.T, operator *minio.Client, bucket string) func() error {
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	var current atomic.Pointer[fake] // the suite has one platform at a time
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { current.Load().ServeHTTP(w, r) }))
-	t.Cleanup(server.Close)
+	server := uploadtest.InProcess(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { current.Load().ServeHTTP(w, r) }))
 	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
 		f := newFake()
 		f.now = time.Now().UTC()
 		current.Store(f)
-		p := platform(t, Config{Endpoint: server.URL, Bucket: bucket, AccessKey: accessKey, SecretKey: "secret", PartSize: 64 << 10})
+		p := platform(t, Config{Endpoint: "http://s3.test", Transport: server, Bucket: bucket, AccessKey: accessKey, SecretKey: "secret", PartSize: 64 << 10})
 		p.RawSize = 300<<10 + 512
 		refuse := func(status int, code string) func() {
 			return func() {
