@@ -26,11 +26,11 @@ const (
 	storageVersion = "2021-08-06"
 	// pageSize is what ranges are multiples of, in bytes.
 	pageSize = 512
-	// rangeSize is what one request writes, in bytes; Azure takes 4 MiB at most.
-	rangeSize = 2 << 20
+	// rangeSize is the most that one request may write, in bytes.
+	rangeSize = 4 << 20
 	// rangesAtOnce fill a line whose answer takes longer than its bytes; with them 8
 	// MiB are in memory.
-	rangesAtOnce = 4
+	rangesAtOnce = 2
 )
 
 // span is a run of pages that are there: from the first byte to the last.
