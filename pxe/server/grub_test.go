@@ -51,6 +51,7 @@ func TestGRUBGetsWhatItsMachineMayRun(t *testing.T) {
 		{first + "initrd/" + sha("2") + "/initrd", "content", true, "initrd cp1: fetches initrd by TFTP []"},
 		{first + "initrd/" + sha("3") + "/lost", "", true, "initrd cp1: lost is missing on the server, see its log; run imagectl build (file-missing) [file-missing]"},
 		{first + "kernel/" + sha("2") + "/initrd", "", true, "kernel cp1: GRUB asks for a file that the machine's configuration does not name any more; it starts again (no-such-file) [no-such-file]"},
+		{first + "kernel/" + sha("4") + "/vmlinuz", "", true, "kernel cp1: GRUB asks for a file that the machine's configuration does not name any more; it starts again (no-such-file) [no-such-file]"},
 		{second + "none/machine.cfg", "echo 'imagectl: local (not-armed)'", true, "script cp2: GRUB: local: it is not armed (not-armed) [not-armed]"},
 		{second + "kernel/" + sha("1") + "/vmlinuz", "", true, "kernel cp2: it is not armed (not-armed) [not-armed]"},
 		{"grub/x86_64-efi/command.lst", "", true, ""},
