@@ -46,11 +46,15 @@ func (s *server) listen(ctx context.Context, conn net.PacketConn) error {
 func (s *server) arrive(client netip.AddrPort, request Request) {
 	s.mu.Lock()
 	place, before := s.line.arrive(client, s.now())
-	if place == turn || place == queued {
-		s.waiting[client] = request
+	if _, waits := s.waiting[client]; waits || place == turn || place == queued {
+		s.waiting[client] = request // its last word
 	}
 	s.mu.Unlock()
 	switch place {
+	case known:
+		if s.abandoned(client) {
+			s.arrive(client, request)
+		}
 	case turn:
 		s.begin()
 	case queued:
@@ -60,6 +64,17 @@ func (s *server) arrive(client netip.AddrPort, request Request) {
 	case share:
 		s.Refused(client.Addr(), CodeOverloaded, fmt.Sprintf("no answer: %d requests of this address run or wait already, its share", before))
 	}
+}
+
+// abandoned ends the transfer of a client that has given it up and asks anew; false when
+// there is no such transfer.
+func (s *server) abandoned(client netip.AddrPort) bool {
+	for _, l := range s.lanes {
+		if l.abandon(client) {
+			return true
+		}
+	}
+	return false
 }
 
 // begin starts the transfers whose turn it is.

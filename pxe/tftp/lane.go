@@ -199,6 +199,20 @@ func (l *lane) tick() {
 	}
 }
 
+// abandon ends the transfer of a client that asks anew, unless it may still go on.
+func (l *lane) abandon(client netip.AddrPort) bool {
+	l.mu.Lock()
+	t := l.transfers[client]
+	if t == nil || !t.stuck() {
+		l.mu.Unlock()
+		return false
+	}
+	delete(l.transfers, client)
+	l.mu.Unlock()
+	l.ended(t, errAnew)
+	return true
+}
+
 // stop breaks all transfers off; none begins any more.
 func (l *lane) stop() {
 	var all []*transfer
@@ -215,6 +229,9 @@ func (l *lane) stop() {
 		l.ended(t, errStopping)
 	}
 }
+
+// errAnew ends a transfer whose client needs no more of it.
+var errAnew = errors.New("the client asks anew")
 
 // Clients are told these as they are.
 var (

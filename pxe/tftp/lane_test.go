@@ -100,6 +100,64 @@ func TestWhoDoesNotAnswerLosesItsPlace(t *testing.T) {
 	}
 }
 
+// ROMs that were reset begin with the port of before, and would wait for the end of what
+// nobody loads any more.
+func TestWhoBeginsAgainIsServedAtOnce(t *testing.T) {
+	t.Parallel()
+	meter := make(events, 16)
+	s, client := lonely(t, Config{Files: map[string][]byte{"a": program(5000)}, Meter: meter})
+	got := func(block byte) {
+		t.Helper()
+		if got, _ := answer(t, client.UDPConn, time.Minute); len(got) != 516 || got[3] != block {
+			t.Fatalf("got %.4q, want block %d", got, block)
+		}
+	}
+	ask := func() { s.arrive(client.name, mustParse(t, read("a", "octet"))) }
+	ask()
+	meter.expect(t, "begun")
+	got(1)
+	for range firstWait {
+		s.lanes[0].tick()
+	}
+	got(1)
+	ask() // the first packet was lost: it is on its way again
+	ack := newPackets(8)
+	ack.add(client.name, true, func(b []byte) []byte { return append(b, 0, opAck, 0, 1) })
+	s.lanes[0].take(ack)
+	got(2)
+	ask() // a request that came twice
+	for range firstWait {
+		s.lanes[0].tick()
+	}
+	got(2)
+	if len(meter) != 0 {
+		t.Fatalf("before it began again: %s", <-meter)
+	}
+	ask()
+	got(1)
+	meter.expect(t, "ended a 1024 false", "begun")
+}
+
+func TestWhoWaitsGetsWhatItAskedForLast(t *testing.T) {
+	t.Parallel()
+	meter := make(events, 16)
+	s, client := lonely(t, Config{Files: map[string][]byte{"a": program(10), "b": program(20)}, Sessions: 1, Meter: meter})
+	other := netip.AddrPortFrom(client.name.Addr(), 9)
+	for _, ask := range []struct {
+		from netip.AddrPort
+		file string
+	}{{other, "a"}, {client.name, "a"}, {client.name, "b"}} {
+		s.arrive(ask.from, mustParse(t, read(ask.file, "octet")))
+	}
+	meter.expect(t, "begun")
+	gone := newPackets(16)
+	gone.add(other, true, func(b []byte) []byte { return append(b, failure(0, "bye")...) })
+	s.lanes[0].take(gone)
+	if got, _ := answer(t, client.UDPConn, time.Minute); len(got) != 4+20 {
+		t.Errorf("got %q, want what it asked for last", got)
+	}
+}
+
 // peer is a client's socket.
 type peer struct {
 	*net.UDPConn

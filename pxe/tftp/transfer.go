@@ -57,6 +57,8 @@ type transfer struct {
 	// silent counts ticks since the packet was sent last, tries how often it was sent
 	// again, age all ticks, of which there may be most.
 	silent, tries, age, most int
+	// answered: the client has acknowledged something.
+	answered bool
 }
 
 func newTransfer(r Request, client netip.AddrPort, now time.Time) *transfer {
@@ -123,8 +125,14 @@ func (t *transfer) acknowledged(block uint16) (next, whole bool, err error) {
 	}
 	t.oack = nil
 	t.silent, t.tries = 0, 0
+	t.answered = true
 	return true, false, t.read()
 }
+
+// stuck says that the client had begun to load, and has left a repeated packet without an
+// answer. When it asks once more then, it has begun again: ROMs that were reset ask from
+// the same port. A request that was only doubled on the way comes earlier.
+func (t *transfer) stuck() bool { return t.answered && t.tries > 0 }
 
 // halt is what is to be done about a transfer that does not go on.
 type halt int
