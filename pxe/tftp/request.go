@@ -23,6 +23,8 @@ const (
 	// minBlockSize is RFC 2348's, defaultBlockSize RFC 1350's.
 	minBlockSize     = 8
 	defaultBlockSize = 512
+	// octet is the mode in which a file has as many bytes on the wire as here.
+	octet = "octet"
 )
 
 // ErrOther is a well-formed packet that asks for nothing.
@@ -91,7 +93,7 @@ func (r Request) acknowledge(limit int, size int64) []byte {
 			continue
 		case o.Name == "blksize" && n >= minBlockSize:
 			n = min(n, int64(limit))
-		case o.Name == "tsize":
+		case o.Name == "tsize" && r.Mode == octet:
 			n = size
 		default:
 			continue
@@ -107,8 +109,7 @@ func (r Request) acknowledge(limit int, size int64) []byte {
 }
 
 // normalise accepts a read request with a name, a mode and pairs of options, and
-// writes mode and option names in lower case: they are case-insensitive, but the
-// library compares them as they are.
+// writes mode and option names in lower case: they are case-insensitive.
 func normalise(p []byte) bool {
 	if len(p) < 6 || p[0] != 0 || p[1] != 1 || p[len(p)-1] != 0 {
 		return false
@@ -122,7 +123,7 @@ func normalise(p []byte) bool {
 			lower(fields[i])
 		}
 	}
-	return string(fields[1]) == "octet" || string(fields[1]) == "netascii"
+	return string(fields[1]) == octet || string(fields[1]) == "netascii"
 }
 
 func lower(b []byte) {

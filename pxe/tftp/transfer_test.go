@@ -105,6 +105,16 @@ func TestOnlyOptionsThatAreUnderstoodAreAnswered(t *testing.T) {
 	}
 }
 
+// RFC 2349 has the size of what is transferred: in netascii that is another one, and
+// nobody knows which before all is read.
+func TestNoSizeIsSaidOfWhatIsConverted(t *testing.T) {
+	t.Parallel()
+	r := mustParse(t, read("a", "NetASCII", "tsize", "0", "blksize", "512"))
+	if got, want := string(r.acknowledge(1468, 5000)), "\x00\x06blksize\x00512\x00"; got != want {
+		t.Errorf("it is answered %q, want %q", got, want)
+	}
+}
+
 func TestWhenPacketsAreSentAgain(t *testing.T) {
 	t.Parallel()
 	x, _ := transferOf(t, 5000)
