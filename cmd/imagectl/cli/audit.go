@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -140,6 +141,8 @@ func newAuditVerify(g *globals) *cobra.Command {
 type memory struct {
 	audit.Tip
 	Keys map[string]string `json:"keys,omitempty"`
+	// KeysSeq is the entry up to which the keys were compared with the log; 0 for the last.
+	KeysSeq uint64 `json:"keysSeq,omitempty"`
 }
 
 // remembered reads the entry that a file remembers; the zero value where there is no
@@ -169,7 +172,7 @@ func remembered(head string) (memory, error) {
 
 // verifyAudit checks a chain and that it holds the entry that was remembered.
 func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, before memory, seen witnesses) error {
-	nodes := judge{witnesses: seen, remembered: before.Keys, since: before.Seq}
+	nodes := judge{witnesses: seen, remembered: before.Keys, since: cmp.Or(before.KeysSeq, before.Seq)}
 	var tip audit.Tip
 	for e, err := range entries(lines) {
 		if err != nil {
@@ -199,7 +202,7 @@ func (g *globals) verifyAudit(lines iter.Seq2[[]byte, error], head string, befor
 	} else {
 		fmt.Fprintf(g.stdio.Out, "entry %d is the one that %s remembers\n", before.Seq, head)
 	}
-	b, err := json.Marshal(memory{tip, nodes.keys()})
+	b, err := json.Marshal(nodes.memory(tip))
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,8 @@ type witnesses struct {
 	heads  []shown
 	nodes  []string
 	silent []string
+	// asked: whoever signs the log would be among the signers.
+	asked bool
 	// signers are the control planes whose signature is good, forged what is to be said of
 	// those that are not.
 	signers map[string]signer
@@ -93,6 +95,7 @@ func (r *remote) askWitnesses(ctx context.Context) (witnesses, error) {
 	if err := r.addSignatures(ctx, &out, ca); err != nil {
 		return witnesses{}, err
 	}
+	out.asked = true
 	out.sort()
 	return out, nil
 }

@@ -182,7 +182,7 @@ func readSignatures(file string) (witnesses, error) {
 	if err := json.Unmarshal(b, &all); err != nil {
 		return witnesses{}, fmt.Errorf("reading %s: %w; want what imagectl audit signatures -o json wrote", file, err)
 	}
-	var w witnesses
+	w := witnesses{asked: true}
 	for _, s := range all.Signatures {
 		w.addSigned(r.Cluster, ca, s)
 	}
@@ -211,13 +211,17 @@ func (j *judge) keyOf(e auditEntry) {
 	}
 }
 
-// keys are those of the signers, to be remembered.
-func (j *judge) keys() map[string]string {
-	out := map[string]string{}
-	for node, s := range j.signers {
-		out[node] = s.key
+// memory is what to remember of a log that ends with tip. Keys that nobody asked for stay.
+func (j *judge) memory(tip audit.Tip) memory {
+	m := memory{Tip: tip, Keys: map[string]string{}}
+	if !j.asked && len(j.remembered) > 0 {
+		m.Keys, m.KeysSeq = j.remembered, j.since
+		return m
 	}
-	return out
+	for node, s := range j.signers {
+		m.Keys[node] = s.key
+	}
+	return m
 }
 
 // signatures are what to say of those who signed the log, which ends with tip, and whether
@@ -240,6 +244,8 @@ func (j *judge) signatures(tip audit.Tip) (out []string, broken bool) {
 	for _, node := range slices.Sorted(maps.Keys(j.remembered)) {
 		s, signs := j.signers[node]
 		switch {
+		case !j.asked:
+			out = append(out, node+" signed the log the last time; nobody was asked for its signature now")
 		case signs && s.key == j.remembered[node] || j.replaced[node]:
 		case signs:
 			out = append(out, fmt.Sprintf("%s signed with key %.16s… the last time, now with %.16s…, and no entry since tells of that", node, j.remembered[node], s.key))

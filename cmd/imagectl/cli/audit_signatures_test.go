@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -159,7 +160,7 @@ func TestSignaturesTellOfEveryTampering(t *testing.T) {
 		"another key since, as the log says": {replaced, []*api.AuditWitness{later.sign(t, anewSigned)}, keys, false, []string{"cp1 has followed it from entry 7 to 7 and signed that at " + when}},
 		"replaced, and signs no more":        {replaced, nil, keys, false, nil},
 	} {
-		j := judge{remembered: c.before, since: 5}
+		j := judge{witnesses: witnesses{asked: true}, remembered: c.before, since: 5}
 		for _, s := range c.signed {
 			j.addSigned("demo", ca.Certificate(), s)
 		}
@@ -179,5 +180,24 @@ func TestSignaturesTellOfEveryTampering(t *testing.T) {
 		if !match || broken != c.broken {
 			t.Errorf("%s: broken %v\n%s\nwant %v\n%s", what, broken, strings.Join(got, "\n"), c.broken, strings.Join(c.want, "\n"))
 		}
+	}
+}
+
+// Who does not ask for signatures learns nothing of them, and forgets no key.
+func TestKeysStayRememberedWhileNobodyIsAsked(t *testing.T) {
+	t.Parallel()
+	keys := map[string]string{"cp1": "00"}
+	tip := audit.Tip{Seq: 9, Hash: "ff"}
+	j := judge{remembered: keys, since: 5}
+	said, broken := j.sentences(tip)
+	if want := []string{"cp1 signed the log the last time; nobody was asked for its signature now"}; broken || !slices.Equal(said, want) {
+		t.Errorf("got %q, broken %v, want %q", said, broken, want)
+	}
+	if got := j.memory(tip); got.Tip != tip || got.KeysSeq != 5 || !maps.Equal(got.Keys, keys) {
+		t.Errorf("it remembers %+v", got)
+	}
+	j = judge{witnesses: witnesses{asked: true}, since: 5}
+	if got := j.memory(tip); got.KeysSeq != 0 || len(got.Keys) != 0 {
+		t.Errorf("nobody signs: it remembers %+v", got)
 	}
 }
