@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -84,8 +85,12 @@ func installer(server netip.AddrPort, m boot.Machine, a boot.Answer) string {
 		kernel = append(kernel, quoted("ignition.config.url="+httpboot.IgnitionURL(server, m)))
 	}
 	initrd := []string{"initrd"}
-	for _, b := range a.Initrd {
-		initrd = append(initrd, file(b, boot.StageInitrd))
+	for i, b := range a.Initrd {
+		stage := boot.StageInitrd
+		if a.Configured && i == len(a.Initrd)-1 {
+			stage = boot.StageIgnition
+		}
+		initrd = append(initrd, file(b, stage))
 	}
 	return repeated(fmt.Sprintf("if %s; then\nif %s; then\nboot\nfi\nfi\n", strings.Join(kernel, " "), strings.Join(initrd, " ")), "loading failed")
 }
@@ -140,7 +145,7 @@ func quoted(s string) string {
 type Request struct {
 	Machine boot.Machine
 	// Stage is StageScript for its configuration, or else says which file it is:
-	// StageKernel or StageInitrd. SHA256 and Name are the file's; Name is in lower case.
+	// StageKernel, StageInitrd, or StageIgnition for what brings the first config. SHA256 and Name are the file's; Name is in lower case.
 	Stage        boot.Stage
 	SHA256, Name string
 }
@@ -166,7 +171,7 @@ func Parse(name string) (Request, bool) {
 		return r, true
 	}
 	r.Stage = boot.Stage(parts[2])
-	if len(parts) != 5 || r.Stage != boot.StageKernel && r.Stage != boot.StageInitrd {
+	if len(parts) != 5 || !slices.Contains([]boot.Stage{boot.StageKernel, boot.StageInitrd, boot.StageIgnition}, r.Stage) {
 		return Request{}, false
 	}
 	r.SHA256, r.Name = parts[3], parts[4]

@@ -69,7 +69,7 @@ func TestScripts(t *testing.T) {
 // What a script names is what the server finds.
 func TestNamesInScriptsAreUnderstood(t *testing.T) {
 	t.Parallel()
-	script := Script(at, boot.Machine{MAC: card}, answers()["install"])
+	script := Script(at, boot.Machine{MAC: card}, answers()["configured"])
 	var got []Request
 	for _, m := range regexp.MustCompile(`'\(tftp,10\.0\.0\.1\)/([^']*)'`).FindAllStringSubmatch(script, -1) {
 		r, ok := Parse(m[1])
@@ -79,7 +79,8 @@ func TestNamesInScriptsAreUnderstood(t *testing.T) {
 		got = append(got, r)
 	}
 	machine := boot.Machine{MAC: card, Firmware: boot.UEFIx64}
-	want := []Request{{machine, boot.StageKernel, kernel.SHA256, kernel.Name}, {machine, boot.StageInitrd, initrd.SHA256, initrd.Name}}
+	want := []Request{{machine, boot.StageKernel, kernel.SHA256, kernel.Name}, {machine, boot.StageInitrd, initrd.SHA256, initrd.Name},
+		{machine, boot.StageIgnition, strings.Repeat("3c", 32), "demo-installer.cpio.gz"}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -49,6 +49,7 @@ func TestGRUBGetsWhatItsMachineMayRun(t *testing.T) {
 		{first + "none/machine.cfg", "echo 'imagectl: install (armed)'", true, "script cp1: GRUB: install: it is armed (armed) []"},
 		{first + "kernel/" + sha("1") + "/vmlinuz", "content", true, "kernel cp1: fetches Vmlinuz by TFTP []"},
 		{first + "initrd/" + sha("2") + "/initrd", "content", true, "initrd cp1: fetches initrd by TFTP []"},
+		{first + "ignition/" + sha("2") + "/initrd", "content", true, "ignition cp1: fetches initrd by TFTP []"},
 		{first + "initrd/" + sha("3") + "/lost", "", true, "initrd cp1: lost is missing on the server, see its log; run imagectl build (file-missing) [file-missing]"},
 		{first + "kernel/" + sha("2") + "/initrd", "", true, "kernel cp1: GRUB asks for a file that the machine's configuration does not name any more; it starts again (no-such-file) [no-such-file]"},
 		{first + "kernel/" + sha("4") + "/vmlinuz", "", true, "kernel cp1: GRUB asks for a file that the machine's configuration does not name any more; it starts again (no-such-file) [no-such-file]"},
