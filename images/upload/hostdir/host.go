@@ -80,8 +80,17 @@ func (h *host) put(name string, img upload.Image, ev upload.Events) error {
 	if err := errors.Join(f.Chmod(readable), f.Close()); err != nil {
 		return err
 	}
-	if st, err := h.files.Stat(part); err != nil || st.Size() != img.Size {
-		return fmt.Errorf("%w: what was sent is not all there: %w", upload.ErrServer, err)
+	st, err := h.files.Stat(part)
+	if err != nil {
+		return fmt.Errorf("%w: looking for what was sent: %w", upload.ErrServer, err)
+	}
+	if st.Size() != img.Size {
+		return fmt.Errorf("%w: %s has %d bytes there, and %d were sent", upload.ErrServer, part, st.Size(), img.Size)
+	}
+	// SSH's renaming takes no name that is there: an earlier upload may have left another
+	// file of the same disk under it.
+	if err := h.files.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return h.files.Rename(part, name)
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -168,6 +169,49 @@ func TestNextRunGoesOnWithTheFile(t *testing.T) {
 	release()
 	if left := files(t, s.dir); len(left) > 0 {
 		t.Errorf("left is %v", left)
+	}
+}
+
+// What another imagectl made of the same disk may be of another size, and is in the way.
+func TestNextRunReplacesAnotherFileOfTheSameDisk(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	src := source(t, s.config())
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 1)
+	j := &uploadtest.Journal{}
+	ctx, cancel := context.WithCancel(t.Context())
+	first, release, err := src.Stage(ctx, upload.Wanted{Name: "a.qcow2", Image: img}, j, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	release()
+	if err := os.WriteFile(first, []byte("made by another"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second, release, err := src.Stage(t.Context(), upload.Wanted{Name: "a.qcow2", Image: img}, j, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	want, err := os.ReadFile(img.File.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(second); err != nil || second != first || !bytes.Equal(got, want) {
+		t.Errorf("first %s, then %s with %d bytes, %v", first, second, len(got), err)
+	}
+}
+
+func TestWhatDoesNotArriveIsSaid(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.short = true
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 1)
+	_, _, err := source(t, s.config()).Stage(t.Context(), upload.Wanted{Name: "a.qcow2", Image: img}, &uploadtest.Journal{}, quiet)
+	want := fmt.Sprintf("-a.qcow2.part has %d bytes there, and %d were sent", img.Size-1, img.Size)
+	if !errors.Is(err, upload.ErrServer) || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 

@@ -30,7 +30,9 @@ type server struct {
 	mu     sync.Mutex
 	faults *uploadtest.Faults
 	full   bool
-	conns  sync.WaitGroup
+	// short loses the last byte of all that is written.
+	short bool
+	conns sync.WaitGroup
 }
 
 func newKey(t testing.TB) ssh.Signer {
@@ -164,10 +166,14 @@ func (g *growing) WriteAt(b []byte, at int64) (n int, err error) {
 		return 0, fault
 	}
 	g.d.s.mu.Lock()
-	full := g.d.s.full
+	full, short := g.d.s.full, g.d.s.short
 	g.d.s.mu.Unlock()
 	if full && at > 0 {
 		return 0, errors.New("no space left on device")
+	}
+	if short {
+		n, err := g.f.WriteAt(b[:len(b)-1], at)
+		return n + 1, err
 	}
 	return g.f.WriteAt(b, at)
 }
@@ -185,7 +191,11 @@ func (d *disk) Filecmd(r *sftp.Request) error {
 			}
 			return nil
 		case "Rename":
-			return os.Rename(r.Filepath, r.Target)
+			// OpenSSH's takes no name that is there.
+			if err := os.Link(r.Filepath, r.Target); err != nil {
+				return sftp.ErrSSHFxFailure
+			}
+			return os.Remove(r.Filepath)
 		case "Remove":
 			return os.Remove(r.Filepath)
 		}
