@@ -502,7 +502,7 @@ func TestNodeRefuses(t *testing.T) {
 	}{
 		{"args by a token", "POST", "/qemu", url.Values{"vmid": {"300"}, "name": {"a"}, "args": {"-fw_cfg x"}}, 500, "only root can set 'args' config"},
 		{"a name that is none", "POST", "/qemu", url.Values{"vmid": {"300"}, "name": {"a_b"}}, 400, "does not look like a valid DNS name"},
-		{"a disk from a path", "POST", "/qemu", url.Values{"vmid": {"300"}, "name": {"a"}, "scsi0": {"vmpool:0,import-from=/etc/passwd"}}, 403, "/etc/passwd"},
+		{"a disk from a path", "POST", "/qemu", url.Values{"vmid": {"300"}, "name": {"a"}, "scsi0": {"vmpool:0,import-from=/srv/disk.raw"}}, 403, "/srv/disk.raw"},
 		{"a VMID that is taken", "POST", "/qemu", url.Values{"vmid": {"200"}, "name": {"a"}, "scsi0": {"vmpool:0,import-from=local:import/a.raw"}}, 500, "VM 200 already exists"},
 		{"a template of a template", "POST", "/qemu/200/template", nil, 500, "you can't convert a template to a template"},
 		{"a configuration that changed", "PUT", "/qemu/200/config", url.Values{"name": {"b"}, "digest": {"00"}}, 500, "detected modified configuration"},
