@@ -394,7 +394,17 @@ roles:`}, nil},
 roles:`}, []string{
 			`error: upload[0].options.stage: upload has no entry "b" of type s3 or ssh`,
 			`error: upload[3]: required key "endpoint" is missing, type ssh needs it`,
+			`error: upload[3]: required option "hostKey" is missing: type ssh knows the host by it`,
 			`error: upload[4].options.stage: upload has no entry "f" of type s3 or ssh`,
+		}},
+		{"a host whose URL is none, or has a password", []string{"roles:", `upload:
+  - {name: a, type: ssh, endpoint: "ssh://ops:secret@h.example.org/srv", options: {hostKey: k}}
+  - {name: b, type: ssh, endpoint: "h.example.org:/srv", options: {hostKey: k}}
+  - {name: c, type: ssh, endpoint: "ssh://ops@h.example.org/", options: {hostKey: k}}
+roles:`}, []string{
+			`error: upload[0].endpoint: a URL here must not carry a password: cluster.yaml is in git`,
+			`error: upload[1].endpoint: names no directory of a host`,
+			`error: upload[2].endpoint: names no directory of a host`,
 		}},
 		{"an upload to what nobody knows", []string{"roles:", "upload: [{name: a, type: floppy}]\nroles:"}, []string{`error: upload[0].type: "floppy" is not one of opennebula, s3, oci, libvirt, vsphere, vsphere-library, proxmox, aws, azure, gcp, openstack, digitalocean, hetzner, ssh`}},
 		{"an upload without what it needs", []string{"roles:", "upload: [{name: a, type: opennebula, datastore: d, username: u}]\nroles:"}, []string{

@@ -3,6 +3,7 @@ package cluster
 import (
 	"net/netip"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 )
@@ -199,6 +200,9 @@ func (c *checker) upload(r rawUpload, u *Upload) {
 	if t.remote {
 		c.uploadEndpoint(r)
 	}
+	if t.name == "ssh" {
+		c.sshDirectory(r)
+	}
 	for _, o := range r.Options {
 		if !slices.Contains(t.options, o.Key) {
 			c.add(o.Pos, o.Path, "", "type %s has no option %q; it has %s", t.name, o.Key, strings.Join(t.options, ", "))
@@ -236,6 +240,33 @@ func (c *checker) uploadEndpoint(r rawUpload) {
 		c.add(f.Pos, f.Path, "https://… through a proxy before it, or insecure: true", "the password would go to %s readable by anybody on the way", u.Host)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		c.warn(f.place, "https://… through a proxy before it", "the password goes to %s readable by anybody on the way", u.Host)
+	}
+}
+
+// sshDirectory wants a directory of a host, and the key that the host is known by.
+func (c *checker) sshDirectory(r rawUpload) {
+	known := false
+	for _, o := range r.Options {
+		known = known || o.Key == "hostKey"
+	}
+	if !known {
+		c.add(r.Pos, r.place.Path, "options: {hostKey: what ssh-keyscan -t ed25519 HOST prints after the name}", "required option \"hostKey\" is missing: type ssh knows the host by it")
+	}
+	f := r.Endpoint
+	if !f.Set {
+		return
+	}
+	u, err := url.Parse(f.V)
+	secret := false
+	if err == nil {
+		_, secret = u.User.Password()
+	}
+	switch {
+	case secret:
+		c.add(f.Pos, f.Path, "password: {file: …} names a private key", "a URL here must not carry a password: cluster.yaml is in git")
+	case err != nil || u.Scheme != "ssh" || u.Hostname() == "" || u.User.Username() == "" || u.RawQuery != "" || !path.IsAbs(u.Path) || path.Clean(u.Path) == "/":
+		// Not printed: there may be a password in it.
+		c.add(f.Pos, f.Path, "ssh://USER@HOST[:PORT]/DIRECTORY", "names no directory of a host")
 	}
 }
 

@@ -46,7 +46,6 @@ func cloudSite(t *testing.T) *uploadSite {
   - {name: presigned, type: digitalocean, region: fra1, password: {env: CLOUD_SECRET}, options: {directory: "https://b.example.org/?X-Amz-Signature=1"}}
   - {name: bucket, type: s3, endpoint: "`+nobody.URL+`", bucket: vms, region: eu, username: k, password: {env: CLOUD_SECRET}}
   - {name: host, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/srv/images", password: {env: CLOUD_SECRET}, options: {hostKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFP7Xx4NKV4oqKYLpYrX5bBDSHHn7M5YpyWrpTJmJp5d"}}
-  - {name: unknown, type: ssh, endpoint: "ssh://ops@127.0.0.1:1/srv/images"}
   - {name: pathless, type: digitalocean, endpoint: "`+nobody.URL+`", region: fra1, password: {env: CLOUD_SECRET}, options: {stage: host}}
   - {name: twice, type: digitalocean, region: fra1, password: {env: CLOUD_SECRET}, options: {stage: bucket, directory: "https://b.example.org"}}
   - {name: put, type: openstack, options: {cloud: prod, stage: bucket}}
