@@ -17,6 +17,7 @@ import (
 	"github.com/imagectl/imagectl/images/build"
 	"github.com/imagectl/imagectl/images/shelf"
 	"github.com/imagectl/imagectl/images/store"
+	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 )
@@ -72,8 +73,11 @@ func (o *artefacts) bring(ctx context.Context, a store.Artefact) (string, error)
 			_, _ = daemon.SdNotify(false, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", more.Microseconds()))
 		}
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, upload.ErrNotFound):
 		err = fmt.Errorf("%w; imagectl server publish puts it there", err)
+	case err != nil:
+		err = fmt.Errorf("%w; if the store answers and has other bytes than were built, delete them there: imagectl server publish sends only what is missing", err)
 	}
 	return path, err
 }
