@@ -8,6 +8,7 @@
 package nodecopy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -16,6 +17,7 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -34,9 +36,12 @@ type Source struct {
 	// Certificate is an admin's or, while it is good, one with the role backup.
 	Certificate tls.Certificate
 	Now         func() time.Time
+
+	// slow is answerTime but in tests.
+	slow time.Duration
 }
 
-// answerTime is how long a node has to say what it keeps.
+// answerTime is how long a node has to say what it keeps, and for each next piece of that.
 const answerTime = 20 * time.Second
 
 // Fetched is what came from a node.
@@ -49,12 +54,13 @@ type Fetched struct {
 }
 
 // Fetch brings the newest backup that any of the nodes keeps into a directory of this
-// machine. addresses are HOST:PORT. tell hears of nodes that gave nothing.
+// machine: of one that fails on the way, the next newest is taken. addresses are HOST:PORT.
+// tell hears of nodes that gave nothing.
 func (s Source) Fetch(ctx context.Context, addresses []string, dir string, tell func(error)) (Fetched, error) {
-	var best *offer
+	var offers []*offer
 	defer func() {
-		if best != nil {
-			best.close()
+		for _, o := range offers {
+			o.close()
 		}
 	}()
 	var failed []error
@@ -64,23 +70,20 @@ func (s Source) Fetch(ctx context.Context, addresses []string, dir string, tell 
 			failed = append(failed, fmt.Errorf("asking %s for a backup: %w", address, err))
 			continue
 		}
-		if best == nil || o.file.At.After(best.file.At) {
-			best, o = o, best
+		offers = append(offers, o)
+	}
+	slices.SortStableFunc(offers, func(a, b *offer) int { return b.file.At.Compare(a.file.At) })
+	for _, o := range offers {
+		if _, err := files.Save(dir, o.file.Name, o.copyTo, o.signed.CheckContent); err != nil {
+			failed = append(failed, fmt.Errorf("fetching %s from %s: %w", o.file.Name, o.node, err))
+			continue
 		}
-		if o != nil {
-			o.close()
+		for _, err := range failed {
+			tell(err)
 		}
+		return Fetched{Path: filepath.Join(dir, o.file.Name), File: o.file, Node: o.node}, nil
 	}
-	if best == nil {
-		return Fetched{}, errors.Join(failed...)
-	}
-	for _, err := range failed {
-		tell(err)
-	}
-	if _, err := files.Save(dir, best.file.Name, best.copyTo, best.signed.CheckContent); err != nil {
-		return Fetched{}, fmt.Errorf("fetching a backup from %s: %w", best.node, err)
-	}
-	return Fetched{Path: filepath.Join(dir, best.file.Name), File: best.file, Node: best.node}, nil
+	return Fetched{}, errors.Join(failed...)
 }
 
 // offer is a node that has begun to send a backup.
@@ -89,12 +92,27 @@ type offer struct {
 	signed files.Copy
 	file   files.File
 	stream *connect.ServerStreamForClient[api.ReadBackupResponse]
-	close  func()
+	// watch ends the call when its timer does; why says what an error of the call means.
+	watch func() *time.Timer
+	why   func(error) error
+	close func()
 }
 
 func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
 	o := &offer{}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	slow := cmp.Or(s.slow, answerTime)
+	late := fmt.Errorf("nothing came for %v", slow)
+	o.watch = func() *time.Timer { return time.AfterFunc(slow, func() { cancel(late) }) }
+	o.why = func(err error) error {
+		if context.Cause(ctx) == late {
+			return late
+		}
+		if ce := new(connect.Error); errors.As(err, &ce) {
+			return errors.New(ce.Message()) // without its code
+		}
+		return err
+	}
 	tr := &http.Transport{ForceAttemptHTTP2: true, TLSHandshakeTimeout: answerTime, TLSClientConfig: &tls.Config{
 		MinVersion:           tls.VersionTLS13,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &s.Certificate, nil },
@@ -106,7 +124,7 @@ func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
 		},
 	}}
 	o.close = func() {
-		cancel()
+		cancel(nil)
 		if o.stream != nil {
 			_ = o.stream.Close()
 		}
@@ -117,15 +135,14 @@ func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
 			o.close()
 		}
 	}()
-	slow := time.AfterFunc(answerTime, cancel)
-	defer slow.Stop()
+	defer o.watch().Stop()
 	o.stream, err = apiconnect.NewNodeServiceClient(&http.Client{Transport: tr}, "https://"+address, connect.WithReadMaxBytes(1<<20)).ReadBackup(ctx, connect.NewRequest(&api.ReadBackupRequest{}))
 	if err != nil {
-		return nil, words(err)
+		return nil, o.why(err)
 	}
 	if !o.stream.Receive() {
 		if err := o.stream.Err(); err != nil {
-			return nil, words(err)
+			return nil, o.why(err)
 		}
 		return nil, errors.New("it sent nothing")
 	}
@@ -135,12 +152,10 @@ func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
 	return o, err
 }
 
-// words is what an error of a call says, without its code.
-func words(err error) error {
-	if ce := new(connect.Error); errors.As(err, &ce) {
-		return errors.New(ce.Message())
-	}
-	return err
+// receive waits for the next piece.
+func (o *offer) receive() bool {
+	defer o.watch().Stop()
+	return o.stream.Receive()
 }
 
 // verify accepts any node of the cluster, also one whose certificate has expired.
@@ -165,7 +180,7 @@ func (s Source) verify(cs tls.ConnectionState) (node string, err error) {
 }
 
 func (o *offer) copyTo(w io.Writer) error {
-	for left := o.signed.Size; o.stream.Receive(); {
+	for left := o.signed.Size; o.receive(); {
 		b := o.stream.Msg().GetChunk()
 		if left -= int64(len(b)); left < 0 {
 			return fmt.Errorf("more comes than its %d bytes", o.signed.Size)
@@ -175,7 +190,7 @@ func (o *offer) copyTo(w io.Writer) error {
 		}
 	}
 	if err := o.stream.Err(); err != nil {
-		return words(err)
+		return o.why(err)
 	}
 	return nil
 }
