@@ -34,11 +34,18 @@ type TPMRecord struct {
 	// Elsewhere is another machine that the TPM which asks now belongs to; empty for
 	// none.
 	Elsewhere string
-	// Waiting maps the fingerprints of pending keys to the endorsement keys that they
-	// were proven with.
-	Waiting map[string]string
+	// Waiting maps the fingerprints of pending keys to what they were proven with.
+	Waiting map[string]Proven
 	// PCRs is what registers may hold; nil for anything.
 	PCRs tpm.PCRPolicy
+}
+
+// Proven is what a proof of before has shown.
+type Proven struct {
+	// EK is the endorsement key.
+	EK string
+	// PCRs are the values of tpm.PCRIndexes.
+	PCRs [][]byte
 }
 
 // Trouble is why a machine proves nothing.
@@ -86,7 +93,10 @@ func DecideTPM(r Record, fingerprint string, attested *tpm.Attested, refusal *Re
 	if refusal != nil {
 		return Decision{Status: Pending, Code: refusal.Code, Reason: refusal.Reason}
 	}
-	ek := r.TPM.Waiting[fingerprint]
+	ek := r.TPM.Waiting[fingerprint].EK
+	if r.refuseMeasured(r.TPM.Waiting[fingerprint].PCRs) != nil {
+		ek = "" // it may have started something else since
+	}
 	switch {
 	case attested != nil:
 		// Also one that waited before machines had to prove themselves.
@@ -131,13 +141,14 @@ func (r Record) refuseWaiting(fingerprint string) *Refusal {
 	if r.TPM == nil {
 		return nil
 	}
-	switch ek := r.TPM.Waiting[fingerprint]; {
+	proven := r.TPM.Waiting[fingerprint]
+	switch ek := proven.EK; {
 	case ek == "":
 		return &Refusal{CodeTPMUnproven, fmt.Sprintf("this key of %s was proven by no TPM, and cluster.yaml says identity.policy: tpm; wait until it asks again", r.Name)}
 	case r.TPM.Listed != "" && r.TPM.Listed != ek:
 		return &Refusal{CodeTPMUnlisted, fmt.Sprintf("this key is in the TPM %s, and cluster.yaml says that %s has %s", ek, r.Name, r.TPM.Listed)}
 	}
-	return nil
+	return r.refuseMeasured(proven.PCRs)
 }
 
 // refuseTPM says why a TPM that is genuine does not let this machine in, or nil.
@@ -145,7 +156,12 @@ func (r Record) refuseTPM(a *tpm.Attested) *Refusal {
 	if refusal := r.refuseForeign(a); refusal != nil {
 		return refusal
 	}
-	index, value, outside := r.TPM.PCRs.Outside(a.PCRs)
+	return r.refuseMeasured(a.PCRs)
+}
+
+// refuseMeasured says why a machine that has started this is not let in, or nil.
+func (r Record) refuseMeasured(pcrs [][]byte) *Refusal {
+	index, value, outside := r.TPM.PCRs.Outside(pcrs)
 	if !outside {
 		return nil
 	}

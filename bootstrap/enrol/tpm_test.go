@@ -60,20 +60,20 @@ func TestTPMsThatAreRefused(t *testing.T) {
 			Decision{Status: Pending, Code: CodeKeyConflict, Remember: true, Conflict: true, Reason: running + " --replace-key"}},
 		{"that system asks again", func() Record {
 			r := installed(machine.Ready)
-			r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]string{"k": mine}
+			r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]Proven{"k": {EK: mine}}
 			return r
 		}(), nil, nil, Decision{Status: Pending, Code: CodeKeyConflict, Reason: running + " --replace-key"}},
 		{"it is armed meanwhile", func() Record {
 			r := installed(machine.Armed)
-			r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]string{"k": mine}
+			r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]Proven{"k": {EK: mine}}
 			return r
 		}(), nil, nil, Decision{Status: Pending, Code: CodeTPMChallenge, Reason: must}},
 		{"a TPM that nobody has listed waits for an operator", record(func(r *Record) { r.TPM.Listed = "" }), proof(nil), nil,
 			Decision{Status: Pending, Code: CodePending, Remember: true, Reason: waits + isNew}},
 		{"it asks again", record(func(r *Record) {
-			r.TPM.Listed, r.Pending, r.TPM.Waiting = "", []Waiting{{"k", "C"}}, map[string]string{"k": mine}
+			r.TPM.Listed, r.Pending, r.TPM.Waiting = "", []Waiting{{"k", "C"}}, map[string]Proven{"k": {EK: mine}}
 		}), nil, nil, Decision{Status: Pending, Code: CodePending, Reason: waits + isNew}},
-		{"its TPM is listed meanwhile", record(func(r *Record) { r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]string{"k": mine} }), nil, nil,
+		{"its TPM is listed meanwhile", record(func(r *Record) { r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]Proven{"k": {EK: mine}} }), nil, nil,
 			Decision{Status: Pending, Code: CodeTPMChallenge, Reason: must}},
 		{"a key that waited before TPMs were asked for", record(func(r *Record) { r.TPM.Listed, r.Pending = "", []Waiting{{"k", "C"}} }), proof(nil), nil,
 			Decision{Status: Pending, Code: CodePending, Remember: true, Reason: waits + isNew}},
@@ -102,6 +102,15 @@ func TestTPMsThatAreRefused(t *testing.T) {
 			Decision{Status: Pending, Code: CodeTPMMeasured, Reason: "its register 0 (the firmware's code) is " + strings.Repeat("c3", 32) + ", and cluster.yaml allows " + mine + " or " + other + "; if it has started what it should, add that to identity.tpm.pcrs"}},
 		{"another firmware, and a TPM that nobody has listed", record(func(r *Record) { r.TPM.Listed, r.TPM.PCRs = "", tpm.PCRPolicy{0: {mine}} }), proof(func(a *tpm.Attested) { a.PCRs = [][]byte{bytes.Repeat([]byte{0xc3}, 32)} }), nil,
 			Decision{Status: Pending, Code: CodeTPMMeasured, Reason: "its register 0 (the firmware's code) is " + strings.Repeat("c3", 32) + ", and cluster.yaml allows " + mine + "; if it has started what it should, add that to identity.tpm.pcrs"}},
+		{"it waited before its registers were asked for", record(func(r *Record) {
+			r.TPM.Listed, r.TPM.PCRs = "", tpm.PCRPolicy{0: {mine}}
+			r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]Proven{"k": {EK: mine, PCRs: [][]byte{bytes.Repeat([]byte{0xc3}, 32)}}}
+		}), nil, nil, Decision{Status: Pending, Code: CodeTPMChallenge, Reason: must}},
+		{"and has started what is allowed since", record(func(r *Record) {
+			r.TPM.Listed, r.TPM.PCRs = "", tpm.PCRPolicy{0: {mine}}
+			r.Pending, r.TPM.Waiting = []Waiting{{"k", "C"}}, map[string]Proven{"k": {EK: mine, PCRs: [][]byte{bytes.Repeat([]byte{0xc3}, 32)}}}
+		}), proof(func(a *tpm.Attested) { a.PCRs = [][]byte{bytes.Repeat([]byte{0xa1}, 32)} }), nil,
+			Decision{Status: Pending, Code: CodePending, Remember: true, Reason: waits + isNew}},
 		{"no TPM", record(nil), nil, TPMTrouble("w1", TPMAbsent),
 			Decision{Status: Pending, Code: CodeTPMAbsent, Reason: "w1 shows no TPM 2.0, and cluster.yaml says identity.policy: tpm; switch the TPM on in its firmware (TPM, fTPM or PTT)"}},
 		{"a TPM that is busy", record(nil), nil, TPMTrouble("w1", TPMBusy),
@@ -135,13 +144,19 @@ func TestAnOperatorAcceptsOnlyWhatATPMHasProven(t *testing.T) {
 		refusal.Reason != "this key of w1 was proven by no TPM, and cluster.yaml says identity.policy: tpm; wait until it asks again" {
 		t.Errorf("got %d, %v", i, refusal)
 	}
-	r.TPM.Waiting = map[string]string{"k": "ek"}
+	r.TPM.Waiting = map[string]Proven{"k": {EK: "ek"}}
 	r.TPM.Listed = "another"
 	if i, refusal := Approve(r, "", "AAAA-AAAA-AAAA", false); i != -1 || refusal == nil || refusal.Code != CodeTPMUnlisted ||
 		refusal.Reason != "this key is in the TPM ek, and cluster.yaml says that w1 has another" {
 		t.Errorf("got %d, %v", i, refusal)
 	}
 	r.TPM.Listed = ""
+	// What it was proven with counts by cluster.yaml of now.
+	r.TPM.PCRs = tpm.PCRPolicy{0: {strings.Repeat("b2", 32)}}
+	if i, refusal := Approve(r, "", "AAAA-AAAA-AAAA", false); i != -1 || refusal == nil || refusal.Code != CodeTPMMeasured {
+		t.Errorf("measured nothing: got %d, %v", i, refusal)
+	}
+	r.TPM.Waiting["k"] = Proven{EK: "ek", PCRs: [][]byte{bytes.Repeat([]byte{0xb2}, 32)}}
 	if i, refusal := Approve(r, "", "AAAA-AAAA-AAAA", false); i != 0 || refusal != nil {
 		t.Errorf("got %d, %v", i, refusal)
 	}

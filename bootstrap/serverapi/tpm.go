@@ -78,13 +78,13 @@ func (s *Server) challenge(d enrol.Decision, key pki.PublicKey, req *api.EnrolRe
 // tpmOf is what enrolment looks at.
 func (s *Server) tpmOf(m store.Machine) *enrol.TPMRecord {
 	listed, _ := s.machineOf(m.Name)
-	r := &enrol.TPMRecord{Listed: listed.EK, Waiting: map[string]string{}, PCRs: s.cfg.PCRs}
+	r := &enrol.TPMRecord{Listed: listed.EK, Waiting: map[string]enrol.Proven{}, PCRs: s.cfg.PCRs}
 	if b := m.TPM; b != nil {
 		r.Bound = &tpm.Attested{EK: b.EK, AK: b.AK, Challenged: b.At, Resets: b.Resets, Clock: b.Clock, Firmware: b.Firmware, PCRs: b.PCRs}
 	}
 	for _, k := range m.Pending {
 		if k.TPM != nil {
-			r.Waiting[k.Fingerprint] = k.TPM.EK
+			r.Waiting[k.Fingerprint] = enrol.Proven{EK: k.TPM.EK, PCRs: k.TPM.PCRs}
 		}
 	}
 	return r
