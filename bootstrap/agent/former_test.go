@@ -100,3 +100,20 @@ func TestFormerNodesAreRemovedOnce(t *testing.T) {
 	step("true [w3/2] w3/2", again)
 	step("true []")
 }
+
+// A machine waits for this one to look, whatever does not end well here: an add-on that needs
+// a webhook which runs on that machine, for instance.
+func TestFormerNodesAreRemovedThoughAnotherStepFails(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	n := l.newNode()
+	tries, fails := 0, error(nil)
+	n.removeFormer = func(context.Context, string, string) (bool, error) { tries++; return true, fails }
+	run := initRun(l)
+	run.Kubernetes.Action = api.KubernetesWanted_ACTION_UNSPECIFIED // no step is done behind this one
+	run.Kubernetes.Former = []*api.FormerNode{{Name: "w3", BootId: "1"}}
+	out := n.work(t.Context(), run)
+	if out.done || tries != 1 || len(n.observe(t.Context(), run, out).kubernetes.GetFormerGone()) != 1 {
+		t.Errorf("done %v, %d tries, %v", out.done, tries, out.steps)
+	}
+}

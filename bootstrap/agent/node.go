@@ -233,11 +233,15 @@ func (n *node) settle(ctx context.Context, looked chan<- struct{}) {
 // work goes once through what the directive says.
 func (n *node) work(ctx context.Context, run *api.Run) outcome {
 	out := runSteps(ctx, n.Log, n.steps(run), n.news().steps, n.publishSteps)
-	if !out.done {
-		// Renewing is the last step, and must not wait for weeks for one that never ends
-		// well, an add-on for instance.
-		renewed := runSteps(ctx, n.Log, []Step{n.renewals(run)}, nil, func([]*api.StepStatus) {})
-		out.changed = append(out.changed, renewed.changed...)
+	if out.done {
+		return out
+	}
+	for _, s := range n.last(run) {
+		if s.Name == out.stopped() {
+			continue // it was tried
+		}
+		more := runSteps(ctx, n.Log, []Step{s}, nil, func([]*api.StepStatus) {})
+		out.changed = append(out.changed, more.changed...)
 	}
 	return out
 }

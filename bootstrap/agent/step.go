@@ -38,6 +38,16 @@ type outcome struct {
 	done bool
 }
 
+// stopped is the first step that is not done; empty when all are.
+func (o outcome) stopped() string {
+	for _, s := range o.steps {
+		if s.GetState() != api.StepStatus_STATE_DONE {
+			return s.GetName()
+		}
+	}
+	return ""
+}
+
 // runSteps runs a list up to the first step that is not done afterwards. before
 // is what the last run ended with: a step that was done counts as done until it
 // is found not to be, so that looking again is no news. report is called with a

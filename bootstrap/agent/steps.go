@@ -76,11 +76,16 @@ func (n *node) steps(run *api.Run) []Step {
 	if first {
 		s = append(s, n.addons(run))
 	}
-	s = append(s, n.nodeReady(run))
-	if len(run.GetKubernetes().GetFormer()) > 0 {
-		s = append(s, n.formerNodes(run))
+	return append(append(s, n.nodeReady(run)), n.last(run)...)
+}
+
+// last are the steps at the end, which wait for none before them: other machines wait for
+// the first, and certificates end while the second waits. An add-on may never end well.
+func (n *node) last(run *api.Run) []Step {
+	if len(run.GetKubernetes().GetFormer()) == 0 {
+		return []Step{n.renewals(run)}
 	}
-	return append(s, n.renewals(run))
+	return []Step{n.formerNodes(run), n.renewals(run)}
 }
 
 // turn waits for the server to say that it is this node's turn.
