@@ -117,3 +117,23 @@ func TestFormerNodesAreRemovedThoughAnotherStepFails(t *testing.T) {
 		t.Errorf("done %v, %d tries, %v", out.done, tries, out.steps)
 	}
 }
+
+// A node that has lost its directive is no machine that was installed anew.
+func TestANodeWithoutItsDirectiveSaysThatItHasJoined(t *testing.T) {
+	t.Parallel()
+	for _, joined := range []bool{true, false} {
+		l := newLab(t)
+		l.put(RunPath, "{damaged")
+		if joined {
+			l.put(joinedPath, "kubeadm join")
+		}
+		n := l.newNode()
+		if err := n.remember(); err != nil {
+			t.Fatal(err)
+		}
+		n.look(t.Context(), nil)
+		if got := n.news().kubernetes.GetJoined(); got != joined {
+			t.Errorf("joined %v: it reports %v", joined, got)
+		}
+	}
+}

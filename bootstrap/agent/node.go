@@ -188,6 +188,11 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 func (n *node) look(ctx context.Context, looked <-chan struct{}) {
 	run := n.directive()
 	if run == nil {
+		// Whether it has joined it knows without one: who was a node and does not say so
+		// was installed anew, and its Node object is removed.
+		if joined, err := n.Host.Exists(joinedPath); err == nil && joined {
+			n.publish(report{kubernetes: &api.KubernetesObserved{Joined: true}})
+		}
 		return
 	}
 	t := time.NewTimer(firstLook)
