@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/backup/files"
+	"google.golang.org/protobuf/proto"
 )
 
 // backupsPath holds copies of the server's backups, backupsIndex what the server signed of
@@ -63,15 +64,19 @@ func (n *node) loadBackups() error {
 	return nil
 }
 
-// wantBackup notes which backup the server has told of.
+// wantBackup notes which backup the server has told of. To be told of the same again, with
+// each answer, is no reason to fetch it again at once.
 func (n *node) wantBackup(c *api.BackupCopy) {
 	if c == nil {
 		return
 	}
 	n.mu.Lock()
+	news := !proto.Equal(n.copies.want, c)
 	n.copies.want = c
 	n.mu.Unlock()
-	poke(n.backup)
+	if news {
+		poke(n.backup)
+	}
 }
 
 // keepBackups fetches each backup that the server tells of, until ctx ends.

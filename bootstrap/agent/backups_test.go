@@ -153,6 +153,30 @@ func TestAnAgentReportsItsCopies(t *testing.T) {
 	})
 }
 
+// A backup that cannot be kept is fetched again after a while, and not with each answer of
+// the server: it may have a hundred megabytes.
+func TestABackupIsNotFetchedWithEachAnswer(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	n := l.newNode()
+	woken := func() bool {
+		select {
+		case <-n.backup:
+			return true
+		default:
+			return false
+		}
+	}
+	for _, c := range []struct {
+		told *api.BackupCopy
+		want bool
+	}{{nil, false}, {l.offer(l.ca, 1, "torn", 1), true}, {l.offer(l.ca, 1, "torn", 1), false}, {nil, false}, {l.offer(l.ca, 1, "whole", 1), true}, {l.offer(l.ca, 2, "whole", 1), true}} {
+		if n.wantBackup(c.told); woken() != c.want {
+			t.Errorf("told of %v: woken %v", c.told, !c.want)
+		}
+	}
+}
+
 // A node's own log is a chain over restarts and files, and what cannot be read is kept.
 func TestANodeRecordsWhatNoServerSaw(t *testing.T) {
 	t.Parallel()
