@@ -280,5 +280,9 @@ func (n *node) apiTLS() (nodeapi.Trust, error) {
 	if cert == nil || run.GetClientCaPem() == "" {
 		return nodeapi.Trust{}, errors.New("this node is not enrolled yet")
 	}
-	return nodeapi.Trust{Certificate: cert, ClientCA: []byte(run.GetClientCaPem()), Cluster: n.Config.Cluster, Now: n.Now, Revoked: revoked, Changed: news}, nil
+	var admins []nodeapi.Admin
+	for _, a := range run.GetAdmins() {
+		admins = append(admins, nodeapi.Admin{Name: a.GetName(), Key: a.GetKey()})
+	}
+	return nodeapi.Trust{Certificate: cert, ClientCA: []byte(run.GetClientCaPem()), Cluster: n.Config.Cluster, Now: n.Now, Revoked: revoked, Changed: news, Admins: admins}, nil
 }

@@ -2,7 +2,9 @@ package nodeapi
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -32,6 +34,7 @@ func TestOneCallMayBeLate(t *testing.T) {
 		end = e
 	}
 	l.at(end.Add(40 * 24 * time.Hour))
+	l.knows(Admin{Name: "jo@example.org"})
 	for who, cert := range certs {
 		for _, procedure := range calls(t) {
 			err := call(l.client(cert), procedure)
@@ -52,6 +55,35 @@ func TestOneCallMayBeLate(t *testing.T) {
 	l.revoke(1, admin)
 	if err := call(l.client(admin), apiconnect.NodeServiceReadBackupProcedure); connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "is revoked") {
 		t.Errorf("an expired and revoked certificate: %v", err)
+	}
+	// Lists forget what has expired; who was dismissed is no admin any more.
+	other := l.cert(l.ca, l.profile("operator", pki.RoleAdmin))
+	sum := sha256.Sum256(other.Leaf.RawSubjectPublicKeyInfo)
+	own := hex.EncodeToString(sum[:])
+	for what, c := range map[string]struct {
+		admins []Admin
+		may    bool
+	}{
+		"nobody is one":         {nil, false},
+		"dismissed":             {[]Admin{{Name: "ada"}}, false},
+		"with a key of before":  {[]Admin{{Name: "jo@example.org", Key: strings.Repeat("0", 64)}}, false},
+		"another's key":         {[]Admin{{Name: "ada", Key: own}}, false},
+		"with the own key":      {[]Admin{{Name: "ada"}, {Name: "jo@example.org", Key: own}}, true},
+		"who has no key for it": {[]Admin{{Name: "jo@example.org"}}, true},
+	} {
+		l.knows(c.admins...)
+		client := l.client(other)
+		if err := call(client, apiconnect.NodeServiceReadBackupProcedure); c.may != (err == nil) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if !c.may {
+			continue
+		}
+		// On a connection that is open already, too.
+		l.knows()
+		if err := call(client, apiconnect.NodeServiceReadBackupProcedure); connect.CodeOf(err) != connect.CodePermissionDenied {
+			t.Errorf("%s, and dismissed then: %v", what, err)
+		}
 	}
 	// One that begins in the future is no older than it should be.
 	l.at(admin.Leaf.NotBefore.Add(-time.Hour))
@@ -85,6 +117,7 @@ func TestReadingABackupIsRecordedFirst(t *testing.T) {
 		t.Errorf("got %s, %v", got, err)
 	}
 	l.at(cert.Leaf.NotAfter.Add(time.Hour))
+	l.knows(Admin{Name: "jo@example.org"})
 	if _, err := read(); err != nil {
 		t.Error(err)
 	}

@@ -7,15 +7,17 @@
 //
 // Times of certificates are strict, but for one call by one role: an admin reads the
 // backups that a node keeps with a certificate that has expired too. That is for the day
-// when the server is lost, which is who renews certificates; and what comes can be opened
-// with a recovery key only, so an old certificate gives nobody anything but ciphertext. The
-// node keeps a record of each such call.
+// when the server is lost, which is who renews certificates; the node lets in whom that
+// would have given another one, as far as it was told (Trust.Admins). What comes can be
+// opened with a recovery key only. The node keeps a record of each such call.
 package nodeapi
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -44,6 +46,17 @@ type Trust struct {
 	Revoked pki.RevocationList
 	// Changed is closed when Revoked is outdated; nil for never.
 	Changed <-chan struct{}
+	// Admins are those who have the role admin now: revocation lists forget certificates
+	// that have expired, so nobody else's counts after its end. Nil is nobody.
+	Admins []Admin
+}
+
+// Admin is an operator with the role admin.
+type Admin struct {
+	Name string
+	// Key is the lower-case hexadecimal SHA-256 of the person's own key
+	// (SubjectPublicKeyInfo); empty for one who gets another key with each certificate.
+	Key string
 }
 
 // Node is the node as the API sees it.
@@ -76,7 +89,8 @@ type Query struct {
 type rule struct {
 	roles  []pki.Role
 	server bool
-	// late are roles that may with a certificate that has expired.
+	// late are roles that may with a certificate that has expired, of those who have them
+	// still.
 	late []pki.Role
 }
 
@@ -95,13 +109,13 @@ func access() map[string]rule {
 }
 
 // allowed returns the reason why a caller may not call a procedure, or nil.
-func allowed(c caller, procedure string) error {
+func (t Trust) allowed(c caller, procedure string) error {
 	rule, ok := access()[procedure]
 	who := c.who
 	switch {
 	case !ok:
 		return fmt.Errorf("there is no call %s", procedure)
-	case c.late && !slices.Contains(rule.late, who.Role):
+	case c.late && !t.mayBeLate(who, c.leaf, rule):
 		return expired(c.leaf)
 	case who.Kind == pki.KindServer && rule.server:
 		return nil
@@ -111,6 +125,14 @@ func allowed(c caller, procedure string) error {
 		return fmt.Errorf("%s with the role %s may not call %s", who, who.Role, procedure)
 	}
 	return fmt.Errorf("%s may not call %s: the node API is for operators and servers", who, procedure)
+}
+
+// mayBeLate says whether an expired certificate of somebody counts for a call.
+func (t Trust) mayBeLate(who pki.Identity, leaf *x509.Certificate, r rule) bool {
+	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	key := hex.EncodeToString(sum[:])
+	return who.Kind == pki.KindOperator && slices.Contains(r.late, who.Role) &&
+		slices.ContainsFunc(t.Admins, func(a Admin) bool { return a.Name == who.Name && (a.Key == "" || a.Key == key) })
 }
 
 // Serve answers calls on ln, which it closes, until ctx ends. trust is asked for
@@ -187,7 +209,7 @@ func (t Trust) verify(roots *x509.CertPool, cs tls.ConnectionState) error {
 		return fmt.Errorf("verifying the caller: %w", err)
 	}
 	for _, rule := range access() {
-		if slices.Contains(rule.late, who.Role) {
+		if t.mayBeLate(who, leaf, rule) {
 			return nil
 		}
 	}
@@ -270,7 +292,7 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 			if c.who, err = pki.IdentityOf(c.leaf, t.Cluster); err != nil {
 				return err
 			}
-			return allowed(c, r.URL.Path)
+			return t.allowed(c, r.URL.Path)
 		}()
 		if err == nil {
 			// Following a journal goes on for days.

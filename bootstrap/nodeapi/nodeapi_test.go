@@ -87,6 +87,7 @@ type lab struct {
 	mu      sync.Mutex
 	revoked pki.RevocationList
 	changed chan struct{}
+	admins  []Admin
 }
 
 // at sets the node's clock.
@@ -94,6 +95,13 @@ func (l *lab) at(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now = func() time.Time { return now }
+}
+
+// knows tells the node who is an admin now.
+func (l *lab) knows(admins ...Admin) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.admins = admins
 }
 
 // revoke puts a certificate on the node's list.
@@ -138,7 +146,7 @@ func newLabOf(t *testing.T, node fake) *lab {
 		done <- Serve(ctx, ln, func() (Trust, error) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			return Trust{Certificate: &own, ClientCA: ca.CertificatePEM(), Cluster: "lab", Now: l.now, Revoked: l.revoked, Changed: l.changed}, l.err
+			return Trust{Certificate: &own, ClientCA: ca.CertificatePEM(), Cluster: "lab", Now: l.now, Revoked: l.revoked, Changed: l.changed, Admins: l.admins}, l.err
 		}, l.node)
 	}()
 	t.Cleanup(func() {

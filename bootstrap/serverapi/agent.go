@@ -328,6 +328,9 @@ func (s agents) directive(ctx context.Context, from caller) (*api.SyncResponse, 
 		for _, f := range coordinator.Removes(nodes, choices, name) {
 			run.Kubernetes.Former = append(run.Kubernetes.Former, &api.FormerNode{Name: f.Name, BootId: f.BootID})
 		}
+		if m.ControlPlane {
+			run.Admins = s.admins(ctx)
+		}
 		return &api.SyncResponse{Directive: &api.SyncResponse_Run{Run: run}}, nil
 	}
 	return &api.SyncResponse{Directive: &api.SyncResponse_Wait{Wait: &api.Wait{ReasonCode: d.Code, Reason: d.Reason}}}, nil

@@ -90,7 +90,7 @@ func (c *change) readRevoked() (revocations, error) {
 // sign makes the next list of a CA from its entries and stores it.
 func (s *Server) sign(c *change, all *revocations, name string) error {
 	l := all.Lists[name]
-	l.Entries = slices.DeleteFunc(l.Entries, func(e revokedEntry) bool { return e.ended(c.now) })
+	l.Entries = slices.DeleteFunc(l.Entries, func(e revokedEntry) bool { return e.ended(c.now) && !c.countsLate(e.Holder) })
 	l.Number++
 	if ca, ok := s.listSigners()[name]; ok {
 		revoked := make([]pki.Revocation, len(l.Entries))
@@ -106,6 +106,18 @@ func (s *Server) sign(c *change, all *revocations, name string) error {
 	all.Seq++
 	c.revoked = all
 	return c.tx.PutValue(valueRevocations, all)
+}
+
+// countsLate says whether nodes take a holder's certificates after their end (package nodeapi)
+// and have nothing but their lists to refuse one: operators without an own key. What cannot be
+// read counts.
+func (c *change) countsLate(h holder) bool {
+	name := h.operator()
+	if name == "" {
+		return false
+	}
+	p, known, err := c.person(name)
+	return err != nil || known && p.standing() && p.Key == "" && p.Role == pki.RoleAdmin
 }
 
 // revoke revokes those of a holder's certificates for which which is true and that

@@ -65,6 +65,8 @@ type Server struct {
 	// the name of the one that it was given last.
 	copy   atomic.Pointer[files.Copy]
 	copied sync.Map
+	// lastAdmins is what admins read last: []*api.Admin, which nobody changes.
+	lastAdmins atomic.Value
 	// signatures are those of the log that are stored, by machine; signing limits them.
 	signatures sync.Map
 	signing    *limits
