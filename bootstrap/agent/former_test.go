@@ -137,3 +137,18 @@ func TestANodeWithoutItsDirectiveSaysThatItHasJoined(t *testing.T) {
 		}
 	}
 }
+
+// A node that is not ours any more may say that it boots all day.
+func TestFormerNodesAreForgotten(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	n := l.newNode()
+	n.removeFormer = func(context.Context, string, string) (bool, error) { return true, nil }
+	run := initRun(l)
+	for boot := range 100 {
+		run.Kubernetes.Former = []*api.FormerNode{{Name: "w3", BootId: fmt.Sprint(boot)}, {Name: "w4", BootId: "1"}}
+		if out := runSteps(t.Context(), n.Log, []Step{n.formerNodes(run)}, nil, func([]*api.StepStatus) {}); !out.done || len(n.formerGone) != 2 {
+			t.Fatalf("boot %d: done %v, %d are remembered", boot, out.done, len(n.formerGone))
+		}
+	}
+}

@@ -27,6 +27,10 @@ func (n *node) formerNodes(run *api.Run) Step {
 			return true, "", nil
 		},
 		Act: func(ctx context.Context) error {
+			// A machine that says that it has booted, again and again, fills nobody's memory.
+			n.formerGone = slices.DeleteFunc(n.formerGone, func(g *api.FormerNode) bool {
+				return !slices.ContainsFunc(want, func(f *api.FormerNode) bool { return f.GetName() == g.GetName() && f.GetBootId() == g.GetBootId() })
+			})
 			for _, f := range want {
 				if n.isGone(f) {
 					continue

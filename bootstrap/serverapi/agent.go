@@ -107,7 +107,7 @@ const maxWords = 1 << 10
 // bound shortens what a machine says about itself: it goes into records, the audit
 // log and onto terminals.
 func bound(r *api.SyncRequest) {
-	r.Failure = words(r.GetFailure())
+	r.Failure, r.BootId = words(r.GetFailure()), words(r.GetBootId())
 	for _, s := range r.GetSteps() {
 		s.Name, s.Detail = words(s.GetName()), words(s.GetDetail())
 	}

@@ -46,9 +46,9 @@ func FuzzReport(f *testing.F) {
 	f.Add("its disk is full", "etcd", "waits")
 	f.Add(strings.Repeat("é", 3000), "\xff", strings.Repeat("x", 1025))
 	f.Fuzz(func(t *testing.T, failure, step, detail string) {
-		r := &api.SyncRequest{Failure: failure, Steps: []*api.StepStatus{{Name: step, Detail: detail, State: api.StepStatus_STATE_RUNNING}}}
+		r := &api.SyncRequest{BootId: failure, Failure: failure, Steps: []*api.StepStatus{{Name: step, Detail: detail, State: api.StepStatus_STATE_RUNNING}}}
 		bound(r)
-		for _, s := range []string{r.GetFailure(), r.GetSteps()[0].GetName(), r.GetSteps()[0].GetDetail()} {
+		for _, s := range []string{r.GetBootId(), r.GetFailure(), r.GetSteps()[0].GetName(), r.GetSteps()[0].GetDetail()} {
 			if len(s) > maxWords+len("…") {
 				t.Errorf("%d bytes are left", len(s))
 			}
