@@ -47,11 +47,11 @@ func (b *bench) http(ctx context.Context) error {
 	}
 	defer d.stop()
 	var ours, theirs []float64
-	for range 2*b.runs + 1 {
+	for range b.runs {
 		for _, side := range []struct {
 			url string
 			to  *[]float64
-		}{{"http://" + serverAddress + ":8080/files/" + sum + "/" + largeFile, &ours}, {"http://" + serverAddress + ":8081/" + largeFile, &theirs}} {
+		}{{"http://" + httpAddress + "/files/" + sum + "/" + largeFile, &ours}, {"http://" + serverAddress + ":8081/" + largeFile, &theirs}} {
 			rate, err := download(ctx, side.url)
 			if err != nil {
 				return err
@@ -59,7 +59,7 @@ func (b *bench) http(ctx context.Context) error {
 			*side.to = append(*side.to, rate)
 		}
 	}
-	b.row("HTTP, one large file", "nginx, sendfile", median(ours), median(theirs), "MB/s", 0.95)
+	b.row("HTTP, one large file", "nginx, sendfile", ours, theirs, "MB/s", 0.95)
 	return nil
 }
 
@@ -82,54 +82,68 @@ func download(ctx context.Context, url string) (float64, error) {
 	return float64(n) / 1e6 / time.Since(begin).Seconds(), nil
 }
 
+// asked is a server that scripts and Ignition configs are asked of, and what it gave in a
+// second, a figure a round.
+type asked struct {
+	machines         int
+	path             string
+	start            func() (*daemon, error)
+	script, ignition []float64
+}
+
 // requests measures scripts and Ignition configs per second.
 func (b *bench) requests(ctx context.Context) error {
-	const at = serverAddress + ":8080"
-	type pair struct{ script, ignition float64 }
-	measured := map[int]pair{}
-	for _, n := range []int{10, 1000, 100000} {
-		d, err := b.ours(ctx, n)
-		if err != nil {
-			return err
-		}
-		var p pair
-		if p.script, err = b.load(ctx, d, at, n, "/boot.ipxe?mac=%s&uuid=&serial=&platform=efi"); err == nil {
-			p.ignition, err = b.load(ctx, d, at, n, "/ignition?mac=%s")
-		}
-		d.stop()
-		if err != nil {
-			return err
-		}
-		measured[n] = p
+	ours := func(machines int) *asked {
+		return &asked{machines: machines, path: "/boot.ipxe?mac=%s&uuid=&serial=&platform=efi",
+			start: func() (*daemon, error) { return b.ours(ctx, machines) }}
 	}
-	b.row("scripts, 100,000 machines", "ours with 10", measured[100000].script, measured[10].script, "/s", 0.8)
-	b.row("Ignition, 100,000 machines", "ours with 10", measured[100000].ignition, measured[10].ignition, "/s", 0.8)
+	few, some, most := ours(10), ours(1000), ours(100000)
+	if err := b.ask(ctx, few, most); err != nil {
+		return err
+	}
+	b.row("scripts, 100,000 machines", "ours with 10", most.script, few.script, "/s", 0.8)
+	b.row("Ignition, 100,000 machines", "ours with 10", most.ignition, few.ignition, "/s", 0.8)
 	if b.matchbox == "" {
 		b.skip("scripts and Ignition", "matchbox", fmt.Errorf("%w: say with -matchbox where it is", errNotCompared))
 		return nil
 	}
 	data := filepath.Join(b.dir, "matchbox")
-	if err := matchboxData(data, 1000); err != nil {
+	if err := matchboxData(data, some.machines); err != nil {
 		return err
 	}
-	d, err := b.space.start(ctx, listens(at), b.matchbox, "-address", at, "-data-path", data, "-assets-path", data, "-log-level", "error")
-	if err != nil {
-		b.skip("scripts and Ignition", "matchbox", err)
-		return nil
-	}
-	defer d.stop()
-	script, err := b.load(ctx, d, at, 1000, "/ipxe?mac=%s")
-	if err != nil {
+	theirs := &asked{machines: some.machines, path: "/ipxe?mac=%s", start: func() (*daemon, error) {
+		return b.space.start(ctx, listens(httpAddress), b.matchbox, "-address", httpAddress, "-data-path", data, "-assets-path", data, "-log-level", "error")
+	}}
+	if err := b.ask(ctx, some, theirs); err != nil {
 		return err
 	}
-	config, err := b.load(ctx, d, at, 1000, "/ignition?mac=%s")
-	if err != nil {
-		return err
+	b.row("scripts, 1,000 machines", "matchbox", some.script, theirs.script, "/s", 100)
+	b.row("Ignition, 1,000 machines", "matchbox", some.ignition, theirs.ignition, "/s", 100)
+	b.row("scripts, 100,000 machines", "matchbox with 1,000", most.script, theirs.script, "/s", 100)
+	b.row("Ignition, 100,000 machines", "matchbox with 1,000", most.ignition, theirs.ignition, "/s", 100)
+	return nil
+}
+
+// ask measures two servers in turn.
+func (b *bench) ask(ctx context.Context, sides ...*asked) error {
+	for range b.runs {
+		for _, s := range sides {
+			d, err := s.start()
+			if err != nil {
+				return err
+			}
+			script, err := b.load(ctx, d, s.machines, s.path)
+			var config float64
+			if err == nil {
+				config, err = b.load(ctx, d, s.machines, "/ignition?mac=%s")
+			}
+			d.stop()
+			if err != nil {
+				return err
+			}
+			s.script, s.ignition = append(s.script, script), append(s.ignition, config)
+		}
 	}
-	b.row("scripts, 1,000 machines", "matchbox", measured[1000].script, script, "/s", 100)
-	b.row("Ignition, 1,000 machines", "matchbox", measured[1000].ignition, config, "/s", 100)
-	b.row("scripts, 100,000 machines", "matchbox with 1,000", measured[100000].script, script, "/s", 100)
-	b.row("Ignition, 100,000 machines", "matchbox with 1,000", measured[100000].ignition, config, "/s", 100)
 	return nil
 }
 
@@ -163,12 +177,15 @@ func matchboxData(dir string, machines int) error {
 }
 
 const (
+	// httpAddress is where scripts and configs are asked for.
+	httpAddress = serverAddress + ":8080"
+
 	loaders  = 8
-	loadTime = 3 * time.Second
+	loadTime = 2 * time.Second
 )
 
 // load asks for the machines' answers in turn, over kept connections.
-func (b *bench) load(ctx context.Context, d *daemon, at string, machines int, path string) (float64, error) {
+func (b *bench) load(ctx context.Context, d *daemon, machines int, path string) (float64, error) {
 	var done atomic.Int64
 	var all sync.WaitGroup
 	errs := make([]error, loaders)
@@ -176,14 +193,14 @@ func (b *bench) load(ctx context.Context, d *daemon, at string, machines int, pa
 	for i := range loaders {
 		all.Go(func() {
 			errs[i] = func() error {
-				conn, err := net.Dial("tcp4", at)
+				conn, err := net.Dial("tcp4", httpAddress)
 				if err != nil {
 					return err
 				}
 				defer conn.Close()
 				in := bufio.NewReader(conn)
 				for n := i; time.Since(begin) < loadTime && ctx.Err() == nil; n += loaders {
-					if _, err := fmt.Fprintf(conn, "GET "+path+" HTTP/1.1\r\nHost: "+at+"\r\n\r\n", card(n%machines)); err != nil {
+					if _, err := fmt.Fprintf(conn, "GET "+path+" HTTP/1.1\r\nHost: "+httpAddress+"\r\n\r\n", card(n%machines)); err != nil {
 						return err
 					}
 					resp, err := http.ReadResponse(in, nil)

@@ -27,10 +27,14 @@ func main() {
 	only := flag.String("only", "dhcp,tftp,http,requests", "what is measured")
 	b := bench{}
 	flag.StringVar(&b.matchbox, "matchbox", "", "matchbox's program")
-	flag.IntVar(&b.runs, "runs", 3, "how often throughput is measured; the median counts")
+	flag.IntVar(&b.runs, "runs", 5, "how often each side is measured; the median counts")
 	flag.BoolVar(&b.verbose, "v", false, "print every measurement")
 	flag.Parse()
 	var err error
+	if b.runs < 1 {
+		fmt.Fprintf(os.Stderr, "benchboot: -runs %d: measure at least once\n", b.runs)
+		os.Exit(2)
+	}
 	if *job != "" {
 		err = serveOurs(ctx, *job, *machines)
 	} else {
@@ -74,7 +78,8 @@ func (b *bench) run(ctx context.Context, only []string) error {
 	}
 	defer b.space.close()
 	printMachine()
-	fmt.Printf("%-28s %-24s %12s %12s %9s %7s\n", "", "against", "ours", "theirs", "ratio", "goal")
+	fmt.Printf("the median of %d rounds, of all sides in turn (the least to the most)\n", b.runs)
+	fmt.Printf(rowFormat, "", "against", "ours", "theirs", "ratio", "goal", "")
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
@@ -95,17 +100,20 @@ func (b *bench) run(ctx context.Context, only []string) error {
 
 // ours starts our server.
 func (b *bench) ours(ctx context.Context, machines int) (*daemon, error) {
-	return b.space.start(ctx, listens(serverAddress+":8080"), b.self, "-serve", b.dir, "-machines", strconv.Itoa(machines))
+	return b.space.start(ctx, listens(httpAddress), b.self, "-serve", b.dir, "-machines", strconv.Itoa(machines))
 }
 
-func (b *bench) row(what, against string, ours, theirs float64, unit string, goal float64) {
-	verdict := "met"
-	if ours/theirs < goal {
-		verdict = "missed"
-		b.missed = append(b.missed, fmt.Sprintf("%s against %s: %.2f, want %.2f", strings.TrimSpace(what), against, ours/theirs, goal))
+// row prints what the rounds of both sides say.
+func (b *bench) row(what, against string, ours, theirs []float64, unit string, goal float64) {
+	r := ratio(ours, theirs)
+	said := verdict(r, goal)
+	if said != "met" {
+		b.missed = append(b.missed, fmt.Sprintf("%s against %s: %s, want %.2f", strings.TrimSpace(what), against, r.text("%.2f"), goal))
 	}
-	fmt.Printf("%-28s %-24s %12s %12s %8.2fx %6.2fx %s\n", what, against, fmt.Sprintf("%.0f %s", ours, unit), fmt.Sprintf("%.0f %s", theirs, unit), ours/theirs, goal, verdict)
+	fmt.Printf(rowFormat, what, against, spreadOf(ours).text("%.0f")+" "+unit, spreadOf(theirs).text("%.0f")+" "+unit, r.text("%.2f"), fmt.Sprintf("%.2f", goal), said)
 }
+
+const rowFormat = "%-26s %-20s %30s %30s %22s %6s %s\n"
 
 // say prints a single measurement, if that is wanted.
 func (b *bench) say(format string, args ...any) {
@@ -115,12 +123,5 @@ func (b *bench) say(format string, args ...any) {
 }
 
 func (b *bench) skip(what, against string, why error) {
-	fmt.Printf("%-28s %-24s %v\n", what, against, why)
-}
-
-func best(all []float64) float64 { return slices.Max(all) }
-
-func median(all []float64) float64 {
-	s := slices.Sorted(slices.Values(all))
-	return s[len(s)/2]
+	fmt.Printf("%-26s %-20s %v\n", what, against, why)
 }
