@@ -300,7 +300,7 @@ func (s *Server) refuse(p pending, code, reason string) {
 func (s *Server) commit(conn net.PacketConn, queue <-chan pending) {
 	leases := func(p pending) []Lease { return p.leases }
 	keep := func(all []Lease) error { return s.Store.Append(all) } // there may be no Store, and then nothing waits
-	journal.Commit(queue, leases, keep, func(batch []pending, err error) {
+	journal.Commit(queue, leases, journal.Gather, keep, func(batch []pending, err error) {
 		s.Meter.Waiting(-len(batch))
 		kept, lost, now, err := journal.Yield(batch, leases, err)
 		if err != nil {

@@ -196,7 +196,9 @@ func TestWhoWaitsIsKeptTogether(t *testing.T) {
 	close(queue)
 	var kept []entry
 	var answered, refused, batches int
-	journal.Commit(queue, func(w []entry) []entry { return w }, func(all []entry) error {
+	gathered := 0
+	gather := func() { gathered++ }
+	journal.Commit(queue, func(w []entry) []entry { return w }, gather, func(all []entry) error {
 		if batches++; batches == 2 {
 			return full
 		}
@@ -212,7 +214,41 @@ func TestWhoWaitsIsKeptTogether(t *testing.T) {
 			t.Errorf("%d are answered when %d entries are kept", answered, len(kept))
 		}
 	})
-	if batches != 3 || answered != 1300-512 || refused != 512 {
-		t.Errorf("%d batches: %d are answered, %d refused", batches, answered, refused)
+	if batches != 3 || answered != 1300-512 || refused != 512 || gathered != 1 {
+		t.Errorf("%d batches: %d are answered, %d refused, %d times others were waited for, want once, where there was room", batches, answered, refused, gathered)
+	}
+}
+
+// Many who ask one after the other share a sync; one who asks alone waits for nobody.
+func TestWhoComesInACrowdIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	queue := make(chan int, 100)
+	put := func(n int) {
+		for i := range n {
+			queue <- i
+		}
+	}
+	put(1)
+	var batches []int
+	gathered := 0
+	// What comes while the disk is busy, and then while others are waited for.
+	later, meanwhile := []int{2, 3, 1, 4, 9, 1, 1, 1, 0}, []int{20, 30, 0}
+	journal.Commit(queue, func(i int) []int { return []int{i} }, func() {
+		put(meanwhile[gathered])
+		gathered++
+	}, func(all []int) error {
+		batches = append(batches, len(all))
+		put(later[0])
+		if later = later[1:]; len(later) == 0 {
+			close(queue)
+		}
+		return nil
+	}, func(batch []int, err error) {
+		if len(batch) != batches[len(batches)-1] || err != nil {
+			t.Errorf("%d are answered of %v, %v", len(batch), batches, err)
+		}
+	})
+	if want := []int{1, 2, 3, 1, 4, 29, 31, 1, 1}; !slices.Equal(batches, want) || gathered != 3 {
+		t.Errorf("%v were kept together, and others waited for %d times; want %v, 3 times", batches, gathered, want)
 	}
 }
