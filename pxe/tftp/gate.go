@@ -44,8 +44,9 @@ func (s *server) listen(ctx context.Context, conn net.PacketConn) error {
 }
 
 func (s *server) arrive(client netip.AddrPort, request Request) {
+	halted := s.halted()
 	s.mu.Lock()
-	place, before := s.line.arrive(client, s.now())
+	place, before := s.line.arrive(client, halted, s.now())
 	if _, waits := s.waiting[client]; waits || place == turn || place == queued {
 		s.waiting[client] = request // its last word
 	}
@@ -89,15 +90,23 @@ func (s *server) begin() {
 }
 
 func (s *server) next() (netip.AddrPort, Request, bool) {
+	halted := s.halted()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	client, gaveUp, ok := s.line.next(s.now())
+	client, gaveUp, ok := s.line.next(halted, s.now())
 	for _, c := range gaveUp {
 		delete(s.waiting, c)
 	}
 	request := s.waiting[client]
 	delete(s.waiting, client)
 	return client, request, ok
+}
+
+func (s *server) halted() (n int) {
+	for _, l := range s.lanes {
+		n += l.halted()
+	}
+	return n
 }
 
 // leave gives a place back. Firmware that broke its transfer off wanted to know the

@@ -20,10 +20,14 @@ type lane struct {
 	// ended is told about each transfer that came to its end, with a nil error when the
 	// client has the file.
 	ended func(*transfer, error)
+	// halt is told when transfers have halted, at every tick.
+	halt func()
 
 	mu        sync.Mutex
 	socket    *socket
 	transfers map[netip.AddrPort]*transfer
+	// still is how many had halted at the last tick.
+	still int
 	// out is what leaves next.
 	out     *packets
 	stopped bool
@@ -32,8 +36,8 @@ type lane struct {
 }
 
 // newLane has transfers with blocks of at most so many bytes.
-func newLane(s *socket, block int, log *slog.Logger, now func() time.Time, ended func(*transfer, error)) *lane {
-	return &lane{log: log, now: now, ended: ended, socket: s, transfers: map[netip.AddrPort]*transfer{},
+func newLane(s *socket, block int, log *slog.Logger, now func() time.Time, ended func(*transfer, error), halt func()) *lane {
+	return &lane{log: log, now: now, ended: ended, halt: halt, socket: s, transfers: map[netip.AddrPort]*transfer{},
 		out: newPackets(4 + block), first: make(chan struct{}, 1)}
 }
 
@@ -42,6 +46,13 @@ func (l *lane) busy() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.transfers)
+}
+
+// halted is how many transfers wait for an answer that does not come. It may be a tick old.
+func (l *lane) halted() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return min(l.still, len(l.transfers))
 }
 
 // begin sends the first packet of a transfer.
@@ -181,6 +192,7 @@ func (l *lane) answered(client netip.AddrPort, packet []byte) (end, bool) {
 func (l *lane) tick() {
 	var gone []*transfer
 	l.mu.Lock()
+	l.still = 0
 	for client, t := range l.transfers {
 		switch t.tick() {
 		case wait:
@@ -190,12 +202,20 @@ func (l *lane) tick() {
 			l.say(client, failure(0, errSilent.Error()))
 			delete(l.transfers, client)
 			gone = append(gone, t)
+			continue
+		}
+		if t.halted() {
+			l.still++
 		}
 	}
+	still := l.still
 	l.flush()
 	l.mu.Unlock()
 	for _, t := range gone {
 		l.ended(t, errSilent)
+	}
+	if still > 0 {
+		l.halt()
 	}
 }
 

@@ -158,6 +158,41 @@ func TestWhoWaitsGetsWhatItAskedForLast(t *testing.T) {
 	}
 }
 
+// A client that does not answer keeps what it has, but nobody waits for it.
+func TestOthersBeginWhileAClientDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	meter := make(events, 16)
+	s, client := lonely(t, Config{Files: map[string][]byte{"a": program(600)}, Sessions: 1, Meter: meter})
+	s.arrive(client.name, mustParse(t, read("a", "octet")))
+	meter.expect(t, "begun")
+	for host := byte(2); host < 10; host++ {
+		s.arrive(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, host}), 9), mustParse(t, read("a", "octet")))
+	}
+	for n := 1; n <= 1+spareTimes; n++ { // each of those that begin halts, too
+		for range haltedAfter - 1 {
+			s.lanes[0].tick()
+		}
+		if len(meter) != 0 {
+			t.Fatalf("after %d have halted: %s", n-1, <-meter)
+		}
+		s.lanes[0].tick()
+		if n <= spareTimes {
+			meter.expect(t, "begun")
+		}
+	}
+	if got := s.lanes[0].busy(); got != 1+spareTimes || len(meter) != 0 {
+		t.Fatalf("%d run, want %d", got, 1+spareTimes)
+	}
+	// The first one goes on where it was.
+	ack := newPackets(8)
+	for block := range byte(2) {
+		ack.n = 0
+		ack.add(client.name, true, func(b []byte) []byte { return append(b, 0, opAck, 0, 1+block) })
+		s.lanes[0].take(ack)
+	}
+	meter.expect(t, "ended a 600 true", "begun")
+}
+
 // peer is a client's socket.
 type peer struct {
 	*net.UDPConn

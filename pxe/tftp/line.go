@@ -26,7 +26,9 @@ const (
 // method takes the time. It is not safe for concurrent use.
 type line struct {
 	limit, most int
-	active      map[netip.AddrPort]bool
+	// spare is how many more may run than limit, in place of those that have halted.
+	spare  int
+	active map[netip.AddrPort]bool
 	// running counts active by address, and sources those and the waiting ones.
 	running, sources map[netip.Addr]int
 	// begun are the addresses whose last session was broken off, and when: their
@@ -38,8 +40,8 @@ type line struct {
 	swept time.Time
 }
 
-func newLine(limit, most int) line {
-	return line{limit: limit, most: most, active: map[netip.AddrPort]bool{}, running: map[netip.Addr]int{}, sources: map[netip.Addr]int{},
+func newLine(limit, spare, most int) line {
+	return line{limit: limit, spare: spare, most: most, active: map[netip.AddrPort]bool{}, running: map[netip.Addr]int{}, sources: map[netip.Addr]int{},
 		begun: map[netip.Addr]time.Time{}, seen: map[netip.AddrPort]time.Time{}}
 }
 
@@ -47,9 +49,13 @@ func newLine(limit, most int) line {
 // rewrites addresses share one, so it is not small.
 func shareOf(n int) int { return max(1, n/4) }
 
-// arrive takes a request in, and says how many others wait before it, or what the
-// bound is that it met.
-func (l *line) arrive(client netip.AddrPort, now time.Time) (place, int) {
+// crowded says that no more may begin. Of those that run, halted wait for an answer that
+// does not come: they cost nothing but their memory, so that others may begin meanwhile.
+func (l *line) crowded(halted int) bool { return len(l.active)-min(halted, l.spare) >= l.limit }
+
+// arrive takes a request in while so many have halted, and says how many others wait
+// before it, or what the bound is that it met.
+func (l *line) arrive(client netip.AddrPort, halted int, now time.Time) (place, int) {
 	l.sweep(now)
 	if l.active[client] {
 		return known, 0
@@ -74,17 +80,17 @@ func (l *line) arrive(client netip.AddrPort, now time.Time) (place, int) {
 	} else {
 		l.others = append(l.others, client)
 	}
-	if len(l.active) < l.limit && l.running[source] < shareOf(l.limit) {
+	if !l.crowded(halted) && l.running[source] < shareOf(l.limit) {
 		return turn, before
 	}
 	return queued, before
 }
 
-// next takes the one whose turn it is, if there is a place. It names also those that
-// gave up before.
-func (l *line) next(now time.Time) (client netip.AddrPort, gaveUp []netip.AddrPort, ok bool) {
+// next takes the one whose turn it is, if there is a place while so many have halted. It
+// names also those that gave up before.
+func (l *line) next(halted int, now time.Time) (client netip.AddrPort, gaveUp []netip.AddrPort, ok bool) {
 	l.sweep(now)
-	if len(l.active) >= l.limit {
+	if l.crowded(halted) {
 		return netip.AddrPort{}, nil, false
 	}
 	for _, queue := range []*[]netip.AddrPort{&l.first, &l.others} {

@@ -15,10 +15,10 @@ func from(host, port int) netip.AddrPort {
 func TestWhoseTurnItIs(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
-	l := newLine(4, 40)
+	l := newLine(4, 0, 40)
 	arrive := func(want string, client netip.AddrPort) {
 		t.Helper()
-		p, n := l.arrive(client, now)
+		p, n := l.arrive(client, 0, now)
 		name := map[place]string{turn: "turn", queued: "queued", known: "known", full: "full", share: "share"}[p]
 		if got := fmt.Sprint(name, " ", n); got != want {
 			t.Errorf("%s: got %s, want %s", client, got, want)
@@ -28,7 +28,7 @@ func TestWhoseTurnItIs(t *testing.T) {
 		t.Helper()
 		var got []netip.AddrPort
 		for {
-			c, _, ok := l.next(now)
+			c, _, ok := l.next(0, now)
 			if !ok {
 				break
 			}
@@ -80,28 +80,64 @@ func TestWhoseTurnItIs(t *testing.T) {
 func TestOneAddressHasItsShare(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
-	l := newLine(8, 40)
+	l := newLine(8, 0, 40)
 	places := map[place]int{}
 	for port := range 100 {
-		p, _ := l.arrive(from(1, 1+port), now)
+		p, _ := l.arrive(from(1, 1+port), 0, now)
 		places[p]++
 		if p == turn {
-			l.next(now)
+			l.next(0, now)
 		}
 	}
 	if places[turn] != 2 || places[queued] != 8 || places[share] != 90 {
 		t.Errorf("of 100 requests of one address: %v, want 2 of 8 places, 8 that wait, and 90 turned down", places)
 	}
-	if p, _ := l.arrive(from(2, 1), now); p != turn {
+	if p, _ := l.arrive(from(2, 1), 0, now); p != turn {
 		t.Errorf("another address: %v", p)
 	}
-	if c, _, ok := l.next(now); !ok || c != from(2, 1) {
+	if c, _, ok := l.next(0, now); !ok || c != from(2, 1) {
 		t.Errorf("next is %v, want the other address past those that wait", c)
 	}
 	for host := range 100 {
-		l.arrive(from(3+host, 1), now)
+		l.arrive(from(3+host, 1), 0, now)
 	}
-	if p, n := l.arrive(from(200, 1), now); p != full || n != 40 {
+	if p, n := l.arrive(from(200, 1), 0, now); p != full || n != 40 {
 		t.Errorf("with all waiting places taken: %v, %d", p, n)
+	}
+}
+
+// Those whose answer is lost wait, and the server must not wait with them.
+func TestOthersBeginWhileSomeHaveHalted(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	l := newLine(4, 3, 40)
+	begun := func(halted int) (n int) {
+		for {
+			if _, _, ok := l.next(halted, now); !ok {
+				return n
+			}
+			n++
+		}
+	}
+	for i := range 20 {
+		l.arrive(from(i, 1), 0, now)
+	}
+	for _, c := range []struct{ halted, want int }{{0, 4}, {0, 0}, {2, 2}, {2, 0}, {1, 0}, {3, 1}, {7, 0}} {
+		if got := begun(c.halted); got != c.want {
+			t.Errorf("with %d that have halted, of %d: %d begin, want %d", c.halted, len(l.active), got, c.want)
+		}
+	}
+	if p, n := l.arrive(from(30, 1), 7, now); p != queued || n != 13 {
+		t.Errorf("with all places taken: %v behind %d", p, n)
+	}
+	// They go on: nobody begins before there are fewer than may run.
+	for i := range 3 {
+		l.leave(from(i, 1), true, now)
+	}
+	if got := begun(0); got != 0 {
+		t.Errorf("%d begin although 4 run", got)
+	}
+	if p, _ := l.arrive(from(31, 1), 1, now); p != turn {
+		t.Errorf("with one that has halted: %v", p)
 	}
 }

@@ -31,10 +31,10 @@ type server struct {
 }
 
 func newServer(cfg Config, overhead int, now func() time.Time, sockets ...*socket) *server {
-	s := &server{Config: cfg, blockSize: cfg.MTU - overhead, now: now, line: newLine(cfg.Sessions, maxWaiting),
+	s := &server{Config: cfg, blockSize: cfg.MTU - overhead, now: now, line: newLine(cfg.Sessions, spareTimes*cfg.Sessions, maxWaiting),
 		waiting: map[netip.AddrPort]Request{}}
 	for _, socket := range sockets {
-		s.lanes = append(s.lanes, newLane(socket, max(s.blockSize, defaultBlockSize), cfg.Log, now, s.ended))
+		s.lanes = append(s.lanes, newLane(socket, max(s.blockSize, defaultBlockSize), cfg.Log, now, s.ended, s.begin))
 	}
 	return s
 }

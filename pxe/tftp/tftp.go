@@ -31,6 +31,9 @@ const (
 	// two processors busy; more would only make each of them slower, and nobody could
 	// tell from the line how slow.
 	defaultSessions = 128
+	// spareTimes as many more may run while others have halted. With every tenth exchange
+	// lost, most of a transfer is waiting; four times as many then keep the server busy.
+	spareTimes = 3
 	// maxLanes bounds the threads that wait for acknowledgements: one serves about a
 	// gigabit a second, and while it waits it costs nothing.
 	maxLanes = 4
@@ -64,7 +67,8 @@ type Config struct {
 	Find func(client netip.Addr, name string) (content io.ReadSeekCloser, known bool)
 	// MTU of the boot network; 0 means 1500.
 	MTU int
-	// Sessions is how many transfers run at a time, 0 means 128. Further requests wait
+	// Sessions is how many transfers run at a time, 0 means 128. Those that wait for the
+	// answer to a lost packet do not count, up to three times as many. Further requests wait
 	// for their turn; when 4,096 do, others stay unanswered. One address has at most a
 	// quarter of either.
 	Sessions int

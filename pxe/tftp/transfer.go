@@ -27,6 +27,9 @@ const (
 	// short; a packet too many does no harm, since repeated acknowledgements are ignored.
 	firstWait, moreWait = 5, 2
 	retries             = 10
+	// haltedAfter ticks without an answer a transfer has halted: its packet or the answer
+	// was lost, or its client has gone. Others are answered within a few milliseconds.
+	haltedAfter = 2
 	// longest is how many ticks a transfer may take: 10 minutes, which no boot program
 	// needs, and one more for so many bytes. A client that goes on very slowly must not
 	// keep its place.
@@ -159,6 +162,9 @@ func (t *transfer) tick() halt {
 	t.tries++
 	return repeat
 }
+
+// halted says that nothing is to be done for it now, since no answer comes.
+func (t *transfer) halted() bool { return t.silent >= haltedAfter || t.tries > 0 }
 
 // failure is an error packet.
 func failure(code uint16, text string) []byte {
