@@ -19,6 +19,10 @@ func offered() []int { return []int{6000, 9000, 12000, 16000} }
 // sweepTime is how many seconds each rate is offered.
 const sweepTime = 3
 
+// perfdhcpTries is for "Sent packet's timestamp must not be greater than received packet's",
+// with which it ends where two processors' clocks differ by some microseconds.
+const perfdhcpTries = 3
+
 const keaConfig = `{"Dhcp4": {
   "interfaces-config": {"interfaces": ["rack"], "dhcp-socket-type": "udp"},
   "control-socket": {"socket-type": "unix", "socket-name": "%[1]s/kea.socket"},
@@ -88,17 +92,14 @@ func (b *bench) sweep(ctx context.Context, name string, d *daemon) ([]float64, e
 	var done []float64
 	for i, r := range offered() {
 		spent := d.spent()
-		cmd := exec.CommandContext(ctx, "perfdhcp", "-4", "-r", strconv.Itoa(r), "-R", "10000", "-p", strconv.Itoa(sweepTime), "-W", "500000",
-			"-b", fmt.Sprintf("mac=00:0c:0%d:00:00:00", i), "-l", clientAddress, serverAddress)
-		out, err := cmd.CombinedOutput()
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+		rate, err := perfdhcp(ctx, i, r)
+		for range perfdhcpTries - 1 {
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			spent = d.spent()
+			rate, err = perfdhcp(ctx, i, r)
 		}
-		m := rateLine.FindSubmatch(out)
-		if m == nil {
-			return nil, fmt.Errorf("running perfdhcp: %v\n%s", err, out) // it exits with 3 after any lost packet
-		}
-		rate, err := strconv.ParseFloat(string(m[1]), 64)
 		if err != nil {
 			return nil, err
 		}
@@ -106,4 +107,20 @@ func (b *bench) sweep(ctx context.Context, name string, d *daemon) ([]float64, e
 		done = append(done, rate)
 	}
 	return done, nil
+}
+
+// perfdhcp offers so many exchanges a second, of clients that nth tells from others, and
+// returns how many were done.
+func perfdhcp(ctx context.Context, nth, rate int) (float64, error) {
+	cmd := exec.CommandContext(ctx, "perfdhcp", "-4", "-r", strconv.Itoa(rate), "-R", "10000", "-p", strconv.Itoa(sweepTime), "-W", "500000",
+		"-b", fmt.Sprintf("mac=00:0c:0%d:00:00:00", nth), "-l", clientAddress, serverAddress)
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	m := rateLine.FindSubmatch(out)
+	if m == nil {
+		return 0, fmt.Errorf("running perfdhcp: %v\n%s", err, out) // it exits with 3 after any lost packet
+	}
+	return strconv.ParseFloat(string(m[1]), 64)
 }
