@@ -59,7 +59,7 @@ type Agent struct {
 	// askNode is getNode but in tests.
 	askNode func(ctx context.Context, name string) (kubeNode, error)
 	// removeFormer is dropFormer but in tests.
-	removeFormer func(ctx context.Context, name, bootID string) (bool, error)
+	removeFormer func(context.Context, *api.FormerNode) (api.FormerNode_Outcome, error)
 	// askAPIServer is getAPIServer but in tests.
 	askAPIServer func(context.Context, *api.Run) (*x509.Certificate, error)
 	// openEtcd is etcd.Open but in tests.

@@ -36,7 +36,8 @@ func TestAFormerNodeIsRemoved(t *testing.T) {
 		fmt.Fprint(w, answer)
 	})
 	n := l.newNode()
-	if _, err := n.dropFormer(t.Context(), "w3", "boot-2"); err == nil || !strings.Contains(err.Error(), kubeadm.AdminConf) {
+	now, was := &api.FormerNode{Name: "w3", BootId: "boot-2"}, &api.FormerNode{Name: "w3", WasBootId: "boot-1"}
+	if _, err := n.dropFormer(t.Context(), now); err == nil || !strings.Contains(err.Error(), kubeadm.AdminConf) {
 		t.Errorf("without a kubeconfig: %v", err)
 	}
 	l.kubeconfigAt(kubeadm.AdminConf, s)
@@ -44,26 +45,32 @@ func TestAFormerNodeIsRemoved(t *testing.T) {
 		return `{"metadata":{"uid":"u1","resourceVersion":"7"},"status":{"nodeInfo":{"bootID":"` + boot + `"}}}`
 	}
 	const removes = `/api/v1/nodes/w3 {"preconditions":{"resourceVersion":"7","uid":"u1"}}`
+	const none, removed, absent, kept = api.FormerNode_OUTCOME_UNSPECIFIED, api.FormerNode_OUTCOME_REMOVED, api.FormerNode_OUTCOME_ABSENT, api.FormerNode_OUTCOME_KEPT
 	for what, c := range map[string]struct {
-		answer  string
-		status  int
-		removed bool
-		asked   string
-		err     string
+		former *api.FormerNode
+		answer string
+		status int
+		want   api.FormerNode_Outcome
+		asked  string
+		err    string
 	}{
-		"there is none":        {"", 200, false, "", ""},
-		"of the former system": {node("boot-1"), 200, true, removes, ""},
-		"of the system of now": {node("boot-2"), 200, false, "", ""},
-		"of no kubelet at all": {node(""), 200, true, removes, ""},
-		"gone meanwhile":       {node("boot-1"), 404, true, removes, ""},
-		"changed meanwhile":    {node("boot-1"), 409, false, removes, "calling DELETE of node w3: 409 Conflict"},
-		"what is no node":      {"<html>", 200, false, "", "reading node w3"},
-		"who may not":          {node("boot-1"), 403, false, removes, "calling DELETE of node w3: 403 Forbidden"},
+		"there is none":                      {now, "", 200, absent, "", ""},
+		"of the former system":               {now, node("boot-1"), 200, removed, removes, ""},
+		"of the system of now":               {now, node("boot-2"), 200, kept, "", ""},
+		"of no kubelet at all":               {now, node(""), 200, removed, removes, ""},
+		"gone meanwhile":                     {now, node("boot-1"), 404, removed, removes, ""},
+		"changed meanwhile":                  {now, node("boot-1"), 409, none, removes, "calling DELETE of node w3: 409 Conflict"},
+		"what is no node":                    {now, "<html>", 200, none, "", "reading node w3"},
+		"who may not":                        {now, node("boot-1"), 403, none, removes, "calling DELETE of node w3: 403 Forbidden"},
+		"of a retired machine":               {was, node("boot-1"), 200, removed, removes, ""},
+		"of a retired machine, gone already": {was, "", 200, absent, "", ""},
+		"of whoever has its name now":        {was, node("boot-2"), 200, kept, "", ""},
+		"of whoever has its name soon":       {was, node(""), 200, kept, "", ""},
 	} {
 		answer, status, asked = c.answer, c.status, ""
-		removed, err := n.dropFormer(t.Context(), "w3", "boot-2")
-		if removed != c.removed || asked != c.asked || c.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
-			t.Errorf("%s: removed %v, asked %q, %v", what, removed, asked, err)
+		got, err := n.dropFormer(t.Context(), c.former)
+		if got != c.want || asked != c.asked || c.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s: %v, asked %q, %v", what, got, asked, err)
 		}
 	}
 }
@@ -75,9 +82,9 @@ func TestFormerNodesAreRemovedOnce(t *testing.T) {
 	n := l.newNode()
 	var asked []string
 	fails := errors.New("the API server does not answer")
-	n.removeFormer = func(_ context.Context, name, boot string) (bool, error) {
-		asked = append(asked, name+"/"+boot)
-		return true, fails
+	n.removeFormer = func(_ context.Context, f *api.FormerNode) (api.FormerNode_Outcome, error) {
+		asked = append(asked, f.GetName()+"/"+f.GetBootId()+f.GetWasBootId())
+		return api.FormerNode_OUTCOME_REMOVED, fails
 	}
 	run := initRun(l)
 	step := func(want string, former ...*api.FormerNode) {
@@ -86,7 +93,10 @@ func TestFormerNodesAreRemovedOnce(t *testing.T) {
 		out := runSteps(t.Context(), n.Log, []Step{n.formerNodes(run)}, nil, func([]*api.StepStatus) {})
 		got := fmt.Sprint(out.done, asked)
 		for _, f := range n.observe(t.Context(), run, out).kubernetes.GetFormerGone() {
-			got += " " + f.GetName() + "/" + f.GetBootId()
+			got += " " + f.GetName() + "/" + f.GetBootId() + f.GetWasBootId()
+			if f.GetOutcome() != api.FormerNode_OUTCOME_REMOVED {
+				got += " " + f.GetOutcome().String()
+			}
 		}
 		if got != want {
 			t.Errorf("got %s, want %s", got, want)
@@ -98,6 +108,7 @@ func TestFormerNodesAreRemovedOnce(t *testing.T) {
 	step("true [w3/1] w3/1", w3)
 	step("true [] w3/1", w3)
 	step("true [w3/2] w3/2", again)
+	step("true [w3/1] w3/1", &api.FormerNode{Name: "w3", WasBootId: "1"})
 	step("true []")
 }
 

@@ -69,8 +69,8 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 	}
 	r.kubernetes.RemovesFormer = run.GetControlPlane()
 	for _, f := range run.GetKubernetes().GetFormer() {
-		if n.isGone(f) {
-			r.kubernetes.FormerGone = append(r.kubernetes.FormerGone, f)
+		if gone := n.goneOf(f); gone != nil {
+			r.kubernetes.FormerGone = append(r.kubernetes.FormerGone, gone)
 		}
 	}
 	r.kubernetes.KubeletVersion = n.kubeletVersion(ctx)

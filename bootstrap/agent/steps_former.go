@@ -9,11 +9,13 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
+	"google.golang.org/protobuf/proto"
 )
 
 // formerNodes removes the Node objects of machines that were installed anew, so that they
 // join at once: kubeadm refuses a name whose node is Ready, and Kubernetes takes a node for
 // lost most of a minute after it is. Nothing is drained: what ran there is gone with its disk.
+// So are those of machines that were retired or replaced.
 func (n *node) formerNodes(run *api.Run) Step {
 	want := run.GetKubernetes().GetFormer()
 	return Step{
@@ -35,52 +37,76 @@ func (n *node) formerNodes(run *api.Run) Step {
 				if n.isGone(f) {
 					continue
 				}
-				removed, err := n.removeFormer(ctx, f.GetName(), f.GetBootId())
+				outcome, err := n.removeFormer(ctx, f)
 				if err != nil {
 					return err
 				}
-				if removed {
-					n.Log.Info("removed the Node object of a machine that was installed anew", "node", f.GetName())
+				switch outcome {
+				case api.FormerNode_OUTCOME_REMOVED:
+					n.Log.Info("removed the Node object of a machine that was installed anew, retired or replaced", "node", f.GetName())
+				case api.FormerNode_OUTCOME_KEPT:
+					n.Log.Warn("a Node object is not of the system that it was to be of, and stays", "node", f.GetName())
 				}
-				n.formerGone = append(n.formerGone, f)
+				gone := proto.CloneOf(f)
+				gone.Outcome = outcome
+				n.formerGone = append(n.formerGone, gone)
 			}
 			return nil
 		},
 	}
 }
 
-func (n *node) isGone(f *api.FormerNode) bool {
-	return slices.ContainsFunc(n.formerGone, func(g *api.FormerNode) bool {
-		return g.GetName() == f.GetName() && g.GetBootId() == f.GetBootId()
+func (n *node) isGone(f *api.FormerNode) bool { return n.goneOf(f) != nil }
+
+// goneOf is what became of a former node; nil while that is not known.
+func (n *node) goneOf(f *api.FormerNode) *api.FormerNode {
+	i := slices.IndexFunc(n.formerGone, func(g *api.FormerNode) bool {
+		return g.GetName() == f.GetName() && g.GetBootId() == f.GetBootId() && g.GetWasBootId() == f.GetWasBootId()
 	})
+	if i < 0 {
+		return nil
+	}
+	return n.formerGone[i]
 }
 
-// dropFormer removes a Node object unless it is of this boot, and says whether there was one
-// to remove. What has changed since it was looked at is not removed.
-func (a *Agent) dropFormer(ctx context.Context, name, bootID string) (bool, error) {
+// goes says whether a Node object that has this boot is the former one.
+func goes(f *api.FormerNode, bootID string) bool {
+	if was := f.GetWasBootId(); was != "" {
+		return bootID == was
+	}
+	return bootID != f.GetBootId()
+}
+
+// dropFormer removes a Node object if it is the former one, and says what became of it. What
+// has changed since it was looked at is not removed.
+func (a *Agent) dropFormer(ctx context.Context, f *api.FormerNode) (api.FormerNode_Outcome, error) {
+	name := f.GetName()
 	b, status, err := a.nodeCall(ctx, kubeadm.AdminConf, http.MethodGet, name, nil)
 	switch {
 	case err != nil:
-		return false, err
+		return 0, err
 	case status == http.StatusNotFound:
-		return false, nil
+		return api.FormerNode_OUTCOME_ABSENT, nil
 	case status != http.StatusOK:
-		return false, refusedCall(http.MethodGet, name, status, b)
+		return 0, refusedCall(http.MethodGet, name, status, b)
 	}
 	var o nodeObject
 	if err := json.Unmarshal(b, &o); err != nil {
-		return false, fmt.Errorf("reading node %s: %w", name, err)
+		return 0, fmt.Errorf("reading node %s: %w", name, err)
 	}
-	if o.Status.NodeInfo.BootID == bootID {
-		return false, nil
+	if !goes(f, o.Status.NodeInfo.BootID) {
+		return api.FormerNode_OUTCOME_KEPT, nil
 	}
 	options, err := json.Marshal(map[string]any{"preconditions": map[string]string{"uid": o.Metadata.UID, "resourceVersion": o.Metadata.ResourceVersion}})
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	b, status, err = a.nodeCall(ctx, kubeadm.AdminConf, http.MethodDelete, name, options)
 	if err == nil && status != http.StatusOK && status != http.StatusNotFound {
 		err = refusedCall(http.MethodDelete, name, status, b)
 	}
-	return err == nil, err
+	if err != nil {
+		return 0, err
+	}
+	return api.FormerNode_OUTCOME_REMOVED, nil
 }

@@ -26,6 +26,9 @@ type Node struct {
 	// Former: it was a node of Kubernetes before it was installed anew, which may still know
 	// that one.
 	Former bool
+	// Lost is the boot of the system that it ran when it was retired or replaced, and whose
+	// node Kubernetes may still know; empty for none.
+	Lost string
 }
 
 // Seen is a machine's own report.

@@ -6,9 +6,11 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/machine"
 )
 
-// Former names a machine that was installed anew, and the boot of the system that runs on it
-// now: a Node object that has another one is of the former system.
-type Former struct{ Name, BootID string }
+// Former names a Node object that is to go. BootID is of the system that runs on a machine now,
+// which was installed anew: a Node object that has another one is of the former system. Or Was
+// is of the system that a machine ran when it was retired or replaced: only a Node object that
+// has this one goes, however late somebody gets to it, for the name may be another machine's.
+type Former struct{ Name, BootID, Was string }
 
 // Removes are the machines whose former Node objects one removes; none for most. A machine that
 // is armed may run still; one that calls from another system than it joined with does not.
@@ -18,11 +20,14 @@ func Removes(nodes []Node, c Choices, name string) []Former {
 	}
 	var out []Former
 	for _, n := range nodes {
+		if n.Lost != "" {
+			out = append(out, Former{Name: n.Name, Was: n.Lost})
+		}
 		if !n.Former || n.Seen == nil || n.Seen.Joined || n.Seen.BootID == "" {
 			continue
 		}
 		if working(n.State) || n.Seen.Installer && n.State == machine.Installing {
-			out = append(out, Former{n.Name, n.Seen.BootID})
+			out = append(out, Former{Name: n.Name, BootID: n.Seen.BootID})
 		}
 	}
 	return out
@@ -31,7 +36,7 @@ func Removes(nodes []Node, c Choices, name string) []Former {
 // formerGone: somebody has looked since this system was started.
 func formerGone(nodes []Node, n Node) bool {
 	return slices.ContainsFunc(nodes, func(o Node) bool {
-		return o.Seen != nil && slices.Contains(o.Seen.FormerGone, Former{n.Name, n.Seen.BootID})
+		return o.Seen != nil && slices.Contains(o.Seen.FormerGone, Former{Name: n.Name, BootID: n.Seen.BootID})
 	})
 }
 

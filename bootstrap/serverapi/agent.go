@@ -42,6 +42,9 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 	if err := s.observe(ctx, from, req.Msg); err != nil {
 		return nil, s.storing(name, err)
 	}
+	if err := s.nodesGone(ctx, from, req.Msg.GetKubernetes().GetFormerGone()); err != nil {
+		return nil, s.storing(name, err)
+	}
 	if err := s.known(ctx, from); err != nil {
 		return nil, s.storing(name, err)
 	}
@@ -165,7 +168,10 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 			return nil
 		}
 		if joined(m, r) {
-			m.JoinedAt = c.now
+			if m.JoinedAt.IsZero() {
+				m.JoinedAt = c.now
+			}
+			m.NodeBoot = r.GetBootId()
 		}
 		reason := ""
 		if n := len(events); n > 0 && events[n-1] == machine.Fail {
@@ -232,9 +238,9 @@ func moved(m store.Machine, r *api.SyncRequest) bool {
 	return a != "" && a != m.Address
 }
 
-// joined says whether it is a node of Kubernetes, for the first time.
+// joined says whether it is a node of Kubernetes, for the first time since it was started.
 func joined(m store.Machine, r *api.SyncRequest) bool {
-	return m.JoinedAt.IsZero() && r.GetMode() == api.Mode_MODE_NODE && r.GetKubernetes().GetJoined()
+	return (m.JoinedAt.IsZero() || m.NodeBoot != r.GetBootId()) && r.GetMode() == api.Mode_MODE_NODE && r.GetKubernetes().GetJoined()
 }
 
 func (s *Server) isControlPlane(name string) bool {
@@ -326,7 +332,7 @@ func (s agents) directive(ctx context.Context, from caller) (*api.SyncResponse, 
 	case coordinator.Run:
 		run := s.run(m, d, choices, from)
 		for _, f := range coordinator.Removes(nodes, choices, name) {
-			run.Kubernetes.Former = append(run.Kubernetes.Former, &api.FormerNode{Name: f.Name, BootId: f.BootID})
+			run.Kubernetes.Former = append(run.Kubernetes.Former, &api.FormerNode{Name: f.Name, BootId: f.BootID, WasBootId: f.Was})
 		}
 		if m.ControlPlane {
 			run.Admins = s.admins(ctx)

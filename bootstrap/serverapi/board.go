@@ -132,7 +132,7 @@ func (r report) seen(renewal renewal, now time.Time) *coordinator.Seen {
 	}
 	var gone []coordinator.Former
 	for _, f := range k.GetFormerGone() {
-		gone = append(gone, coordinator.Former{Name: f.GetName(), BootID: f.GetBootId()})
+		gone = append(gone, coordinator.Former{Name: f.GetName(), BootID: f.GetBootId(), Was: f.GetWasBootId()})
 	}
 	return &coordinator.Seen{
 		BootID: r.last.GetBootId(), RemovesFormer: k.GetRemovesFormer(), FormerGone: gone,

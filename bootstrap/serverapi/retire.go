@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,6 +89,7 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 			return err
 		}
 		m.Arming, m.Token, m.Pending, m.Asked = nil, nil, nil, 0
+		m.NodeBoot, m.LostBoot = "", cmp.Or(m.NodeBoot, m.LostBoot)
 		if err := c.unbind(m); err != nil {
 			return err
 		}
@@ -134,7 +136,13 @@ func (s operators) leave(ctx context.Context, name string) error {
 // leftToDo is what the server cannot do about a machine that is gone.
 func (s *Server) leftToDo(name string) string {
 	m, listed := s.machineOf(name)
-	todo := []string{fmt.Sprintf("kubectl drain %s --ignore-daemonsets, kubectl delete node %s", name, name), "switch it off or wipe it (kubelet's own certificate is Kubernetes', which cannot revoke)"}
+	todo := []string{"switch it off or wipe it (kubelet's own certificate is Kubernetes', which cannot revoke)"}
+	if s.lostBoot(name) != "" {
+		todo = append(todo, "nothing in Kubernetes: a control plane removes its node by itself (imagectl audit ls)")
+	} else if r, _ := s.cfg.Store.Machine(name); !r.JoinedAt.IsZero() {
+		// It is gone, or the record is of a server that did not know which one it was.
+		todo = append(todo, fmt.Sprintf("kubectl delete node %s, if there is one", name))
+	}
 	if m.ControlPlane {
 		todo = append(todo, "nothing in etcd: its member is removed by itself (imagectl etcd members)")
 	}
@@ -189,7 +197,7 @@ func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.
 		if err := c.unbind(m); err != nil {
 			return err
 		}
-		*m = store.Machine{Name: m.Name, State: m.State, Since: m.Since, Reason: m.Reason, Known: m.Known, FirstSeen: m.FirstSeen, Pending: m.Pending, Asked: m.Asked, Rejected: m.Rejected}
+		*m = store.Machine{Name: m.Name, State: m.State, Since: m.Since, Reason: m.Reason, Known: m.Known, FirstSeen: m.FirstSeen, JoinedAt: m.JoinedAt, LostBoot: cmp.Or(m.NodeBoot, m.LostBoot), Pending: m.Pending, Asked: m.Asked, Rejected: m.Rejected}
 		if next >= 0 {
 			return c.approve(m, next, by)
 		}

@@ -262,6 +262,7 @@ func (s *Server) refresh() []coordinator.Node {
 				record, _ := s.cfg.Store.Machine(m.Name)
 				n.Former = !record.JoinedAt.IsZero()
 			}
+			n.Lost = s.lostBoot(m.Name)
 			n.Gone = n.Seen == nil && now.Sub(s.led) >= silence
 			s.view.nodes = append(s.view.nodes, n)
 			a := s.addressOf(m.Name)
@@ -273,6 +274,7 @@ func (s *Server) refresh() []coordinator.Node {
 				s.view.workers = append(s.view.workers, a)
 			}
 		}
+		s.view.nodes = append(s.view.nodes, s.unlisted()...)
 	}
 	return s.retiredVoters(s.view.nodes)
 }
@@ -281,9 +283,11 @@ func (s *Server) refresh() []coordinator.Node {
 // any more: their members have to go.
 func (s *Server) retiredVoters(nodes []coordinator.Node) []coordinator.Node {
 	for _, name := range s.choices.EtcdVoters {
-		if _, listed := s.byName[name]; !listed && s.cfg.Store.State(name) == machine.Retired {
-			nodes = append(slices.Clip(nodes), coordinator.Node{Name: name, ControlPlane: true, State: machine.Retired, Gone: true})
+		if _, listed := s.byName[name]; listed || s.cfg.Store.State(name) != machine.Retired {
+			continue
 		}
+		nodes = slices.DeleteFunc(slices.Clone(nodes), func(n coordinator.Node) bool { return n.Name == name })
+		nodes = append(nodes, coordinator.Node{Name: name, ControlPlane: true, State: machine.Retired, Gone: true, Lost: s.lostBoot(name)})
 	}
 	return nodes
 }

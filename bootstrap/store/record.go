@@ -47,6 +47,12 @@ type Machine struct {
 	// JoinedAt is when it said first that it is a node of Kubernetes, before it was installed
 	// anew perhaps; zero for never.
 	JoinedAt time.Time `json:"joinedAt,omitzero"`
+	// NodeBoot is the boot of the newest system that said that it is a node of Kubernetes;
+	// empty for none.
+	NodeBoot string `json:"nodeBoot,omitempty"`
+	// LostBoot is NodeBoot of a machine that was retired or replaced, while Kubernetes may
+	// know that node; empty for none.
+	LostBoot string `json:"lostBoot,omitempty"`
 
 	// Address is where its installed system was last reached; empty for never. What
 	// cluster.yaml says comes first.

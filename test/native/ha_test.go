@@ -18,6 +18,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 )
 
@@ -45,6 +46,7 @@ func TestHAThreeControlPlanes(t *testing.T) {
 	writes.more(50)
 	r.losePower("cp3", writes)
 	r.loseDisk("cp2", writes)
+	r.replace("cp3", writes)
 	api.stop()
 	r.shrink(writes)
 	writes.stop()
@@ -68,6 +70,7 @@ func (r *rack) shrink(w *writer) {
 	}
 	began := time.Now()
 	retire("cp3", "done")
+	r.nodeGone("cp3", began, 2)
 	r.voters(2)
 	w.more(20)
 	r.wait(5*time.Minute, "the server to hear of it", func() (bool, string) {
@@ -289,13 +292,7 @@ func (r *rack) loseDisk(name string, w *writer) {
 		return before != "", before
 	})
 	m.off(r.t)
-	arm := func(name string) *api.Outcome {
-		resp, err := r.op.ArmMachine(r.t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{name}}, Reinstall: true}))
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		return resp.Msg.GetOutcomes()[0]
-	}
+	arm := r.armAgain
 	// The server goes by what agents told it last, and the one that had no power may
 	// not have told it yet that etcd is well again.
 	r.wait(5*time.Minute, name+" to be armed", func() (bool, string) {
@@ -308,11 +305,38 @@ func (r *rack) loseDisk(name string, w *writer) {
 		r.t.Logf("cp1 cannot be armed now: %s", o.GetMessage())
 	}
 	began := time.Now()
+	r.anew(name, 8)
+	watch := &watch{rack: r}
+	r.wait(20*time.Minute, name+"'s new member", func() (bool, string) {
+		watch.look()
+		now := id()
+		return now != "" && now != before, now
+	})
+	r.voters(3)
+	r.ready(20*time.Minute, func(map[string]*api.MachineView) {})
+	w.more(20)
+	r.t.Logf("%s is installed anew, a voter and Ready %.0f s after power-on", name, time.Since(began).Seconds())
+}
+
+// armAgain lets a machine be wiped.
+func (r *rack) armAgain(name string) *api.Outcome {
+	r.t.Helper()
+	resp, err := r.op.ArmMachine(r.t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{name}}, Reinstall: true}))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return resp.Msg.GetOutcomes()[0]
+}
+
+// anew switches a machine on that has nothing on its disk, and approves its new key.
+func (r *rack) anew(name string, veth int) {
+	r.t.Helper()
+	m := r.nodes[name]
 	m.Installed = false
 	if err := os.Truncate(m.Dir+"/console", 0); err != nil {
 		r.t.Fatal(err)
 	}
-	r.power(name, 8)
+	r.power(name, veth)
 	r.wait(10*time.Minute, name+"'s new key", func() (bool, string) {
 		text, err := os.ReadFile(m.Dir + "/console")
 		if err != nil {
@@ -329,16 +353,63 @@ func (r *rack) loseDisk(name string, w *writer) {
 		}
 		return resp.Msg.GetOutcomes()[0].GetOk(), resp.Msg.GetOutcomes()[0].GetMessage()
 	})
-	watch := &watch{rack: r}
-	r.wait(20*time.Minute, name+"'s new member", func() (bool, string) {
-		watch.look()
-		now := id()
-		return now != "" && now != before, now
+}
+
+// replace: a control plane dies, and other hardware gets its name (and its network card, for
+// this rack's cluster.yaml does not change).
+func (r *rack) replace(name string, w *writer) {
+	r.t.Helper()
+	r.nodes[name].off(r.t)
+	began := time.Now()
+	// The one that lost its disk may not have told the server yet that it is well.
+	r.wait(5*time.Minute, name+" to be replaced", func() (bool, string) {
+		resp, err := r.op.ReplaceMachine(r.t.Context(), connect.NewRequest(&api.ReplaceMachineRequest{Machine: name, Reason: "its board died"}))
+		if err != nil {
+			return false, err.Error()
+		}
+		return resp.Msg.GetOutcome().GetOk(), resp.Msg.GetOutcome().GetMessage()
 	})
+	replaced := time.Now()
+	r.nodeGone(name, replaced, 1)
+	if o := r.armAgain(name); !o.GetOk() {
+		r.t.Fatal(o)
+	}
+	r.anew(name, 9)
 	r.voters(3)
 	r.ready(20*time.Minute, func(map[string]*api.MachineView) {})
 	w.more(20)
-	r.t.Logf("%s is installed anew, a voter and Ready %.0f s after power-on", name, time.Since(began).Seconds())
+	r.t.Logf("%s is replaced, a voter and Ready %.0f s after power was lost", name, time.Since(began).Seconds())
+}
+
+// nodeGone waits until Kubernetes does not know a node any more, and looks for so many entries
+// of the audit log about that.
+func (r *rack) nodeGone(name string, since time.Time, entries int) {
+	r.t.Helper()
+	r.wait(5*time.Minute, name+"'s Node object to be removed", func() (bool, string) {
+		out, err := r.nodes["cp1"].on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "nodes", "--output", "name")
+		return err == nil && !strings.Contains(out, "node/"+name+"\n"), out
+	})
+	r.t.Logf("Kubernetes does not know %s any more after %.1f s", name, time.Since(since).Seconds())
+	removed := func() (n int) {
+		var tip audit.Tip
+		for line, err := range r.store.AuditLines(r.t.Context()) {
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			var e audit.Entry
+			if e, tip, err = audit.Open(tip, line); err != nil {
+				r.t.Fatal(err)
+			}
+			if e.Action == "node-removed" && e.Machine == name && strings.HasPrefix(e.Actor.Subject, "imagectl://native/node/cp") {
+				n++
+			}
+		}
+		return n
+	}
+	r.wait(time.Minute, "the audit log's word of it", func() (bool, string) {
+		n := removed()
+		return n == entries, fmt.Sprintf("%d entries", n)
+	})
 }
 
 func (r *rack) memberList() []etcd.Peer {

@@ -487,7 +487,9 @@ func TestARackComesUp(t *testing.T) {
 	r.approve()
 	r.ready(15*time.Minute, func(map[string]*api.MachineView) {})
 	t.Logf("all nodes Ready %.0f s after power-on", time.Since(began).Seconds())
+	r.joined()
 	r.check()
+	r.idle()
 	r.rebootWithoutServer()
 }
 
