@@ -46,6 +46,8 @@ type Agent struct {
 
 	id      *identity
 	servers *servers
+	// kubernetes are clients of the API servers.
+	kubernetes kubeClients
 	// neighbours are who is at the other end of the machine's cables.
 	neighbours neighbours
 	// controller is what the machine's BMC says of itself, and askBMC is askMachinesBMC;

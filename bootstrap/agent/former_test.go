@@ -75,6 +75,31 @@ func TestAFormerNodeIsRemoved(t *testing.T) {
 	}
 }
 
+// A machine that is not Ready itself, for want of a network plugin for instance, removes them
+// all the same: others wait for that.
+func TestFormerNodesAreRemovedByOneThatIsNotReady(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	programs(l)
+	n := l.newNode()
+	n.askNode = func(context.Context, string) (kubeNode, error) {
+		return kubeNode{labels: map[string]string{kubeadm.RoleLabel: ""}, ready: "False", why: "no CNI"}, nil
+	}
+	asked := 0
+	n.removeFormer = func(context.Context, *api.FormerNode) (api.FormerNode_Outcome, error) {
+		asked++
+		return api.FormerNode_OUTCOME_REMOVED, nil
+	}
+	run := initRun(l)
+	run.Kubernetes.Former = []*api.FormerNode{{Name: "w3", BootId: "1"}}
+	for range 2 {
+		n.publish(n.observe(t.Context(), run, n.work(t.Context(), run)))
+	}
+	if gone := n.news().kubernetes.GetFormerGone(); asked != 1 || len(gone) != 1 {
+		t.Errorf("asked %d times, reports %v: %v", asked, gone, n.news().steps)
+	}
+}
+
 // The step tries again until Kubernetes does not know it, and asks once for each boot.
 func TestFormerNodesAreRemovedOnce(t *testing.T) {
 	t.Parallel()
@@ -90,7 +115,7 @@ func TestFormerNodesAreRemovedOnce(t *testing.T) {
 	step := func(want string, former ...*api.FormerNode) {
 		t.Helper()
 		asked, run.Kubernetes.Former = nil, former
-		out := runSteps(t.Context(), n.Log, []Step{n.formerNodes(run)}, nil, func([]*api.StepStatus) {})
+		out := runSteps(t.Context(), n.Log, []Step{n.formerNodes(run)}, nil, false, func([]*api.StepStatus) {})
 		got := fmt.Sprint(out.done, asked)
 		for _, f := range n.observe(t.Context(), run, out).kubernetes.GetFormerGone() {
 			got += " " + f.GetName() + "/" + f.GetBootId() + f.GetWasBootId()

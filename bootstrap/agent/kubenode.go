@@ -3,12 +3,15 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
 )
@@ -40,19 +43,61 @@ type nodeObject struct {
 	} `json:"status"`
 }
 
+// kubeClient is a client of Kubernetes by a kubeconfig.
+type kubeClient struct {
+	// digest is of all that it was made of.
+	digest, server string
+	client         *http.Client
+}
+
+// kubeClients are by kubeconfig. The zero value has none.
+type kubeClients struct {
+	mu sync.Mutex
+	by map[string]*kubeClient
+}
+
+// kubeClient keeps a client while its kubeconfig and the files that this names are the same: a
+// handshake for each look costs both sides more than the look.
+func (a *Agent) kubeClient(kubeconfig string) (*kubeClient, error) {
+	sum := sha256.New()
+	read := func(path string) ([]byte, error) {
+		b, err := a.Host.ReadFile(path)
+		fmt.Fprintf(sum, "%s %d\n%s", path, len(b), b)
+		return b, err
+	}
+	conf, err := read(kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	server, credentials, err := kubeadm.Credentials(conf, read)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", kubeconfig, err)
+	}
+	now := hex.EncodeToString(sum.Sum(nil))
+	a.kubernetes.mu.Lock()
+	defer a.kubernetes.mu.Unlock()
+	k := a.kubernetes.by[kubeconfig]
+	if k != nil && k.digest == now {
+		return k, nil
+	}
+	if k != nil {
+		k.client.CloseIdleConnections()
+	}
+	if a.kubernetes.by == nil {
+		a.kubernetes.by = map[string]*kubeClient{}
+	}
+	k = &kubeClient{digest: now, server: server, client: &http.Client{Timeout: askKubernetes, Transport: &http.Transport{TLSClientConfig: credentials, IdleConnTimeout: 2 * resettle}}}
+	a.kubernetes.by[kubeconfig] = k
+	return k, nil
+}
+
 // nodeCall makes one call about a Node with the credentials of a kubeconfig.
 func (a *Agent) nodeCall(ctx context.Context, kubeconfig, method, name string, body []byte) (answer []byte, status int, err error) {
-	conf, err := a.Host.ReadFile(kubeconfig)
+	k, err := a.kubeClient(kubeconfig)
 	if err != nil {
 		return nil, 0, err
 	}
-	server, credentials, err := kubeadm.Credentials(conf, a.Host.ReadFile)
-	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", kubeconfig, err)
-	}
-	t := &http.Transport{TLSClientConfig: credentials}
-	defer t.CloseIdleConnections()
-	at := server + "/api/v1/nodes/" + url.PathEscape(name)
+	at := k.server + "/api/v1/nodes/" + url.PathEscape(name)
 	req, err := http.NewRequestWithContext(ctx, method, at, bytes.NewReader(body))
 	if err != nil {
 		return nil, 0, err
@@ -61,7 +106,7 @@ func (a *Agent) nodeCall(ctx context.Context, kubeconfig, method, name string, b
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := (&http.Client{Transport: t, Timeout: askKubernetes}).Do(req)
+	resp, err := k.client.Do(req)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -41,6 +41,9 @@ type node struct {
 	// keepWitness.
 	changed, wake, backup, shown chan struct{}
 
+	// looked is when all steps of lookedRun were last looked at; only settle uses them.
+	looked    time.Time
+	lookedRun *api.Run
 	// renewalsAfter holds back the next attempt; only settle uses it.
 	renewalsAfter time.Time
 	// initialCluster is etcd's, from the last look at its members; only settle uses
@@ -235,9 +238,15 @@ func (n *node) settle(ctx context.Context, looked chan<- struct{}) {
 	}
 }
 
-// work goes once through what the directive says.
+// work goes once through what the directive says, or on from where it waits.
 func (n *node) work(ctx context.Context, run *api.Run) outcome {
-	out := runSteps(ctx, n.Log, n.steps(run), n.news().steps, n.publishSteps)
+	// Each look starts programs (systemctl, nft), which on a machine that is busy starting
+	// everything cost more than what it waits for.
+	lately := run == n.lookedRun && n.Now().Sub(n.looked).Abs() < resettle
+	if !lately {
+		n.looked, n.lookedRun = n.Now(), run
+	}
+	out := runSteps(ctx, n.Log, n.steps(run), n.news().steps, lately, n.publishSteps)
 	if out.done {
 		return out
 	}
@@ -245,7 +254,7 @@ func (n *node) work(ctx context.Context, run *api.Run) outcome {
 		if s.Name == out.stopped() {
 			continue // it was tried
 		}
-		more := runSteps(ctx, n.Log, []Step{s}, nil, func([]*api.StepStatus) {})
+		more := runSteps(ctx, n.Log, []Step{s}, nil, false, func([]*api.StepStatus) {})
 		out.changed = append(out.changed, more.changed...)
 	}
 	return out

@@ -175,7 +175,7 @@ func (l *lab) newNode() *node {
 }
 
 func once(n *node, run *api.Run) outcome {
-	return runSteps(context.Background(), n.Log, n.steps(run), nil, func([]*api.StepStatus) {})
+	return runSteps(context.Background(), n.Log, n.steps(run), nil, false, func([]*api.StepStatus) {})
 }
 
 func states(o outcome) string { return stepsOf(&api.SyncRequest{Steps: o.steps}) }
@@ -398,7 +398,7 @@ func TestLookingAgainIsNoNewsAndAFailureIs(t *testing.T) {
 	var news []string
 	var last []*api.StepStatus
 	look := func() outcome {
-		return runSteps(context.Background(), l.agent(nodeconf.Node).Log, steps, last, func(s []*api.StepStatus) {
+		return runSteps(context.Background(), l.agent(nodeconf.Node).Log, steps, last, false, func(s []*api.StepStatus) {
 			news = append(news, stepsOf(&api.SyncRequest{Steps: s}))
 		})
 	}

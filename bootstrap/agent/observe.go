@@ -39,10 +39,13 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 	}
 	if wantsEtcd(run) {
 		r.etcd = &api.EtcdObserved{}
-		if state, err := n.Host.UnitState(ctx, etcd.Unit); err == nil {
-			r.etcd.Running = state == "active" || state == "activating"
+		s, err := n.etcdStatus(ctx)
+		if r.etcd.Running = err == nil; !r.etcd.Running {
+			if state, err := n.Host.UnitState(ctx, etcd.Unit); err == nil {
+				r.etcd.Running = state == "active" || state == "activating"
+			}
 		}
-		if s, err := n.etcdStatus(ctx); err == nil {
+		if err == nil {
 			r.etcd.MemberId, r.etcd.Learner, r.etcd.Healthy = s.MemberID, s.Learner, s.Healthy
 			for _, m := range s.Members {
 				r.etcd.Members = append(r.etcd.Members, &api.EtcdMember{Id: strconv.FormatUint(m.ID, 16), Name: m.Name, PeerUrl: strings.Join(m.PeerURLs, " "), Learner: m.Learner})

@@ -50,9 +50,10 @@ func (o outcome) stopped() string {
 
 // runSteps runs a list up to the first step that is not done afterwards. before
 // is what the last run ended with: a step that was done counts as done until it
-// is found not to be, so that looking again is no news. report is called with a
+// is found not to be, so that looking again is no news. lately says that the last run was
+// a moment ago: then it goes on where that one ended. report is called with a
 // copy whenever a step's state changes.
-func runSteps(ctx context.Context, log *slog.Logger, steps []Step, before []*api.StepStatus, report func([]*api.StepStatus)) outcome {
+func runSteps(ctx context.Context, log *slog.Logger, steps []Step, before []*api.StepStatus, lately bool, report func([]*api.StepStatus)) outcome {
 	var out outcome
 	for _, s := range steps {
 		status := &api.StepStatus{Name: s.Name, State: api.StepStatus_STATE_PENDING}
@@ -80,6 +81,9 @@ func runSteps(ctx context.Context, log *slog.Logger, steps []Step, before []*api
 	for i, s := range steps {
 		if ctx.Err() != nil {
 			return out
+		}
+		if lately = lately && out.steps[i].GetState() == api.StepStatus_STATE_DONE; lately {
+			continue
 		}
 		done, missing, err := s.Observe(ctx)
 		if err == nil && !done {

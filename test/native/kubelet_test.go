@@ -58,9 +58,15 @@ func kubelet(s spec, stop <-chan struct{}) {
 			halt(p)
 		}
 	}()
+	var said time.Time
+	registered := false
 	for {
-		if err := register(s.Name); err != nil {
-			fmt.Fprintln(log, "registering:", err)
+		if time.Since(said) >= heartbeat {
+			if err := register(s.Name, &registered); err != nil {
+				fmt.Fprintln(log, "registering:", err)
+			} else if registered {
+				said = time.Now()
+			}
 		}
 		manifests, err := filepath.Glob("/etc/kubernetes/manifests/*.yaml")
 		if err != nil {
@@ -137,8 +143,12 @@ func command(manifest []byte) ([]string, error) {
 	return p.Spec.Containers[0].Command, nil
 }
 
-// register makes the Node object and says that it is Ready.
-func register(name string) error {
+// heartbeat is how often kubelet says that it is well (nodeStatusUpdateFrequency's default).
+const heartbeat = 10 * time.Second
+
+// register makes the Node object, as kubelet does once in its process' life, and says that it
+// is Ready.
+func register(name string, registered *bool) error {
 	if _, err := os.Stat(kubeletConf); err != nil {
 		if _, err := os.Stat(bootstrapConf); err != nil {
 			return nil
@@ -148,11 +158,15 @@ func register(name string) error {
 		}
 	}
 	if _, err := kubectl(kubeletConf, "", "get", "node", name); err != nil {
+		if *registered {
+			return err
+		}
 		node := fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q,"labels":{"kubernetes.io/hostname":%q}}}`, name, name)
 		if _, err := kubectl(kubeletConf, node, "create", "-f", "-"); err != nil {
 			return err
 		}
 	}
+	*registered = true
 	text, err := kubectl(kubeletConf, "", "get", "node", name, "-o", "json")
 	if err != nil {
 		return err
