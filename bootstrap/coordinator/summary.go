@@ -11,12 +11,17 @@ import (
 // complete, the earliest obstacle first.
 func Summary(nodes []Node, c Choices) (ready bool, sentence string) {
 	by := map[machine.State][]string{}
+	var silent []string
 	missing, addons := 0, false
 	for _, n := range nodes {
 		if n.State == machine.Retired {
 			continue // nobody waits for it
 		}
 		by[n.State] = append(by[n.State], n.Name)
+		// Its state is what it said last.
+		if n.Gone && (n.State == machine.Enrolled || n.State == machine.Member || n.State == machine.Ready) {
+			silent = append(silent, n.Name)
+		}
 		if n.State != machine.Ready {
 			missing++
 		}
@@ -30,6 +35,8 @@ func Summary(nodes []Node, c Choices) (ready bool, sentence string) {
 	case c.leaving():
 		_, why := mayLeave(nodes, c)
 		return false, why
+	case len(silent) > 0:
+		return false, fmt.Sprintf("no word from %s for some time; see imagectl machines ls", list(silent))
 	case missing == 0 && !addons:
 		return false, "every node is Ready; the add-ons are not applied yet"
 	case missing == 0:

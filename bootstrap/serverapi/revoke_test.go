@@ -139,7 +139,7 @@ func TestRetiringAMachineRevokesWhatItHolds(t *testing.T) {
 	}()
 
 	o := r.retire("cp2", "sold")
-	if want := "its certificates are refused from now on; left to do: kubectl drain cp2 --ignore-daemonsets, kubectl delete node cp2; switch it off or wipe it (kubelet's own certificate is Kubernetes', which cannot revoke); nothing in etcd: its member is removed by itself (imagectl etcd members); take it out of cluster.yaml"; !o.GetOk() || o.GetState() != "retired" || o.GetMessage() != want {
+	if want := "its certificates are refused from now on; left to do: switch it off or wipe it (kubelet's own certificate is Kubernetes', which cannot revoke); nothing in etcd: its member is removed by itself (imagectl etcd members); take it out of cluster.yaml"; !o.GetOk() || o.GetState() != "retired" || o.GetMessage() != want {
 		t.Fatalf("retiring: %v\nwant %s", o, want)
 	}
 	if o := r.retire("cp2", "sold"); !o.GetOk() {

@@ -18,8 +18,10 @@ func newMachinesRetire(g *globals) *cobra.Command {
 		Short: "Remove a machine for good: its certificates are refused everywhere",
 		Long: "Remove a machine for good. Its key is never accepted again; its certificates are\n" +
 			"refused by the server at once, by nodes and etcd with their next call to the\n" +
-			"server. It says what is left to do in Kubernetes, which cannot revoke. The control\n" +
-			"plane that holds the only copy of etcd's data is not retired.",
+			"server. A control plane removes its node from Kubernetes at once: while it still\n" +
+			"works, drain it first (kubectl drain NAME --ignore-daemonsets). The command says\n" +
+			"what is left to do. The control plane that holds the only copy of etcd's data is\n" +
+			"not retired.",
 		Example: `  imagectl machines retire w3 --reason "mainboard died"`,
 		Args:    needNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
