@@ -41,12 +41,45 @@ func TestOfAGenuineGlance(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, c) })
 	}
+	t.Run("two uploads at once by way of staging", func(t *testing.T) { twoByStaging(t, c) })
 	t.Run("conformance", func(t *testing.T) {
 		uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
 			n := c.tenant(t)
 			return n.platform(n.config())
 		})
 	})
+}
+
+// Two machines upload one image at once, several times over. Glance would take the file
+// of both into staging, answer both with 500, and leave the file of one.
+func twoByStaging(t *testing.T, c *openstack) {
+	const rounds, machines = 5, 2
+	for seed := range uint64(rounds) {
+		n := c.tenant(t)
+		conf := n.config()
+		conf.Method = glance.Direct
+		img := uploadtest.Image(t, store.Raw, "prod-worker", seed)
+		var all sync.WaitGroup
+		var ids [machines]string
+		for m := range machines {
+			to := target(t, conf)
+			all.Go(func() {
+				j := &uploadtest.Journal{}
+				out, err := upload.Run(t.Context(), to, img, j, func(upload.Event) {}, false)
+				if err != nil || len(j.Left()) > 0 {
+					t.Errorf("round %d, machine %d: %v, left is %v", seed, m, err, j.Left())
+				}
+				ids[m] = out.Object.ID
+			})
+		}
+		all.Wait()
+		if there, err := n.images(); err != nil || len(there) != 1 || ids[0] != ids[1] || there[0].text("id") != ids[0] {
+			t.Errorf("round %d: they made %v, and there are %v, %v", seed, ids, there, err)
+		}
+	}
+	if files, err := filepath.Glob(filepath.Join(c.settings.Dir, "staging", "????????-*")); err != nil || len(files) > 0 {
+		t.Errorf("in staging is %v, %v", files, err)
+	}
 }
 
 // A process of Glance may write no file beyond a size, which its store takes as it takes

@@ -113,9 +113,9 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 				return upload.Object{}, err
 			}
 			removed++
-		case at == pending:
-			ev(upload.Event{Phase: "waiting for an upload that is under way", Note: fmt.Sprintf("image %s is %s", found.id(), found.text("status"))})
-			if err := t.settled(ctx, found.id()); err != nil {
+		case at == pending || at == empty && t.othersToSend(found, j):
+			ev(upload.Event{Phase: "waiting for an upload that is under way", Note: fmt.Sprintf("image %s is %s; if nobody sends into it any more, delete it", found.id(), found.text("status"))})
+			if err := t.changed(ctx, found.id(), at); err != nil {
 				return upload.Object{}, err
 			}
 		default:
@@ -130,9 +130,21 @@ func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal,
 // halfImported: the file was sent to staging by an upload of ours that broke off
 // before it asked for the import. Nobody else will ask for it.
 func halfImported(i image, j upload.Journal) bool {
-	return i.text("status") == "uploading" && slices.ContainsFunc(j.Left(), func(l upload.Leftover) bool {
+	return i.text("status") == "uploading" && mine(i, j)
+}
+
+// mine: an upload with this journal made the image, and has not ended.
+func mine(i image, j upload.Journal) bool {
+	return slices.ContainsFunc(j.Left(), func(l upload.Leftover) bool {
 		return l.ID == i.id() && l.Note == i.text(markKey)
 	})
+}
+
+// othersToSend: only who made the image may send into it. Into an image Glance lets one
+// send, but into staging it lets two, and then breaks both (25.1). After a day nobody
+// is at it any more.
+func (t *Target) othersToSend(i image, j upload.Journal) bool {
+	return t.conf.Method == Direct && !mine(i, j) && t.conf.Now().Sub(i.created()) < abandoned
 }
 
 // create makes an image without data. Its ID is the first of a row, made from the
@@ -299,11 +311,11 @@ func (t *Target) importing(ctx context.Context, id string, method map[string]any
 	}
 }
 
-// settled waits until an image is no longer pending.
-func (t *Target) settled(ctx context.Context, id string) error {
+// changed waits until an image is at another stage.
+func (t *Target) changed(ctx context.Context, id string, from stage) error {
 	for {
 		i, err := t.get(ctx, id)
-		if err != nil || i == nil || i.stage() != pending {
+		if err != nil || i == nil || i.stage() != from {
 			return err
 		}
 		if err := t.conf.Wait(ctx); err != nil {
