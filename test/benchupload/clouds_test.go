@@ -3,9 +3,12 @@
 package benchupload
 
 import (
+	"crypto/md5"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"hash"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"net/url"
@@ -124,6 +127,25 @@ func (s *sink) document(at string, change func(properties object)) {
 	s.keep(at, k)
 }
 
+// storages are the two digests that Cloud Storage keeps: MD5, and CRC32C behind it.
+type storages struct {
+	hash.Hash
+	crc hash.Hash32
+}
+
+func newStorages() hash.Hash {
+	return storages{md5.New(), crc32.New(crc32.MakeTable(crc32.Castagnoli))}
+}
+
+// Write implements hash.Hash.
+func (s storages) Write(b []byte) (int, error) {
+	s.crc.Write(b)
+	return s.Hash.Write(b)
+}
+
+// Sum implements hash.Hash.
+func (s storages) Sum(b []byte) []byte { return s.crc.Sum(s.Hash.Sum(b)) }
+
 // google is Cloud Storage and Compute Engine.
 func (s *sink) google(w http.ResponseWriter, r *http.Request) {
 	at := r.URL.Path
@@ -143,7 +165,8 @@ func (s *sink) google(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusPermanentRedirect)
 			return
 		}
-		answerJSON(w, http.StatusOK, object{"name": "file", "md5Hash": base64.StdEncoding.EncodeToString(s.sum.Sum(nil))})
+		crc := s.sum.Sum(nil)[md5.Size:]
+		answerJSON(w, http.StatusOK, object{"name": "file", "size": total, "crc32c": base64.StdEncoding.EncodeToString(crc)})
 	case strings.HasSuffix(at, "/global/images") && r.Method == http.MethodPost:
 		var d object
 		_ = json.NewDecoder(r.Body).Decode(&d)

@@ -5,12 +5,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto"
-	"crypto/md5"
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"maps"
 	"net/http"
@@ -232,8 +233,9 @@ func (f *fake) chunk(w http.ResponseWriter, s *fakeSession, of string, body []by
 }
 
 func (f *fakeFile) doc(name string) map[string]any {
-	sum := md5.Sum(f.body)
-	return map[string]any{"name": name, "md5Hash": base64.StdEncoding.EncodeToString(sum[:]), "timeCreated": f.created, "metadata": f.metadata}
+	sum := crc32.Checksum(f.body, crc32.MakeTable(crc32.Castagnoli))
+	crc := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, sum))
+	return map[string]any{"name": name, "size": strconv.Itoa(len(f.body)), "crc32c": crc, "timeCreated": f.created, "metadata": f.metadata}
 }
 
 func (f *fake) storage(w http.ResponseWriter, r *http.Request, name string) {

@@ -254,6 +254,33 @@ func TestABrokenUploadGoesOnWhereStorageSays(t *testing.T) {
 	}
 }
 
+func TestWhatStorageHasIsCompared(t *testing.T) {
+	t.Parallel()
+	_, target := serve(t)
+	img := large(t, target)
+	var all body
+	if err := archive(t.Context(), &all, img, testUnit); err != nil {
+		t.Fatal(err)
+	}
+	file := fakeFile{body: all}
+	right := object{Size: int64(len(all)), CRC32C: file.doc("")["crc32c"].(string)}
+	file.body[len(all)/2] ^= 1
+	for _, tt := range []struct {
+		name string
+		o    object
+		want error
+	}{
+		{"what was sent", right, nil},
+		{"another byte", object{Size: right.Size, CRC32C: file.doc("")["crc32c"].(string)}, errDiffers},
+		{"another length", object{Size: right.Size - 1, CRC32C: right.CRC32C}, errDiffers},
+		{"no digest", object{Size: right.Size}, errDiffers},
+	} {
+		if _, err := target.send(t.Context(), img, "", stand{done: &tt.o}, quiet); !errors.Is(err, tt.want) {
+			t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
+		}
+	}
+}
+
 func TestThrottlingIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	f, target := serve(t)

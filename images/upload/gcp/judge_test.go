@@ -18,7 +18,7 @@ import (
 var fakeGCS = flag.String("fake-gcs-server", "", "the program fake-gcs-server, a storage of another hand")
 
 // A file of several chunks goes to a bucket of another hand's; what is there then is
-// compared by the MD5 that the server computes. It is not cut in the middle, for
+// compared by the CRC32C that the server computes. It is not cut in the middle, for
 // fake-gcs-server 1.56.1 takes the question how much arrived for the end of the file.
 func TestAStorageOfAnotherHandHasTheFile(t *testing.T) {
 	if *fakeGCS == "" {

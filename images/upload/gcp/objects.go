@@ -210,5 +210,5 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	return append(checks,
 		upload.Compare("state", i.Status, "READY"),
 		upload.Compare("size of the disk in GiB", strconv.FormatInt(i.SizeGB, 10), strconv.FormatInt((img.RawSize+t.unit-1)/t.unit, 10)),
-		upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "the MD5 of the file was compared before the image was made of it; Google keeps no digest of an image"}), nil
+		upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "size and CRC32C of the file were compared before the image was made of it; Google keeps no digest of an image"}), nil
 }
