@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -82,6 +83,7 @@ func (t *Target) put(ctx context.Context, snapshot string, index int64, block []
 	h := http.Header{
 		"Content-Type": {"application/octet-stream"}, "X-Amz-Data-Length": {strconv.Itoa(len(block))},
 		"X-Amz-Checksum": {base64.StdEncoding.EncodeToString(sum[:])}, "X-Amz-Checksum-Algorithm": {"SHA256"},
+		contentSum: {hex.EncodeToString(sum[:])},
 	}
 	if err := t.direct(ctx, http.MethodPut, fmt.Sprintf("/snapshots/%s/blocks/%d", snapshot, index), h, block, nil); err != nil {
 		return fmt.Errorf("sending block %d of %s: %w", index, snapshot, err)
@@ -167,19 +169,16 @@ func dataBlocks(img upload.Image) iter.Seq2[int64, error] {
 	}
 }
 
-// readBlock reads a block of the file, the last one filled up with zeros. It is nil
-// when it is all zeros.
-func readBlock(img upload.Image, index int64) ([]byte, error) {
+// readBlock reads a block of the file into b, which has a block's size, the last one
+// filled up with zeros. zero says that it has nothing else.
+func readBlock(img upload.Image, index int64, b []byte) (zero bool, err error) {
 	off := index * blockSize
-	b := make([]byte, blockSize)
 	n := min(blockSize, img.Size-off)
 	if _, err := io.ReadFull(io.NewSectionReader(img.File, off, n), b[:n]); err != nil {
-		return nil, fmt.Errorf("reading %s at %d: %w", img.File.Name(), off, err)
+		return false, fmt.Errorf("reading %s at %d: %w", img.File.Name(), off, err)
 	}
-	if sparse.IsZero(b) {
-		return nil, nil
-	}
-	return b, nil
+	clear(b[n:])
+	return sparse.IsZero(b), nil
 }
 
 // sameBlock tells whether a block there is the file's.
@@ -187,8 +186,9 @@ func sameBlock(img upload.Image, index int64, there []byte) (bool, error) {
 	if index*blockSize >= img.Size {
 		return sparse.IsZero(there), nil
 	}
-	here, err := readBlock(img, index)
-	if here == nil {
+	here := make([]byte, blockSize)
+	zero, err := readBlock(img, index, here)
+	if zero {
 		return sparse.IsZero(there), err
 	}
 	return bytes.Equal(here, there), err

@@ -16,12 +16,18 @@ import (
 	"github.com/imagectl/imagectl/images/upload/rest"
 )
 
+// contentSum is the header with the SHA-256 of a request's body, in hexadecimal.
+const contentSum = "X-Amz-Content-Sha256"
+
 // sign gives a request Amazon's signature, version 4, which covers all headers and
-// the body.
+// the body. A body whose digest is in the headers already is not read again.
 func (t *Target) sign(ctx context.Context, s service, r *http.Request, body []byte) error {
-	sum := sha256.Sum256(body)
-	digest := hex.EncodeToString(sum[:])
-	r.Header.Set("X-Amz-Content-Sha256", digest)
+	digest := r.Header.Get(contentSum)
+	if digest == "" {
+		sum := sha256.Sum256(body)
+		digest = hex.EncodeToString(sum[:])
+		r.Header.Set(contentSum, digest)
+	}
 	if err := t.signer.SignHTTP(ctx, t.keys, r, digest, string(s), t.conf.Region, t.conf.Now()); err != nil {
 		return fmt.Errorf("signing a request to %s: %w", s, err)
 	}

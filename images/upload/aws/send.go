@@ -242,6 +242,9 @@ func (t *Target) marked(ctx context.Context, left upload.Leftover) (*snap, error
 func (t *Target) send(ctx context.Context, img upload.Image, left upload.Leftover, p *progress, j upload.Journal, ev upload.Events) (map[int64][sha256.Size]byte, error) {
 	from := p.Blocks
 	w := &watermark{blocks: map[int64]bool{}, sums: map[int64][sha256.Size]byte{}, progress: p, save: func() error { return note(j, left, *p) }}
+	// What was sent well is used again: left to the garbage collector it would double
+	// the memory. Of what was not the transport may be reading still.
+	buffers := sync.Pool{New: func() any { return new([blockSize]byte) }}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(blocksAtOnce)
 	for index, err := range dataBlocks(img) {
@@ -253,20 +256,22 @@ func (t *Target) send(ctx context.Context, img upload.Image, left upload.Leftove
 		}
 		w.begin(index)
 		group.Go(func() error {
-			block, err := readBlock(img, index)
+			block := buffers.Get().(*[blockSize]byte) //nolint:forcetypeassert // It has nothing else.
+			zero, err := readBlock(img, index, block[:])
 			if err != nil {
 				return err
 			}
 			var sum *[sha256.Size]byte
-			if block != nil {
-				s := sha256.Sum256(block)
+			if !zero {
+				s := sha256.Sum256(block[:])
 				sum = &s
 				if index >= from {
-					if err := t.put(gctx, left.ID, index, block, s); err != nil {
+					if err := t.put(gctx, left.ID, index, block[:], s); err != nil {
 						return err
 					}
 				}
 			}
+			buffers.Put(block)
 			ev(upload.Event{Phase: "sending", Done: min((index+1)*blockSize, img.Size), Total: img.Size})
 			return w.end(index, sum)
 		})

@@ -70,6 +70,7 @@ func (t *Target) verifyBlocks(ctx context.Context, id string, img upload.Image) 
 			return err
 		})
 	}
+	buffer := make([]byte, blockSize)
 	for index, err := range dataBlocks(img) {
 		if err != nil {
 			return c, errors.Join(err, group.Wait())
@@ -77,11 +78,11 @@ func (t *Target) verifyBlocks(ctx context.Context, id string, img upload.Image) 
 		if _, sent := there[index]; sent {
 			continue
 		}
-		b, err := readBlock(img, index)
+		zero, err := readBlock(img, index, buffer)
 		if err != nil {
 			return c, errors.Join(err, group.Wait())
 		}
-		if b != nil {
+		if !zero {
 			differ.Add(1)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -95,6 +96,9 @@ func (p pages) send(ctx context.Context, img upload.Image, blob string, ev uploa
 	if len(have) > 0 {
 		ev(upload.Event{Phase: "sending", Note: "an earlier upload sent a part: going on from there"})
 	}
+	// What was sent well is used again: left to the garbage collector it would double
+	// the memory. Of what was not the transport may be reading still.
+	buffers := sync.Pool{New: func() any { return new([rangeSize]byte) }}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(rangesAtOnce)
 	for off := int64(0); off < img.Size && gctx.Err() == nil; {
@@ -110,7 +114,8 @@ func (p pages) send(ctx context.Context, img upload.Image, blob string, ev uploa
 				continue
 			}
 			group.Go(func() error {
-				b := make([]byte, n)
+				whole := buffers.Get().(*[rangeSize]byte) //nolint:forcetypeassert // It has nothing else.
+				b := whole[:n]
 				if _, err := io.ReadFull(io.NewSectionReader(img.File, at, n), b); err != nil {
 					return fmt.Errorf("reading %s at %d: %w", img.File.Name(), at, err)
 				}
@@ -119,6 +124,7 @@ func (p pages) send(ctx context.Context, img upload.Image, blob string, ev uploa
 						return err
 					}
 				}
+				buffers.Put(whole)
 				ev(upload.Event{Phase: "sending", Done: at + n, Total: img.Size})
 				return nil
 			})
