@@ -14,10 +14,10 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imagectl/imagectl/images/upload"
 )
@@ -211,17 +211,11 @@ func (t *Target) description(img upload.Image, left upload.Leftover) map[string]
 // here. That somebody else is at it is no error: the caller looks again.
 func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload.Journal, ev upload.Events) (sum string, err error) {
 	path := "images/" + id
-	// A body for each try: the library may be reading the one before still.
-	var sent *counted
-	body := func() io.Reader {
-		sent = &counted{r: io.NewSectionReader(img.File, 0, img.Size), total: img.Size, ev: ev, hash: sha512.New()}
-		return sent
-	}
 	switch t.conf.Method {
 	case Put:
-		err = t.put(ctx, path+"/file", body, img.Size)
+		sum, err = t.putFile(ctx, path+"/file", img, ev)
 	case Direct:
-		if err = t.put(ctx, path+"/stage", body, img.Size); err == nil {
+		if sum, err = t.putFile(ctx, path+"/stage", img, ev); err == nil {
 			err = t.importing(ctx, id, map[string]any{"name": Direct}, ev)
 		}
 	case Download:
@@ -239,43 +233,40 @@ func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload
 		}
 		return "", nil
 	}
-	if sent == nil {
-		return "", err
-	}
-	return sent.sum(), err
+	return sum, err
 }
 
-// counted says how much was read, and computes the digest on the way: all would have to
-// be read a second time otherwise.
-type counted struct {
-	r     io.Reader
-	total int64
-	ev    upload.Events
+// putFile sends the file, and computes its SHA-512 beside that: one after the other
+// would take twice as long.
+func (t *Target) putFile(ctx context.Context, path string, img upload.Image, ev upload.Events) (string, error) {
+	whole := func() *io.SectionReader { return io.NewSectionReader(img.File, 0, img.Size) }
+	sum := sha512.New()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return upload.Sum(ctx, sum, whole()) })
+	group.Go(func() error {
+		// A body for each try: the library may be reading the one before still.
+		body := func() io.Reader { return &counted{r: whole(), total: img.Size, ev: ev} }
+		return t.put(ctx, path, body, img.Size)
+	})
+	if err := group.Wait(); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
 
-	mu   sync.Mutex
-	done int64
-	hash hash.Hash
+// counted says how much was read.
+type counted struct {
+	r           io.Reader
+	done, total int64
+	ev          upload.Events
 }
 
 // Read implements io.Reader.
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.hash.Write(b[:n])
 	c.done += int64(n)
 	c.ev(upload.Event{Phase: "sending", Done: c.done, Total: c.total})
 	return n, err
-}
-
-// sum is the digest; empty when not all was read.
-func (c *counted) sum() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.done < c.total {
-		return ""
-	}
-	return hex.EncodeToString(c.hash.Sum(nil))
 }
 
 // importing asks for an import and waits for its end. The answer comes before it has

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imagectl/imagectl/images/upload"
 )
@@ -144,17 +145,21 @@ func (t *Target) fill(ctx context.Context, s *session, lease types.ManagedObject
 		return fmt.Errorf("%w: the lease has no place for %s", upload.ErrServer, item.DeviceId)
 	}
 	device := info.DeviceUrl[i]
-	sum := sha1.New() //nolint:gosec // See the import.
 	var sent atomic.Int64
-	body := &counted{r: io.TeeReader(src.disk(img), sum), tell: func(n int) {
+	body := &counted{r: src.disk(img), tell: func(n int) {
 		ev(upload.Event{Phase: "sending", Done: sent.Add(int64(n)), Total: src.size})
 	}}
-	err := alive(ctx, t.Beat, func(ctx context.Context) error {
-		percent := min(int32(100*sent.Load()/src.size), 100)
-		_, err := methods.HttpNfcLeaseProgress(ctx, s, &types.HttpNfcLeaseProgress{This: lease, Percent: percent})
-		return failed(ctx, "keeping the lease alive", err)
-	}, func(ctx context.Context) error { return t.post(ctx, s, device, item, body, src.size) })
-	if err != nil {
+	sum := sha1.New() //nolint:gosec // See the import.
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return upload.Sum(gctx, sum, src.disk(img)) })
+	group.Go(func() error {
+		return alive(gctx, t.Beat, func(ctx context.Context) error {
+			percent := min(int32(100*sent.Load()/src.size), 100)
+			_, err := methods.HttpNfcLeaseProgress(ctx, s, &types.HttpNfcLeaseProgress{This: lease, Percent: percent})
+			return failed(ctx, "keeping the lease alive", err)
+		}, func(ctx context.Context) error { return t.post(ctx, s, device, item, body, src.size) })
+	})
+	if err := group.Wait(); err != nil {
 		return err
 	}
 	return compareManifest(ctx, s, lease, device.Key, src.size, hex.EncodeToString(sum.Sum(nil)), ev)
