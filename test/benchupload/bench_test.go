@@ -40,6 +40,7 @@ var (
 	release   = flag.String("release", "", "the test release, whose image is sent; without one, noise is")
 	megabytes = flag.Int64("size", 1024, "data of the image in MiB; the image with zeros has as much again")
 	runs      = flag.Int("runs", 3, "how often everything is measured; the median counts")
+	profiles  = flag.String("profiles", "", "directory for a profile of each upload's processor time, the last of each target")
 	only      = flag.String("only", "", "measure the targets whose name begins so")
 )
 
@@ -89,6 +90,9 @@ func TestUploadsAreAsFastAsCurl(t *testing.T) {
 			continue
 		}
 		t.Run(c.name, c.hold)
+	}
+	if strings.HasPrefix(fetched, *only) {
+		t.Run(fetched, func(t *testing.T) { platformsFetch(t, dir, images.dense) })
 	}
 }
 
@@ -160,6 +164,9 @@ func curl(t *testing.T, file, url string) figures {
 // run uploads in a process of its own.
 func run(t *testing.T, j job) figures {
 	t.Helper()
+	if *profiles != "" {
+		j.Profile = path(*profiles, j.Target+".pprof")
+	}
 	text, err := json.Marshal(j)
 	if err != nil {
 		t.Fatal(err)

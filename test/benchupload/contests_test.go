@@ -36,7 +36,7 @@ func contests(t *testing.T, i images) []contest {
 		s := newSink(h)
 		s.protocol = protocol(s)
 		at := serve(t, s)
-		return contest{name: name, job: job{name, at, f, format, 2 * *megabytes << 20}, file: f.Path, url: at + "/curl", sent: s.sent, note: note}
+		return contest{name: name, job: job{Target: name, Endpoint: at, File: f, Format: format, RawSize: 2 * *megabytes << 20}, file: f.Path, url: at + "/curl", sent: s.sent, note: note}
 	}
 	bucket := func(s *sink) http.HandlerFunc { return s.store }
 	registry := func(s *sink) http.HandlerFunc { return s.registry }
@@ -56,9 +56,10 @@ func contests(t *testing.T, i images) []contest {
 		onProxmox(t, i.dense),
 		raw(to("aws", small, store.Raw, sha256.New, amazon, "")),
 		to("aws, with zeros", i.holes, store.Raw, sha256.New, amazon, "curl sends the zeros"),
+		raw(to("azure", i.footed, store.VHD, md5.New, azure, "")),
 		to("azure, with zeros", i.vhd, store.VHD, md5.New, azure, "curl sends the zeros"),
-		raw(to("gcp", small, store.Raw, md5.New, google, "packed by gzip")),
-		to("gcp, with zeros", i.holes, store.Raw, md5.New, google, "packed by gzip; curl sends the zeros"),
+		raw(to("gcp", small, store.Raw, newStorages, google, "packed by gzip")),
+		to("gcp, with zeros", i.holes, store.Raw, newStorages, google, "packed by gzip; curl sends the zeros"),
 		onVSphere(t, i.vmdk),
 		onLibvirt(t, "libvirt", i.dense, *megabytes<<20),
 		onLibvirt(t, "libvirt, with zeros", i.holes, 2**megabytes<<20),
@@ -72,12 +73,16 @@ func onProxmox(t *testing.T, f file) contest {
 	pve.Discard()
 	s := newSink(sha256.New)
 	return contest{
-		name: "proxmox", job: job{"proxmox", pve.URL, f, store.QCOW2, 2 * *megabytes << 20},
+		name: "proxmox", job: job{Target: "proxmox", Endpoint: pve.URL, File: f, Format: store.QCOW2, RawSize: 2 * *megabytes << 20},
 		file: f.Path, url: serve(t, s) + "/curl", sent: func() int64 { s.sent(); return f.Size }, note: "",
 	}
 }
 
-// onVSphere has govmomi's simulator, which computes SHA-1 and writes the file.
+// simulatorsBuffer is what govmomi's simulator reads at once (io.Copy's), in bytes. What
+// curl sends to reads as slowly.
+const simulatorsBuffer = 32 << 10
+
+// onVSphere has govmomi's simulator, which computes SHA-1.
 func onVSphere(t *testing.T, f file) contest {
 	t.Helper()
 	m := simulator.VPX()
@@ -92,8 +97,9 @@ func onVSphere(t *testing.T, f file) contest {
 	u := *vc.URL
 	u.User = nil
 	s := newSink(sha1.New)
+	s.buffer = simulatorsBuffer
 	return contest{
-		name: "vsphere", job: job{"vsphere", u.String(), f, store.VMDK, 2 * *megabytes << 20},
+		name: "vsphere", job: job{Target: "vsphere", Endpoint: u.String(), File: f, Format: store.VMDK, RawSize: 2 * *megabytes << 20},
 		file: f.Path, url: serve(t, s) + "/curl", sent: func() int64 { s.sent(); return f.Size }, note: "stream-optimized VMDK of the image with zeros",
 	}
 }
@@ -128,7 +134,7 @@ func onLibvirt(t *testing.T, name string, f file, rawSize int64) contest {
 	}))
 	var sent int64
 	return contest{
-		name: name, job: job{name, host.Socket(), f, store.Raw, rawSize}, file: f.Path, url: at + "/curl",
+		name: name, job: job{Target: name, Endpoint: host.Socket(), File: f, Format: store.Raw, RawSize: rawSize}, file: f.Path, url: at + "/curl",
 		sent: func() int64 {
 			n := sent
 			sent = 0

@@ -27,9 +27,9 @@ type file struct {
 // images are the files of the measurement.
 type images struct {
 	what string
-	// dense has no zeros; holes has the same data and as many zeros again, and vhd is
-	// that with a footer.
-	dense, holes, vhd, vmdk file
+	// dense has no zeros, and footed is that with a footer; holes has the same data and
+	// as many zeros again, and vhd is that with a footer.
+	dense, footed, holes, vhd, vmdk file
 }
 
 func makeImages(t *testing.T, dir string) images {
@@ -51,11 +51,9 @@ func makeImages(t *testing.T, dir string) images {
 	}
 	holes := grown(t, dense, path(dir, "holes.raw"), 2*size)
 	defer holes.Close()
-	vhd := grown(t, dense, path(dir, "disk.vhd"), 2*size+512)
+	footed, vhd := asVHD(t, dense, path(dir, "dense.vhd"), size), asVHD(t, dense, path(dir, "disk.vhd"), 2*size)
+	defer footed.Close()
 	defer vhd.Close()
-	if _, err := vhd.WriteAt([]byte("conectix"), 2*size); err != nil {
-		t.Fatal(err)
-	}
 	packed, err := os.Create(path(dir, "disk.vmdk"))
 	if err != nil {
 		t.Fatal(err)
@@ -64,8 +62,19 @@ func makeImages(t *testing.T, dir string) images {
 	if err := vmdk.Write(t.Context(), packed, holes, 2*size, vmdk.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	i.dense, i.holes, i.vhd, i.vmdk = described(t, dense), described(t, holes), described(t, vhd), described(t, packed)
+	i.dense, i.footed, i.holes, i.vhd, i.vmdk = described(t, dense), described(t, footed), described(t, holes), described(t, vhd), described(t, packed)
 	return i
+}
+
+// asVHD is a disk of a size with the data of another, and as much of a footer as
+// targets look at.
+func asVHD(t *testing.T, from *os.File, name string, size int64) *os.File {
+	t.Helper()
+	f := grown(t, from, name, size+512)
+	if _, err := f.WriteAt([]byte("conectix"), size); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // unpacked is the release's image.

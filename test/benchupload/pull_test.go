@@ -47,11 +47,9 @@ func serveFile(f *os.File, j job) error {
 	return errors.Join(err, <-done)
 }
 
-// What OpenNebula and others fetch from is measured beside curl's PUT of the file to a
-// sink and beside nginx.
-func TestPlatformsFetchAsFastAsCurlSends(t *testing.T) {
-	dir := t.TempDir()
-	f := makeImages(t, dir).dense
+// platformsFetch measures what OpenNebula and others fetch from, beside curl's PUT of
+// the file to a sink and beside nginx, which serves the directory.
+func platformsFetch(t *testing.T, dir string, f file) {
 	text, err := json.Marshal(job{Target: fetched, File: f})
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,9 @@ type sink struct {
 	// protocol answers all but curl.
 	protocol func(w http.ResponseWriter, r *http.Request)
 
+	// buffer is what is read at once, in bytes.
+	buffer int
+
 	mu   sync.Mutex
 	kept map[string]kept
 	sum  hash.Hash // of an object that comes in pieces
@@ -40,7 +43,7 @@ func newSink(h func() hash.Hash) *sink {
 	if h == nil {
 		h = func() hash.Hash { return nothing{} }
 	}
-	return &sink{hash: h, kept: map[string]kept{}, sum: h()}
+	return &sink{hash: h, buffer: 256 << 10, kept: map[string]kept{}, sum: h()}
 }
 
 // nothing is no digest.
@@ -66,9 +69,6 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.protocol(w, r)
 }
 
-// buffer is what is read at once, in bytes.
-const buffer = 256 << 10
-
 // take reads bytes of the image.
 func (s *sink) take(r io.Reader) (hash.Hash, error) {
 	h := s.hash()
@@ -76,7 +76,7 @@ func (s *sink) take(r io.Reader) (hash.Hash, error) {
 }
 
 func (s *sink) into(h hash.Hash, r io.Reader) error {
-	n, err := io.CopyBuffer(struct{ io.Writer }{h}, r, make([]byte, buffer))
+	n, err := io.CopyBuffer(struct{ io.Writer }{h}, r, make([]byte, s.buffer))
 	s.n.Add(n)
 	return err
 }

@@ -7,10 +7,12 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"runtime/pprof"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +42,8 @@ type job struct {
 	Format           store.Format
 	// RawSize is the disk's.
 	RawSize int64
+	// Profile is the file for a profile of processor time; none when empty.
+	Profile string
 }
 
 // report is what it says.
@@ -83,11 +87,31 @@ func work(text string) error {
 		Name: "bench-worker", Version: "4593.2.1-" + digest[:8], Digest: digest, Format: j.Format,
 		File: f, Size: j.File.Size, SHA256: j.File.SHA256, RawSize: j.RawSize,
 	}
+	stop, err := j.profile()
+	if err != nil {
+		return err
+	}
 	begin, before := time.Now(), cpu()
 	if _, err := to.Upload(context.Background(), img, &uploadtest.Journal{}, func(upload.Event) {}); err != nil {
 		return err
 	}
-	return say(time.Since(begin), cpu()-before)
+	took, spent := time.Since(begin), cpu()-before
+	return errors.Join(stop(), say(took, spent))
+}
+
+// profile begins one, if it is wanted.
+func (j job) profile() (stop func() error, err error) {
+	if j.Profile == "" {
+		return func() error { return nil }, nil
+	}
+	f, err := os.Create(j.Profile)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() error { pprof.StopCPUProfile(); return f.Close() }, nil
 }
 
 // say reports, with the peak of this process's memory.

@@ -55,7 +55,7 @@ func (s *Server) upload(r *http.Request, storage string) (any, *refusal) {
 		return nil, no(http.StatusNotImplemented, "for data too large")
 	}
 	if s.discard.Load() {
-		return s.swallow(r.Body, params["boundary"])
+		return s.swallow(r.Body, r.ContentLength, params["boundary"])
 	}
 	fields, name, content, err := readForm(r.Body, params["boundary"])
 	if err != nil {
@@ -85,42 +85,54 @@ const headSize = 4096
 // they send.
 func (s *Server) Discard() { s.discard.Store(true) }
 
-// swallow reads a form as readForm does, without keeping the file.
-func (s *Server) swallow(body io.Reader, boundary string) (any, *refusal) {
-	fields := map[string]string{}
+// swallow reads a form as readForm does, without keeping the file. The form's length
+// says how long the file is, so that nobody has to look for its end in it.
+func (s *Server) swallow(body io.Reader, length int64, boundary string) (any, *refusal) {
 	const buffer = 256 << 10
-	for form := multipart.NewReader(bufio.NewReaderSize(body, buffer), boundary); ; {
-		part, err := form.NextPart()
+	counted := &io.LimitedReader{R: body, N: length}
+	in := bufio.NewReaderSize(counted, buffer)
+	var before bytes.Buffer
+	// The fields end where the head of the file's part does, with an empty line.
+	for inFile := false; ; {
+		line, err := in.ReadSlice('\n')
 		if err != nil {
 			return nil, no(http.StatusNotImplemented, "%v", err)
 		}
-		if part.FormName() == "filename" {
-			h, head := sha256.New(), make([]byte, headSize)
-			_, err := io.ReadFull(io.TeeReader(part, h), head)
-			if err == nil {
-				_, err = io.CopyBuffer(h, part, make([]byte, buffer))
-			}
-			if err != nil {
-				return nil, no(http.StatusNotImplemented, "%v", err)
-			}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.fork("imgcopy", "", func(*task) error {
-				if sum := hex.EncodeToString(h.Sum(nil)); sum != fields["checksum"] {
-					return fmt.Errorf("checksum mismatch: got '%s' != expect '%s'", sum, fields["checksum"])
-				}
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				s.files[part.FileName()] = head
-				return nil
-			}), nil
+		before.Write(line)
+		inFile = inFile || bytes.Contains(line, []byte(`name="filename"; filename="`))
+		if inFile && len(bytes.TrimSpace(line)) == 0 {
+			break
 		}
-		value, err := io.ReadAll(part)
-		if err != nil {
-			return nil, no(http.StatusNotImplemented, "%v", err)
-		}
-		fields[part.FormName()] = string(value)
 	}
+	end := "\r\n--" + boundary + "--\r\n"
+	size := int64(in.Buffered()) + counted.N - int64(len(end))
+	fields, name, _, err := readForm(io.MultiReader(&before, strings.NewReader(end)), boundary)
+	if err != nil {
+		return nil, no(http.StatusNotImplemented, "%v", err)
+	}
+	h, head := sha256.New(), make([]byte, headSize)
+	file := io.LimitReader(in, size)
+	_, err = io.ReadFull(io.TeeReader(file, h), head)
+	if err == nil {
+		_, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{file}, make([]byte, buffer))
+	}
+	if err != nil {
+		return nil, no(http.StatusNotImplemented, "%v", err)
+	}
+	if rest, err := io.ReadAll(in); err != nil || string(rest) != end {
+		return nil, no(http.StatusNotImplemented, "the form ends with %q, %v", rest, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fork("imgcopy", "", func(*task) error {
+		if sum := hex.EncodeToString(h.Sum(nil)); sum != fields["checksum"] {
+			return fmt.Errorf("checksum mismatch: got '%s' != expect '%s'", sum, fields["checksum"])
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.files[name] = head
+		return nil
+	}), nil
 }
 
 // download fetches a file itself, in a task.
