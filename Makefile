@@ -204,12 +204,12 @@ upload-test: ## uploads against servers of other hands: versitygw, sshd, docker-
 	@test/packages images/upload/upload-packages.txt images/upload/openstack-packages.txt
 	$(call say,uploads against real servers)
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
-	go test -count=1 -tags upload -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
+	go test -count=1 -tags upload -timeout 40m -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
 	go test -count=1 -tags upload -v ./images/upload/hostdir
 	go test -count=1 -tags upload -run OpenSSH -v ./images/upload/hetzner
 	go test -count=1 -tags upload -v ./bootstrap/backup/bucket -versitygw $(CURDIR)/bin/versitygw
-	go test -count=1 -tags upload -v ./images/upload/oci
-	go test -count=1 -tags upload -v ./images/upload/libvirt
+	go test -count=1 -tags upload -timeout 40m -v ./images/upload/oci
+	go test -count=1 -tags upload -timeout 40m -v ./images/upload/libvirt
 	go test -count=1 -tags upload -timeout 40m -v ./images/upload/glance
 	@command -v npm || { echo 'upload-test needs npm, of Debian or of Node.js' >&2; exit 1; }
 	npm install --silent --no-audit --no-fund --prefix bin/azurite azurite@3.35.0
