@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +28,7 @@ const (
 // platform is the suite's view of a repository that is not there yet.
 func platform(t *testing.T, c Config) uploadtest.Platform {
 	t.Helper()
-	c.Plain, c.Tries, c.Now = true, 1, time.Now
+	c.Plain, c.Tries, c.Now = true, cmp.Or(c.Tries, 1), time.Now
 	c.Username, c.Password = operator, password
 	made := func(c Config) *Target {
 		to, err := New(c)
