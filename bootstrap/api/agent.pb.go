@@ -293,7 +293,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -351,7 +351,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type FetchAuditRequest struct {
@@ -1945,7 +1945,10 @@ type Run struct {
 	Firewall *Firewall `protobuf:"bytes,11,opt,name=firewall,proto3" json:"firewall,omitempty"`
 	// What CAs have revoked: one list for each CA whose certificates this node
 	// is shown. A node keeps the newest of each.
-	Revocations   []*RevocationList `protobuf:"bytes,20,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	Revocations []*RevocationList `protobuf:"bytes,20,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	// The operators who have the role admin now, for control planes: an expired certificate
+	// counts for nobody else (NodeService.ReadBackup).
+	Admins        []*Admin `protobuf:"bytes,30,rep,name=admins,proto3" json:"admins,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2064,6 +2067,68 @@ func (x *Run) GetRevocations() []*RevocationList {
 	return nil
 }
 
+func (x *Run) GetAdmins() []*Admin {
+	if x != nil {
+		return x.Admins
+	}
+	return nil
+}
+
+// Admin is an operator with the role admin.
+type Admin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Lower-case hexadecimal SHA-256 of the person's own key (SubjectPublicKeyInfo). Empty for
+	// one who gets another key with each certificate.
+	Key           string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Admin) Reset() {
+	*x = Admin{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Admin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Admin) ProtoMessage() {}
+
+func (x *Admin) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Admin.ProtoReflect.Descriptor instead.
+func (*Admin) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Admin) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Admin) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 // RevocationList is what one CA has revoked.
 type RevocationList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2077,7 +2142,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2154,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2167,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -2135,7 +2200,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2212,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2225,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Firewall) GetOff() string {
@@ -2209,7 +2274,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2286,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2299,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -2309,7 +2374,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2386,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2399,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -2439,7 +2504,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2516,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2529,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Addon) GetName() string {
@@ -2500,7 +2565,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2577,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2590,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -2564,7 +2629,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2641,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2654,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type IssueCertificatesRequest struct {
@@ -2601,7 +2666,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2678,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2691,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2645,7 +2710,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +2722,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +2735,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2688,7 +2753,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +2765,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +2778,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -2727,7 +2792,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2739,7 +2804,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2752,7 +2817,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2775,7 +2840,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +2852,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +2865,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2834,7 +2899,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +2911,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +2924,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2889,7 +2954,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +2966,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +2979,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -3084,7 +3149,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\fR\acontent\"\x97\x04\n" +
+	"\acontent\x18\x03 \x01(\fR\acontent\"\xc3\x04\n" +
 	"\x03Run\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -3100,10 +3165,14 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rclient_ca_pem\x18\n" +
 	" \x01(\tR\vclientCaPem\x121\n" +
 	"\bfirewall\x18\v \x01(\v2\x15.imagectl.v1.FirewallR\bfirewall\x12=\n" +
-	"\vrevocations\x18\x14 \x03(\v2\x1b.imagectl.v1.RevocationListR\vrevocations\x1a9\n" +
+	"\vrevocations\x18\x14 \x03(\v2\x1b.imagectl.v1.RevocationListR\vrevocations\x12*\n" +
+	"\x06admins\x18\x1e \x03(\v2\x12.imagectl.v1.AdminR\x06admins\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"9\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"-\n" +
+	"\x05Admin\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"9\n" +
 	"\x0eRevocationList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x17\n" +
 	"\acrl_der\x18\x02 \x01(\fR\x06crlDer\"\xd5\x01\n" +
@@ -3223,7 +3292,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -3251,33 +3320,34 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*DiskRule)(nil),                       // 23: imagectl.v1.DiskRule
 	(*File)(nil),                           // 24: imagectl.v1.File
 	(*Run)(nil),                            // 25: imagectl.v1.Run
-	(*RevocationList)(nil),                 // 26: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 27: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 28: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 29: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 30: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 31: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 32: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 33: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 34: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 35: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 36: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 37: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 38: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 39: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 40: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 41: google.protobuf.Timestamp
-	(Mode)(0),                              // 42: imagectl.v1.Mode
-	(*Facts)(nil),                          // 43: imagectl.v1.Facts
+	(*Admin)(nil),                          // 26: imagectl.v1.Admin
+	(*RevocationList)(nil),                 // 27: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 28: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 29: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 30: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 31: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 32: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 33: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 34: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 35: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 36: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 37: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 38: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 39: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 40: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 41: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 42: google.protobuf.Timestamp
+	(Mode)(0),                              // 43: imagectl.v1.Mode
+	(*Facts)(nil),                          // 44: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	13, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	41, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	42, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
 	15, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
 	2,  // 4: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
-	42, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	43, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	43, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	44, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	11, // 7: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	12, // 8: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	14, // 9: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
@@ -3287,44 +3357,45 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	22, // 13: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
 	21, // 14: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
 	25, // 15: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	41, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	42, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
 	19, // 17: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
 	8,  // 18: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
 	23, // 19: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
 	24, // 20: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	37, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	28, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	29, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	27, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	26, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	38, // 26: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	3,  // 27: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	4,  // 28: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	30, // 29: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	41, // 30: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	15, // 31: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
-	39, // 32: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	40, // 33: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	24, // 34: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 35: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 36: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	16, // 37: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	31, // 38: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	33, // 39: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	35, // 40: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	9,  // 41: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	5,  // 42: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	18, // 43: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	32, // 44: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	34, // 45: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	36, // 46: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	10, // 47: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	6,  // 48: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	43, // [43:49] is the sub-list for method output_type
-	37, // [37:43] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	38, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	29, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	30, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	28, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	27, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	26, // 26: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
+	39, // 27: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	3,  // 28: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	4,  // 29: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	31, // 30: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	42, // 31: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	15, // 32: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
+	40, // 33: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	41, // 34: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	24, // 35: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 36: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 37: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	16, // 38: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	32, // 39: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	34, // 40: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	36, // 41: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	9,  // 42: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	5,  // 43: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	18, // 44: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	33, // 45: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	35, // 46: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	37, // 47: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	10, // 48: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	6,  // 49: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	44, // [44:50] is the sub-list for method output_type
+	38, // [38:44] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -3345,7 +3416,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
