@@ -144,7 +144,10 @@ func TestFormerNodesAreRemovedThoughAnotherStepFails(t *testing.T) {
 	l := newLab(t)
 	n := l.newNode()
 	tries, fails := 0, error(nil)
-	n.removeFormer = func(context.Context, string, string) (bool, error) { tries++; return true, fails }
+	n.removeFormer = func(context.Context, *api.FormerNode) (api.FormerNode_Outcome, error) {
+		tries++
+		return api.FormerNode_OUTCOME_REMOVED, fails
+	}
 	run := initRun(l)
 	run.Kubernetes.Action = api.KubernetesWanted_ACTION_UNSPECIFIED // no step is done behind this one
 	run.Kubernetes.Former = []*api.FormerNode{{Name: "w3", BootId: "1"}}
@@ -179,11 +182,13 @@ func TestFormerNodesAreForgotten(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	n := l.newNode()
-	n.removeFormer = func(context.Context, string, string) (bool, error) { return true, nil }
+	n.removeFormer = func(context.Context, *api.FormerNode) (api.FormerNode_Outcome, error) {
+		return api.FormerNode_OUTCOME_REMOVED, nil
+	}
 	run := initRun(l)
 	for boot := range 100 {
 		run.Kubernetes.Former = []*api.FormerNode{{Name: "w3", BootId: fmt.Sprint(boot)}, {Name: "w4", BootId: "1"}}
-		if out := runSteps(t.Context(), n.Log, []Step{n.formerNodes(run)}, nil, func([]*api.StepStatus) {}); !out.done || len(n.formerGone) != 2 {
+		if out := runSteps(t.Context(), n.Log, []Step{n.formerNodes(run)}, nil, false, func([]*api.StepStatus) {}); !out.done || len(n.formerGone) != 2 {
 			t.Fatalf("boot %d: done %v, %d are remembered", boot, out.done, len(n.formerGone))
 		}
 	}

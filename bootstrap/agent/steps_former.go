@@ -31,7 +31,7 @@ func (n *node) formerNodes(run *api.Run) Step {
 		Act: func(ctx context.Context) error {
 			// A machine that says that it has booted, again and again, fills nobody's memory.
 			n.formerGone = slices.DeleteFunc(n.formerGone, func(g *api.FormerNode) bool {
-				return !slices.ContainsFunc(want, func(f *api.FormerNode) bool { return f.GetName() == g.GetName() && f.GetBootId() == g.GetBootId() })
+				return !slices.ContainsFunc(want, func(f *api.FormerNode) bool { return sameFormer(f, g) })
 			})
 			for _, f := range want {
 				if n.isGone(f) {
@@ -60,13 +60,16 @@ func (n *node) isGone(f *api.FormerNode) bool { return n.goneOf(f) != nil }
 
 // goneOf is what became of a former node; nil while that is not known.
 func (n *node) goneOf(f *api.FormerNode) *api.FormerNode {
-	i := slices.IndexFunc(n.formerGone, func(g *api.FormerNode) bool {
-		return g.GetName() == f.GetName() && g.GetBootId() == f.GetBootId() && g.GetWasBootId() == f.GetWasBootId()
-	})
+	i := slices.IndexFunc(n.formerGone, func(g *api.FormerNode) bool { return sameFormer(f, g) })
 	if i < 0 {
 		return nil
 	}
 	return n.formerGone[i]
+}
+
+// sameFormer: what became of one is what became of the other.
+func sameFormer(a, b *api.FormerNode) bool {
+	return a.GetName() == b.GetName() && a.GetBootId() == b.GetBootId() && a.GetWasBootId() == b.GetWasBootId()
 }
 
 // goes says whether a Node object that has this boot is the former one.
