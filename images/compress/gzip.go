@@ -1,7 +1,6 @@
 package compress
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -9,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/klauspost/compress/flate"
 
@@ -82,13 +82,14 @@ func written(w io.Writer, b []byte) error {
 }
 
 func newDeflater(level int) (chunk.Encoder, error) {
-	var out bytes.Buffer
+	var out appender
 	z, err := flate.NewWriter(&out, level)
 	if err != nil {
 		return nil, err
 	}
 	return func(dst, content []byte) ([]byte, error) {
-		out.Reset()
+		// As much as it takes when it cannot be compressed, and the frames of it.
+		out = slices.Grow(dst, len(content)+len(content)>>10+64)
 		z.Reset(&out)
 		if _, err := z.Write(content); err != nil {
 			return nil, err
@@ -96,6 +97,15 @@ func newDeflater(level int) (chunk.Encoder, error) {
 		if err := z.Flush(); err != nil {
 			return nil, err
 		}
-		return append(dst, out.Bytes()...), nil
+		return out, nil
 	}, nil
+}
+
+// appender is a writer to a slice.
+type appender []byte
+
+// Write implements io.Writer.
+func (a *appender) Write(b []byte) (int, error) {
+	*a = append(*a, b...)
+	return len(b), nil
 }
