@@ -24,8 +24,7 @@ type object struct {
 	Name string `json:"name"`
 	Size int64  `json:"size,string"`
 	// CRC32C is of the content: of the two digests that storage keeps the one that it
-	// advises to compare, and always has. Besides MD5 costs more than all the rest of an
-	// upload. Compute Engine looks at gzip's own CRC-32 of the disk, too.
+	// advises to compare and has for every object, and that processors help with.
 	CRC32C   string            `json:"crc32c"`
 	Created  time.Time         `json:"timeCreated"`
 	Metadata map[string]string `json:"metadata"`
