@@ -233,8 +233,11 @@ func (x *RenewOperatorRequest) GetCsrDer() []byte {
 type RenewOperatorResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	CertificatePem string                 `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// As in AddOperatorResponse.
+	CaPem         string `protobuf:"bytes,80,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	FormerPem     string `protobuf:"bytes,81,opt,name=former_pem,json=formerPem,proto3" json:"former_pem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewOperatorResponse) Reset() {
@@ -270,6 +273,20 @@ func (*RenewOperatorResponse) Descriptor() ([]byte, []int) {
 func (x *RenewOperatorResponse) GetCertificatePem() string {
 	if x != nil {
 		return x.CertificatePem
+	}
+	return ""
+}
+
+func (x *RenewOperatorResponse) GetCaPem() string {
+	if x != nil {
+		return x.CaPem
+	}
+	return ""
+}
+
+func (x *RenewOperatorResponse) GetFormerPem() string {
+	if x != nil {
+		return x.FormerPem
 	}
 	return ""
 }
@@ -742,7 +759,11 @@ type EnrolRequest struct {
 	Tpm      *TpmClaim `protobuf:"bytes,6,opt,name=tpm,proto3" json:"tpm,omitempty"`
 	TpmProof *TpmProof `protobuf:"bytes,7,opt,name=tpm_proof,json=tpmProof,proto3" json:"tpm_proof,omitempty"`
 	// Why there is no claim; unset with one, and where nobody asked for one.
-	TpmTrouble    TpmTrouble `protobuf:"varint,8,opt,name=tpm_trouble,json=tpmTrouble,proto3,enum=imagectl.v1.TpmTrouble" json:"tpm_trouble,omitempty"`
+	TpmTrouble TpmTrouble `protobuf:"varint,8,opt,name=tpm_trouble,json=tpmTrouble,proto3,enum=imagectl.v1.TpmTrouble" json:"tpm_trouble,omitempty"`
+	// Which CA the machine was given, for the code that its console shows: lower-case
+	// hexadecimal SHA-256 of the certificate (DER). One that is not the server's counts as
+	// none, and none as the one that signs.
+	CaSha256      string `protobuf:"bytes,80,opt,name=ca_sha256,json=caSha256,proto3" json:"ca_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -831,6 +852,13 @@ func (x *EnrolRequest) GetTpmTrouble() TpmTrouble {
 		return x.TpmTrouble
 	}
 	return TpmTrouble_TPM_TROUBLE_UNSPECIFIED
+}
+
+func (x *EnrolRequest) GetCaSha256() string {
+	if x != nil {
+		return x.CaSha256
+	}
+	return ""
 }
 
 // Structures of the TPM 2.0 Library, Part 2, as a TPM writes them; see bootstrap/tpm.
@@ -1164,9 +1192,12 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\n" +
 	"\x17imagectl/v1/enrol.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"/\n" +
 	"\x14RenewOperatorRequest\x12\x17\n" +
-	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"@\n" +
+	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"v\n" +
 	"\x15RenewOperatorResponse\x12'\n" +
-	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\"\x8e\x03\n" +
+	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
+	"\x06ca_pem\x18P \x01(\tR\x05caPem\x12\x1d\n" +
+	"\n" +
+	"former_pem\x18Q \x01(\tR\tformerPem\"\x8e\x03\n" +
 	"\x05Facts\x12=\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x1d.imagectl.v1.NetworkInterfaceR\n" +
@@ -1211,7 +1242,7 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\n" +
 	"rotational\x18\x06 \x01(\bR\n" +
 	"rotational\x12\x1c\n" +
-	"\tremovable\x18\a \x01(\bR\tremovable\"\xca\x02\n" +
+	"\tremovable\x18\a \x01(\bR\tremovable\"\xe7\x02\n" +
 	"\fEnrolRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\x12(\n" +
 	"\x05facts\x18\x02 \x01(\v2\x12.imagectl.v1.FactsR\x05facts\x12%\n" +
@@ -1221,7 +1252,8 @@ const file_imagectl_v1_enrol_proto_rawDesc = "" +
 	"\x03tpm\x18\x06 \x01(\v2\x15.imagectl.v1.TpmClaimR\x03tpm\x122\n" +
 	"\ttpm_proof\x18\a \x01(\v2\x15.imagectl.v1.TpmProofR\btpmProof\x128\n" +
 	"\vtpm_trouble\x18\b \x01(\x0e2\x17.imagectl.v1.TpmTroubleR\n" +
-	"tpmTrouble\"D\n" +
+	"tpmTrouble\x12\x1b\n" +
+	"\tca_sha256\x18P \x01(\tR\bcaSha256\"D\n" +
 	"\bTpmClaim\x12\x1b\n" +
 	"\tek_public\x18\x01 \x01(\fR\bekPublic\x12\x1b\n" +
 	"\tak_public\x18\x02 \x01(\fR\bakPublic\"\\\n" +

@@ -22,6 +22,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RollAuthorityRequest_Step int32
+
+const (
+	RollAuthorityRequest_STEP_UNSPECIFIED RollAuthorityRequest_Step = 0
+	RollAuthorityRequest_STEP_PREPARE     RollAuthorityRequest_Step = 1
+	RollAuthorityRequest_STEP_ACTIVATE    RollAuthorityRequest_Step = 2
+	RollAuthorityRequest_STEP_FINISH      RollAuthorityRequest_Step = 3
+	// Take STEP_PREPARE back.
+	RollAuthorityRequest_STEP_CANCEL RollAuthorityRequest_Step = 4
+)
+
+// Enum value maps for RollAuthorityRequest_Step.
+var (
+	RollAuthorityRequest_Step_name = map[int32]string{
+		0: "STEP_UNSPECIFIED",
+		1: "STEP_PREPARE",
+		2: "STEP_ACTIVATE",
+		3: "STEP_FINISH",
+		4: "STEP_CANCEL",
+	}
+	RollAuthorityRequest_Step_value = map[string]int32{
+		"STEP_UNSPECIFIED": 0,
+		"STEP_PREPARE":     1,
+		"STEP_ACTIVATE":    2,
+		"STEP_FINISH":      3,
+		"STEP_CANCEL":      4,
+	}
+)
+
+func (x RollAuthorityRequest_Step) Enum() *RollAuthorityRequest_Step {
+	p := new(RollAuthorityRequest_Step)
+	*p = x
+	return p
+}
+
+func (x RollAuthorityRequest_Step) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RollAuthorityRequest_Step) Descriptor() protoreflect.EnumDescriptor {
+	return file_imagectl_v1_operator_proto_enumTypes[0].Descriptor()
+}
+
+func (RollAuthorityRequest_Step) Type() protoreflect.EnumType {
+	return &file_imagectl_v1_operator_proto_enumTypes[0]
+}
+
+func (x RollAuthorityRequest_Step) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RollAuthorityRequest_Step.Descriptor instead.
+func (RollAuthorityRequest_Step) EnumDescriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3, 0}
+}
+
 type PowerMachineRequest_Action int32
 
 const (
@@ -69,11 +125,11 @@ func (x PowerMachineRequest_Action) String() string {
 }
 
 func (PowerMachineRequest_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_operator_proto_enumTypes[0].Descriptor()
+	return file_imagectl_v1_operator_proto_enumTypes[1].Descriptor()
 }
 
 func (PowerMachineRequest_Action) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_operator_proto_enumTypes[0]
+	return &file_imagectl_v1_operator_proto_enumTypes[1]
 }
 
 func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
@@ -82,7 +138,288 @@ func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
 func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31, 0}
+}
+
+type AuthorityView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// settled, prepared (another CA is made known) or activated (it signs).
+	Phase string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Cas   []*AuthorityView_CA    `protobuf:"bytes,3,rep,name=cas,proto3" json:"cas,omitempty"`
+	// The step that is next, and what it waits for; a sentence each.
+	Next  string   `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
+	Waits []string `protobuf:"bytes,5,rep,name=waits,proto3" json:"waits,omitempty"`
+	// What keeps nothing back.
+	Notes         []string `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorityView) Reset() {
+	*x = AuthorityView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorityView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorityView) ProtoMessage() {}
+
+func (x *AuthorityView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorityView.ProtoReflect.Descriptor instead.
+func (*AuthorityView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AuthorityView) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *AuthorityView) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *AuthorityView) GetCas() []*AuthorityView_CA {
+	if x != nil {
+		return x.Cas
+	}
+	return nil
+}
+
+func (x *AuthorityView) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+func (x *AuthorityView) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *AuthorityView) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+type ShowAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowAuthorityRequest) Reset() {
+	*x = ShowAuthorityRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowAuthorityRequest) ProtoMessage() {}
+
+func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*ShowAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+}
+
+type ShowAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *AuthorityView         `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowAuthorityResponse) Reset() {
+	*x = ShowAuthorityResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowAuthorityResponse) ProtoMessage() {}
+
+func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*ShowAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ShowAuthorityResponse) GetAuthority() *AuthorityView {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+type RollAuthorityRequest struct {
+	state protoimpl.MessageState    `protogen:"open.v1"`
+	Step  RollAuthorityRequest_Step `protobuf:"varint,1,opt,name=step,proto3,enum=imagectl.v1.RollAuthorityRequest_Step" json:"step,omitempty"`
+	// Holders (node/w1, operator/ada) and machines that are not waited for.
+	Without       []string `protobuf:"bytes,2,rep,name=without,proto3" json:"without,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollAuthorityRequest) Reset() {
+	*x = RollAuthorityRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollAuthorityRequest) ProtoMessage() {}
+
+func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RollAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RollAuthorityRequest) GetStep() RollAuthorityRequest_Step {
+	if x != nil {
+		return x.Step
+	}
+	return RollAuthorityRequest_STEP_UNSPECIFIED
+}
+
+func (x *RollAuthorityRequest) GetWithout() []string {
+	if x != nil {
+		return x.Without
+	}
+	return nil
+}
+
+type RollAuthorityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False when there was nothing to do.
+	Changed       bool           `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	Message       string         `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Authority     *AuthorityView `protobuf:"bytes,3,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollAuthorityResponse) Reset() {
+	*x = RollAuthorityResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollAuthorityResponse) ProtoMessage() {}
+
+func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RollAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RollAuthorityResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *RollAuthorityResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RollAuthorityResponse) GetAuthority() *AuthorityView {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
 }
 
 type OperatorView struct {
@@ -107,7 +444,7 @@ type OperatorView struct {
 
 func (x *OperatorView) Reset() {
 	*x = OperatorView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -119,7 +456,7 @@ func (x *OperatorView) String() string {
 func (*OperatorView) ProtoMessage() {}
 
 func (x *OperatorView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -132,7 +469,7 @@ func (x *OperatorView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorView.ProtoReflect.Descriptor instead.
 func (*OperatorView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *OperatorView) GetName() string {
@@ -212,7 +549,7 @@ type AddOperatorRequest struct {
 
 func (x *AddOperatorRequest) Reset() {
 	*x = AddOperatorRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +561,7 @@ func (x *AddOperatorRequest) String() string {
 func (*AddOperatorRequest) ProtoMessage() {}
 
 func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +574,7 @@ func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorRequest.ProtoReflect.Descriptor instead.
 func (*AddOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AddOperatorRequest) GetName() string {
@@ -271,15 +608,18 @@ func (x *AddOperatorRequest) GetReplace() bool {
 type AddOperatorResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	CertificatePem string                 `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
-	CaPem          string                 `protobuf:"bytes,2,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
-	Cluster        string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The CAs to trust.
+	CaPem   string `protobuf:"bytes,2,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	Cluster string `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// CAs that are not trusted any more, to check what they have signed.
+	FormerPem     string `protobuf:"bytes,80,opt,name=former_pem,json=formerPem,proto3" json:"former_pem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddOperatorResponse) Reset() {
 	*x = AddOperatorResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -291,7 +631,7 @@ func (x *AddOperatorResponse) String() string {
 func (*AddOperatorResponse) ProtoMessage() {}
 
 func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -304,7 +644,7 @@ func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorResponse.ProtoReflect.Descriptor instead.
 func (*AddOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AddOperatorResponse) GetCertificatePem() string {
@@ -328,6 +668,13 @@ func (x *AddOperatorResponse) GetCluster() string {
 	return ""
 }
 
+func (x *AddOperatorResponse) GetFormerPem() string {
+	if x != nil {
+		return x.FormerPem
+	}
+	return ""
+}
+
 type ListOperatorsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -336,7 +683,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +695,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +708,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
 }
 
 type ListOperatorsResponse struct {
@@ -373,7 +720,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +732,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +745,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*OperatorView {
@@ -418,7 +765,7 @@ type RevokeOperatorsRequest struct {
 
 func (x *RevokeOperatorsRequest) Reset() {
 	*x = RevokeOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +777,7 @@ func (x *RevokeOperatorsRequest) String() string {
 func (*RevokeOperatorsRequest) ProtoMessage() {}
 
 func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +790,7 @@ func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RevokeOperatorsRequest) GetNames() []string {
@@ -470,7 +817,7 @@ type RevokeOperatorsResponse struct {
 
 func (x *RevokeOperatorsResponse) Reset() {
 	*x = RevokeOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +829,7 @@ func (x *RevokeOperatorsResponse) String() string {
 func (*RevokeOperatorsResponse) ProtoMessage() {}
 
 func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +842,7 @@ func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RevokeOperatorsResponse) GetOutcomes() []*Outcome {
@@ -521,7 +868,7 @@ type RequestView struct {
 
 func (x *RequestView) Reset() {
 	*x = RequestView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +880,7 @@ func (x *RequestView) String() string {
 func (*RequestView) ProtoMessage() {}
 
 func (x *RequestView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +893,7 @@ func (x *RequestView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestView.ProtoReflect.Descriptor instead.
 func (*RequestView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RequestView) GetId() string {
@@ -599,7 +946,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +958,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +971,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 type ListRequestsResponse struct {
@@ -636,7 +983,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +995,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +1008,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*RequestView {
@@ -680,7 +1027,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +1039,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +1052,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -724,7 +1071,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +1083,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +1096,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ApproveRequestResponse) GetRequest() *RequestView {
@@ -795,7 +1142,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +1154,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +1167,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MachineView) GetName() string {
@@ -983,7 +1330,7 @@ type TpmView struct {
 
 func (x *TpmView) Reset() {
 	*x = TpmView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1342,7 @@ func (x *TpmView) String() string {
 func (*TpmView) ProtoMessage() {}
 
 func (x *TpmView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1355,7 @@ func (x *TpmView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmView.ProtoReflect.Descriptor instead.
 func (*TpmView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TpmView) GetEk() string {
@@ -1073,7 +1420,7 @@ type Pcr struct {
 
 func (x *Pcr) Reset() {
 	*x = Pcr{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1432,7 @@ func (x *Pcr) String() string {
 func (*Pcr) ProtoMessage() {}
 
 func (x *Pcr) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1445,7 @@ func (x *Pcr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pcr.ProtoReflect.Descriptor instead.
 func (*Pcr) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Pcr) GetIndex() uint32 {
@@ -1133,7 +1480,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1492,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1505,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Selection) GetNames() []string {
@@ -1183,7 +1530,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1542,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1555,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 type ListMachinesResponse struct {
@@ -1220,7 +1567,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1579,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1592,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -1269,7 +1616,7 @@ type ApproveMachineRequest struct {
 
 func (x *ApproveMachineRequest) Reset() {
 	*x = ApproveMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1628,7 @@ func (x *ApproveMachineRequest) String() string {
 func (*ApproveMachineRequest) ProtoMessage() {}
 
 func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1641,7 @@ func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineRequest.ProtoReflect.Descriptor instead.
 func (*ApproveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ApproveMachineRequest) GetSelection() *Selection {
@@ -1327,7 +1674,7 @@ type ApproveMachineResponse struct {
 
 func (x *ApproveMachineResponse) Reset() {
 	*x = ApproveMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1686,7 @@ func (x *ApproveMachineResponse) String() string {
 func (*ApproveMachineResponse) ProtoMessage() {}
 
 func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1699,7 @@ func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineResponse.ProtoReflect.Descriptor instead.
 func (*ApproveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ApproveMachineResponse) GetOutcomes() []*Outcome {
@@ -1372,7 +1719,7 @@ type RejectMachineRequest struct {
 
 func (x *RejectMachineRequest) Reset() {
 	*x = RejectMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1731,7 @@ func (x *RejectMachineRequest) String() string {
 func (*RejectMachineRequest) ProtoMessage() {}
 
 func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1744,7 @@ func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineRequest.ProtoReflect.Descriptor instead.
 func (*RejectMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RejectMachineRequest) GetSelection() *Selection {
@@ -1423,7 +1770,7 @@ type RejectMachineResponse struct {
 
 func (x *RejectMachineResponse) Reset() {
 	*x = RejectMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1782,7 @@ func (x *RejectMachineResponse) String() string {
 func (*RejectMachineResponse) ProtoMessage() {}
 
 func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1795,7 @@ func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineResponse.ProtoReflect.Descriptor instead.
 func (*RejectMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RejectMachineResponse) GetOutcomes() []*Outcome {
@@ -1474,7 +1821,7 @@ type ArmMachineRequest struct {
 
 func (x *ArmMachineRequest) Reset() {
 	*x = ArmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1833,7 @@ func (x *ArmMachineRequest) String() string {
 func (*ArmMachineRequest) ProtoMessage() {}
 
 func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1846,7 @@ func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineRequest.ProtoReflect.Descriptor instead.
 func (*ArmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ArmMachineRequest) GetSelection() *Selection {
@@ -1539,7 +1886,7 @@ type ArmMachineResponse struct {
 
 func (x *ArmMachineResponse) Reset() {
 	*x = ArmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1898,7 @@ func (x *ArmMachineResponse) String() string {
 func (*ArmMachineResponse) ProtoMessage() {}
 
 func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1911,7 @@ func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineResponse.ProtoReflect.Descriptor instead.
 func (*ArmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ArmMachineResponse) GetOutcomes() []*Outcome {
@@ -1583,7 +1930,7 @@ type DisarmMachineRequest struct {
 
 func (x *DisarmMachineRequest) Reset() {
 	*x = DisarmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1942,7 @@ func (x *DisarmMachineRequest) String() string {
 func (*DisarmMachineRequest) ProtoMessage() {}
 
 func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1955,7 @@ func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineRequest.ProtoReflect.Descriptor instead.
 func (*DisarmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DisarmMachineRequest) GetSelection() *Selection {
@@ -1627,7 +1974,7 @@ type DisarmMachineResponse struct {
 
 func (x *DisarmMachineResponse) Reset() {
 	*x = DisarmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1986,7 @@ func (x *DisarmMachineResponse) String() string {
 func (*DisarmMachineResponse) ProtoMessage() {}
 
 func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1999,7 @@ func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineResponse.ProtoReflect.Descriptor instead.
 func (*DisarmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
@@ -1674,7 +2021,7 @@ type PowerMachineRequest struct {
 
 func (x *PowerMachineRequest) Reset() {
 	*x = PowerMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +2033,7 @@ func (x *PowerMachineRequest) String() string {
 func (*PowerMachineRequest) ProtoMessage() {}
 
 func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +2046,7 @@ func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
 func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PowerMachineRequest) GetSelection() *Selection {
@@ -1732,7 +2079,7 @@ type PowerMachineResponse struct {
 
 func (x *PowerMachineResponse) Reset() {
 	*x = PowerMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +2091,7 @@ func (x *PowerMachineResponse) String() string {
 func (*PowerMachineResponse) ProtoMessage() {}
 
 func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +2104,7 @@ func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
 func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
@@ -1781,7 +2128,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +2140,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +2153,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -1854,7 +2201,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2213,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2226,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -1908,7 +2255,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2267,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2280,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -2003,7 +2350,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2362,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2375,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -2060,7 +2407,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2419,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2432,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 type StatusResponse struct {
@@ -2107,7 +2454,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2466,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2479,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -2219,7 +2566,7 @@ type BackupView struct {
 
 func (x *BackupView) Reset() {
 	*x = BackupView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2578,7 @@ func (x *BackupView) String() string {
 func (*BackupView) ProtoMessage() {}
 
 func (x *BackupView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2591,7 @@ func (x *BackupView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
 func (*BackupView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BackupView) GetDirectory() string {
@@ -2307,7 +2654,7 @@ type EtcdView struct {
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2319,7 +2666,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2332,7 +2679,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -2359,7 +2706,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2718,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2384,7 +2731,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -2407,7 +2754,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2766,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2779,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -2473,7 +2820,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2832,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2845,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -2524,7 +2871,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2536,7 +2883,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2549,7 +2896,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -2572,7 +2919,7 @@ type ReplaceMachineRequest struct {
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2931,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2944,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -2630,7 +2977,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2989,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +3002,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -2690,7 +3037,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +3049,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +3062,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -2803,7 +3150,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +3162,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +3175,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
 }
 
 type ListCertificatesResponse struct {
@@ -2840,7 +3187,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2852,7 +3199,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2865,7 +3212,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -2885,7 +3232,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3244,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3257,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -2937,7 +3284,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3296,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3309,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -2985,7 +3332,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3344,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3357,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -3045,7 +3392,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3404,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3417,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -3097,7 +3444,7 @@ type BackupServerRequest struct {
 
 func (x *BackupServerRequest) Reset() {
 	*x = BackupServerRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3456,7 @@ func (x *BackupServerRequest) String() string {
 func (*BackupServerRequest) ProtoMessage() {}
 
 func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3469,7 @@ func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
 func (*BackupServerRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BackupServerRequest) GetSend() bool {
@@ -3145,7 +3492,7 @@ type BackupServerResponse struct {
 
 func (x *BackupServerResponse) Reset() {
 	*x = BackupServerResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3504,7 @@ func (x *BackupServerResponse) String() string {
 func (*BackupServerResponse) ProtoMessage() {}
 
 func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3517,7 @@ func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
 func (*BackupServerResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BackupServerResponse) GetName() string {
@@ -3209,7 +3556,7 @@ type ListAuditSignaturesRequest struct {
 
 func (x *ListAuditSignaturesRequest) Reset() {
 	*x = ListAuditSignaturesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3221,7 +3568,7 @@ func (x *ListAuditSignaturesRequest) String() string {
 func (*ListAuditSignaturesRequest) ProtoMessage() {}
 
 func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3234,7 +3581,7 @@ func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
 }
 
 type ListAuditSignaturesResponse struct {
@@ -3247,7 +3594,7 @@ type ListAuditSignaturesResponse struct {
 
 func (x *ListAuditSignaturesResponse) Reset() {
 	*x = ListAuditSignaturesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3259,7 +3606,7 @@ func (x *ListAuditSignaturesResponse) String() string {
 func (*ListAuditSignaturesResponse) ProtoMessage() {}
 
 func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3272,7 +3619,7 @@ func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListAuditSignaturesResponse) GetWitnesses() []*AuditWitness {
@@ -3290,7 +3637,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3302,7 +3649,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3315,7 +3662,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
 }
 
 type ReadAuditResponse struct {
@@ -3328,7 +3675,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3687,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3700,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -3371,7 +3718,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3730,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3743,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
 }
 
 type WatchMachinesResponse struct {
@@ -3408,7 +3755,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3420,7 +3767,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3433,7 +3780,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -3441,6 +3788,77 @@ func (x *WatchMachinesResponse) GetMachine() *MachineView {
 		return x.Machine
 	}
 	return nil
+}
+
+type AuthorityView_CA struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the certificate (DER), hexadecimal.
+	Sha256    string                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// signs, next (trusted, signs nothing yet), old (trusted, signs nothing any more) or
+	// former (kept to check what it has signed).
+	Use           string `protobuf:"bytes,4,opt,name=use,proto3" json:"use,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorityView_CA) Reset() {
+	*x = AuthorityView_CA{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorityView_CA) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorityView_CA) ProtoMessage() {}
+
+func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorityView_CA.ProtoReflect.Descriptor instead.
+func (*AuthorityView_CA) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0, 0}
+}
+
+func (x *AuthorityView_CA) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *AuthorityView_CA) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *AuthorityView_CA) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *AuthorityView_CA) GetUse() string {
+	if x != nil {
+		return x.Use
+	}
+	return ""
 }
 
 type EtcdView_Member struct {
@@ -3459,7 +3877,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3889,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3902,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -3526,7 +3944,36 @@ var File_imagectl_v1_operator_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\xb1\x02\n" +
+	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\xed\x02\n" +
+	"\rAuthorityView\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12/\n" +
+	"\x03cas\x18\x03 \x03(\v2\x1d.imagectl.v1.AuthorityView.CAR\x03cas\x12\x12\n" +
+	"\x04next\x18\x04 \x01(\tR\x04next\x12\x14\n" +
+	"\x05waits\x18\x05 \x03(\tR\x05waits\x12\x14\n" +
+	"\x05notes\x18\x06 \x03(\tR\x05notes\x1a\xa2\x01\n" +
+	"\x02CA\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x129\n" +
+	"\n" +
+	"not_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x10\n" +
+	"\x03use\x18\x04 \x01(\tR\x03use\"\x16\n" +
+	"\x14ShowAuthorityRequest\"Q\n" +
+	"\x15ShowAuthorityResponse\x128\n" +
+	"\tauthority\x18\x01 \x01(\v2\x1a.imagectl.v1.AuthorityViewR\tauthority\"\xd1\x01\n" +
+	"\x14RollAuthorityRequest\x12:\n" +
+	"\x04step\x18\x01 \x01(\x0e2&.imagectl.v1.RollAuthorityRequest.StepR\x04step\x12\x18\n" +
+	"\awithout\x18\x02 \x03(\tR\awithout\"c\n" +
+	"\x04Step\x12\x14\n" +
+	"\x10STEP_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fSTEP_PREPARE\x10\x01\x12\x11\n" +
+	"\rSTEP_ACTIVATE\x10\x02\x12\x0f\n" +
+	"\vSTEP_FINISH\x10\x03\x12\x0f\n" +
+	"\vSTEP_CANCEL\x10\x04\"\x85\x01\n" +
+	"\x15RollAuthorityResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x128\n" +
+	"\tauthority\x18\x03 \x01(\v2\x1a.imagectl.v1.AuthorityViewR\tauthority\"\xb1\x02\n" +
 	"\fOperatorView\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x10\n" +
@@ -3543,11 +3990,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x17\n" +
 	"\acsr_der\x18\x03 \x01(\fR\x06csrDer\x12\x18\n" +
-	"\areplace\x18\x04 \x01(\bR\areplace\"o\n" +
+	"\areplace\x18\x04 \x01(\bR\areplace\"\x8e\x01\n" +
 	"\x13AddOperatorResponse\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
 	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem\x12\x18\n" +
-	"\acluster\x18\x03 \x01(\tR\acluster\"\x16\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\x12\x1d\n" +
+	"\n" +
+	"former_pem\x18P \x01(\tR\tformerPem\"\x16\n" +
 	"\x14ListOperatorsRequest\"P\n" +
 	"\x15ListOperatorsResponse\x127\n" +
 	"\toperators\x18\x01 \x03(\v2\x19.imagectl.v1.OperatorViewR\toperators\"F\n" +
@@ -3775,7 +4224,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x05lines\x18\x01 \x03(\fR\x05lines\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xdb\x0f\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\x8b\x11\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -3801,7 +4250,9 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\rListOperators\x12!.imagectl.v1.ListOperatorsRequest\x1a\".imagectl.v1.ListOperatorsResponse\x12\\\n" +
 	"\x0fRevokeOperators\x12#.imagectl.v1.RevokeOperatorsRequest\x1a$.imagectl.v1.RevokeOperatorsResponse\x12S\n" +
 	"\fListRequests\x12 .imagectl.v1.ListRequestsRequest\x1a!.imagectl.v1.ListRequestsResponse\x12Y\n" +
-	"\x0eApproveRequest\x12\".imagectl.v1.ApproveRequestRequest\x1a#.imagectl.v1.ApproveRequestResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"\x0eApproveRequest\x12\".imagectl.v1.ApproveRequestRequest\x1a#.imagectl.v1.ApproveRequestResponse\x12V\n" +
+	"\rShowAuthority\x12!.imagectl.v1.ShowAuthorityRequest\x1a\".imagectl.v1.ShowAuthorityResponse\x12V\n" +
+	"\rRollAuthority\x12!.imagectl.v1.RollAuthorityRequest\x1a\".imagectl.v1.RollAuthorityResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_operator_proto_rawDescOnce sync.Once
@@ -3815,177 +4266,195 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_operator_proto_rawDescData
 }
 
-var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_imagectl_v1_operator_proto_goTypes = []any{
-	(PowerMachineRequest_Action)(0),     // 0: imagectl.v1.PowerMachineRequest.Action
-	(*OperatorView)(nil),                // 1: imagectl.v1.OperatorView
-	(*AddOperatorRequest)(nil),          // 2: imagectl.v1.AddOperatorRequest
-	(*AddOperatorResponse)(nil),         // 3: imagectl.v1.AddOperatorResponse
-	(*ListOperatorsRequest)(nil),        // 4: imagectl.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),       // 5: imagectl.v1.ListOperatorsResponse
-	(*RevokeOperatorsRequest)(nil),      // 6: imagectl.v1.RevokeOperatorsRequest
-	(*RevokeOperatorsResponse)(nil),     // 7: imagectl.v1.RevokeOperatorsResponse
-	(*RequestView)(nil),                 // 8: imagectl.v1.RequestView
-	(*ListRequestsRequest)(nil),         // 9: imagectl.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),        // 10: imagectl.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),       // 11: imagectl.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),      // 12: imagectl.v1.ApproveRequestResponse
-	(*MachineView)(nil),                 // 13: imagectl.v1.MachineView
-	(*TpmView)(nil),                     // 14: imagectl.v1.TpmView
-	(*Pcr)(nil),                         // 15: imagectl.v1.Pcr
-	(*Selection)(nil),                   // 16: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),         // 17: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),        // 18: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),       // 19: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),      // 20: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),        // 21: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),       // 22: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),           // 23: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),          // 24: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),        // 25: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),       // 26: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),         // 27: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),        // 28: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                     // 29: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                  // 30: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                 // 31: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                   // 32: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),               // 33: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),              // 34: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                  // 35: imagectl.v1.BackupView
-	(*EtcdView)(nil),                    // 36: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),      // 37: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),     // 38: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),        // 39: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),       // 40: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),       // 41: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),      // 42: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),             // 43: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),     // 44: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),    // 45: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),   // 46: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil),  // 47: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),           // 48: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),          // 49: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),         // 50: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),        // 51: imagectl.v1.BackupServerResponse
-	(*ListAuditSignaturesRequest)(nil),  // 52: imagectl.v1.ListAuditSignaturesRequest
-	(*ListAuditSignaturesResponse)(nil), // 53: imagectl.v1.ListAuditSignaturesResponse
-	(*ReadAuditRequest)(nil),            // 54: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),           // 55: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),        // 56: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),       // 57: imagectl.v1.WatchMachinesResponse
-	nil,                                 // 58: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),             // 59: imagectl.v1.EtcdView.Member
-	(*timestamppb.Timestamp)(nil),       // 60: google.protobuf.Timestamp
-	(*Facts)(nil),                       // 61: imagectl.v1.Facts
-	(*StepStatus)(nil),                  // 62: imagectl.v1.StepStatus
-	(*AuditWitness)(nil),                // 63: imagectl.v1.AuditWitness
+	(RollAuthorityRequest_Step)(0),      // 0: imagectl.v1.RollAuthorityRequest.Step
+	(PowerMachineRequest_Action)(0),     // 1: imagectl.v1.PowerMachineRequest.Action
+	(*AuthorityView)(nil),               // 2: imagectl.v1.AuthorityView
+	(*ShowAuthorityRequest)(nil),        // 3: imagectl.v1.ShowAuthorityRequest
+	(*ShowAuthorityResponse)(nil),       // 4: imagectl.v1.ShowAuthorityResponse
+	(*RollAuthorityRequest)(nil),        // 5: imagectl.v1.RollAuthorityRequest
+	(*RollAuthorityResponse)(nil),       // 6: imagectl.v1.RollAuthorityResponse
+	(*OperatorView)(nil),                // 7: imagectl.v1.OperatorView
+	(*AddOperatorRequest)(nil),          // 8: imagectl.v1.AddOperatorRequest
+	(*AddOperatorResponse)(nil),         // 9: imagectl.v1.AddOperatorResponse
+	(*ListOperatorsRequest)(nil),        // 10: imagectl.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 11: imagectl.v1.ListOperatorsResponse
+	(*RevokeOperatorsRequest)(nil),      // 12: imagectl.v1.RevokeOperatorsRequest
+	(*RevokeOperatorsResponse)(nil),     // 13: imagectl.v1.RevokeOperatorsResponse
+	(*RequestView)(nil),                 // 14: imagectl.v1.RequestView
+	(*ListRequestsRequest)(nil),         // 15: imagectl.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),        // 16: imagectl.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),       // 17: imagectl.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),      // 18: imagectl.v1.ApproveRequestResponse
+	(*MachineView)(nil),                 // 19: imagectl.v1.MachineView
+	(*TpmView)(nil),                     // 20: imagectl.v1.TpmView
+	(*Pcr)(nil),                         // 21: imagectl.v1.Pcr
+	(*Selection)(nil),                   // 22: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),         // 23: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),        // 24: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),       // 25: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),      // 26: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),        // 27: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),       // 28: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),           // 29: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),          // 30: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),        // 31: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),       // 32: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),         // 33: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),        // 34: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                     // 35: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                  // 36: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                 // 37: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                   // 38: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),               // 39: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),              // 40: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                  // 41: imagectl.v1.BackupView
+	(*EtcdView)(nil),                    // 42: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),      // 43: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),     // 44: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),        // 45: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),       // 46: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),       // 47: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),      // 48: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),             // 49: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),     // 50: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),    // 51: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),   // 52: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil),  // 53: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),           // 54: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),          // 55: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),         // 56: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),        // 57: imagectl.v1.BackupServerResponse
+	(*ListAuditSignaturesRequest)(nil),  // 58: imagectl.v1.ListAuditSignaturesRequest
+	(*ListAuditSignaturesResponse)(nil), // 59: imagectl.v1.ListAuditSignaturesResponse
+	(*ReadAuditRequest)(nil),            // 60: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),           // 61: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),        // 62: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),       // 63: imagectl.v1.WatchMachinesResponse
+	(*AuthorityView_CA)(nil),            // 64: imagectl.v1.AuthorityView.CA
+	nil,                                 // 65: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),             // 66: imagectl.v1.EtcdView.Member
+	(*timestamppb.Timestamp)(nil),       // 67: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 68: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 69: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 70: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	60, // 0: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	60, // 1: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
-	1,  // 2: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
-	29, // 3: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	60, // 4: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	60, // 5: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
-	8,  // 6: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
-	8,  // 7: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	61, // 8: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	62, // 9: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	60, // 10: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	60, // 11: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	60, // 12: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	14, // 13: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	60, // 14: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	15, // 15: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	13, // 16: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	16, // 17: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	58, // 18: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	29, // 19: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	16, // 20: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	29, // 21: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	16, // 22: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	29, // 23: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	16, // 24: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	29, // 25: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	16, // 26: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	0,  // 27: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	29, // 28: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	32, // 29: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	32, // 30: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	60, // 31: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	13, // 32: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	60, // 33: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	36, // 34: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	35, // 35: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	60, // 36: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	60, // 37: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	60, // 38: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	59, // 39: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	16, // 40: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	29, // 41: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	29, // 42: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	60, // 43: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	60, // 44: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	60, // 45: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	43, // 46: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	29, // 47: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	60, // 48: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	63, // 49: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
-	13, // 50: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	17, // 51: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	19, // 52: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	21, // 53: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	23, // 54: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	25, // 55: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	27, // 56: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	30, // 57: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	33, // 58: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	37, // 59: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	39, // 60: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	41, // 61: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	44, // 62: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	46, // 63: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	48, // 64: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	50, // 65: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	54, // 66: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	52, // 67: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
-	56, // 68: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	2,  // 69: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	4,  // 70: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	6,  // 71: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	9,  // 72: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	11, // 73: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	18, // 74: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	20, // 75: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	22, // 76: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	24, // 77: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	26, // 78: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	28, // 79: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	31, // 80: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	34, // 81: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	38, // 82: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	40, // 83: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	42, // 84: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	45, // 85: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	47, // 86: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	49, // 87: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	51, // 88: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	55, // 89: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	53, // 90: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
-	57, // 91: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	3,  // 92: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	5,  // 93: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	7,  // 94: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	10, // 95: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	12, // 96: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	74, // [74:97] is the sub-list for method output_type
-	51, // [51:74] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	67, // 0: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
+	64, // 1: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	2,  // 2: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	0,  // 3: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
+	2,  // 4: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	67, // 5: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	67, // 6: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	7,  // 7: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	35, // 8: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	67, // 9: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	67, // 10: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	14, // 11: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	14, // 12: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	68, // 13: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	69, // 14: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	67, // 15: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	67, // 16: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	67, // 17: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	20, // 18: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	67, // 19: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	21, // 20: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	19, // 21: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	22, // 22: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	65, // 23: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	35, // 24: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	22, // 25: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	35, // 26: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	22, // 27: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	35, // 28: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	22, // 29: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	35, // 30: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	22, // 31: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	1,  // 32: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	35, // 33: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38, // 34: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	38, // 35: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	67, // 36: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	19, // 37: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	67, // 38: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	42, // 39: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	41, // 40: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	67, // 41: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	67, // 42: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	67, // 43: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	66, // 44: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	22, // 45: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	35, // 46: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	35, // 47: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	67, // 48: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	67, // 49: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	67, // 50: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	49, // 51: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	35, // 52: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	67, // 53: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	70, // 54: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	19, // 55: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	67, // 56: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
+	67, // 57: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
+	23, // 58: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	25, // 59: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	27, // 60: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	29, // 61: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	31, // 62: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	33, // 63: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	36, // 64: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	39, // 65: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	43, // 66: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	45, // 67: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	47, // 68: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	50, // 69: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	52, // 70: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	54, // 71: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	56, // 72: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	60, // 73: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	58, // 74: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	62, // 75: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	8,  // 76: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	10, // 77: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	12, // 78: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	15, // 79: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	17, // 80: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	3,  // 81: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
+	5,  // 82: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
+	24, // 83: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	26, // 84: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	28, // 85: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	30, // 86: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	32, // 87: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	34, // 88: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	37, // 89: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	40, // 90: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	44, // 91: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	46, // 92: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	48, // 93: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	51, // 94: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	53, // 95: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	55, // 96: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	57, // 97: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	61, // 98: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	59, // 99: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	63, // 100: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	9,  // 101: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	11, // 102: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	13, // 103: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	16, // 104: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	18, // 105: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	4,  // 106: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
+	6,  // 107: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
+	83, // [83:108] is the sub-list for method output_type
+	58, // [58:83] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -4000,8 +4469,8 @@ func file_imagectl_v1_operator_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   59,
+			NumEnums:      2,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

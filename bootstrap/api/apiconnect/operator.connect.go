@@ -100,6 +100,12 @@ const (
 	// OperatorServiceApproveRequestProcedure is the fully-qualified name of the OperatorService's
 	// ApproveRequest RPC.
 	OperatorServiceApproveRequestProcedure = "/imagectl.v1.OperatorService/ApproveRequest"
+	// OperatorServiceShowAuthorityProcedure is the fully-qualified name of the OperatorService's
+	// ShowAuthority RPC.
+	OperatorServiceShowAuthorityProcedure = "/imagectl.v1.OperatorService/ShowAuthority"
+	// OperatorServiceRollAuthorityProcedure is the fully-qualified name of the OperatorService's
+	// RollAuthority RPC.
+	OperatorServiceRollAuthorityProcedure = "/imagectl.v1.OperatorService/RollAuthority"
 )
 
 // OperatorServiceClient is a client for the imagectl.v1.OperatorService service.
@@ -151,6 +157,12 @@ type OperatorServiceClient interface {
 	ListRequests(context.Context, *connect.Request[api.ListRequestsRequest]) (*connect.Response[api.ListRequestsResponse], error)
 	// ApproveRequest lets another person's request through, once.
 	ApproveRequest(context.Context, *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error)
+	// ShowAuthority tells which CA signs the certificates of machines, operators and
+	// servers, which are trusted, and what a rollover to another one waits for.
+	ShowAuthority(context.Context, *connect.Request[api.ShowAuthorityRequest]) (*connect.Response[api.ShowAuthorityResponse], error)
+	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
+	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
+	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
 }
 
 // NewOperatorServiceClient constructs a client for the imagectl.v1.OperatorService service. By
@@ -302,6 +314,18 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("ApproveRequest")),
 			connect.WithClientOptions(opts...),
 		),
+		showAuthority: connect.NewClient[api.ShowAuthorityRequest, api.ShowAuthorityResponse](
+			httpClient,
+			baseURL+OperatorServiceShowAuthorityProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ShowAuthority")),
+			connect.WithClientOptions(opts...),
+		),
+		rollAuthority: connect.NewClient[api.RollAuthorityRequest, api.RollAuthorityResponse](
+			httpClient,
+			baseURL+OperatorServiceRollAuthorityProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -330,6 +354,8 @@ type operatorServiceClient struct {
 	revokeOperators     *connect.Client[api.RevokeOperatorsRequest, api.RevokeOperatorsResponse]
 	listRequests        *connect.Client[api.ListRequestsRequest, api.ListRequestsResponse]
 	approveRequest      *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
+	showAuthority       *connect.Client[api.ShowAuthorityRequest, api.ShowAuthorityResponse]
+	rollAuthority       *connect.Client[api.RollAuthorityRequest, api.RollAuthorityResponse]
 }
 
 // ListMachines calls imagectl.v1.OperatorService.ListMachines.
@@ -447,6 +473,16 @@ func (c *operatorServiceClient) ApproveRequest(ctx context.Context, req *connect
 	return c.approveRequest.CallUnary(ctx, req)
 }
 
+// ShowAuthority calls imagectl.v1.OperatorService.ShowAuthority.
+func (c *operatorServiceClient) ShowAuthority(ctx context.Context, req *connect.Request[api.ShowAuthorityRequest]) (*connect.Response[api.ShowAuthorityResponse], error) {
+	return c.showAuthority.CallUnary(ctx, req)
+}
+
+// RollAuthority calls imagectl.v1.OperatorService.RollAuthority.
+func (c *operatorServiceClient) RollAuthority(ctx context.Context, req *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error) {
+	return c.rollAuthority.CallUnary(ctx, req)
+}
+
 // OperatorServiceHandler is an implementation of the imagectl.v1.OperatorService service.
 type OperatorServiceHandler interface {
 	ListMachines(context.Context, *connect.Request[api.ListMachinesRequest]) (*connect.Response[api.ListMachinesResponse], error)
@@ -496,6 +532,12 @@ type OperatorServiceHandler interface {
 	ListRequests(context.Context, *connect.Request[api.ListRequestsRequest]) (*connect.Response[api.ListRequestsResponse], error)
 	// ApproveRequest lets another person's request through, once.
 	ApproveRequest(context.Context, *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error)
+	// ShowAuthority tells which CA signs the certificates of machines, operators and
+	// servers, which are trusted, and what a rollover to another one waits for.
+	ShowAuthority(context.Context, *connect.Request[api.ShowAuthorityRequest]) (*connect.Response[api.ShowAuthorityResponse], error)
+	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
+	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
+	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
 }
 
 // NewOperatorServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -643,6 +685,18 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("ApproveRequest")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceShowAuthorityHandler := connect.NewUnaryHandler(
+		OperatorServiceShowAuthorityProcedure,
+		svc.ShowAuthority,
+		connect.WithSchema(operatorServiceMethods.ByName("ShowAuthority")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceRollAuthorityHandler := connect.NewUnaryHandler(
+		OperatorServiceRollAuthorityProcedure,
+		svc.RollAuthority,
+		connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.OperatorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorServiceListMachinesProcedure:
@@ -691,6 +745,10 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceListRequestsHandler.ServeHTTP(w, r)
 		case OperatorServiceApproveRequestProcedure:
 			operatorServiceApproveRequestHandler.ServeHTTP(w, r)
+		case OperatorServiceShowAuthorityProcedure:
+			operatorServiceShowAuthorityHandler.ServeHTTP(w, r)
+		case OperatorServiceRollAuthorityProcedure:
+			operatorServiceRollAuthorityHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -790,4 +848,12 @@ func (UnimplementedOperatorServiceHandler) ListRequests(context.Context, *connec
 
 func (UnimplementedOperatorServiceHandler) ApproveRequest(context.Context, *connect.Request[api.ApproveRequestRequest]) (*connect.Response[api.ApproveRequestResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ApproveRequest is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ShowAuthority(context.Context, *connect.Request[api.ShowAuthorityRequest]) (*connect.Response[api.ShowAuthorityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ShowAuthority is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RollAuthority is not implemented"))
 }
