@@ -137,6 +137,33 @@ func (s *Store) Secret(ctx context.Context, name string, create func() ([]byte, 
 	return plain, nil
 }
 
+// Secret reads what Store.Secret or PutSecret has stored; false when there is none.
+func (t *Tx) Secret(name string) ([]byte, bool, error) {
+	var sealed []byte
+	ok, err := t.Value(secretsPrefix+name, &sealed)
+	if err != nil || !ok || sealed == nil {
+		return nil, false, err
+	}
+	plain, err := t.store.unseal(sealed)
+	if err != nil {
+		return nil, false, fmt.Errorf("reading secret %s: %w", name, err)
+	}
+	return plain, true, nil
+}
+
+// PutSecret encrypts a secret and stores it in the place of the one that has its name.
+func (t *Tx) PutSecret(name string, plain []byte) error {
+	sealed, err := t.store.seal(plain)
+	if err != nil {
+		return fmt.Errorf("writing secret %s: %w", name, err)
+	}
+	return t.PutValue(secretsPrefix+name, sealed)
+}
+
+// DeleteSecret removes a secret. What was encrypted stays in etcd's history until that is
+// compacted, and in the backups that were made before.
+func (t *Tx) DeleteSecret(name string) { t.writes[t.store.prefix+"values/"+secretsPrefix+name] = nil }
+
 func (s *Store) seal(plain []byte) ([]byte, error) {
 	var b bytes.Buffer
 	w, err := age.Encrypt(&b, s.identity.Recipient())
