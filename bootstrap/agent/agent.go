@@ -44,10 +44,13 @@ type Agent struct {
 	// Ready is called once when the agent does its work; may be nil.
 	Ready func()
 
-	id      *identity
-	servers *servers
+	id        *identity
+	authority *authority
+	servers   *servers
 	// kubernetes are clients of the API servers.
 	kubernetes kubeClients
+	// rollAt is when the certificate of a former CA is renewed; only talk uses it.
+	rollAt time.Time
 	// neighbours are who is at the other end of the machine's cables.
 	neighbours neighbours
 	// controller is what the machine's BMC says of itself, and askBMC is askMachinesBMC;
@@ -118,8 +121,11 @@ func (a *Agent) open() error {
 		a.Host.Print("imagectl: " + err.Error())
 		return err
 	}
-	a.servers, err = newServers(a.Config, a.id, a.Now)
-	return err
+	if a.authority, err = loadAuthority(a.Host, a.Config); err != nil {
+		return err
+	}
+	a.servers = newServers(a.Config, a.authority, a.id, a.Now)
+	return nil
 }
 
 func (a *Agent) ready() {

@@ -98,8 +98,7 @@ func TestACertificateThatTheServerRefusesIsReplaced(t *testing.T) {
 func TestVerifyServer(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	roots := x509.NewCertPool()
-	roots.AddCert(l.ca.Certificate())
+	roots := []*x509.Certificate{l.ca.Certificate()}
 	addr := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	server := func(cluster string) tls.Certificate {
 		p, err := pki.Server(cluster, nil, addr, pki.Lifetimes{})

@@ -36,11 +36,7 @@ func (n *node) see(h *api.AuditHead) {
 		return
 	}
 	head := audit.Head{Tip: audit.Tip{Seq: h.GetSeq(), Hash: h.GetHash()}, Signature: h.GetSignature()}
-	roots, err := n.Config.Roots()
-	if err == nil {
-		err = pki.CheckAttested(roots[0], audit.HeadDomain, head.Statement(n.Config.Cluster), head.Signature)
-	}
-	if err != nil {
+	if err := pki.CheckAttestedByAny(n.authority.roots(), audit.HeadDomain, head.Statement(n.Config.Cluster), head.Signature); err != nil {
 		n.Log.Warn("the end of the audit log is not remembered", "err", err)
 		return
 	}

@@ -123,11 +123,7 @@ func (n *node) takeBackup(ctx context.Context) error {
 	if slices.ContainsFunc(have, func(h files.Copy) bool { return h.Name == c.Name && h.SHA256 == c.SHA256 }) {
 		return nil
 	}
-	roots, err := n.Config.Roots()
-	if err != nil {
-		return err
-	}
-	f, err := c.Check(roots[0], n.Config.Cluster)
+	f, err := c.Check(n.authority.roots(), n.Config.Cluster)
 	if err != nil {
 		return err
 	}

@@ -163,6 +163,7 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 	case *api.SyncResponse_Run:
 		d.Run.Revocations = n.newestLists(n.directive().GetRevocations(), d.Run.GetRevocations())
 		if proto.Equal(d.Run, n.directive()) {
+			n.use(d.Run) // its list may be by a CA that the node has only just been told of
 			return
 		}
 		b, err := protojson.MarshalOptions{Multiline: true}.Marshal(d.Run)

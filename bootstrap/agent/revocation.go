@@ -100,7 +100,8 @@ func (n *node) listOf(lists []*api.RevocationList, ca string) (pki.RevocationLis
 	if l == nil {
 		return pki.RevocationList{}, nil
 	}
-	roots, err := n.Config.Roots()
+	roots := n.authority.roots()
+	var err error
 	if ca == caEtcd {
 		var pem []byte
 		if pem, err = n.Host.ReadFile(etcd.CAPath); notExist(err) {

@@ -34,20 +34,12 @@ type endpoint struct {
 // messageMax bounds an answer: a Run with add-ons is the largest.
 const messageMax = 32 << 20
 
-func newServers(conf nodeconf.Config, id *identity, now func() time.Time) (*servers, error) {
-	roots, err := conf.Roots()
-	if err != nil {
-		return nil, fmt.Errorf("reading the server's CA: %w", err)
-	}
-	pool := x509.NewCertPool()
-	for _, c := range roots {
-		pool.AddCert(c)
-	}
+func newServers(conf nodeconf.Config, authority *authority, id *identity, now func() time.Time) *servers {
 	s := &servers{}
 	for _, u := range conf.Servers {
 		// Enrol goes without a certificate: an expired one would end the handshake.
 		verify := func(cs tls.ConnectionState) error {
-			if err := verifyServer(conf.Cluster, pool, now(), cs); err != nil {
+			if err := verifyServer(conf.Cluster, authority.roots(), now(), cs); err != nil {
 				return err
 			}
 			if l := id.revoked.Load(); l != nil && l.Has(cs.PeerCertificates[0]) {
@@ -64,7 +56,7 @@ func newServers(conf nodeconf.Config, id *identity, now func() time.Time) (*serv
 			close: agent.CloseIdleConnections,
 		})
 	}
-	return s, nil
+	return s
 }
 
 func transport(verify func(tls.ConnectionState) error, id *identity) *http.Transport {
@@ -93,7 +85,8 @@ func transport(verify func(tls.ConnectionState) error, id *identity) *http.Trans
 }
 
 // verifyServer accepts the server of this cluster and nobody else: its chain
-// ends at a CA of node.json, and its URI name says that it is a server, which no
+// ends at a CA that this machine trusts or at one that such a CA has signed as its successor
+// or predecessor, and its URI name says that it is a server, which no
 // node's or operator's certificate of the same CA does. Names and addresses may
 // change under that identity and are not compared.
 //
@@ -101,7 +94,7 @@ func transport(verify func(tls.ConnectionState) error, id *identity) *http.Trans
 // "not yet valid", so a time before the leaf's is taken to be the leaf's. What
 // that gives an attacker is the use of an expired server key against a machine
 // with a dead clock, before its clock is set by the first answer.
-func verifyServer(cluster string, roots *x509.CertPool, now time.Time, cs tls.ConnectionState) error {
+func verifyServer(cluster string, roots []*x509.Certificate, now time.Time, cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("verifying the server: it shows no certificate")
 	}
@@ -109,11 +102,7 @@ func verifyServer(cluster string, roots *x509.CertPool, now time.Time, cs tls.Co
 	if now.Before(leaf.NotBefore) {
 		now = leaf.NotBefore
 	}
-	between := x509.NewCertPool()
-	for _, c := range cs.PeerCertificates[1:] {
-		between.AddCert(c)
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+	if err := pki.Verify(roots, cs.PeerCertificates, "", x509.ExtKeyUsageServerAuth, now); err != nil {
 		return fmt.Errorf("verifying the server: %w", err)
 	}
 	who, err := pki.IdentityOf(leaf, cluster)

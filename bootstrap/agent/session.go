@@ -65,6 +65,7 @@ func (a *Agent) talk(ctx context.Context, mode api.Mode, changed <-chan struct{}
 			first = false
 			revision = resp.GetRevision()
 			a.setClock(resp.GetServerTime(), a.Now().Sub(asked))
+			a.heed(resp.GetCaPem())
 			handle(ctx, resp)
 		case connect.CodeOf(err) == connect.CodeUnauthenticated:
 			// The server does not know this certificate any more. Enrolling again with
@@ -103,7 +104,7 @@ func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first 
 	req := &api.SyncRequest{
 		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: a.wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
 		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
-		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem, Witness: r.witness,
+		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem, Witness: r.witness, Trusts: a.authority.digests(),
 	}
 	if first {
 		req.WaitMs = 0
@@ -166,6 +167,8 @@ func (a *Agent) ensureEnrolled(ctx context.Context, mode api.Mode) error {
 			a.Log.Warn("renewing our certificate failed; it stays good for now", "until", leaf.NotAfter, "err", err)
 			a.renewAfter = now.Add(min(time.Hour, leaf.NotAfter.Sub(now)/10))
 		}
+	default:
+		a.follow(ctx, leaf, now)
 	}
 	return nil
 }
@@ -239,17 +242,14 @@ func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
 	return nil
 }
 
-// code is what an operator compares.
+// code is what an operator compares. It is of the CA that this machine was given, not of
+// one that it was told of: what shall be noticed is another one in node.json.
 func (a *Agent) code() string {
 	csr, err := a.spki()
 	if err != nil {
 		return "?"
 	}
-	roots, err := a.Config.Roots()
-	if err != nil {
-		return "?"
-	}
-	return enrol.Code(roots[0], csr)
+	return enrol.Code(a.authority.given[0], csr)
 }
 
 // announce shows on the console who this is and what to compare.

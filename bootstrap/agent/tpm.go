@@ -4,12 +4,12 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"io"
 
 	"connectrpc.com/connect"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/tpm"
 )
 
@@ -57,7 +57,7 @@ func (a *Agent) ask(ctx context.Context, mode api.Mode) (*api.EnrolResponse, err
 		return nil, err
 	}
 	req := &api.EnrolRequest{
-		CsrDer: csr, Facts: a.wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version, Token: a.Config.Token,
+		CsrDer: csr, Facts: a.wireFacts(a.Host.Facts()), Mode: mode, AgentVersion: a.Version, Token: a.Config.Token, CaSha256: pki.Digest(a.authority.given[0]),
 	}
 	key, inTPM := a.id.key.(*tpm.Key)
 	trouble := a.id.trouble
@@ -120,11 +120,7 @@ func (a *Agent) troubleOf(err error) api.TpmTrouble {
 
 // prove answers a challenge.
 func (a *Agent) prove(key *tpm.Key, ch *api.TpmChallenge) (*api.TpmProof, error) {
-	roots, err := a.Config.Roots()
-	if err != nil {
-		return nil, fmt.Errorf("proving by the TPM who we are: %w", err)
-	}
-	p, err := a.id.device.Prove(tpm.Challenge{Nonce: ch.GetNonce(), Credential: ch.GetCredential(), Secret: ch.GetSecret()}, roots[0].RawSubjectPublicKeyInfo, key)
+	p, err := a.id.device.Prove(tpm.Challenge{Nonce: ch.GetNonce(), Credential: ch.GetCredential(), Secret: ch.GetSecret()}, a.authority.given[0].RawSubjectPublicKeyInfo, key)
 	if err != nil {
 		return nil, err
 	}

@@ -177,6 +177,61 @@ func (StepStatus_State) EnumDescriptor() ([]byte, []int) {
 	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6, 0}
 }
 
+type FormerNode_Outcome int32
+
+const (
+	FormerNode_OUTCOME_UNSPECIFIED FormerNode_Outcome = 0
+	// This agent removed it.
+	FormerNode_OUTCOME_REMOVED FormerNode_Outcome = 1
+	// There was none.
+	FormerNode_OUTCOME_ABSENT FormerNode_Outcome = 2
+	// It is of another system, and stays.
+	FormerNode_OUTCOME_KEPT FormerNode_Outcome = 3
+)
+
+// Enum value maps for FormerNode_Outcome.
+var (
+	FormerNode_Outcome_name = map[int32]string{
+		0: "OUTCOME_UNSPECIFIED",
+		1: "OUTCOME_REMOVED",
+		2: "OUTCOME_ABSENT",
+		3: "OUTCOME_KEPT",
+	}
+	FormerNode_Outcome_value = map[string]int32{
+		"OUTCOME_UNSPECIFIED": 0,
+		"OUTCOME_REMOVED":     1,
+		"OUTCOME_ABSENT":      2,
+		"OUTCOME_KEPT":        3,
+	}
+)
+
+func (x FormerNode_Outcome) Enum() *FormerNode_Outcome {
+	p := new(FormerNode_Outcome)
+	*p = x
+	return p
+}
+
+func (x FormerNode_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FormerNode_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_imagectl_v1_agent_proto_enumTypes[2].Descriptor()
+}
+
+func (FormerNode_Outcome) Type() protoreflect.EnumType {
+	return &file_imagectl_v1_agent_proto_enumTypes[2]
+}
+
+func (x FormerNode_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FormerNode_Outcome.Descriptor instead.
+func (FormerNode_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10, 0}
+}
+
 type EtcdWanted_Action int32
 
 const (
@@ -225,11 +280,11 @@ func (x EtcdWanted_Action) String() string {
 }
 
 func (EtcdWanted_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_agent_proto_enumTypes[2].Descriptor()
+	return file_imagectl_v1_agent_proto_enumTypes[3].Descriptor()
 }
 
 func (EtcdWanted_Action) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_agent_proto_enumTypes[2]
+	return &file_imagectl_v1_agent_proto_enumTypes[3]
 }
 
 func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
@@ -238,7 +293,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -283,11 +338,11 @@ func (x KubernetesWanted_Action) String() string {
 }
 
 func (KubernetesWanted_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_agent_proto_enumTypes[3].Descriptor()
+	return file_imagectl_v1_agent_proto_enumTypes[4].Descriptor()
 }
 
 func (KubernetesWanted_Action) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_agent_proto_enumTypes[3]
+	return &file_imagectl_v1_agent_proto_enumTypes[4]
 }
 
 func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
@@ -296,7 +351,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type FetchAuditRequest struct {
@@ -959,12 +1014,18 @@ func (x *KubernetesObserved) GetFormerGone() []*FormerNode {
 }
 
 // FormerNode is what Kubernetes may still know of a machine from before it was installed
-// anew.
+// anew, retired or replaced.
 type FormerNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Of the system that runs on the machine now: a Node object with this one stays.
-	BootId        string `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// Of the system that runs on the machine now: a Node object with this one stays. Empty
+	// where was_boot_id is set.
+	BootId string `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// Of the system that a machine ran when it was retired or replaced: no other Node object
+	// goes.
+	WasBootId string `protobuf:"bytes,3,opt,name=was_boot_id,json=wasBootId,proto3" json:"was_boot_id,omitempty"`
+	// What became of it, in reports.
+	Outcome       FormerNode_Outcome `protobuf:"varint,4,opt,name=outcome,proto3,enum=imagectl.v1.FormerNode_Outcome" json:"outcome,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1011,6 +1072,20 @@ func (x *FormerNode) GetBootId() string {
 		return x.BootId
 	}
 	return ""
+}
+
+func (x *FormerNode) GetWasBootId() string {
+	if x != nil {
+		return x.WasBootId
+	}
+	return ""
+}
+
+func (x *FormerNode) GetOutcome() FormerNode_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return FormerNode_OUTCOME_UNSPECIFIED
 }
 
 type SyncRequest struct {
@@ -1890,7 +1965,10 @@ type Run struct {
 	Firewall *Firewall `protobuf:"bytes,11,opt,name=firewall,proto3" json:"firewall,omitempty"`
 	// What CAs have revoked: one list for each CA whose certificates this node
 	// is shown. A node keeps the newest of each.
-	Revocations   []*RevocationList `protobuf:"bytes,20,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	Revocations []*RevocationList `protobuf:"bytes,20,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	// The operators who have the role admin now, for control planes: an expired certificate
+	// counts for nobody else (NodeService.ReadBackup).
+	Admins        []*Admin `protobuf:"bytes,30,rep,name=admins,proto3" json:"admins,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2009,6 +2087,68 @@ func (x *Run) GetRevocations() []*RevocationList {
 	return nil
 }
 
+func (x *Run) GetAdmins() []*Admin {
+	if x != nil {
+		return x.Admins
+	}
+	return nil
+}
+
+// Admin is an operator with the role admin.
+type Admin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Lower-case hexadecimal SHA-256 of the person's own key (SubjectPublicKeyInfo). Empty for
+	// one who gets another key with each certificate.
+	Key           string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Admin) Reset() {
+	*x = Admin{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Admin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Admin) ProtoMessage() {}
+
+func (x *Admin) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Admin.ProtoReflect.Descriptor instead.
+func (*Admin) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Admin) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Admin) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 // RevocationList is what one CA has revoked.
 type RevocationList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2022,7 +2162,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2174,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2187,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -2080,7 +2220,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2232,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2245,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Firewall) GetOff() string {
@@ -2154,7 +2294,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2306,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2319,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -2254,7 +2394,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2406,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2419,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -2384,7 +2524,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2536,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2549,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Addon) GetName() string {
@@ -2445,7 +2585,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2597,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2610,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -2509,7 +2649,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2521,7 +2661,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2534,7 +2674,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type IssueCertificatesRequest struct {
@@ -2546,7 +2686,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2698,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2711,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2590,7 +2730,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2742,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2755,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2633,7 +2773,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2785,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2798,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -2672,7 +2812,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2824,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2837,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2720,7 +2860,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2872,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2885,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2779,7 +2919,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2931,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2944,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2834,7 +2974,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +2986,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +2999,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -2943,11 +3083,18 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\x12%\n" +
 	"\x0eremoves_former\x18F \x01(\bR\rremovesFormer\x128\n" +
 	"\vformer_gone\x18G \x03(\v2\x17.imagectl.v1.FormerNodeR\n" +
-	"formerGone\"9\n" +
+	"formerGone\"\xf3\x01\n" +
 	"\n" +
 	"FormerNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
-	"\aboot_id\x18\x02 \x01(\tR\x06bootId\"\x86\x05\n" +
+	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1e\n" +
+	"\vwas_boot_id\x18\x03 \x01(\tR\twasBootId\x129\n" +
+	"\aoutcome\x18\x04 \x01(\x0e2\x1f.imagectl.v1.FormerNode.OutcomeR\aoutcome\"]\n" +
+	"\aOutcome\x12\x17\n" +
+	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fOUTCOME_REMOVED\x10\x01\x12\x12\n" +
+	"\x0eOUTCOME_ABSENT\x10\x02\x12\x10\n" +
+	"\fOUTCOME_KEPT\x10\x03\"\x86\x05\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -3024,7 +3171,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\fR\acontent\"\x97\x04\n" +
+	"\acontent\x18\x03 \x01(\fR\acontent\"\xc3\x04\n" +
 	"\x03Run\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -3040,10 +3187,14 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rclient_ca_pem\x18\n" +
 	" \x01(\tR\vclientCaPem\x121\n" +
 	"\bfirewall\x18\v \x01(\v2\x15.imagectl.v1.FirewallR\bfirewall\x12=\n" +
-	"\vrevocations\x18\x14 \x03(\v2\x1b.imagectl.v1.RevocationListR\vrevocations\x1a9\n" +
+	"\vrevocations\x18\x14 \x03(\v2\x1b.imagectl.v1.RevocationListR\vrevocations\x12*\n" +
+	"\x06admins\x18\x1e \x03(\v2\x12.imagectl.v1.AdminR\x06admins\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"9\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"-\n" +
+	"\x05Admin\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"9\n" +
 	"\x0eRevocationList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x17\n" +
 	"\acrl_der\x18\x02 \x01(\fR\x06crlDer\"\xd5\x01\n" +
@@ -3162,107 +3313,111 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_agent_proto_rawDescData
 }
 
-var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
-	(EtcdWanted_Action)(0),                 // 2: imagectl.v1.EtcdWanted.Action
-	(KubernetesWanted_Action)(0),           // 3: imagectl.v1.KubernetesWanted.Action
-	(*FetchAuditRequest)(nil),              // 4: imagectl.v1.FetchAuditRequest
-	(*FetchAuditResponse)(nil),             // 5: imagectl.v1.FetchAuditResponse
-	(*AuditWitness)(nil),                   // 6: imagectl.v1.AuditWitness
-	(*BackupCopy)(nil),                     // 7: imagectl.v1.BackupCopy
-	(*FetchBackupRequest)(nil),             // 8: imagectl.v1.FetchBackupRequest
-	(*FetchBackupResponse)(nil),            // 9: imagectl.v1.FetchBackupResponse
-	(*StepStatus)(nil),                     // 10: imagectl.v1.StepStatus
-	(*EtcdObserved)(nil),                   // 11: imagectl.v1.EtcdObserved
-	(*EtcdMember)(nil),                     // 12: imagectl.v1.EtcdMember
-	(*KubernetesObserved)(nil),             // 13: imagectl.v1.KubernetesObserved
-	(*FormerNode)(nil),                     // 14: imagectl.v1.FormerNode
-	(*SyncRequest)(nil),                    // 15: imagectl.v1.SyncRequest
-	(*HeldList)(nil),                       // 16: imagectl.v1.HeldList
-	(*SyncResponse)(nil),                   // 17: imagectl.v1.SyncResponse
-	(*AuditHead)(nil),                      // 18: imagectl.v1.AuditHead
-	(*Wait)(nil),                           // 19: imagectl.v1.Wait
-	(*Reboot)(nil),                         // 20: imagectl.v1.Reboot
-	(*Install)(nil),                        // 21: imagectl.v1.Install
-	(*DiskRule)(nil),                       // 22: imagectl.v1.DiskRule
-	(*File)(nil),                           // 23: imagectl.v1.File
-	(*Run)(nil),                            // 24: imagectl.v1.Run
-	(*RevocationList)(nil),                 // 25: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 26: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 27: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 28: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 29: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 30: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 31: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 32: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 33: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 34: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 35: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 36: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 37: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 38: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 39: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 40: google.protobuf.Timestamp
-	(Mode)(0),                              // 41: imagectl.v1.Mode
-	(*Facts)(nil),                          // 42: imagectl.v1.Facts
+	(FormerNode_Outcome)(0),                // 2: imagectl.v1.FormerNode.Outcome
+	(EtcdWanted_Action)(0),                 // 3: imagectl.v1.EtcdWanted.Action
+	(KubernetesWanted_Action)(0),           // 4: imagectl.v1.KubernetesWanted.Action
+	(*FetchAuditRequest)(nil),              // 5: imagectl.v1.FetchAuditRequest
+	(*FetchAuditResponse)(nil),             // 6: imagectl.v1.FetchAuditResponse
+	(*AuditWitness)(nil),                   // 7: imagectl.v1.AuditWitness
+	(*BackupCopy)(nil),                     // 8: imagectl.v1.BackupCopy
+	(*FetchBackupRequest)(nil),             // 9: imagectl.v1.FetchBackupRequest
+	(*FetchBackupResponse)(nil),            // 10: imagectl.v1.FetchBackupResponse
+	(*StepStatus)(nil),                     // 11: imagectl.v1.StepStatus
+	(*EtcdObserved)(nil),                   // 12: imagectl.v1.EtcdObserved
+	(*EtcdMember)(nil),                     // 13: imagectl.v1.EtcdMember
+	(*KubernetesObserved)(nil),             // 14: imagectl.v1.KubernetesObserved
+	(*FormerNode)(nil),                     // 15: imagectl.v1.FormerNode
+	(*SyncRequest)(nil),                    // 16: imagectl.v1.SyncRequest
+	(*HeldList)(nil),                       // 17: imagectl.v1.HeldList
+	(*SyncResponse)(nil),                   // 18: imagectl.v1.SyncResponse
+	(*AuditHead)(nil),                      // 19: imagectl.v1.AuditHead
+	(*Wait)(nil),                           // 20: imagectl.v1.Wait
+	(*Reboot)(nil),                         // 21: imagectl.v1.Reboot
+	(*Install)(nil),                        // 22: imagectl.v1.Install
+	(*DiskRule)(nil),                       // 23: imagectl.v1.DiskRule
+	(*File)(nil),                           // 24: imagectl.v1.File
+	(*Run)(nil),                            // 25: imagectl.v1.Run
+	(*Admin)(nil),                          // 26: imagectl.v1.Admin
+	(*RevocationList)(nil),                 // 27: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 28: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 29: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 30: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 31: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 32: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 33: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 34: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 35: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 36: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 37: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 38: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 39: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 40: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 41: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 42: google.protobuf.Timestamp
+	(Mode)(0),                              // 43: imagectl.v1.Mode
+	(*Facts)(nil),                          // 44: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
-	12, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	40, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
-	14, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
-	41, // 4: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	42, // 5: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
-	10, // 6: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
-	11, // 7: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
-	13, // 8: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
-	16, // 9: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
-	6,  // 10: imagectl.v1.SyncRequest.witness:type_name -> imagectl.v1.AuditWitness
-	19, // 11: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	21, // 12: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	20, // 13: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	24, // 14: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	40, // 15: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	18, // 16: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
-	7,  // 17: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
-	22, // 18: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	23, // 19: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	36, // 20: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	27, // 21: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	28, // 22: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	26, // 23: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	25, // 24: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	37, // 25: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	2,  // 26: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	3,  // 27: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	29, // 28: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	40, // 29: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	14, // 30: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
-	38, // 31: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	39, // 32: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	23, // 33: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 34: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 35: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	15, // 36: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	30, // 37: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	32, // 38: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	34, // 39: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	8,  // 40: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	4,  // 41: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	17, // 42: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	31, // 43: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	33, // 44: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	35, // 45: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	9,  // 46: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	5,  // 47: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	42, // [42:48] is the sub-list for method output_type
-	36, // [36:42] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	13, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
+	42, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	15, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
+	2,  // 4: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
+	43, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	44, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	11, // 7: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
+	12, // 8: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
+	14, // 9: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
+	17, // 10: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
+	7,  // 11: imagectl.v1.SyncRequest.witness:type_name -> imagectl.v1.AuditWitness
+	20, // 12: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	22, // 13: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	21, // 14: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	25, // 15: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	42, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	19, // 17: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
+	8,  // 18: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
+	23, // 19: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	24, // 20: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	38, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	29, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	30, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	28, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	27, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	26, // 26: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
+	39, // 27: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	3,  // 28: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	4,  // 29: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	31, // 30: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	42, // 31: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	15, // 32: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
+	40, // 33: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	41, // 34: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	24, // 35: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 36: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 37: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	16, // 38: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	32, // 39: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	34, // 40: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	36, // 41: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	9,  // 42: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	5,  // 43: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	18, // 44: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	33, // 45: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	35, // 46: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	37, // 47: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	10, // 48: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	6,  // 49: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	44, // [44:50] is the sub-list for method output_type
+	38, // [38:44] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -3282,8 +3437,8 @@ func file_imagectl_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   36,
+			NumEnums:      5,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

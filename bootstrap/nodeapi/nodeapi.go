@@ -170,14 +170,14 @@ func Serve(ctx context.Context, ln net.Listener, trust func() (Trust, error), no
 }
 
 func (t Trust) config() (*tls.Config, error) {
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(t.ClientCA) {
+	roots, err := pki.ParseCertificatesPEM(t.ClientCA)
+	if err != nil || len(roots) == 0 {
 		return nil, errors.New("the CA of the node API's callers is not PEM")
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}, Time: t.Now,
 		// verify does what RequireAndVerifyClientCert would, and knows who may be late.
-		Certificates: []tls.Certificate{*t.Certificate}, ClientCAs: roots, ClientAuth: tls.RequireAnyClientCert,
+		Certificates: []tls.Certificate{*t.Certificate}, ClientCAs: pki.Pool(roots), ClientAuth: tls.RequireAnyClientCert,
 		VerifyConnection: func(cs tls.ConnectionState) error { return t.verify(roots, cs) },
 		// A resumed session would outlive a change of the CA.
 		SessionTicketsDisabled: true,
@@ -185,7 +185,7 @@ func (t Trust) config() (*tls.Config, error) {
 }
 
 // verify lets in whom our CA has signed, in time but for those who may ever be late.
-func (t Trust) verify(roots *x509.CertPool, cs tls.ConnectionState) error {
+func (t Trust) verify(roots []*x509.Certificate, cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("the caller shows no certificate")
 	}
@@ -194,11 +194,7 @@ func (t Trust) verify(roots *x509.CertPool, cs tls.ConnectionState) error {
 	if late {
 		at = leaf.NotAfter
 	}
-	between := x509.NewCertPool()
-	for _, c := range cs.PeerCertificates[1:] {
-		between.AddCert(c)
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	if err := pki.Verify(roots, cs.PeerCertificates, "", x509.ExtKeyUsageClientAuth, at); err != nil {
 		return fmt.Errorf("verifying the caller: %w", err)
 	}
 	if !late {

@@ -38,7 +38,7 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a report of %d bytes exceeds %d", n, 2*maxFacts))
 	}
 	bound(req.Msg)
-	s.board.put(name, s.cfg.Now(), req.Msg)
+	s.board.put(name, from.issuer, s.cfg.Now(), req.Msg)
 	if err := s.observe(ctx, from, req.Msg); err != nil {
 		return nil, s.storing(name, err)
 	}
@@ -72,6 +72,7 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		if !learnt {
 			withoutLists(resp)
 		}
+		resp.CaPem = string(s.CAPEM())
 		resp.Revision = revision(resp)
 		resp.ServerTime = timestamppb.New(s.cfg.Now())
 		if resp.Revision != req.Msg.GetKnownRevision() || wait == 0 {
@@ -104,6 +105,9 @@ func (s agents) answer(ctx context.Context, req *api.SyncRequest, name string, r
 	return connect.NewResponse(resp)
 }
 
+// maxTrusts is more CAs than a machine is told to trust.
+const maxTrusts = 8
+
 // maxWords bounds each sentence of a report, in bytes.
 const maxWords = 1 << 10
 
@@ -111,6 +115,7 @@ const maxWords = 1 << 10
 // log and onto terminals.
 func bound(r *api.SyncRequest) {
 	r.Failure, r.BootId = words(r.GetFailure()), words(r.GetBootId())
+	r.Trusts = r.Trusts[:min(len(r.Trusts), maxTrusts)]
 	for _, s := range r.GetSteps() {
 		s.Name, s.Detail = words(s.GetName()), words(s.GetDetail())
 	}

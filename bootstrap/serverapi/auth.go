@@ -73,6 +73,9 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceListCertificatesProcedure:   read,
 		apiconnect.OperatorServiceRevokeCertificatesProcedure: admin,
 
+		apiconnect.OperatorServiceShowAuthorityProcedure: read,
+		apiconnect.OperatorServiceRollAuthorityProcedure: admin,
+
 		apiconnect.OperatorServiceListOperatorsProcedure:   read,
 		apiconnect.OperatorServiceAddOperatorProcedure:     admin,
 		apiconnect.OperatorServiceRevokeOperatorsProcedure: admin,
@@ -97,6 +100,8 @@ type caller struct {
 	identity pki.Identity
 	// serial is the certificate's, fingerprint its key's.
 	serial, fingerprint string
+	// issuer is the pki.KeyID of the CA that signed it.
+	issuer string
 	// notAfter is the certificate's end; the zero time without one.
 	notAfter time.Time
 	// leaf is the certificate itself; nil without one.
@@ -166,7 +171,7 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 	if err != nil {
 		return c, connect.NewError(connect.CodeUnauthenticated, err)
 	}
-	c.identity, c.serial, c.fingerprint, c.leaf = id, pki.Serial(leaf), fingerprint(leaf), leaf
+	c.identity, c.serial, c.fingerprint, c.leaf, c.issuer = id, pki.Serial(leaf), fingerprint(leaf), leaf, pki.IssuerKeyID(leaf)
 	return c, s.allowSerial(c)
 }
 

@@ -106,6 +106,8 @@ func whoMay() map[string]map[string]string {
 		"/imagectl.v1.OperatorService/BackupServer":        {"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": yes},
 		"/imagectl.v1.OperatorService/ReadAudit":           reads,
 		"/imagectl.v1.OperatorService/ListOperators":       reads,
+		"/imagectl.v1.OperatorService/ShowAuthority":       reads,
+		"/imagectl.v1.OperatorService/RollAuthority":       admins,
 		"/imagectl.v1.OperatorService/AddOperator":         admins,
 		"/imagectl.v1.OperatorService/RevokeOperators":     admins,
 		"/imagectl.v1.OperatorService/ListRequests":        reads,
@@ -126,7 +128,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	}
 	callers := map[string]*tls.Certificate{"nobody": nil, "node": node.cert}
 	for _, role := range pki.Roles() {
-		callers[string(role)] = signed(t, r.authority.imagectl, role)
+		callers[string(role)] = signed(t, r.signer(), role)
 	}
 	callers["stranger"] = signed(t, foreign, pki.RoleAdmin)
 

@@ -14,7 +14,8 @@ import (
 // authority is every private key of a cluster. They are made once, at the first
 // start, and live encrypted in the store.
 type authority struct {
-	imagectl, etcd, kubernetes, frontProxy *pki.CA
+	// The CA imagectl is rolled over while the server runs: it is in Server.trust.
+	etcd, kubernetes, frontProxy *pki.CA
 	// serviceAccounts signs Kubernetes' service account tokens.
 	serviceAccounts crypto.Signer
 }
@@ -25,13 +26,20 @@ type sealedCA struct {
 	Key         string `json:"key"`
 }
 
+// Names of secrets.
+const (
+	secretCA     = "ca/imagectl"
+	secretNextCA = "ca/imagectl-next"
+)
+
 func (s *Server) loadAuthority(ctx context.Context) error {
 	a := &s.authority
+	var first *pki.CA // loadTrust reads it again
 	for _, c := range []struct {
 		secret, name string
 		to           **pki.CA
 	}{
-		{"ca/imagectl", "imagectl " + s.cfg.Cluster, &a.imagectl},
+		{secretCA, "imagectl " + s.cfg.Cluster, &first},
 		{"ca/etcd", "etcd " + s.cfg.Cluster, &a.etcd},
 		{"ca/kubernetes", "kubernetes", &a.kubernetes},
 		{"ca/front-proxy", "front-proxy-ca", &a.frontProxy},
@@ -41,21 +49,13 @@ func (s *Server) loadAuthority(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
-			key, err := ca.KeyPEM()
-			if err != nil {
-				return nil, err
-			}
-			return json.Marshal(sealedCA{string(ca.CertificatePEM()), string(key)})
+			return sealCA(ca)
 		}, s.recordSecret(c.secret))
 		if err != nil {
 			return err
 		}
-		var sealed sealedCA
-		if err := json.Unmarshal(b, &sealed); err != nil {
-			return fmt.Errorf("reading secret %s: %w", c.secret, err)
-		}
-		if *c.to, err = pki.LoadCA([]byte(sealed.Certificate), []byte(sealed.Key)); err != nil {
-			return fmt.Errorf("reading secret %s: %w", c.secret, err)
+		if *c.to, err = openCA(c.secret, b); err != nil {
+			return err
 		}
 	}
 	const sa = "key/service-accounts"
@@ -72,7 +72,27 @@ func (s *Server) loadAuthority(ctx context.Context) error {
 	if a.serviceAccounts, err = pki.ParseKeyPEM(b); err != nil {
 		return fmt.Errorf("reading secret %s: %w", sa, err)
 	}
-	return nil
+	return s.loadTrust(ctx)
+}
+
+func sealCA(ca *pki.CA) ([]byte, error) {
+	key, err := ca.KeyPEM()
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(sealedCA{string(ca.CertificatePEM()), string(key)})
+}
+
+func openCA(secret string, b []byte) (*pki.CA, error) {
+	var sealed sealedCA
+	if err := json.Unmarshal(b, &sealed); err != nil {
+		return nil, fmt.Errorf("reading secret %s: %w", secret, err)
+	}
+	ca, err := pki.LoadCA([]byte(sealed.Certificate), []byte(sealed.Key))
+	if err != nil {
+		return nil, fmt.Errorf("reading secret %s: %w", secret, err)
+	}
+	return ca, nil
 }
 
 func (s *Server) recordSecret(name string) func(*store.Tx) error {

@@ -24,6 +24,8 @@ type board struct {
 type report struct {
 	at   time.Time
 	last *api.SyncRequest
+	// issuer is the pki.KeyID of the CA of the certificate that it called with.
+	issuer string
 	// done and total are an installation's progress.
 	done, total uint64
 }
@@ -51,18 +53,18 @@ func (b *board) forget(name string) {
 }
 
 // put keeps a report. Only news wakes those who wait; that somebody is back is some.
-func (b *board) put(name string, at time.Time, r *api.SyncRequest) {
+func (b *board) put(name, issuer string, at time.Time, r *api.SyncRequest) {
 	// What is about the call itself is no news.
 	r = proto.CloneOf(r)
 	r.KnownRevision, r.WaitMs = 0, 0
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old, ok := b.reports[name]
-	if !ok || at.Sub(old.at) >= silence || !proto.Equal(old.last, r) {
+	if !ok || at.Sub(old.at) >= silence || old.issuer != issuer || !proto.Equal(old.last, r) {
 		close(b.changed)
 		b.changed = make(chan struct{})
 	}
-	old.at, old.last = at, r
+	old.at, old.last, old.issuer = at, r, issuer
 	b.reports[name] = old
 }
 

@@ -61,6 +61,8 @@ type certificate struct {
 	CA      string `json:"ca"`
 	Profile string `json:"profile"`
 	Subject string `json:"subject"`
+	// Authority is the pki.KeyID of the CA; empty for one from before that was kept.
+	Authority string `json:"authority,omitempty"`
 	// Key is the fingerprint of its key.
 	Key       string    `json:"key"`
 	NotBefore time.Time `json:"notBefore"`
@@ -75,6 +77,16 @@ const valueCertificates = "certificates/" // + holder
 func (c *change) issued(h holder, ca, profile string, i pki.Issued) error {
 	c.log(audit.Entry{Action: "certificate-issued", Machine: h.machine(),
 		Detail: fmt.Sprintf("%s, subject %s, serial %s, until %s", profile, i.Certificate.Subject, i.Serial(), i.Certificate.NotAfter.Format(time.RFC3339))})
+	if ca == caImagectl {
+		// Signed before the transaction: another CA may be the one that is trusted by now.
+		var r rollover
+		if _, err := c.tx.Value(valueRollover, &r); err != nil {
+			return err
+		}
+		if !r.trusts(pki.IssuerKeyID(i.Certificate)) {
+			return errRolled()
+		}
+	}
 	all, err := c.certificates(h)
 	if err != nil {
 		return err
@@ -87,7 +99,7 @@ func (c *change) issued(h holder, ca, profile string, i pki.Issued) error {
 		all = slices.Delete(all, 0, n)
 	}
 	all = append(all, certificate{
-		Serial: i.Serial(), CA: ca, Profile: profile, Subject: i.Certificate.Subject.String(), Key: fingerprint(i.Certificate),
+		Serial: i.Serial(), CA: ca, Profile: profile, Subject: i.Certificate.Subject.String(), Key: fingerprint(i.Certificate), Authority: pki.IssuerKeyID(i.Certificate),
 		NotBefore: i.Certificate.NotBefore, NotAfter: i.Certificate.NotAfter,
 	})
 	return c.tx.PutValue(valueCertificates+string(h), all)

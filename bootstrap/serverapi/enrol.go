@@ -78,7 +78,7 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 		}
 	}
 
-	a := asking{key: key, token: req.Msg.GetToken()}
+	a := asking{key: key, token: req.Msg.GetToken(), given: req.Msg.GetCaSha256()}
 	if s.cfg.TPM {
 		a.attested, a.refusal = s.attest(name, key, req.Msg)
 	}
@@ -139,6 +139,8 @@ func waits(r store.Machine, fingerprint string) bool {
 type asking struct {
 	key   pki.PublicKey
 	token string
+	// given is the digest of the CA that the machine was given; empty for not said.
+	given string
 	// Where machines prove themselves by their TPM, at most one is set.
 	attested *tpm.Attested
 	refusal  *enrol.Refusal
@@ -157,10 +159,14 @@ func (s *Server) decideEnrolment(m store.Machine, a asking, elsewhere string, no
 	return enrol.DecideTPM(r, a.key.Fingerprint(), a.attested, a.refusal)
 }
 
-// holdsFresh tells whether a key has a certificate that is not due yet.
+// holdsFresh tells whether a key has a certificate that is not due yet, by the CA that signs
+// now: another one's would be refused again when that is trusted no more.
 func (s *Server) holdsFresh(k *store.Key) bool {
-	return k != nil && k.Certificate != "" &&
-		k.NotAfter.Sub(s.cfg.Now()) > s.lifetimes.Agent-pki.RenewAfter(s.lifetimes.Agent)
+	if k == nil || k.Certificate == "" || k.NotAfter.Sub(s.cfg.Now()) <= s.lifetimes.Agent-pki.RenewAfter(s.lifetimes.Agent) {
+		return false
+	}
+	leaf, err := pki.ParseCertificatePEM([]byte(k.Certificate))
+	return err == nil && s.trust.Load().signs(leaf)
 }
 
 func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking, facts *api.Facts) (enrol.Decision, store.Machine, error) {
@@ -198,7 +204,7 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking
 			}
 		}
 		d = s.decideEnrolment(m, a, elsewhere, c.now)
-		asks := s.keyOf(key, c.now, from.source)
+		asks := s.keyOf(key, a.given, c.now, from.source)
 		asks.TPM = proofOf(a.attested)
 		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) {
 			m.Facts = b // a stranger's do not replace the machine's own
@@ -280,12 +286,13 @@ func (s *Server) signNode(name string, key pki.PublicKey) (pki.Issued, error) {
 	if err != nil {
 		return pki.Issued{}, err
 	}
-	return s.authority.imagectl.Sign(profile, key, s.cfg.Now(), s.cfg.Rand)
+	return s.signer().Sign(profile, key, s.cfg.Now(), s.cfg.Rand)
 }
 
-func (s *Server) keyOf(key pki.PublicKey, now time.Time, source string) store.Key {
+// given is the CA that the machine says it was given.
+func (s *Server) keyOf(key pki.PublicKey, given string, now time.Time, source string) store.Key {
 	return store.Key{
-		SPKI: key.SPKI(), Fingerprint: key.Fingerprint(), Code: enrol.Code(s.authority.imagectl.Certificate(), key.SPKI()),
+		SPKI: key.SPKI(), Fingerprint: key.Fingerprint(), Code: enrol.Code(s.trust.Load().named(given), key.SPKI()),
 		FirstSeen: now, Source: source,
 	}
 }
@@ -337,6 +344,6 @@ func (s *Server) answer(d enrol.Decision) *connect.Response[api.EnrolResponse] {
 func (s *Server) approved(d enrol.Decision, m store.Machine) *connect.Response[api.EnrolResponse] {
 	return connect.NewResponse(&api.EnrolResponse{
 		Status: api.EnrolResponse_STATUS_APPROVED, ReasonCode: d.Code, Reason: d.Reason,
-		CertificatePem: m.Key.Certificate, Machine: m.Name, ServerTime: timestamppb.New(s.cfg.Now()),
+		CertificatePem: s.chain(m.Key.Certificate), Machine: m.Name, ServerTime: timestamppb.New(s.cfg.Now()),
 	})
 }

@@ -60,7 +60,7 @@ func TestForgedReportsChangeNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What the server would have signed for a key that it does not know.
-	other, err := r.authority.imagectl.Sign(profile, public, time.Now(), rand.Reader)
+	other, err := r.signer().Sign(profile, public, time.Now(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestForgedReportsChangeNothing(t *testing.T) {
 		"our CA's cp1 with another key": {Certificate: [][]byte{other.Certificate.Raw}, PrivateKey: neighbour.key},
 		"its certificate, not its key":  {Certificate: victim.cert.Certificate, PrivateKey: neighbour.key},
 		"another machine":               neighbour.cert,
-		"an operator":                   signed(t, r.authority.imagectl, pki.RoleAdmin),
+		"an operator":                   signed(t, r.signer(), pki.RoleAdmin),
 	} {
 		client := r.client(cert)
 		client.Transport = dressed{client.Transport, http.Header{"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Client-Cert": {"URI=imagectl://demo/node/cp1"}, "X-Ssl-Client-Verify": {"SUCCESS"}}}

@@ -17,7 +17,7 @@ func (s *Server) auditHead(ctx context.Context) (*api.AuditHead, error) {
 	}
 	h := s.head.Load()
 	if h == nil || h.Tip != tip {
-		signature, err := s.authority.imagectl.Attest(audit.HeadDomain, tip.Statement(s.cfg.Cluster))
+		signature, err := s.signer().Attest(audit.HeadDomain, tip.Statement(s.cfg.Cluster))
 		if err != nil {
 			return nil, err
 		}

@@ -26,7 +26,7 @@ func TestNodesAreShownTheEndOfTheAuditLog(t *testing.T) {
 		if err != nil || h.GetSeq() != tip.Seq || h.GetHash() != tip.Hash {
 			t.Errorf("%s: got %v, the log ends with %v, %v", when, h, tip, err)
 		}
-		if err := pki.CheckAttested(r.authority.imagectl.Certificate(), audit.HeadDomain, audit.Tip{Seq: h.GetSeq(), Hash: h.GetHash()}.Statement("demo"), h.GetSignature()); err != nil {
+		if err := pki.CheckAttested(r.signer().Certificate(), audit.HeadDomain, audit.Tip{Seq: h.GetSeq(), Hash: h.GetHash()}.Statement("demo"), h.GetSignature()); err != nil {
 			t.Errorf("%s: %v", when, err)
 		}
 		return resp

@@ -3,7 +3,6 @@ package serverapi
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -76,18 +75,21 @@ func (s *Server) TLSConfig() (*tls.Config, error) {
 	if _, err := own.get(nil); err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(s.authority.imagectl.Certificate())
-	return &tls.Config{
+	config := &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		ClientAuth:     tls.VerifyClientCertIfGiven,
-		ClientCAs:      pool,
 		GetCertificate: own.get,
 		NextProtos:     []string{"h2", "http/1.1"},
 		Time:           s.cfg.Now,
 		// A resumed session would not look at the certificate again.
 		SessionTicketsDisabled: true,
-	}, nil
+	}
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		c := config.Clone()
+		c.ClientCAs = pki.Pool(s.trust.Load().trusted)
+		return c, nil
+	}
+	return config, nil
 }
 
 type ownCertificate struct {
@@ -103,7 +105,7 @@ func (o *ownCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer o.mu.Unlock()
 	s := o.server
 	now := s.cfg.Now()
-	if o.cert != nil && now.Before(o.renew) && s.allowSerial(caller{serial: pki.Serial(o.cert.Leaf)}) == nil {
+	if o.cert != nil && now.Before(o.renew) && s.trust.Load().signs(o.cert.Leaf) && s.allowSerial(caller{serial: pki.Serial(o.cert.Leaf)}) == nil {
 		return o.cert, nil
 	}
 	next, err := o.issue(now)
@@ -111,6 +113,7 @@ func (o *ownCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	case err == nil:
 		o.cert, o.renew = next, now.Add(pki.RenewAfter(s.lifetimes.Agent))
 		s.certificateEnd.Store(next.Leaf.NotAfter.Unix())
+		s.warnOfEnds()
 	case o.cert == nil || now.After(o.cert.Leaf.NotAfter):
 		return nil, err
 	default:
@@ -137,7 +140,8 @@ func (o *ownCertificate) issue(now time.Time) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	issued, err := s.authority.imagectl.Sign(profile, public, now, s.cfg.Rand)
+	t := s.trust.Load()
+	issued, err := t.ca.Sign(profile, public, now, s.cfg.Rand)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +151,11 @@ func (o *ownCertificate) issue(now time.Time) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{issued.Certificate.Raw}, PrivateKey: key, Leaf: issued.Certificate}, nil
+	shown := &tls.Certificate{Certificate: [][]byte{issued.Certificate.Raw}, PrivateKey: key, Leaf: issued.Certificate}
+	for _, c := range t.cross {
+		shown.Certificate = append(shown.Certificate, c.Raw)
+	}
+	return shown, nil
 }
 
 // Serve answers on a TCP listener until ctx ends, and closes it.
@@ -225,7 +233,7 @@ func (s *Server) operator(ctx context.Context, who string, role pki.Role, let fu
 	if err != nil {
 		return nil, nil, time.Time{}, fmt.Errorf("making a certificate for %s: %w", who, err)
 	}
-	return issued.PEM, keyPEM, issued.Certificate.NotAfter, nil
+	return []byte(s.chain(string(issued.PEM))), keyPEM, issued.Certificate.NotAfter, nil
 }
 
 // signOperator signs a person's certificate; nobody gets it before it is on record.
@@ -234,5 +242,5 @@ func (s *Server) signOperator(who string, role pki.Role, key pki.PublicKey) (pki
 	if err != nil {
 		return pki.Issued{}, err
 	}
-	return s.authority.imagectl.Sign(profile, key, s.cfg.Now(), s.cfg.Rand)
+	return s.signer().Sign(profile, key, s.cfg.Now(), s.cfg.Rand)
 }

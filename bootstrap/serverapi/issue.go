@@ -45,7 +45,7 @@ func (s *Server) profile(p api.CertificateProfile) (profile, bool) {
 	}
 	switch p {
 	case api.CertificateProfile_CERTIFICATE_PROFILE_NODE:
-		return profile{name: profileNode, caName: caImagectl, ca: a.imagectl, make: pki.Node}, true
+		return profile{name: profileNode, caName: caImagectl, ca: s.signer(), make: pki.Node}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_SERVER:
 		return profile{name: "etcd-server", controlPlane: true, caName: caEtcd, ca: a.etcd, make: pki.EtcdServer}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_PEER:
@@ -86,8 +86,12 @@ func (s agents) IssueCertificates(ctx context.Context, req *connect.Request[api.
 		if item.GetProfile() == api.CertificateProfile_CERTIFICATE_PROFILE_NODE {
 			renewed = &issued
 		}
+		text := string(issued.PEM)
+		if p.caName == caImagectl {
+			text = s.chain(text)
+		}
 		out.Items = append(out.Items, &api.IssueCertificatesResponse_Item{
-			Profile: item.GetProfile(), CertificatePem: string(issued.PEM), CaPem: string(p.ca.CertificatePEM()),
+			Profile: item.GetProfile(), CertificatePem: text, CaPem: string(p.ca.CertificatePEM()),
 		})
 	}
 	// Signed, but nothing leaves before it is on record.

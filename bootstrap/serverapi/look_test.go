@@ -49,9 +49,9 @@ func TestWhoMaySeeWhat(t *testing.T) {
 	}{
 		{"nobody", r.client(nil), "200 may read false", who},
 		{"node", r.client(node.cert), "200 may read false", no},
-		{"reader", r.client(signed(t, r.authority.imagectl, pki.RoleReader)), "200 may read true", "200 may read true"},
-		{"operator", r.client(signed(t, r.authority.imagectl, pki.RoleOperator)), "200 may read true", "200 may read true"},
-		{"backup", r.client(signed(t, r.authority.imagectl, pki.RoleBackup)), "200 may read false", no},
+		{"reader", r.client(signed(t, r.signer(), pki.RoleReader)), "200 may read true", "200 may read true"},
+		{"operator", r.client(signed(t, r.signer(), pki.RoleOperator)), "200 may read true", "200 may read true"},
+		{"backup", r.client(signed(t, r.signer(), pki.RoleBackup)), "200 may read false", no},
 	} {
 		for path, want := range map[string]string{"/": tt.open, "/metrics": tt.guarded} {
 			if got := fetch(t, tt.client, http.MethodGet, r.url+path); !strings.HasPrefix(got, want) {

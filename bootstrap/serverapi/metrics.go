@@ -165,7 +165,9 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.conflicts, float64(conflicts))
 
 	a := s.authority
-	gauge(c.certificate, unix(a.imagectl.Certificate().NotAfter), "ca-imagectl")
+	for i, ca := range s.trust.Load().trusted {
+		gauge(c.certificate, unix(ca.NotAfter), []string{"ca-imagectl", "ca-imagectl-other"}[i])
+	}
 	gauge(c.certificate, unix(a.etcd.Certificate().NotAfter), "ca-etcd")
 	gauge(c.certificate, unix(a.kubernetes.Certificate().NotAfter), "ca-kubernetes")
 	gauge(c.certificate, unix(a.frontProxy.Certificate().NotAfter), "ca-front-proxy")

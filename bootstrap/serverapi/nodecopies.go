@@ -34,7 +34,7 @@ func (s *Server) backupCopy() (*api.BackupCopy, error) {
 	if c == nil || c.Name != st.Good.Name || c.SHA256 != st.SHA256 {
 		c = &files.Copy{Name: st.Good.Name, Size: st.Good.Size, SHA256: st.SHA256}
 		var err error
-		if c.Signature, err = s.authority.imagectl.Attest(files.Domain, c.Statement(s.cfg.Cluster)); err != nil {
+		if c.Signature, err = s.signer().Attest(files.Domain, c.Statement(s.cfg.Cluster)); err != nil {
 			return nil, err
 		}
 		s.copy.Store(c)

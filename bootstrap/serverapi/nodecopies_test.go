@@ -85,7 +85,7 @@ func (r *rig) sourceOf(now func() time.Time) func(cert, key []byte, _ time.Time,
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		return nodecopy.Source{Cluster: "demo", CA: r.authority.imagectl.Certificate(), Certificate: pair, Now: now}
+		return nodecopy.Source{Cluster: "demo", CAs: r.trust.Load().trusted, Certificate: pair, Now: now}
 	}
 }
 

@@ -201,7 +201,7 @@ func (s operators) AddOperator(ctx context.Context, req *connect.Request[api.Add
 	if err != nil {
 		return nil, s.storing("", err)
 	}
-	return connect.NewResponse(&api.AddOperatorResponse{CertificatePem: string(issued.PEM), CaPem: string(s.CAPEM()), Cluster: s.cfg.Cluster}), nil
+	return connect.NewResponse(&api.AddOperatorResponse{CertificatePem: s.chain(string(issued.PEM)), CaPem: string(s.CAPEM()), FormerPem: string(s.FormerCAPEM()), Cluster: s.cfg.Cluster}), nil
 }
 
 // RenewOperator implements apiconnect.EnrolServiceHandler.
@@ -251,7 +251,7 @@ func (s enrolment) RenewOperator(ctx context.Context, req *connect.Request[api.R
 	if err != nil {
 		return nil, s.storing("", err)
 	}
-	return connect.NewResponse(&api.RenewOperatorResponse{CertificatePem: string(issued.PEM)}), nil
+	return connect.NewResponse(&api.RenewOperatorResponse{CertificatePem: s.chain(string(issued.PEM)), CaPem: string(s.CAPEM()), FormerPem: string(s.FormerCAPEM())}), nil
 }
 
 // ListOperators implements apiconnect.OperatorServiceHandler.

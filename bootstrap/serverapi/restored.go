@@ -2,6 +2,7 @@ package serverapi
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"slices"
 	"strconv"
@@ -146,11 +147,11 @@ func (s *Server) learn(ctx context.Context, from caller, held []*api.HeldList) (
 		if len(h.GetCrlDer()) == 0 {
 			return false, nil
 		}
-		ca, ok := s.listSigners()[h.GetCa()]
-		if !ok {
+		cas := map[string][]*x509.Certificate{caImagectl: s.trust.Load().known(), caEtcd: {s.authority.etcd.Certificate()}}[h.GetCa()]
+		if len(cas) == 0 {
 			continue
 		}
-		list, err := pki.ParseRevocationList(h.GetCrlDer(), ca.Certificate())
+		list, err := pki.ParseRevocationList(h.GetCrlDer(), cas...)
 		if err != nil || list.Number() != strconv.FormatUint(h.GetNumber(), 10) {
 			// It is of no use, and nothing better will come from this node.
 			s.cfg.Log.Warn("a node's revocation list is not what it says", "machine", from.identity.Name, "ca", h.GetCa(), "number", h.GetNumber())
@@ -239,7 +240,7 @@ func (s *Server) known(ctx context.Context, from caller) error {
 			return err
 		}
 		all = append(all, certificate{
-			Serial: from.serial, CA: caImagectl, Profile: profileNode, Subject: from.leaf.Subject.String(), Key: from.fingerprint,
+			Serial: from.serial, CA: caImagectl, Profile: profileNode, Subject: from.leaf.Subject.String(), Key: from.fingerprint, Authority: from.issuer,
 			NotBefore: from.leaf.NotBefore, NotAfter: from.notAfter,
 		})
 		c.log(audit.Entry{Action: "certificate-found", Machine: h.machine(), Detail: fmt.Sprintf("serial %s, until %s: it was issued after the backup", from.serial, from.notAfter.Format(time.RFC3339))})

@@ -230,7 +230,7 @@ func TestARevocationAfterTheBackupComesBackFromTheNodes(t *testing.T) {
 		t.Errorf("a list that is not what it says: %v", resp)
 	}
 	next := cp.sync(running(held(true)...))
-	list, err := pki.ParseRevocationList(next.GetRun().GetRevocations()[0].GetCrlDer(), r.authority.imagectl.Certificate())
+	list, err := pki.ParseRevocationList(next.GetRun().GetRevocations()[0].GetCrlDer(), r.signer().Certificate())
 	if err != nil || next.GetSendLists() {
 		t.Fatal(err, next)
 	}

@@ -54,7 +54,7 @@ type revokedView struct {
 
 // listSigners are the CAs whose lists somebody reads.
 func (s *Server) listSigners() map[string]*pki.CA {
-	return map[string]*pki.CA{caImagectl: s.authority.imagectl, caEtcd: s.authority.etcd}
+	return map[string]*pki.CA{caImagectl: s.signer(), caEtcd: s.authority.etcd}
 }
 
 // loadRevocations reads what is revoked, and signs the first, empty lists.
@@ -89,10 +89,15 @@ func (c *change) readRevoked() (revocations, error) {
 
 // sign makes the next list of a CA from its entries and stores it.
 func (s *Server) sign(c *change, all *revocations, name string) error {
+	return s.signWith(c, all, name, s.listSigners()[name])
+}
+
+// signWith is sign with another CA's key; nil for a list that nobody reads.
+func (s *Server) signWith(c *change, all *revocations, name string, ca *pki.CA) error {
 	l := all.Lists[name]
 	l.Entries = slices.DeleteFunc(l.Entries, func(e revokedEntry) bool { return e.ended(c.now) && !c.countsLate(e.Holder) })
 	l.Number++
-	if ca, ok := s.listSigners()[name]; ok {
+	if ca != nil {
 		revoked := make([]pki.Revocation, len(l.Entries))
 		for i, e := range l.Entries {
 			revoked[i] = pki.Revocation{Serial: e.Serial, At: e.At}

@@ -134,7 +134,7 @@ func (r *rig) restart(cfg Config) {
 // client speaks TLS with a certificate or without.
 func (r *rig) client(cert *tls.Certificate) *http.Client {
 	pool := x509.NewCertPool()
-	pool.AddCert(r.authority.imagectl.Certificate())
+	pool.AddCert(r.signer().Certificate())
 	config := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13, Time: r.cfg.Now}
 	if cert != nil {
 		// Show it even to a server that does not ask for its issuer.
@@ -194,7 +194,7 @@ func (f *fake) console() string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return enrol.Code(f.authority.imagectl.Certificate(), spki)
+	return enrol.Code(f.signer().Certificate(), spki)
 }
 
 func (f *fake) enrol() *api.EnrolResponse {

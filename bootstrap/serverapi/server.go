@@ -40,8 +40,11 @@ type Server struct {
 	cfg       Config
 	lifetimes pki.Lifetimes
 	authority authority
-	tpm       *tpm.Verifier
-	start     time.Time
+	// trust is the CA imagectl; never nil after New. trusting is held to read it anew.
+	trust    atomic.Pointer[trust]
+	trusting sync.Mutex
+	tpm      *tpm.Verifier
+	start    time.Time
 
 	byName map[string]int // index in cfg.Machines
 	index  enrol.Index
@@ -108,7 +111,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
 	var err error
-	if s.tpm, err = tpm.NewVerifier(s.authority.imagectl.Certificate(), cfg.Rand); err != nil {
+	if s.tpm, err = tpm.NewVerifier(s.signer().Certificate(), cfg.Rand); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
 	if err := s.loadRevocations(ctx); err != nil {
@@ -122,9 +125,6 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	return s, nil
 }
-
-// CAPEM is the certificate that this server's own chains to.
-func (s *Server) CAPEM() []byte { return s.authority.imagectl.CertificatePEM() }
 
 // list brings the records in line with cluster.yaml: new machines are approved
 // (the reviewed file is the approval of their hardware), vanished ones become

@@ -94,6 +94,14 @@ func (s *Server) Follow(ctx context.Context) error {
 		return nil
 	})
 	all.Go(func() error {
+		s.cfg.Store.FollowValue(ctx, valueRollover, func() {
+			if err := s.loadTrust(ctx); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Error("reading which CA signs; restart imagectl serve", "error", err.Error())
+			}
+		})
+		return nil
+	})
+	all.Go(func() error {
 		s.cfg.Store.FollowValue(ctx, valueChoices, func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()

@@ -41,7 +41,7 @@ func (s *Server) attest(name string, key pki.PublicKey, req *api.EnrolRequest) (
 	if p == nil {
 		return nil, nil
 	}
-	got, err := s.tpm.Verify(claimOf(req), tpm.Proof{
+	got, err := s.tpm.For(s.trust.Load().named(req.GetCaSha256())).Verify(claimOf(req), tpm.Proof{
 		Nonce: p.GetNonce(), Activated: p.GetActivated(), Key: p.GetKeyPublic(),
 		Certified: p.GetCertified(), CertifySignature: p.GetCertifySignature(),
 		Quoted: p.GetQuoted(), QuoteSignature: p.GetQuoteSignature(), PCRs: p.GetPcrs(),

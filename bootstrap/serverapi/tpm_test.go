@@ -79,7 +79,7 @@ func (p *prover) prove() *api.EnrolResponse {
 		return resp
 	}
 	proof, err := p.device.Prove(tpm.Challenge{Nonce: ch.GetNonce(), Credential: ch.GetCredential(), Secret: ch.GetSecret()},
-		p.authority.imagectl.Certificate().RawSubjectPublicKeyInfo, p.key.(*tpm.Key))
+		p.signer().Certificate().RawSubjectPublicKeyInfo, p.key.(*tpm.Key))
 	if err != nil {
 		p.t.Fatal(err)
 	}

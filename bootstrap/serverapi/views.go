@@ -198,7 +198,10 @@ func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices)
 }
 
 func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []string {
-	notes := s.caNotes(choices)
+	notes := append(s.caNotes(choices), s.rollNotes()...)
+	if s.staleNow() {
+		notes = append(notes, s.staleNotes()...)
+	}
 	conflicts := 0
 	for _, r := range s.cfg.Store.Machines() {
 		if r.Key != nil && len(r.Pending) > 0 {

@@ -3,139 +3,19 @@
 package serverapi
 
 import (
-	"bytes"
-	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 
-	"github.com/imagectl/imagectl/bootstrap/agent"
 	"github.com/imagectl/imagectl/bootstrap/api"
-	"github.com/imagectl/imagectl/bootstrap/host/hosttest"
-	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
-
-const day = 24 * time.Hour
-
-// lived is a real agent on a host that is a directory, whose clock is the test's.
-type lived struct {
-	name string
-	node *hosttest.Node
-	log  *journal
-	// address is of its API.
-	address string
-	stop    func()
-}
-
-// journal keeps what an agent says.
-type journal struct {
-	mu  sync.Mutex
-	all bytes.Buffer
-}
-
-func (j *journal) Write(b []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.all.Write(b)
-}
-
-func (j *journal) count(what string) int {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return strings.Count(j.all.String(), what)
-}
-
-// live starts an agent of an installed machine and has its key approved.
-func (r *rig) live(c *clock, name, mac string) *lived {
-	r.t.Helper()
-	l := &lived{name: name, node: hosttest.New(r.t), log: &journal{}}
-	for _, m := range r.cfg.Machines {
-		if m.Name != name {
-			continue
-		}
-		for file, text := range map[string]string{"/dev/console": "", "/proc/sys/kernel/random/boot_id": "boot\n", "/sys/class/dmi/id/product_serial": m.Serial + "\n"} {
-			if err := l.node.WriteFile(file, []byte(text), 0o600); err != nil {
-				r.t.Fatal(err)
-			}
-		}
-	}
-	a := r.agent(l.node, string(r.CAPEM()))
-	a.Config.Mode, a.Now, a.Log = nodeconf.Node, c.Now, slog.New(slog.NewTextHandler(l.log, nil))
-	l.address = serveAPI(r.t, a)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
-	l.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			r.t.Errorf("%s: %v", name, err)
-		}
-	})
-	r.t.Cleanup(l.stop)
-	code := line(r.t, l.node, `CODE +(\S+)`)
-	r.soon(name+"'s key", func() bool { m, _ := r.store.Machine(name); return len(m.Pending) == 1 })
-	if o := r.approve(name, code, false); !o.GetOk() {
-		r.t.Fatal(o)
-	}
-	r.soon(name+"'s report", func() bool { _, ok := r.board.get(name); return ok })
-	return l
-}
-
-func (r *rig) soon(what string, good func() bool) {
-	r.t.Helper()
-	for end := time.Now().Add(3 * time.Minute); !good(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			r.t.Fatalf("waiting for %s", what)
-		}
-	}
-}
-
-// certificate is what the agent has on its disk, with its key.
-func (l *lived) certificate(t *testing.T) *tls.Certificate {
-	t.Helper()
-	cert, err1 := l.node.ReadFile(agent.CertPath)
-	key, err2 := l.node.ReadFile(agent.KeyPath)
-	if err1 != nil || err2 != nil {
-		t.Fatal(err1, err2)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &pair
-}
-
-// left is for how long a certificate is good still.
-func (l *lived) left(t *testing.T, c *clock) time.Duration {
-	t.Helper()
-	return l.certificate(t).Leaf.NotAfter.Sub(c.Now())
-}
-
-func agedRig(t *testing.T) (*rig, *clock, *kept) {
-	t.Helper()
-	c := newClock()
-	cp, w := cp1(), w1()
-	cp.Serial, w.Serial = "CP1-SERIAL", "W1-SERIAL"
-	w2 := w1()
-	w2.Name, w2.Serial, w2.MACs = "w2", "W2-SERIAL", []string{"52:54:00:00:00:03"}
-	cfg := config(cp, w, w2)
-	cfg.Now = c.Now
-	r := &rig{t: t, dir: t.TempDir(), hold: 20 * time.Millisecond}
-	k := r.keepCopies(c.Now)
-	r.up(cfg)
-	t.Cleanup(func() { r.stop() })
-	return r, c, k
-}
 
 // leaves are the certificates of etcd that a control plane renews from a third of their
 // life on.
@@ -247,7 +127,8 @@ func TestThirtyDaysWithoutTheServer(t *testing.T) {
 }
 
 // Five years, a day at a time: every certificate is renewed in time, the server starts
-// anew each year. Then on until something ends that nothing renews.
+// anew each year, and in the third its CA is replaced. Then on until something ends that
+// nothing renews, and past the end of the CA that the cluster began with.
 func TestFiveYears(t *testing.T) {
 	r, c, k := agedRig(t)
 	began := c.Now()
@@ -307,10 +188,31 @@ func TestFiveYears(t *testing.T) {
 		note("operator", 0)
 		return nil
 	}
+	began10 := r.signer().Certificate()
 	for year := range 5 {
-		for range 365 {
+		for d := range 365 {
 			if err := oneDay(); err != nil {
 				t.Fatalf("day %d: %v", today(), err)
+			}
+			if year != 2 {
+				continue
+			}
+			switch d {
+			case 100: // nodes that are up say within a call that they trust it
+				r.step(rollPrepare)
+			case 102:
+				r.restart(r.cfg) // what they said is forgotten, and said again
+				r.may(rollActivate)
+				r.step(rollActivate)
+				for _, l := range nodes {
+					r.soon(l.name+"'s certificate of the new CA", func() bool { return r.trust.Load().signs(l.certificate(t).Leaf) })
+				}
+			case 110: // operators' certificates of the old one have ended
+				if _, err := k.Save(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				r.may(rollFinish)
+				r.step(rollFinish)
 			}
 		}
 		status, err := r.operator(pki.RoleReader).Status(t.Context(), connect.NewRequest(&api.StatusRequest{}))
@@ -343,11 +245,34 @@ func TestFiveYears(t *testing.T) {
 	t.Logf("five years: %d certificates of nodes renewed (with %.0f days left at least), %d times those of etcd (%.0f days), %d of operators; the audit log has %d entries and is whole; the database has %.1f MB, %.1f of them used",
 		renewed["node"], least["node"].Hours()/24, renewed["etcd"], least["etcd"].Hours()/24, renewed["operator"], tip.Seq, float64(disk)/1e6, float64(used)/1e6)
 
-	for today() < 11*365 {
-		if err := oneDay(); err != nil {
-			t.Logf("on day %d (%.2f years): %v", today(), float64(today())/365.25, err)
-			return
+	for _, l := range nodes {
+		for _, bad := range []string{"enrolling again", "of no use", "not remembered"} {
+			if n := l.log.count(bad); n > 0 {
+				t.Errorf("%s says %d times: %s", l.name, n, bad)
+			}
 		}
 	}
-	t.Error("nothing ended in eleven years, though no CA is ever made anew")
+	if r.signer().Certificate().Equal(began10) {
+		t.Error("the CA is the one that the cluster began with")
+	}
+
+	ended := false // etcd's
+	for today() < 3653+60 {
+		err := oneDay()
+		switch {
+		case err == nil:
+		case !ended && strings.HasPrefix(err.Error(), "etcd's certificates"):
+			t.Logf("on day %d (%.2f years): %v", today(), float64(today())/365.25, err)
+			ended, leaf = true, c.Now().Add(100*365*day) // asks no more
+		default:
+			t.Fatalf("day %d: %v", today(), err)
+		}
+	}
+	if !ended {
+		t.Error("etcd's CA has not ended, though nothing makes another")
+	}
+	if !c.Now().After(began10.NotAfter) {
+		t.Errorf("it is %v, and the first CA is good until %v", c.Now(), began10.NotAfter)
+	}
+	t.Logf("on day %d (%.2f years), %.0f days after the end of the CA that the cluster began with, nodes renew their certificates: %d until now", today(), float64(today())/365.25, c.Now().Sub(began10.NotAfter).Hours()/24, renewed["node"])
 }

@@ -100,6 +100,11 @@ func NewVerifier(ca *x509.Certificate, rand io.Reader) (*Verifier, error) {
 	return v, nil
 }
 
+// For is this verifier for a machine that was given another CA.
+func (v *Verifier) For(ca *x509.Certificate) *Verifier {
+	return &Verifier{ca: ca.RawSubjectPublicKeyInfo, key: v.key}
+}
+
 // Challenge makes one for a claim; spki is the machine's key. A claim that cannot be
 // true is a *Refusal.
 func (v *Verifier) Challenge(claim Claim, spki []byte, now time.Time, rand io.Reader) (Challenge, error) {

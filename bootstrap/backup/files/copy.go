@@ -36,7 +36,7 @@ func (c Copy) Statement(cluster string) []byte {
 }
 
 // Check returns the file that a copy is of, when the server of this cluster made it.
-func (c Copy) Check(ca *x509.Certificate, cluster string) (File, error) {
+func (c Copy) Check(cas []*x509.Certificate, cluster string) (File, error) {
 	f, ok := Named(c.Name, c.Size)
 	switch {
 	case !ok || f.Cluster != cluster:
@@ -44,7 +44,7 @@ func (c Copy) Check(ca *x509.Certificate, cluster string) (File, error) {
 	case c.Size <= 0 || c.Size > MaxCopy:
 		return File{}, fmt.Errorf("checking a copy of a backup: %s has %d bytes; nodes keep up to %d", c.Name, c.Size, MaxCopy)
 	}
-	if err := pki.CheckAttested(ca, Domain, c.Statement(cluster), c.Signature); err != nil {
+	if err := pki.CheckAttestedByAny(cas, Domain, c.Statement(cluster), c.Signature); err != nil {
 		return File{}, fmt.Errorf("checking a copy of a backup: %s: %w", c.Name, err)
 	}
 	return f, nil

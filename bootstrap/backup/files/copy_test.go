@@ -2,6 +2,7 @@ package files
 
 import (
 	"crypto/rand"
+	"crypto/x509"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,7 @@ func TestACopyIsOneOfTheServers(t *testing.T) {
 		"too long":             {signed(cas[0], Domain, "demo", func(c *Copy) { c.Size = MaxCopy + 1 }), "nodes keep up to 134217728"},
 		"empty":                {signed(cas[0], Domain, "demo", func(c *Copy) { c.Size = 0 }), "has 0 bytes"},
 	} {
-		f, err := c.copy.Check(cas[0].Certificate(), "demo")
+		f, err := c.copy.Check([]*x509.Certificate{cas[0].Certificate()}, "demo")
 		switch {
 		case c.want == "" && (err != nil || f.Name != good.Name || !f.At.Equal(now)):
 			t.Errorf("%s: %+v, %v", what, f, err)

@@ -31,8 +31,9 @@ import (
 // Source is where to ask, and as whom. All fields are needed.
 type Source struct {
 	Cluster string
-	// CA is the cluster's CA imagectl.
-	CA *x509.Certificate
+	// CAs are those of the cluster that are trusted, Former those that may have signed a copy
+	// once; there may be none.
+	CAs, Former []*x509.Certificate
 	// Certificate is an admin's or, while it is good, one with the role backup.
 	Certificate tls.Certificate
 	Now         func() time.Time
@@ -88,10 +89,12 @@ func (s Source) Fetch(ctx context.Context, addresses []string, dir string, tell 
 
 // offer is a node that has begun to send a backup.
 type offer struct {
-	node   string
-	signed files.Copy
-	file   files.File
-	stream *connect.ServerStreamForClient[api.ReadBackupResponse]
+	node string
+	// anchors are the CAs to trust and what they have cross-signed.
+	anchors []*x509.Certificate
+	signed  files.Copy
+	file    files.File
+	stream  *connect.ServerStreamForClient[api.ReadBackupResponse]
 	// watch ends the call when its timer does; why says what an error of the call means.
 	watch func() *time.Timer
 	why   func(error) error
@@ -119,7 +122,7 @@ func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
 		// verify does it all, but for the time.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) (err error) {
-			o.node, err = s.verify(cs)
+			o.node, o.anchors, err = s.verify(cs)
 			return err
 		},
 	}}
@@ -148,7 +151,7 @@ func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
 	}
 	c := o.stream.Msg().GetCopy()
 	o.signed = files.Copy{Name: c.GetName(), Size: int64(c.GetSize()), SHA256: c.GetSha256(), Signature: c.GetSignature()}
-	o.file, err = o.signed.Check(s.CA, s.Cluster)
+	o.file, err = o.signed.Check(append(slices.Clone(o.anchors), s.Former...), s.Cluster)
 	return o, err
 }
 
@@ -159,24 +162,22 @@ func (o *offer) receive() bool {
 }
 
 // verify accepts any node of the cluster, also one whose certificate has expired.
-func (s Source) verify(cs tls.ConnectionState) (node string, err error) {
+func (s Source) verify(cs tls.ConnectionState) (node string, anchors []*x509.Certificate, err error) {
 	leaf, at := cs.PeerCertificates[0], s.Now()
 	if at.After(leaf.NotAfter) {
 		at = leaf.NotAfter
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(s.CA)
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
-		return "", fmt.Errorf("verifying the node: %w", err)
+	if err := pki.Verify(s.CAs, cs.PeerCertificates, "", x509.ExtKeyUsageServerAuth, at); err != nil {
+		return "", nil, fmt.Errorf("verifying the node: %w", err)
 	}
 	who, err := pki.IdentityOf(leaf, s.Cluster)
 	if err != nil {
-		return "", fmt.Errorf("verifying the node: %w", err)
+		return "", nil, fmt.Errorf("verifying the node: %w", err)
 	}
 	if who.Kind != pki.KindNode {
-		return "", fmt.Errorf("verifying the node: it is %s, which is no node", who)
+		return "", nil, fmt.Errorf("verifying the node: it is %s, which is no node", who)
 	}
-	return who.Name, nil
+	return who.Name, pki.Anchors(s.CAs, cs.PeerCertificates[1:], at), nil
 }
 
 func (o *offer) copyTo(w io.Writer) error {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"log/slog"
 	"net/http"
@@ -103,7 +104,7 @@ func TestANodeThatFailsOnTheWayHidesNoOtherCopy(t *testing.T) {
 	const content = "the state of a server"
 	newest, older := signed(now, content), signed(now.Add(-time.Hour), content)
 	old := serve("old", keeper{copy: older, pieces: []string{content[:4], content[4:]}})
-	s := Source{Cluster: "demo", CA: ca.Certificate(), Certificate: certificate(pki.Operator("demo", "ada", pki.RoleAdmin, pki.Lifetimes{})), Now: time.Now}
+	s := Source{Cluster: "demo", CAs: []*x509.Certificate{ca.Certificate()}, Certificate: certificate(pki.Operator("demo", "ada", pki.RoleAdmin, pki.Lifetimes{})), Now: time.Now}
 	for what, c := range map[string]struct {
 		keeper
 		told string // empty: the newest came

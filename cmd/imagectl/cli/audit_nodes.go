@@ -50,10 +50,7 @@ func (r *remote) askWitnesses(ctx context.Context) (witnesses, error) {
 	if err != nil {
 		return witnesses{}, r.explain(err)
 	}
-	ca, err := pki.ParseCertificatePEM([]byte(r.CA))
-	if err != nil {
-		return witnesses{}, fmt.Errorf("reading context: its ca: %w", err)
-	}
+	ca := r.signers()
 	machines := resp.Msg.GetMachines()
 	answers, failures := make([]*api.AuditHeadsResponse, len(machines)), make([]error, len(machines))
 	var g errgroup.Group
@@ -108,10 +105,10 @@ func (w *witnesses) sort() {
 }
 
 // add takes what the server has signed; a node may say anything else.
-func (w *witnesses) add(cluster, node string, heads []*api.AuditHeadsResponse_Seen, ca *x509.Certificate) {
+func (w *witnesses) add(cluster, node string, heads []*api.AuditHeadsResponse_Seen, ca []*x509.Certificate) {
 	for _, h := range heads {
 		s := shown{node: node, Seen: audit.Seen{At: h.GetAt().AsTime(), Head: audit.Head{Tip: audit.Tip{Seq: h.GetHead().GetSeq(), Hash: h.GetHead().GetHash()}, Signature: h.GetHead().GetSignature()}}}
-		if err := pki.CheckAttested(ca, audit.HeadDomain, s.Statement(cluster), s.Signature); err != nil {
+		if err := pki.CheckAttestedByAny(ca, audit.HeadDomain, s.Statement(cluster), s.Signature); err != nil {
 			w.silent = append(w.silent, fmt.Sprintf("%s says that it was shown entry %d, which the server has not signed", node, s.Seq))
 			continue
 		}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"crypto/rand"
+	"crypto/x509"
 	"fmt"
 	"strings"
 	"testing"
@@ -77,8 +78,8 @@ func TestNodesTellOfALogThatWasMadeAnew(t *testing.T) {
 			"what nodes were shown is in it; asked: w1\nw1 says that it was shown entry 9, which the server has not signed"},
 	} {
 		j := judge{witnesses: witnesses{nodes: []string{"w1"}}}
-		j.add("demo", "w1", c.heads, ca.Certificate())
-		j.add("demo", "w1", c.lost, ca.Certificate())
+		j.add("demo", "w1", c.heads, []*x509.Certificate{ca.Certificate()})
+		j.add("demo", "w1", c.lost, []*x509.Certificate{ca.Certificate()})
 		var tip audit.Tip
 		for _, line := range c.lines {
 			e := auditEntry{}

@@ -84,16 +84,12 @@ type signer struct {
 
 // signer checks a signature by what the context file trusts.
 func (r *remote) signer(w *api.AuditWitness) (signer, error) {
-	ca, err := pki.ParseCertificatePEM([]byte(r.CA))
-	if err != nil {
-		return signer{}, fmt.Errorf("reading context: its ca: %w", err)
-	}
-	return checkSigner(r.Cluster, ca, w)
+	return checkSigner(r.Cluster, r.signers(), w)
 }
 
 // checkSigner accepts what a node of this cluster has signed with the key of its certificate,
 // while that was good.
-func checkSigner(cluster string, ca *x509.Certificate, w *api.AuditWitness) (signer, error) {
+func checkSigner(cluster string, ca []*x509.Certificate, w *api.AuditWitness) (signer, error) {
 	said, err := audit.ParseWitness(w.GetStatement())
 	if err != nil {
 		return signer{}, err
@@ -105,9 +101,7 @@ func checkSigner(cluster string, ca *x509.Certificate, w *api.AuditWitness) (sig
 	if err != nil {
 		return fail(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca)
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: said.At, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pki.Pool(ca), CurrentTime: said.At, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return fail(err)
 	}
 	who, err := pki.IdentityOf(leaf, cluster)
@@ -125,7 +119,7 @@ func checkSigner(cluster string, ca *x509.Certificate, w *api.AuditWitness) (sig
 }
 
 // addSigned takes what a node has signed, once for each node.
-func (w *witnesses) addSigned(cluster string, ca *x509.Certificate, s *api.AuditWitness) {
+func (w *witnesses) addSigned(cluster string, ca []*x509.Certificate, s *api.AuditWitness) {
 	if s == nil {
 		return
 	}
@@ -150,7 +144,7 @@ func (w *witnesses) addSigned(cluster string, ca *x509.Certificate, s *api.Audit
 }
 
 // addSignatures adds those that the server keeps, for nodes that did not answer themselves.
-func (r *remote) addSignatures(ctx context.Context, w *witnesses, ca *x509.Certificate) error {
+func (r *remote) addSignatures(ctx context.Context, w *witnesses, ca []*x509.Certificate) error {
 	resp, err := r.operator().ListAuditSignatures(ctx, connect.NewRequest(&api.ListAuditSignaturesRequest{}))
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
 		return nil // a server of before
@@ -170,10 +164,7 @@ func readSignatures(file string) (witnesses, error) {
 	if err != nil {
 		return witnesses{}, err
 	}
-	ca, err := pki.ParseCertificatePEM([]byte(r.CA))
-	if err != nil {
-		return witnesses{}, fmt.Errorf("reading context: its ca: %w", err)
-	}
+	ca := r.signers()
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return witnesses{}, err

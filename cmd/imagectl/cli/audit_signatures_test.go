@@ -162,7 +162,7 @@ func TestSignaturesTellOfEveryTampering(t *testing.T) {
 	} {
 		j := judge{witnesses: witnesses{asked: true}, remembered: c.before, since: 5}
 		for _, s := range c.signed {
-			j.addSigned("demo", ca.Certificate(), s)
+			j.addSigned("demo", []*x509.Certificate{ca.Certificate()}, s)
 		}
 		j.sort()
 		var tip audit.Tip

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,8 +31,10 @@ type serverContext struct {
 	Server string `json:"server"`
 	// Servers are those of all servers of the cluster, this one first; it may be missing.
 	Servers []string `json:"servers,omitempty"`
-	// CA, Certificate and Key are PEM.
+	// CA, Certificate and Key are PEM. CA may be more than one; Former are those that are not
+	// trusted any more, to check what they have signed.
 	CA          string `json:"ca"`
+	Former      string `json:"former,omitempty"`
 	Certificate string `json:"certificate"`
 	Key         string `json:"key,omitempty"`
 	// KeyFile is where a person's own key lies instead of Key; the certificate is then
@@ -103,7 +106,8 @@ func readContext() (serverContext, error) {
 // remote is a context that is ready for calls.
 type remote struct {
 	serverContext
-	roots *x509.CertPool
+	// roots are the CAs to trust, as they were when the context was read; former signed once.
+	roots, former []*x509.Certificate
 
 	mu   sync.Mutex
 	cert tls.Certificate
@@ -115,9 +119,14 @@ func openContext() (*remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &remote{serverContext: c, roots: x509.NewCertPool()}
-	if !r.roots.AppendCertsFromPEM([]byte(c.CA)) {
+	r := &remote{serverContext: c}
+	if r.roots, err = pki.ParseCertificatesPEM([]byte(c.CA)); err != nil {
+		return nil, fmt.Errorf("reading context: its ca: %w", err)
+	} else if len(r.roots) == 0 {
 		return nil, errors.New("reading context: its ca holds no certificate")
+	}
+	if r.former, err = pki.ParseCertificatesPEM([]byte(c.Former)); err != nil {
+		return nil, fmt.Errorf("reading context: its former ca: %w", err)
 	}
 	key := []byte(c.Key)
 	if c.KeyFile != "" {
@@ -208,9 +217,16 @@ func (r *remote) node(name, address string) apiconnect.NodeServiceClient {
 // be that node.
 func (r *remote) client(node string) *http.Client {
 	config := &tls.Config{
-		MinVersion: tls.VersionTLS13, RootCAs: r.roots, ServerName: node,
+		MinVersion: tls.VersionTLS13, ServerName: node,
+		// VerifyConnection does it: a context file from before a rollover of the CA knows the
+		// old one only, and crypto/tls does not build the chain from there.
+		InsecureSkipVerify:   true,
 		GetClientCertificate: func(i *tls.CertificateRequestInfo) (*tls.Certificate, error) { return r.certificate(i.Context()) },
 		VerifyConnection: func(s tls.ConnectionState) error {
+			// A server is known by its identity, whatever it is called by; so do agents.
+			if err := pki.Verify(r.roots, s.PeerCertificates, node, x509.ExtKeyUsageServerAuth, time.Now()); err != nil {
+				return err
+			}
 			id, err := pki.IdentityOf(s.PeerCertificates[0], r.Cluster)
 			if err != nil {
 				return err
@@ -226,6 +242,9 @@ func (r *remote) client(node string) *http.Client {
 	}
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}}
 }
+
+// signers are all CAs that may have signed what nodes keep.
+func (r *remote) signers() []*x509.Certificate { return slices.Concat(r.roots, r.former) }
 
 // explain turns the error of a call into what to do about it.
 func (r *remote) explain(err error) error {

@@ -99,7 +99,7 @@ func newOperatorsAdd(g *globals) *cobra.Command {
 			if err != nil {
 				return r.explain(err)
 			}
-			out, err := json.MarshalIndent(serverContext{Cluster: resp.Msg.GetCluster(), Server: r.Server, Servers: r.Servers, CA: resp.Msg.GetCaPem(), Certificate: resp.Msg.GetCertificatePem()}, "", "  ")
+			out, err := json.MarshalIndent(serverContext{Cluster: resp.Msg.GetCluster(), Server: r.Server, Servers: r.Servers, CA: resp.Msg.GetCaPem(), Former: resp.Msg.GetFormerPem(), Certificate: resp.Msg.GetCertificatePem()}, "", "  ")
 			if err != nil {
 				return err
 			}

@@ -158,6 +158,13 @@ func (r *remote) renew(ctx context.Context) (tls.Certificate, error) {
 	}
 	c := r.serverContext
 	c.Certificate = resp.Msg.GetCertificatePem()
+	// The server says which CAs to trust from now on; an older one says nothing.
+	if ca := resp.Msg.GetCaPem(); ca != "" {
+		if _, err := pki.ParseCertificatesPEM([]byte(ca)); err != nil {
+			return tls.Certificate{}, fmt.Errorf("the server's word on its CA is of no use: %w", err)
+		}
+		c.CA, c.Former = ca, resp.Msg.GetFormerPem()
+	}
 	keyPEM, err := os.ReadFile(c.KeyFile)
 	if err != nil {
 		return tls.Certificate{}, err

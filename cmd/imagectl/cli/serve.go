@@ -217,7 +217,7 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 		return err
 	}
 	defer closeLeases()
-	duid, duids := serverDUIDs(p, api.CAPEM())
+	duid, duids := serverDUIDs(p, api.FirstCAPEM())
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: on.sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: on.bootTLS, BootTLSPort: f.tls.port,
 		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Shim: site.shim, GRUB: site.grub, Leases: leases4, Peers: p.Server.Peers, Share: share(p),
@@ -318,7 +318,7 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 		}
 		return end, serverContext{
 			Cluster: p.Cluster, Server: "https://" + netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPSPort)).String(),
-			Servers: servers, CA: string(api.CAPEM()), Certificate: string(cert), Key: string(key),
+			Servers: servers, CA: string(api.CAPEM()), Former: string(api.FormerCAPEM()), Certificate: string(cert), Key: string(key),
 		}.write(path)
 	}
 	end, err := write(ctx)

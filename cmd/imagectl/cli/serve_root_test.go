@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/store"
 )
@@ -149,8 +150,8 @@ func seenFromOutside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	anybody := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.roots}, ForceAttemptHTTP2: true}}
-	operator := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.roots, Certificates: []tls.Certificate{r.cert}}, ForceAttemptHTTP2: true}}
+	anybody := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(r.roots)}, ForceAttemptHTTP2: true}}
+	operator := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(r.roots), Certificates: []tls.Certificate{r.cert}}, ForceAttemptHTTP2: true}}
 	get := func(c *http.Client, url string, size int64) (int, string) {
 		t.Helper()
 		resp, err := c.Get(url)
@@ -222,7 +223,7 @@ func look(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.roots, Certificates: []tls.Certificate{r.cert}}, ForceAttemptHTTP2: true}}
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(r.roots), Certificates: []tls.Certificate{r.cert}}, ForceAttemptHTTP2: true}}
 	for range 5 {
 		for path, want := range map[string]string{"/events": `"name":"w999"`, "/metrics": `{machine="w999",state="approved"}`} {
 			began := time.Now()

@@ -19,18 +19,17 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/backup/bucket"
 	"github.com/imagectl/imagectl/bootstrap/backup/nodecopy"
-	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
 func newServer(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "server",
-		Short:   "Back up, restore, move and share the state of imagectl serve, and share what it serves",
+		Short:   "Back up, restore, move and share the state of imagectl serve, share what it serves, and roll its CA over",
 		Example: "  imagectl server backup\n  imagectl server backup --to /media/usb\n  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl\n  sudo imagectl server move --to-embedded",
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newServerBackup(g), newServerRestore(g), newServerMove(g), newServerJoin(g), newServerPublish(g))
+	cmd.AddCommand(newServerBackup(g), newServerRestore(g), newServerMove(g), newServerJoin(g), newServerPublish(g), newServerCA(g))
 	return cmd
 }
 
@@ -177,10 +176,6 @@ func (g *globals) backupOfNodes(ctx context.Context, nodes []string, dir string)
 	if err != nil {
 		return "", err
 	}
-	ca, err := pki.ParseCertificatePEM([]byte(r.CA))
-	if err != nil {
-		return "", fmt.Errorf("reading context: its ca: %w", err)
-	}
 	var addresses []string
 	for _, n := range nodes {
 		if _, _, err := net.SplitHostPort(n); err != nil {
@@ -188,7 +183,7 @@ func (g *globals) backupOfNodes(ctx context.Context, nodes []string, dir string)
 		}
 		addresses = append(addresses, n)
 	}
-	got, err := nodecopy.Source{Cluster: r.Cluster, CA: ca, Certificate: r.cert, Now: time.Now}.Fetch(ctx, addresses, dir, func(err error) {
+	got, err := nodecopy.Source{Cluster: r.Cluster, CAs: r.roots, Former: r.former, Certificate: r.cert, Now: time.Now}.Fetch(ctx, addresses, dir, func(err error) {
 		fmt.Fprintf(g.stdio.Err, "warning: %v\n", err)
 	})
 	if err != nil {
