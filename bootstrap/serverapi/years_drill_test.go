@@ -35,6 +35,7 @@ func (r *rig) asAgent(l *lived) *fake { return &fake{rig: r, cert: l.certificate
 // certificate ended as long ago.
 func TestThirtyDaysWithoutTheServer(t *testing.T) {
 	r, c, k := agedRig(t)
+	r.source(pki.RoleAdmin, c.Now) // an admin is on record from the server's first start on
 	nodes := []*lived{r.live(c, "cp1", cp1MAC), r.live(c, "w1", w1MAC), r.live(c, "w2", "52:54:00:00:00:03")}
 	if _, err := r.asAgent(nodes[0]).issue(leaves()...); err != nil {
 		t.Fatal(err)

@@ -321,6 +321,9 @@ func (r *rack) power(name string, i int) {
 	})
 	m.pid = cmd.Process.Pid
 	veth := fmt.Sprintf("v%d", i)
+	// Of a machine that was here before, the kernel takes the namespace down some time after
+	// its processes, and the link with it.
+	_ = exec.Command("ip", "link", "del", veth).Run()
 	run(r.t, "ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "address", m.mac, "netns", fmt.Sprint(m.pid))
 	run(r.t, "ip", "link", "set", veth, "master", "br0", "up")
 	run(r.t, "nsenter", "-t", fmt.Sprint(m.pid), "-n", "sh", "-c", "ip addr add "+m.address+"/24 dev eth0 && ip link set eth0 up && ip route add default via 10.98.0.1")
