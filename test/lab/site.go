@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
+
+	"github.com/imagectl/imagectl/test/vm"
 )
 
 // writeSite writes what an operator keeps in git.
@@ -108,19 +110,19 @@ boot:
   ipxe:
     bios: /usr/lib/ipxe/undionly.kpxe
     uefi: /usr/lib/ipxe/snponly.efi
-  installerArgs: [console=ttyS0, systemd.default_timeout_start_sec=900, no_timer_check]
+  installerArgs: [%[14]s]
 %[13]sroles:
   control-plane:
     kind: control-plane
-    kernelArgs: [console=ttyS0, systemd.default_timeout_start_sec=900, no_timer_check]
+    kernelArgs: [%[14]s]
 %[11]s  worker:
     kind: worker
-    kernelArgs: [console=ttyS0, systemd.default_timeout_start_sec=900, no_timer_check]
+    kernelArgs: [%[14]s]
 %[12]saddons:
   - name: flannel
     source: addons/flannel.yaml
 machines:
-`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot)
+`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot, strings.Join(vm.KernelArgs(), ", "))
 	for _, m := range l.Machines {
 		fmt.Fprintf(&b, `  - name: %s
     role: %s

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/imagectl/imagectl/test/vm"
 )
 
 // bootLimit is generous: two busy cores without KVM boot in one to two minutes.
@@ -38,7 +40,7 @@ type guest struct {
 func boot(t *testing.T, args ...string) *guest {
 	t.Helper()
 	args = append([]string{
-		"-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2048",
+		"-machine", "q35", "-accel", "tcg", "-cpu", vm.EmulatedCPU, "-smp", "2", "-m", "2048",
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std", "-monitor", "none", "-serial", "stdio",
 		"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng",
 	}, args...)

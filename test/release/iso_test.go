@@ -16,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/images/fstree"
 	"github.com/imagectl/imagectl/images/medium"
 	"github.com/imagectl/imagectl/images/uki"
+	"github.com/imagectl/imagectl/test/vm"
 )
 
 // TestMediumBootsEveryWay boots the installer's ISO from a CD drive and as a USB
@@ -85,8 +86,7 @@ func writeMedium(t *testing.T, configIgn string, signer uki.Signer) string {
 	m, err := medium.New(medium.Options{
 		Name: "imagectl installer of test", Label: "IMAGECTL", Arch: "amd64", OEM: oem,
 		Kernel: file("flatcar_production_pxe.vmlinuz"), Initrd: file("flatcar_production_pxe_image.cpio.gz"),
-		// A timer that a busy host makes late is none that the kernel shall give up on.
-		Args: []string{"flatcar.first_boot=1", "console=tty0", "console=ttyS0,115200n8", "no_timer_check"},
+		Args: append([]string{"flatcar.first_boot=1", "console=tty0"}, vm.KernelArgs()...),
 		Stub: read("/usr/lib/systemd/boot/efi/linuxx64.efi.stub", "systemd-boot-efi"), Signer: signer,
 		BIOS: &medium.BIOS{
 			Loader: read("/usr/lib/ISOLINUX/isolinux.bin", "isolinux"), MBR: read("/usr/lib/ISOLINUX/isohdpfx.bin", "isolinux"),

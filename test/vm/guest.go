@@ -187,7 +187,7 @@ func index(n int) string {
 }
 
 func arguments(cfg Config, remembers bool) ([]string, error) {
-	cpu, machine, format := "max", "q35", "raw"
+	cpu, machine, format := EmulatedCPU, "q35", "raw"
 	if cfg.DiskFormat != "" {
 		format = cfg.DiskFormat
 	}

@@ -44,7 +44,7 @@ func EnrolKeys(ctx context.Context, dir, work string) (string, error) {
 		{"mcopy", "-i", stick, filepath.Join(dir, "PK.auth"), filepath.Join(dir, "KEK.auth"), filepath.Join(dir, "db.auth"), "::/loader/keys/auto/"},
 		// It restarts the machine when it is done, which ends QEMU.
 		append([]string{
-			"qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "512", "-no-reboot",
+			"qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", EmulatedCPU, "-m", "512", "-no-reboot",
 			"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std", "-monitor", "none", "-serial", "stdio",
 			"-drive", "if=none,id=stick,format=raw,readonly=on,file=" + stick, "-device", "virtio-blk-pci,drive=stick,bootindex=1",
 		}, secureArgs(vars)...),
