@@ -2,7 +2,7 @@
 // so that the cluster needs no load balancer in front of it. It listens on
 // 127.0.0.1, sees only ciphertext, and its list of servers changes at run time.
 //
-// Each API server is asked for /readyz, which Kubernetes answers to anybody; nothing
+// Each API server of several is asked for /readyz, which Kubernetes answers to anybody; nothing
 // is trusted on that connection, and what it says moves nothing but new connections.
 // One that is not ready gets no new connections while another one is. One that does
 // not answer at all loses those that it has too, for a node that lost power sends no
@@ -34,6 +34,8 @@ const (
 	// failures in a row until a backend counts as down; the second check follows the
 	// first at once. So one that hangs is left within four seconds.
 	failures = 2
+	// maxPause rounds at most one that does not answer is left alone between two checks.
+	maxPause = 7
 	// maxConnections at a time; a node has a handful of clients, this only bounds
 	// what a runaway one can cost.
 	maxConnections = 4096
@@ -61,8 +63,11 @@ type backend struct {
 	fails int
 	// checking: a check is under way.
 	checking bool
-	conns    map[net.Conn]bool
-	probe    *http.Client
+	// rest is how many rounds it is not asked in, and pause how many after the next
+	// check that gets no answer.
+	rest, pause int
+	conns       map[net.Conn]bool
+	probe       *http.Client
 }
 
 func (b *backend) well() bool { return b.fails < failures && !b.unready }
@@ -290,13 +295,23 @@ func (b *Balancer) check(ctx context.Context) {
 	}
 }
 
-// due are the backends that are not being asked; from now on they are.
+// due are the backends to be asked in this round; from now on they are being asked. The
+// only one is not asked, for nothing hangs on its answer. One that does not answer is
+// asked ever more rarely: every node asks, and each question that comes to its time limit
+// costs an API server that is merely slow another TLS handshake.
 func (b *Balancer) due() []*backend {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if len(b.backends) < 2 {
+		return nil
+	}
 	var out []*backend
 	for _, x := range b.backends {
-		if !x.checking {
+		switch {
+		case x.checking:
+		case x.rest > 0:
+			x.rest--
+		default:
 			x.checking = true
 			out = append(out, x)
 		}
@@ -319,10 +334,16 @@ func (b *Balancer) ask(ctx context.Context, x *backend) {
 func (b *Balancer) note(x *backend, ready bool, err error) (enough bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err == nil {
+		x.rest, x.pause = 0, 0
+	}
 	switch {
 	case err != nil:
 		if x.fails++; x.fails == failures {
 			b.Log.Warn("API server does not answer", "address", x.address, "err", err, "connections", len(x.conns))
+		}
+		if x.fails >= failures {
+			x.rest, x.pause = x.pause, min(2*x.pause+1, maxPause)
 		}
 	case ready:
 		if !x.well() {

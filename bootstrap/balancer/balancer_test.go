@@ -3,6 +3,7 @@ package balancer
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -210,6 +211,41 @@ func TestHealthIsWhatReadyzSays(t *testing.T) {
 	status.Store(200)
 	if got, err := b.readyz(t.Context(), x); !got || err != nil {
 		t.Errorf("after it hung: %v, %v", got, err)
+	}
+}
+
+// A silent API server may be a slow one, which every node would keep slow by asking.
+func TestASilentServerIsAskedEverMoreRarely(t *testing.T) {
+	t.Parallel()
+	b := &Balancer{Log: slog.New(slog.DiscardHandler)}
+	b.SetBackends([]string{"a:1", "b:1"})
+	rounds := func(n int, err error) (asked []int) {
+		for round := range n {
+			for _, x := range b.due() {
+				if x.address == "b:1" {
+					b.note(x, true, nil)
+					continue
+				}
+				asked = append(asked, round)
+				for !b.note(x, true, err) {
+				}
+			}
+		}
+		return asked
+	}
+	silent := errors.New("no answer")
+	if got, want := rounds(32, silent), []int{0, 1, 3, 7, 15, 23, 31}; !slices.Equal(got, want) {
+		t.Errorf("the silent one was asked in the rounds %v, want %v", got, want)
+	}
+	if got := rounds(9, nil); !slices.Equal(got, []int{7, 8}) {
+		t.Errorf("one that answers again was asked in the rounds %v, want at the end of its pause, and in each from then on", got)
+	}
+	if got := rounds(4, silent); !slices.Equal(got, []int{0, 1, 3}) {
+		t.Errorf("one that fell silent again was asked in the rounds %v, want 0, 1 and 3", got)
+	}
+	b.SetBackends([]string{"a:1"})
+	if got := rounds(20, silent); got != nil {
+		t.Errorf("the only one was asked in the rounds %v, want never", got)
 	}
 }
 
