@@ -126,6 +126,16 @@ func patience() timeouts {
 	return timeouts{ControlPlane: "20m0s", Kubelet: "10m0s", APICall: "10m0s", Discovery: "10m0s", TLSBootstrap: "10m0s"}
 }
 
+// election gives whoever leads 30 seconds to renew its lease, of which each attempt may
+// take 15. Kubernetes' own 10 and 5 are too short for an API server whose etcd has a slow
+// disk or whose node is busy: the leader ends itself, and kubelet starts it anew ever
+// later, up to five minutes; until then no kubelet gets a certificate and nothing is
+// scheduled. The price: when a leader loses its power, another one leads after 45 seconds
+// instead of 15.
+func election() []arg {
+	return []arg{{"leader-elect-lease-duration", "45s"}, {"leader-elect-renew-deadline", "30s"}, {"leader-elect-retry-period", "5s"}}
+}
+
 type initConfiguration struct {
 	APIVersion       string       `json:"apiVersion"`
 	Kind             string       `json:"kind"`
@@ -225,8 +235,8 @@ func Init(c Cluster, n Node) ([]byte, error) {
 			ExtraArgs: []arg{{"authentication-config", AuthPath}, {"kubelet-certificate-authority", CAPath}, {"profiling", "false"}, {"tls-min-version", "VersionTLS12"}},
 			CertSANs:  slices.Compact(slices.Sorted(slices.Values(c.SANs))),
 		},
-		ControllerManager: component{ExtraArgs: []arg{{"bind-address", "127.0.0.1"}, {"flex-volume-plugin-dir", volumePlugins}, {"profiling", "false"}}},
-		Scheduler:         component{ExtraArgs: []arg{{"bind-address", "127.0.0.1"}, {"profiling", "false"}}},
+		ControllerManager: component{ExtraArgs: append([]arg{{"bind-address", "127.0.0.1"}, {"flex-volume-plugin-dir", volumePlugins}, {"profiling", "false"}}, election()...)},
+		Scheduler:         component{ExtraArgs: append([]arg{{"bind-address", "127.0.0.1"}, {"profiling", "false"}}, election()...)},
 	}
 	cc.Networking.PodSubnet, cc.Networking.ServiceSubnet, cc.Networking.DNSDomain = c.PodCIDR, c.ServiceCIDR, c.DNSDomain
 	cc.Etcd.External = externalEtcd{Endpoints: []string{"https://127.0.0.1:2379"}, CAFile: EtcdCAPath, CertFile: EtcdClient, KeyFile: EtcdClient}

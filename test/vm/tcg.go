@@ -15,8 +15,10 @@ const EmulatedCPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+fsgsbase,+rdtscp,+pd
 //     that do not say they are invariant, which QEMU's emulation cannot say in 7.2. Then
 //     each look at the clock is a system call and an access to an emulated HPET under
 //     QEMU's one lock; Go's scheduler looks thousands of times a second.
+//   - highres=off: Go's runtime sleeps for 20 microseconds at a time, and every timer is
+//     an emulated APIC's and a wake-up of QEMU's main loop; without, they wait for a tick.
 //   - mitigations=off: retpolines defeat the emulator's chaining of code.
 //   - systemd.default_timeout_start_sec: units are given a busy host's time.
 func KernelArgs() []string {
-	return []string{"console=ttyS0", "systemd.default_timeout_start_sec=900", "no_timer_check", "tsc=reliable", "mitigations=off"}
+	return []string{"console=ttyS0", "systemd.default_timeout_start_sec=900", "no_timer_check", "tsc=reliable", "highres=off", "mitigations=off"}
 }
