@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"google.golang.org/protobuf/proto"
@@ -85,7 +87,11 @@ func runSteps(ctx context.Context, log *slog.Logger, steps []Step, before []*api
 		if lately = lately && out.steps[i].GetState() == api.StepStatus_STATE_DONE; lately {
 			continue
 		}
-		done, missing, err := s.Observe(ctx)
+		done, missing, err := look(ctx, s, func() {
+			if st := out.steps[i]; st.GetState() == api.StepStatus_STATE_PENDING && st.GetDetail() == "" {
+				set(i, api.StepStatus_STATE_PENDING, slowLook)
+			}
+		})
 		if err == nil && !done {
 			set(i, api.StepStatus_STATE_RUNNING, missing)
 			log.Info("acting", "step", s.Name, "because", missing)
@@ -113,6 +119,31 @@ func runSteps(ctx context.Context, log *slog.Logger, steps []Step, before []*api
 	}
 	out.done = true
 	return out
+}
+
+// lookPatience is how long a look at a step may take before it is told that it does.
+const (
+	lookPatience = 10 * time.Second
+	slowLook     = "looking takes long: this node, or what it asks, is busy"
+)
+
+// look observes, and calls slow once if that takes longer than lookPatience.
+func look(ctx context.Context, s Step, slow func()) (done bool, missing string, err error) {
+	var mu sync.Mutex
+	var over bool
+	t := time.AfterFunc(lookPatience, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !over {
+			slow()
+		}
+	})
+	done, missing, err = s.Observe(ctx)
+	t.Stop()
+	mu.Lock()
+	defer mu.Unlock()
+	over = true
+	return done, missing, err
 }
 
 func clone(in []*api.StepStatus) []*api.StepStatus {
