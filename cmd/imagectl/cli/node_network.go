@@ -10,6 +10,9 @@ import (
 	"github.com/imagectl/imagectl/butane/render"
 )
 
+// stepNetworkLinks is the agent's step that waits for the machine's next start.
+const stepNetworkLinks = "network-links"
+
 // nodeNetworks gives each machine of the plan the files of its network: the installer
 // leaves those without secrets on the disk, so that the first boot has them; the node, which
 // has proved who it is, gets all. Passwords are read now, so that what is missing is said

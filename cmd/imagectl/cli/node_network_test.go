@@ -51,3 +51,19 @@ func TestOnlyNodesGetMirrorPasswords(t *testing.T) {
 		t.Errorf("got %v, want %s…", err, want)
 	}
 }
+
+func TestAMachineThatHasToStartAgainSaysSo(t *testing.T) {
+	t.Parallel()
+	const links = "bonds, VLANs, addresses or routes have changed, and hold from the next start of this machine on"
+	m := &api.MachineView{State: "ready", Steps: []*api.StepStatus{
+		{Name: "renewals", State: api.StepStatus_STATE_PENDING, Detail: "another machine's turn"},
+		{Name: stepNetworkLinks, State: api.StepStatus_STATE_PENDING, Detail: links},
+	}}
+	if got := activity(m); got != links {
+		t.Errorf("got %q, want %q", got, links)
+	}
+	m.Steps[1].State, m.Steps[1].Detail = api.StepStatus_STATE_DONE, ""
+	if got := activity(m); got != "" {
+		t.Errorf("got %q of a machine that waits for nothing of an operator's", got)
+	}
+}
