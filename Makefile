@@ -84,7 +84,7 @@ unit: ## no root and no network
 ROOTTESTS := $(shell grep -rl --include='*_test.go' '^//go:build root$$' pxe cmd butane images bootstrap test/vm)
 
 .PHONY: test-root
-test-root: build deps ## kernel mounts, firmware and namespaces
+test-root: build upstream ## kernel mounts, firmware and namespaces
 	$(call say,tests that need root (about 3 minutes))
 	@for p in $$(dirname $(ROOTTESTS) | sort -u); do \
 	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; done

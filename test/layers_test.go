@@ -29,7 +29,7 @@ var layers = map[string][]string{
 	"butane/snippet":  {"butane/diag", "butane/lockdown"},
 	"butane/cluster":  {"butane/diag", "butane/snippet", "images/lock", "images/pkcs11", "images/release", "images/secureboot", "images/upstream", "pxe/quirk", "pxe/selector"},
 	"butane/plan":     {"butane/cluster", "butane/diag", "butane/lockdown", "images/lock", "images/release", "images/upstream", "pxe/selector"},
-	"butane/render":   {"butane/lockdown", "butane/plan", "butane/snippet", "bootstrap/nodeconf"},
+	"butane/render":   {"butane/cluster", "butane/lockdown", "butane/plan", "butane/snippet", "bootstrap/nodeconf", "images/upstream"},
 
 	"images/fstree": {},
 	"images/lock":   {},

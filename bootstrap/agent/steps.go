@@ -29,6 +29,9 @@ func (n *node) steps(run *api.Run) []Step {
 		n.hostname(run),
 		n.balancing(run),
 	}
+	if run.GetNetwork() != nil {
+		s = append(s, n.networkFiles(run))
+	}
 	// Before anything listens. A server that says nothing leaves the baseline.
 	if run.GetFirewall() != nil {
 		s = append(s, n.firewall(run))
@@ -82,10 +85,15 @@ func (n *node) steps(run *api.Run) []Step {
 // last are the steps at the end, which wait for none before them: other machines wait for
 // the first, and certificates end while the second waits. An add-on may never end well.
 func (n *node) last(run *api.Run) []Step {
-	if len(run.GetKubernetes().GetFormer()) == 0 {
-		return []Step{n.renewals(run)}
+	var s []Step
+	if len(run.GetKubernetes().GetFormer()) > 0 {
+		s = append(s, n.formerNodes(run))
 	}
-	return []Step{n.formerNodes(run), n.renewals(run)}
+	s = append(s, n.renewals(run))
+	if run.GetNetwork() != nil {
+		s = append(s, n.networkLinks())
+	}
+	return s
 }
 
 // turn waits for the server to say that it is this node's turn.

@@ -293,7 +293,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -351,7 +351,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26, 0}
 }
 
 type FetchAuditRequest struct {
@@ -1968,7 +1968,9 @@ type Run struct {
 	Revocations []*RevocationList `protobuf:"bytes,20,rep,name=revocations,proto3" json:"revocations,omitempty"`
 	// The operators who have the role admin now, for control planes: an expired certificate
 	// counts for nobody else (NodeService.ReadBackup).
-	Admins        []*Admin `protobuf:"bytes,30,rep,name=admins,proto3" json:"admins,omitempty"`
+	Admins []*Admin `protobuf:"bytes,30,rep,name=admins,proto3" json:"admins,omitempty"`
+	// How the node is connected; a server that says nothing changes nothing.
+	Network       *Network `protobuf:"bytes,90,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2094,6 +2096,60 @@ func (x *Run) GetAdmins() []*Admin {
 	return nil
 }
 
+func (x *Run) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// Network is a node's network as files of systemd-networkd, -resolved and -timesyncd,
+// containerd and kubelet. The last names all others, so that a node takes away what it had
+// by the one before. Files of mode 0600 hold a secret.
+type Network struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         []*File                `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Network) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
 // Admin is an operator with the role admin.
 type Admin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2107,7 +2163,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2175,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2188,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Admin) GetName() string {
@@ -2162,7 +2218,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2230,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2243,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -2220,7 +2276,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2288,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2301,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Firewall) GetOff() string {
@@ -2294,7 +2350,7 @@ type EtcdWanted struct {
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2362,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2375,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -2394,7 +2450,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2462,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2475,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -2524,7 +2580,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2536,7 +2592,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2549,7 +2605,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Addon) GetName() string {
@@ -2585,7 +2641,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2653,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2666,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -2649,7 +2705,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2717,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2730,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type IssueCertificatesRequest struct {
@@ -2686,7 +2742,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +2754,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +2767,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2730,7 +2786,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2798,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2811,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2773,7 +2829,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2841,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +2854,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -2812,7 +2868,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2880,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2893,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2860,7 +2916,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +2928,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +2941,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2919,7 +2975,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +2987,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3000,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2974,7 +3030,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3042,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3055,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -3171,7 +3227,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\fR\acontent\"\xc3\x04\n" +
+	"\acontent\x18\x03 \x01(\fR\acontent\"\xf3\x04\n" +
 	"\x03Run\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -3188,10 +3244,13 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	" \x01(\tR\vclientCaPem\x121\n" +
 	"\bfirewall\x18\v \x01(\v2\x15.imagectl.v1.FirewallR\bfirewall\x12=\n" +
 	"\vrevocations\x18\x14 \x03(\v2\x1b.imagectl.v1.RevocationListR\vrevocations\x12*\n" +
-	"\x06admins\x18\x1e \x03(\v2\x12.imagectl.v1.AdminR\x06admins\x1a9\n" +
+	"\x06admins\x18\x1e \x03(\v2\x12.imagectl.v1.AdminR\x06admins\x12.\n" +
+	"\anetwork\x18Z \x01(\v2\x14.imagectl.v1.NetworkR\anetwork\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"-\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +
+	"\aNetwork\x12'\n" +
+	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files\"-\n" +
 	"\x05Admin\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\"9\n" +
@@ -3314,7 +3373,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -3342,34 +3401,35 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*DiskRule)(nil),                       // 23: imagectl.v1.DiskRule
 	(*File)(nil),                           // 24: imagectl.v1.File
 	(*Run)(nil),                            // 25: imagectl.v1.Run
-	(*Admin)(nil),                          // 26: imagectl.v1.Admin
-	(*RevocationList)(nil),                 // 27: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 28: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 29: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 30: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 31: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 32: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 33: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 34: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 35: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 36: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 37: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 38: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 39: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 40: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 41: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 42: google.protobuf.Timestamp
-	(Mode)(0),                              // 43: imagectl.v1.Mode
-	(*Facts)(nil),                          // 44: imagectl.v1.Facts
+	(*Network)(nil),                        // 26: imagectl.v1.Network
+	(*Admin)(nil),                          // 27: imagectl.v1.Admin
+	(*RevocationList)(nil),                 // 28: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 29: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 30: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 31: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 32: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 33: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 34: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 35: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 36: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 37: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 38: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 39: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 40: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 41: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 42: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 43: google.protobuf.Timestamp
+	(Mode)(0),                              // 44: imagectl.v1.Mode
+	(*Facts)(nil),                          // 45: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	13, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	42, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	43, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
 	15, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
 	2,  // 4: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
-	43, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	44, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	44, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	45, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	11, // 7: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	12, // 8: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	14, // 9: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
@@ -3379,45 +3439,47 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	22, // 13: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
 	21, // 14: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
 	25, // 15: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	42, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	43, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
 	19, // 17: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
 	8,  // 18: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
 	23, // 19: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
 	24, // 20: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	38, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	29, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	30, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	28, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	27, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	26, // 26: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
-	39, // 27: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	3,  // 28: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	4,  // 29: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	31, // 30: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	42, // 31: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	15, // 32: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
-	40, // 33: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	41, // 34: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	24, // 35: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 36: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 37: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	16, // 38: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	32, // 39: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	34, // 40: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	36, // 41: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	9,  // 42: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	5,  // 43: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	18, // 44: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	33, // 45: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	35, // 46: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	37, // 47: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	10, // 48: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	6,  // 49: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	44, // [44:50] is the sub-list for method output_type
-	38, // [38:44] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	39, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	30, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	31, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	29, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	28, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	27, // 26: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
+	26, // 27: imagectl.v1.Run.network:type_name -> imagectl.v1.Network
+	24, // 28: imagectl.v1.Network.files:type_name -> imagectl.v1.File
+	40, // 29: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	3,  // 30: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	4,  // 31: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	32, // 32: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	43, // 33: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	15, // 34: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
+	41, // 35: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	42, // 36: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	24, // 37: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 38: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 39: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	16, // 40: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	33, // 41: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	35, // 42: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	37, // 43: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	9,  // 44: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	5,  // 45: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	18, // 46: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	34, // 47: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	36, // 48: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	38, // 49: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	10, // 50: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	6,  // 51: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	46, // [46:52] is the sub-list for method output_type
+	40, // [40:46] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -3438,7 +3500,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,7 +37,8 @@ type Interface struct {
 	Name string
 	// MAC is in lower case with colons.
 	MAC string
-	// Addresses are in CIDR form, without link-local ones.
+	// Addresses are in CIDR form, without link-local ones; of a card, those of its bond and
+	// of VLANs too.
 	Addresses []string
 	Up        bool
 }
@@ -132,7 +133,7 @@ func (h *Host) interfaces() []Interface {
 		if i.Flags&net.FlagLoopback != 0 || len(i.HardwareAddr) == 0 {
 			continue
 		}
-		n := Interface{Name: i.Name, MAC: i.HardwareAddr.String(), Up: i.Flags&net.FlagUp != 0}
+		n := Interface{Name: i.Name, MAC: h.ownMAC(i.Name, i.HardwareAddr).String(), Up: i.Flags&net.FlagUp != 0}
 		addrs, err := i.Addrs()
 		if err != nil {
 			addrs = nil
@@ -148,10 +149,49 @@ func (h *Host) interfaces() []Interface {
 			soft = append(soft, n)
 		}
 	}
-	if len(hard) > 0 {
-		return hard
+	if len(hard) == 0 {
+		return soft
 	}
-	return soft
+	for _, s := range soft {
+		for i := range hard {
+			if h.standsOn(s.Name, hard[i].Name, 2) {
+				hard[i].Addresses = append(hard[i].Addresses, s.Addresses...)
+			}
+		}
+	}
+	return hard
+}
+
+// ownMAC is the address that a card was made with. In a bond all have the bond's, and a
+// machine is known by their own.
+func (h *Host) ownMAC(name string, now net.HardwareAddr) net.HardwareAddr {
+	own, err := net.ParseMAC(h.line("/sys/class/net/" + name + "/bonding_slave/perm_hwaddr"))
+	if err != nil {
+		return now
+	}
+	return own
+}
+
+// standsOn says whether a link is a bond of this card, or a VLAN on it or on its bond; so
+// deep a node's network goes. What Kubernetes' networks put on a card is not meant.
+func (h *Host) standsOn(link, card string, depth int) bool {
+	kind := false
+	for _, sign := range []string{"/sys/class/net/" + link + "/bonding", "/proc/net/vlan/" + link} {
+		if ok, err := h.Exists(sign); err == nil && ok {
+			kind = true
+		}
+	}
+	below, err := h.Glob("/sys/class/net/" + link + "/lower_*")
+	if !kind || err != nil || depth == 0 {
+		return false
+	}
+	for _, l := range below {
+		_, name, _ := strings.Cut(filepath.Base(l), "lower_")
+		if name == card || h.standsOn(name, card, depth-1) {
+			return true
+		}
+	}
+	return false
 }
 
 func (h *Host) disks() []Disk {

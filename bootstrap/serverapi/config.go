@@ -81,6 +81,9 @@ type Machine struct {
 	Image Image
 	// Files are written to ROOT besides node.json.
 	Files []*api.File
+	// Network is how the installed machine is connected; the same as Files have of it, with
+	// the secrets that only a node is given.
+	Network *api.Network
 	// FirewallOff is the reason why it has no firewall; empty when it has one, which
 	// lets in what Allow says besides the cluster's machines.
 	FirewallOff string

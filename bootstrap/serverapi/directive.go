@@ -72,6 +72,7 @@ func (s *Server) run(m Machine, d coordinator.Directive, c coordinator.Choices, 
 		Address: s.address(m, from.source), Labels: maps.Clone(m.Labels), Taints: m.Taints,
 		Etcd: s.etcdWanted(m, d, c, from), Kubernetes: s.kubernetesWanted(d, c),
 		ClientCaPem: string(s.CAPEM()), Revocations: s.lists(m.ControlPlane), Firewall: s.firewall(m),
+		Network: m.Network,
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // defaultLeaseSeconds is half a day: an installed node outlives a weekend
@@ -139,6 +140,11 @@ func (c *checker) networks(raw rawFile, s Spec) {
 		}
 		sub, ok := subnetOf(s.Boot.Subnets, a.V)
 		switch {
+		case !ok && len(s.Boot.Subnets) > 0 && s.Machines[i].Network.static(a.V):
+			// Installed, it has this address without DHCP; before, one out of a range.
+			if authoritative && !slices.ContainsFunc(s.Boot.Subnets, func(s Subnet) bool { return s.First.IsValid() }) {
+				c.add(a.Pos, a.Path, "boot: {subnets: [{range: {first: ..., last: ...}}]}", "%s of %s is in none of boot.subnets, and none of them has a range for its installer", a.V, s.Machines[i].Name)
+			}
 		case !ok && len(s.Boot.Subnets) > 0:
 			c.add(a.Pos, a.Path, "", "%s of %s is in none of boot.subnets", a.V, s.Machines[i].Name)
 		case !ok:

@@ -80,6 +80,7 @@ func (c *checker) file(raw rawFile) Spec {
 	}
 	c.tpms(raw, s)
 	c.firewalls(raw, s.Machines)
+	c.nodeNetworks(raw, s)
 	c.networks(raw, s)
 	c.references(raw, s)
 	c.quorum(raw, s)

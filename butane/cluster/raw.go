@@ -304,18 +304,17 @@ type rawNamed struct {
 	Source rawString `key:"source,required"`
 }
 
-// rawNetwork is the network of the nodes. Machines get their addresses from DHCP
-// until the rest of it is acted on.
+// rawNetwork is the network of the nodes: of all, of a role's or of one.
 type rawNetwork struct {
 	place
-	Bonds           []rawBond           `key:"bonds,later"`
-	VLANs           []rawVLAN           `key:"vlans,later"`
-	Addresses       []rawStaticAddress  `key:"addresses,later"`
-	Routes          []rawRoute          `key:"routes,later"`
-	DNS             []rawAddr           `key:"dns,later"`
-	NTP             []rawString         `key:"ntp,later"`
-	Proxy           rawProxy            `key:"proxy,later"`
-	RegistryMirrors []rawRegistryMirror `key:"registryMirrors,later"`
+	Bonds           []rawBond           `key:"bonds"`
+	VLANs           []rawVLAN           `key:"vlans"`
+	Addresses       []rawStaticAddress  `key:"addresses"`
+	Routes          []rawRoute          `key:"routes"`
+	DNS             []rawAddr           `key:"dns"`
+	NTP             []rawString         `key:"ntp"`
+	Proxy           rawProxy            `key:"proxy"`
+	RegistryMirrors []rawRegistryMirror `key:"registryMirrors"`
 	Firewall        rawFirewall         `key:"firewall"`
 }
 
@@ -360,6 +359,8 @@ type rawRegistryMirror struct {
 	place
 	Name      rawString   `key:"name,required"`
 	Endpoints []rawString `key:"endpoints,required"`
+	CA        rawString   `key:"ca"`
+	Username  rawString   `key:"username"`
 	Password  rawSecret   `key:"password"`
 }
 

@@ -256,6 +256,8 @@ type Machine struct {
 	BMC *BMC
 	// Firewall is that of the machine, of its role and of every node, together.
 	Firewall Firewall
+	// Network is that of the machine over its role's over every node's.
+	Network Network
 }
 
 // Disk selects the disk to install to; all conditions that are set must hold.

@@ -276,6 +276,8 @@ type Machine struct {
 	BMC *cluster.BMC
 	// Firewall is what opens more of the machine than the defaults do.
 	Firewall cluster.Firewall
+	// Network is how it is connected; the zero value, by DHCP on every card.
+	Network cluster.Network
 }
 
 // DiskRule selects the disk to install to. All set conditions must hold and

@@ -83,7 +83,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	for _, m := range spec.Machines {
 		p.Machines = append(p.Machines, Machine{
 			Name: m.Name, Role: m.Role, Zone: m.Zone, MACs: m.MACs, UUID: m.UUID, Serial: m.Serial, Selector: m.Selector, EK: m.EK,
-			Address: m.Address, Disk: DiskRule(m.Disk), Labels: m.Labels, LocalBoot: m.LocalBoot, NBP: NBP(m.NBP), Quirks: m.Quirks, InstallerArgs: m.InstallerArgs, BMC: m.BMC, Firewall: m.Firewall,
+			Address: m.Address, Disk: DiskRule(m.Disk), Labels: m.Labels, LocalBoot: m.LocalBoot, NBP: NBP(m.NBP), Quirks: m.Quirks, InstallerArgs: m.InstallerArgs, BMC: m.BMC, Firewall: m.Firewall, Network: m.Network,
 		})
 	}
 	for _, a := range spec.Addons {

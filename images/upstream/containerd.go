@@ -22,7 +22,8 @@ func ContainerdDropIn() string {
 // flatcarConfig is what Flatcar's own /usr/share/containerd/config.toml sets, which
 // is not read besides ours: containerd 1.7 (LTS) replaces a plugin's whole section by
 // an imported file's, so that an import could add no runtime without losing runc's
-// settings. Version 2 of the format is understood by containerd 1.7 and 2.
+// settings. Version 2 of the format is understood by containerd 1.7 and 2. Where mirrors
+// of registries are is ours: Flatcar's says nothing, and containerd 1.7 then looks nowhere.
 const flatcarConfig = `version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
@@ -36,6 +37,9 @@ gid = 0
 [plugins."io.containerd.grpc.v1.cri"]
 enable_selinux = true
 
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "/etc/containerd/certs.d"
+
 [plugins."io.containerd.grpc.v1.cri".containerd]
 default_runtime_name = "runc"
 
@@ -45,6 +49,11 @@ runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 SystemdCgroup = true
 `
+
+// ContainerdBase is containerd's configuration with runc alone.
+func ContainerdBase() string {
+	return "# Made by imagectl: Flatcar's configuration, and where mirrors of registries are.\n" + flatcarConfig
+}
 
 // ContainerdConfig is containerd's configuration with runc and the runtimes, which
 // come in order of their names. Two of one name, or one called runc, are an error.

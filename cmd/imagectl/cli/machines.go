@@ -86,6 +86,10 @@ func activity(m *api.MachineView) string {
 			return strings.TrimSpace(s.GetName() + " " + s.GetDetail())
 		case api.StepStatus_STATE_FAILED:
 			return strings.TrimSpace(s.GetName() + " failed: " + s.GetDetail())
+		case api.StepStatus_STATE_PENDING:
+			if s.GetName() == stepNetworkLinks && s.GetDetail() != "" {
+				return s.GetDetail() // nobody but an operator ends this
+			}
 		}
 	}
 	if m.GetReason() == "" && m.GetState() != "ready" && m.GetBootStage() != "" {

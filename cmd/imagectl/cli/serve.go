@@ -179,6 +179,9 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	if config.BMC, err = g.loadBMCs(p, site.medium, st.Unseal); err != nil {
 		return err
 	}
+	if err := g.nodeNetworks(config.Machines, p, st.Unseal); err != nil {
+		return err
+	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
 	copies, err := g.backupBucket(p.Backup.Bucket)
 	if err != nil {
