@@ -290,7 +290,9 @@ type ActMachineRequest struct {
 	Action    ActMachineRequest_Action `protobuf:"varint,2,opt,name=action,proto3,enum=imagectl.v1.ActMachineRequest_Action" json:"action,omitempty"`
 	Reason    string                   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Although etcd would lose its quorum while it is away. A reset is never forced.
-	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	// It was drained for this: it is to take pods again when it is back from a reboot.
+	Uncordon      bool `protobuf:"varint,5,opt,name=uncordon,proto3" json:"uncordon,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -349,6 +351,13 @@ func (x *ActMachineRequest) GetReason() string {
 func (x *ActMachineRequest) GetForce() bool {
 	if x != nil {
 		return x.Force
+	}
+	return false
+}
+
+func (x *ActMachineRequest) GetUncordon() bool {
+	if x != nil {
+		return x.Uncordon
 	}
 	return false
 }
@@ -4502,12 +4511,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x15DefragmentEtcdRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\"J\n" +
 	"\x16DefragmentEtcdResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\x92\x02\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xae\x02\n" +
 	"\x11ActMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12=\n" +
 	"\x06action\x18\x02 \x01(\x0e2%.imagectl.v1.ActMachineRequest.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05force\x18\x04 \x01(\bR\x05force\"Z\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1a\n" +
+	"\buncordon\x18\x05 \x01(\bR\buncordon\"Z\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_REBOOT\x10\x01\x12\x13\n" +

@@ -30,12 +30,12 @@ type Acting interface {
 // snapshotChunk is how much of a snapshot a message has, in bytes.
 const snapshotChunk = 256 << 10
 
-// acting is who may make the calls of this file. A snapshot holds every secret of Kubernetes, as
-// the server's backup does: the same roles get both.
+// acting is who may make the calls of this file. A snapshot holds every secret of Kubernetes in the
+// clear, and the server's backups do not: who may fetch those gets none.
 func acting() map[string]rule {
 	return map[string]rule{
 		apiconnect.NodeServiceEtcdStatusProcedure:   {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, server: true},
-		apiconnect.NodeServiceEtcdSnapshotProcedure: {roles: []pki.Role{pki.RoleAdmin, pki.RoleBackup}},
+		apiconnect.NodeServiceEtcdSnapshotProcedure: {roles: []pki.Role{pki.RoleAdmin}},
 		apiconnect.NodeServiceActProcedure:          {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}},
 	}
 }

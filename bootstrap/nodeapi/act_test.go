@@ -99,7 +99,7 @@ func TestEveryActingCallByEveryCaller(t *testing.T) {
 		{"operator", pki.RoleAdmin, []string{status, snapshot, act}},
 		{"operator", pki.RoleOperator, []string{status, act}},
 		{"operator", pki.RoleReader, []string{status}},
-		{"operator", pki.RoleBackup, []string{snapshot}},
+		{"operator", pki.RoleBackup, nil},
 		{"node", "", nil},
 		{"operator of another cluster", pki.RoleAdmin, nil},
 	} {

@@ -94,7 +94,8 @@ func (s operators) ActMachine(ctx context.Context, req *connect.Request[api.ActM
 		}
 		r, _ := s.board.get(m.Name)
 		m.Order = &store.Order{ID: id, Kind: kind, By: from.identity.String(), Serial: from.serial, At: c.now, Reason: words(req.Msg.GetReason()),
-			Force: req.Msg.GetForce() && action != api.ActMachineRequest_ACTION_RESET, Boot: r.last.GetBootId()}
+			Force: req.Msg.GetForce() && action != api.ActMachineRequest_ACTION_RESET, Boot: r.last.GetBootId(),
+			Uncordon: req.Msg.GetUncordon() && action == api.ActMachineRequest_ACTION_REBOOT}
 		detail := req.Msg.GetReason()
 		if m.Order.Force {
 			detail = strings.TrimSpace("forced; " + detail)

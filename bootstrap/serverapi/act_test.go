@@ -14,7 +14,7 @@ import (
 func (r *rig) act(action api.ActMachineRequest_Action, force bool, names ...string) []*api.Outcome {
 	r.t.Helper()
 	resp, err := r.operator(pki.RoleOperator).ActMachine(r.t.Context(), connect.NewRequest(&api.ActMachineRequest{
-		Selection: &api.Selection{Names: names}, Action: action, Force: force, Reason: "new kernel"}))
+		Selection: &api.Selection{Names: names}, Action: action, Force: force, Reason: "new kernel", Uncordon: true}))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -69,10 +69,16 @@ func TestMachinesRebootWhileEtcdKeepsItsQuorum(t *testing.T) {
 			t.Error("it is told again what it has obeyed")
 		}
 	}
+	if e := r.audited("uncordon-asked"); len(e) > 0 {
+		t.Errorf("it takes pods again before it is back: %v", e)
+	}
 	if o := r.act(reboot, false, "cp2")[0]; o.GetReasonCode() != "would-stop-etcd" {
 		t.Errorf("while cp1 is on its way down: %v", o)
 	}
 	nodes["cp1"].sync(obeying("next boot of cp1", names...))
+	if d := nodes["cp2"].sync(obeying("boot of cp2", names...)).GetRun().GetKubernetes().GetDrains(); len(d) != 1 || d[0].GetName() != "cp1" || !d[0].GetUndo() {
+		t.Errorf("cp1 was drained for its reboot and is back; cp2 is told %v", d)
+	}
 	if o := r.act(shutdown, false, "cp2")[0]; !o.GetOk() {
 		t.Errorf("cp1 is back: %v", o)
 	}

@@ -185,6 +185,9 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 			if m.JoinedAt.IsZero() {
 				m.JoinedAt = c.now
 			}
+			if err := s.comesBack(c, &m, r.GetBootId()); err != nil {
+				return err
+			}
 			m.NodeBoot = r.GetBootId()
 		}
 		reason := ""

@@ -77,6 +77,28 @@ func (s operators) DrainMachine(ctx context.Context, req *connect.Request[api.Dr
 	return s.drainState(name, drain.ID)
 }
 
+// uncordonTime is how long it is tried to have a node that is back take pods again.
+const uncordonTime = time.Hour
+
+// comesBack lets a machine take pods again that was drained for a reboot, when a new system runs
+// on it.
+func (s *Server) comesBack(c *change, m *store.Machine, boot string) error {
+	o := m.Order
+	if o == nil || !o.Obeyed || !o.Uncordon || o.Boot == boot {
+		return nil
+	}
+	id, err := s.newID()
+	if err != nil {
+		return err
+	}
+	now := *o
+	now.Uncordon = false
+	m.Order = &now
+	m.Drain = &store.Drain{ID: id, By: o.By, At: c.now, Until: c.now.Add(uncordonTime), Undo: true}
+	c.log(audit.Entry{Action: "uncordon-asked", Machine: m.Name, Detail: "it is back from a reboot that it was drained for"})
+	return nil
+}
+
 // drainState says how far a drain is.
 func (s operators) drainState(name, id string) (*connect.Response[api.DrainMachineResponse], error) {
 	m, _ := s.cfg.Store.Machine(name)

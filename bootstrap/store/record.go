@@ -79,6 +79,8 @@ type Order struct {
 	Reason string    `json:"reason,omitempty"`
 	// Force: although etcd loses its quorum.
 	Force bool `json:"force,omitempty"`
+	// Uncordon: it takes pods again when it is back.
+	Uncordon bool `json:"uncordon,omitempty"`
 	// Boot is the system that was to obey; another one has seen to it.
 	Boot string `json:"boot,omitempty"`
 	// Obeyed and Refused are its answer; neither is set before.
