@@ -176,6 +176,12 @@ func TestAMachineIsDrained(t *testing.T) {
 	for name, n := range nodes {
 		n.sync(obeying("boot of "+name, "cp1", "cp2"))
 	}
+	r.board.forget("cp1")
+	_, err := r.operator(pki.RoleOperator).DrainMachine(t.Context(), connect.NewRequest(&api.DrainMachineRequest{Machine: "cp1"}))
+	if connect.CodeOf(err) != connect.CodeFailedPrecondition || !strings.Contains(err.Error(), "cp1 cannot be drained (has-not-called): it has not called lately") {
+		t.Errorf("one that is dead: %v", err)
+	}
+	nodes["cp1"].sync(obeying("boot of cp1", "cp1", "cp2"))
 	first := drain(&api.DrainMachineRequest{Machine: "cp1", TimeoutSeconds: 60})
 	if first.GetDone() || first.GetId() == "" || first.GetDetail() != "waits for a control plane to begin" {
 		t.Fatalf("%v", first)
@@ -213,7 +219,7 @@ func TestAMachineIsDrained(t *testing.T) {
 	if second := drain(&api.DrainMachineRequest{Machine: "cp1", Undo: true}); second.GetId() == first.GetId() || second.GetDone() {
 		t.Errorf("undone: %v", second)
 	}
-	_, err := r.operator(pki.RoleOperator).DrainMachine(t.Context(), connect.NewRequest(&api.DrainMachineRequest{Machine: "cp1", Id: first.GetId()}))
+	_, err = r.operator(pki.RoleOperator).DrainMachine(t.Context(), connect.NewRequest(&api.DrainMachineRequest{Machine: "cp1", Id: first.GetId()}))
 	if connect.CodeOf(err) != connect.CodeNotFound {
 		t.Errorf("the one before: %v", err)
 	}

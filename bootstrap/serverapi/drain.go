@@ -48,6 +48,9 @@ func (s operators) DrainMachine(ctx context.Context, req *connect.Request[api.Dr
 		if !joined {
 			return nil
 		}
+		if r, ok := s.board.get(name); !req.Msg.GetUndo() && (!ok || c.now.Sub(r.at) >= silence) {
+			return &refusedError{codeSilent, "it has not called lately, and pods end only where kubelet runs; --no-drain goes on without"}
+		}
 		if coordinator.Drainer(nodes, choices, name) == "" {
 			return &refusedError{"no-control-plane", "no control plane is ready that could drain it; imagectl status says what is wrong"}
 		}
