@@ -111,7 +111,7 @@ func TestAMemberIsTended(t *testing.T) {
 		{name: "full, and so is another", size: 1000, used: 1000, alarms: []etcd.Alarm{full}, change: func(d *database) { d.peers[1].Storage.Size = 1000 * mib },
 			did: "compact, defragment https://127.0.0.1:2379", upkeep: "defragmented: it had 1000 MiB; 50 MiB of 50 MiB are in use, and it may grow to 1000 MiB"},
 		{name: "full of what is needed", size: 1000, used: 1000, alarms: []etcd.Alarm{full}, change: func(d *database) { d.live = 900 * mib },
-			did: "compact", upkeep: "there is no room to be made: 900 MiB of 1000 MiB are in use; delete objects that nobody needs"},
+			did: "compact, defragment https://127.0.0.1:2379", upkeep: "defragmented: it had 1000 MiB; there is no room to be made: 900 MiB of 1000 MiB are in use; delete objects that nobody needs"},
 		{name: "corrupt", size: 400, used: 100, alarms: []etcd.Alarm{{Kind: etcd.Corrupt, Member: 2}}, waits: "etcd has raised CORRUPT for cp2 (2): nothing is done before a person has looked"},
 		{name: "another is not well", size: 400, used: 100, change: func(d *database) { d.peers[1].Follows = false },
 			waits: "cp2 (2) is not well, and a member that is tended answers nobody meanwhile"},

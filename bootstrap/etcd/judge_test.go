@@ -123,11 +123,7 @@ func (tr *trio) tend(id uint64, tending Tending) []Do {
 		case DoCompact:
 			err, tending.Compacted = tr.cluster.Compact(tr.t.Context()), true
 		case DoDefragment:
-			for _, m := range members {
-				if m.ID == id {
-					err, tending.Defragmented = tr.cluster.Defragment(tr.t.Context(), m.ClientURLs[0]), true
-				}
-			}
+			err, tending.Defragmented = tr.cluster.Defragment(tr.t.Context(), endpoint(members, id)), true
 		case DoDisarm:
 			err = tr.cluster.Disarm(tr.t.Context())
 		default:
@@ -140,6 +136,15 @@ func (tr *trio) tend(id uint64, tending Tending) []Do {
 	}
 	tr.t.Fatalf("no end: %v", did)
 	return nil
+}
+
+func endpoint(members []Peer, id uint64) string {
+	for _, m := range members {
+		if m.ID == id {
+			return m.ClientURLs[0]
+		}
+	}
+	return ""
 }
 
 // run runs one of etcd's own tools.

@@ -11,8 +11,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Compact forgets all but the newest revision of each key, and returns when its space is free
-// for use. Watches that are behind begin again, as after each compaction of kube-apiserver.
+// Compact forgets all but the newest revision of each key, and returns when the member that
+// was asked has deleted them. Watches that are behind begin again, as after each compaction of
+// kube-apiserver.
 func (c *Cluster) Compact(ctx context.Context) error {
 	// A read that a quorum confirms: the newest revision there is.
 	r, err := c.client.Get(ctx, "imagectl", clientv3.WithCountOnly())

@@ -87,8 +87,10 @@ func Tend(id uint64, t Tending, members []Peer) Decision {
 	switch {
 	case full && !t.Compacted && !s.Room():
 		return Decision{DoCompact, id, fmt.Sprintf("etcd is full: %s of %s", megabytes(s.Size), megabytes(s.Quota))}
-	case full && !t.Defragmented && !s.Room() && s.Used <= s.Quota/5*4:
-		return Decision{DoDefragment, id, fmt.Sprintf("etcd is full, and %s of %s are in use", megabytes(s.Used), megabytes(s.Size))}
+	case full && !t.Defragmented && !s.Room():
+		// What is in use is not asked: a member counts that anew with its next write only, and
+		// etcd refuses those.
+		return Decision{DoDefragment, id, fmt.Sprintf("etcd is full: %s of %s, and compacted", megabytes(s.Size), megabytes(s.Quota))}
 	case full && !s.Room():
 		return Decision{DoNothing, id, fmt.Sprintf("there is no room to be made: %s of %s are in use; delete objects that nobody needs", megabytes(s.Used), megabytes(s.Quota))}
 	case !t.Defragmented && s.Worth():
