@@ -95,6 +95,7 @@ test-root: build upstream ## kernel mounts, firmware and namespaces
 native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step
 	$(call say,real parts as processes (about 2 minutes))
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
+	IMAGECTL_ETCD=$(UPSTREAM)/etcd/v3.6.10 go test -tags judge ./bootstrap/etcd
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills' -test.v
 

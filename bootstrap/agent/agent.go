@@ -61,6 +61,8 @@ type Agent struct {
 	listen func(ctx context.Context, card string) (lldp.Neighbour, error)
 	// askEtcd is etcd.Ask but in tests.
 	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
+	// askDisk is etcd.AskDisk but in tests.
+	askDisk func(context.Context, string, *tls.Config) (etcd.Disk, error)
 	// askNode is getNode but in tests.
 	askNode func(ctx context.Context, name string) (kubeNode, error)
 	// removeFormer is dropFormer but in tests.
@@ -82,7 +84,7 @@ type Agent struct {
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
 	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
-	a.removeFormer = a.dropFormer
+	a.removeFormer, a.askDisk = a.dropFormer, etcd.AskDisk
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
 	a.askBMC = a.askMachinesBMC
 	return a.run(ctx)

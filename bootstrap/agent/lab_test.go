@@ -177,7 +177,10 @@ func (l *lab) agent(mode nodeconf.Mode) *Agent {
 		askNode:      func(context.Context, string) (kubeNode, error) { return l.kubernetes.node() },
 		askAPIServer: func(context.Context, *api.Run) (*x509.Certificate, error) { return l.kubernetes.apiServer() },
 		askEtcd:      func(context.Context, string, *tls.Config) (etcd.Status, error) { return l.etcdStatus() },
-		openEtcd:     func(context.Context, []string, *tls.Config) (etcdCluster, error) { return l.members, nil }, progressTime: time.Hour,
+		askDisk: func(context.Context, string, *tls.Config) (etcd.Disk, error) {
+			return etcd.Disk{}, errors.New("no disk")
+		},
+		openEtcd: func(context.Context, []string, *tls.Config) (etcdCluster, error) { return l.members, nil }, progressTime: time.Hour,
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,6 +69,14 @@ func (m *members) status() (etcd.Status, error) {
 
 func (m *members) Members(context.Context) ([]etcd.Peer, error) { return slices.Clone(m.list), nil }
 func (m *members) Close() error                                 { return nil }
+
+// Upkeep is told in upkeep_test.go.
+func (m *members) Compact(context.Context) error            { return errors.ErrUnsupported }
+func (m *members) Defragment(context.Context, string) error { return errors.ErrUnsupported }
+func (m *members) Disarm(context.Context) error             { return errors.ErrUnsupported }
+func (m *members) Snapshot(context.Context) (io.ReadCloser, error) {
+	return nil, errors.ErrUnsupported
+}
 
 func (m *members) changed(what string) {
 	m.changes = append(m.changes, what)

@@ -40,6 +40,8 @@ type node struct {
 	// changed wakes talk, wake wakes settle, backup keepBackups, shown
 	// keepWitness.
 	changed, wake, backup, shown chan struct{}
+	// orders are the server's.
+	orders chan *api.Order
 
 	// looked is when all steps of lookedRun were last looked at; only settle uses them.
 	looked    time.Time
@@ -56,6 +58,8 @@ type node struct {
 	// imagesSeen is when containerd had all images; only settle uses it.
 	imagesSeen time.Time
 
+	// keeping is about this node's etcd member.
+	keeping keeping
 	// recording is held by Record.
 	recording sync.Mutex
 
@@ -73,12 +77,16 @@ type node struct {
 	copies copies
 	// witness is what this node said of the log last, signed; only keepWitness changes it.
 	witness signedWitness
+	// drains are what this control plane last said of each drain that it does.
+	drains []*api.Drain
+	// ordered is what became of the last order; nil for none.
+	ordered *api.OrderReport
 	// sendLists: the server wants to see the revocation lists.
 	sendLists bool
 }
 
 func newNode(a *Agent) *node {
-	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), shown: make(chan struct{}, 1), revokedNews: make(chan struct{})}
+	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), shown: make(chan struct{}, 1), revokedNews: make(chan struct{}), orders: make(chan *api.Order, 1)}
 }
 
 // node is the mode of an installed machine.
@@ -87,7 +95,7 @@ func (a *Agent) node(ctx context.Context) error {
 	if err := n.remember(); err != nil {
 		return err
 	}
-	if err := errors.Join(n.loadHeads(), n.loadBackups(), n.loadWitness()); err != nil {
+	if err := errors.Join(n.loadHeads(), n.loadBackups(), n.loadWitness(), n.loadOrder()); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -108,6 +116,10 @@ func (a *Agent) node(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		n.keepBackups(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		n.keepOrders(ctx)
 		return nil
 	})
 	g.Go(func() error {
@@ -142,6 +154,7 @@ func (n *node) news() report {
 	r := n.report
 	r.held = heldLists(n.run.GetRevocations(), n.sendLists)
 	r.witness = n.witness.wire()
+	r.order, r.obeys = n.ordered, true
 	r.backups, r.backupProblem = n.copies.names(), n.copies.problem
 	return r
 }
@@ -158,6 +171,7 @@ func (n *node) handle(_ context.Context, resp *api.SyncResponse) {
 	n.sendLists = resp.GetSendLists()
 	n.mu.Unlock()
 	n.see(resp.GetAuditHead())
+	n.order(resp.GetOrder())
 	n.wantBackup(resp.GetBackup())
 	switch d := resp.GetDirective().(type) {
 	case *api.SyncResponse_Run:

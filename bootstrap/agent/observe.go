@@ -47,6 +47,8 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		}
 		if err == nil {
 			r.etcd.MemberId, r.etcd.Learner, r.etcd.Healthy = s.MemberID, s.Learner, s.Healthy
+			n.lookAtDisk(ctx)
+			n.keeping.observed(n.Now(), s, r.etcd)
 			for _, m := range s.Members {
 				r.etcd.Members = append(r.etcd.Members, &api.EtcdMember{Id: strconv.FormatUint(m.ID, 16), Name: m.Name, PeerUrl: strings.Join(m.PeerURLs, " "), Learner: m.Learner})
 			}
@@ -70,7 +72,12 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 			r.kubernetes.CertificatesStale = begun
 		}
 	}
-	r.kubernetes.RemovesFormer = run.GetControlPlane()
+	r.kubernetes.RemovesFormer, r.kubernetes.DrainsNodes = run.GetControlPlane(), run.GetControlPlane()
+	for _, d := range run.GetKubernetes().GetDrains() {
+		if said := n.drainOf(d); said != nil {
+			r.kubernetes.Drains = append(r.kubernetes.Drains, said)
+		}
+	}
 	for _, f := range run.GetKubernetes().GetFormer() {
 		if gone := n.goneOf(f); gone != nil {
 			r.kubernetes.FormerGone = append(r.kubernetes.FormerGone, gone)

@@ -42,6 +42,9 @@ type report struct {
 	backupProblem string
 	// witness is how far a control plane has followed the audit log; nil for nothing.
 	witness *api.AuditWitness
+	// order is what became of the last order, of a mode that obeys some.
+	order *api.OrderReport
+	obeys bool
 }
 
 // talk keeps the machine enrolled and the server informed: it enrols, syncs,
@@ -104,7 +107,7 @@ func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first 
 	req := &api.SyncRequest{
 		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: a.wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
 		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
-		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem, Witness: r.witness, Trusts: a.authority.digests(),
+		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem, Witness: r.witness, Trusts: a.authority.digests(), Order: r.order, Obeys: r.obeys,
 	}
 	if first {
 		req.WaitMs = 0

@@ -83,11 +83,18 @@ func (n *node) steps(run *api.Run) []Step {
 }
 
 // last are the steps at the end, which wait for none before them: other machines wait for
-// the first, and certificates end while the second waits. An add-on may never end well.
+// the first, an etcd that is full lets nothing else come to its end, and certificates end while
+// the others wait. An add-on may never end well.
 func (n *node) last(run *api.Run) []Step {
 	var s []Step
 	if len(run.GetKubernetes().GetFormer()) > 0 {
 		s = append(s, n.formerNodes(run))
+	}
+	if len(run.GetKubernetes().GetDrains()) > 0 {
+		s = append(s, n.drainedNodes(run))
+	}
+	if run.GetEtcd().GetTend() {
+		s = append(s, n.etcdUpkeep(run))
 	}
 	s = append(s, n.renewals(run))
 	if run.GetNetwork() != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -31,6 +32,10 @@ type etcdCluster interface {
 	AddLearner(ctx context.Context, peerURL string) (uint64, error)
 	Remove(ctx context.Context, id uint64) error
 	Promote(ctx context.Context, id uint64) error
+	Compact(context.Context) error
+	Defragment(ctx context.Context, endpoint string) error
+	Disarm(context.Context) error
+	Snapshot(context.Context) (io.ReadCloser, error)
 	Close() error
 }
 

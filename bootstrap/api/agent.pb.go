@@ -177,6 +177,55 @@ func (StepStatus_State) EnumDescriptor() ([]byte, []int) {
 	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{6, 0}
 }
 
+type Order_Kind int32
+
+const (
+	Order_KIND_UNSPECIFIED Order_Kind = 0
+	Order_KIND_REBOOT      Order_Kind = 1
+	Order_KIND_SHUTDOWN    Order_Kind = 2
+)
+
+// Enum value maps for Order_Kind.
+var (
+	Order_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_REBOOT",
+		2: "KIND_SHUTDOWN",
+	}
+	Order_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"KIND_REBOOT":      1,
+		"KIND_SHUTDOWN":    2,
+	}
+)
+
+func (x Order_Kind) Enum() *Order_Kind {
+	p := new(Order_Kind)
+	*p = x
+	return p
+}
+
+func (x Order_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Order_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_imagectl_v1_agent_proto_enumTypes[2].Descriptor()
+}
+
+func (Order_Kind) Type() protoreflect.EnumType {
+	return &file_imagectl_v1_agent_proto_enumTypes[2]
+}
+
+func (x Order_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Order_Kind.Descriptor instead.
+func (Order_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11, 0}
+}
+
 type FormerNode_Outcome int32
 
 const (
@@ -216,11 +265,11 @@ func (x FormerNode_Outcome) String() string {
 }
 
 func (FormerNode_Outcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_agent_proto_enumTypes[2].Descriptor()
+	return file_imagectl_v1_agent_proto_enumTypes[3].Descriptor()
 }
 
 func (FormerNode_Outcome) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_agent_proto_enumTypes[2]
+	return &file_imagectl_v1_agent_proto_enumTypes[3]
 }
 
 func (x FormerNode_Outcome) Number() protoreflect.EnumNumber {
@@ -229,7 +278,7 @@ func (x FormerNode_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FormerNode_Outcome.Descriptor instead.
 func (FormerNode_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
 type EtcdWanted_Action int32
@@ -280,11 +329,11 @@ func (x EtcdWanted_Action) String() string {
 }
 
 func (EtcdWanted_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_agent_proto_enumTypes[3].Descriptor()
+	return file_imagectl_v1_agent_proto_enumTypes[4].Descriptor()
 }
 
 func (EtcdWanted_Action) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_agent_proto_enumTypes[3]
+	return &file_imagectl_v1_agent_proto_enumTypes[4]
 }
 
 func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
@@ -293,7 +342,7 @@ func (x EtcdWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EtcdWanted_Action.Descriptor instead.
 func (EtcdWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28, 0}
 }
 
 type KubernetesWanted_Action int32
@@ -338,11 +387,11 @@ func (x KubernetesWanted_Action) String() string {
 }
 
 func (KubernetesWanted_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_agent_proto_enumTypes[4].Descriptor()
+	return file_imagectl_v1_agent_proto_enumTypes[5].Descriptor()
 }
 
 func (KubernetesWanted_Action) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_agent_proto_enumTypes[4]
+	return &file_imagectl_v1_agent_proto_enumTypes[5]
 }
 
 func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
@@ -351,7 +400,7 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
 }
 
 type FetchAuditRequest struct {
@@ -749,7 +798,30 @@ type EtcdObserved struct {
 	// The node has looked, and there is no data of etcd on it.
 	Empty bool `protobuf:"varint,5,opt,name=empty,proto3" json:"empty,omitempty"`
 	// The list of members as this one knows it; empty when it does not answer.
-	Members       []*EtcdMember `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
+	Members []*EtcdMember `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
+	// It answers and follows a leader, whatever alarms there are.
+	Follows bool `protobuf:"varint,90,opt,name=follows,proto3" json:"follows,omitempty"`
+	Leader  bool `protobuf:"varint,91,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Bytes of its database on the disk, of that what is in use, and what it may grow to.
+	// 0 when it does not answer; only changes that matter are told.
+	Size  uint64 `protobuf:"varint,92,opt,name=size,proto3" json:"size,omitempty"`
+	Used  uint64 `protobuf:"varint,93,opt,name=used,proto3" json:"used,omitempty"`
+	Quota uint64 `protobuf:"varint,94,opt,name=quota,proto3" json:"quota,omitempty"`
+	// What etcd has raised: NOSPACE, CORRUPT.
+	Alarms []string `protobuf:"bytes,95,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	// It is being compacted or defragmented this moment.
+	Tending bool `protobuf:"varint,96,opt,name=tending,proto3" json:"tending,omitempty"`
+	// This agent has done what EtcdWanted.tend asks for, or has tried to, within the last
+	// ten minutes; upkeep says what came of it, one sentence.
+	Tended bool   `protobuf:"varint,97,opt,name=tended,proto3" json:"tended,omitempty"`
+	Upkeep string `protobuf:"bytes,98,opt,name=upkeep,proto3" json:"upkeep,omitempty"`
+	// How slow its disk is, where that is too slow for etcd; 0 where it is not, or not
+	// known. 99 of 100 syncs of its log and commits of its database took no longer.
+	FsyncP99Ms  uint32 `protobuf:"varint,99,opt,name=fsync_p99_ms,json=fsyncP99Ms,proto3" json:"fsync_p99_ms,omitempty"`
+	CommitP99Ms uint32 `protobuf:"varint,100,opt,name=commit_p99_ms,json=commitP99Ms,proto3" json:"commit_p99_ms,omitempty"`
+	// Defragmenting it gives more than half of it back; it is well below its quota.
+	Worth         bool `protobuf:"varint,101,opt,name=worth,proto3" json:"worth,omitempty"`
+	Room          bool `protobuf:"varint,102,opt,name=room,proto3" json:"room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -824,6 +896,97 @@ func (x *EtcdObserved) GetMembers() []*EtcdMember {
 		return x.Members
 	}
 	return nil
+}
+
+func (x *EtcdObserved) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetQuota() uint64 {
+	if x != nil {
+		return x.Quota
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+func (x *EtcdObserved) GetTending() bool {
+	if x != nil {
+		return x.Tending
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetTended() bool {
+	if x != nil {
+		return x.Tended
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetUpkeep() string {
+	if x != nil {
+		return x.Upkeep
+	}
+	return ""
+}
+
+func (x *EtcdObserved) GetFsyncP99Ms() uint32 {
+	if x != nil {
+		return x.FsyncP99Ms
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetCommitP99Ms() uint32 {
+	if x != nil {
+		return x.CommitP99Ms
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetWorth() bool {
+	if x != nil {
+		return x.Worth
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetRoom() bool {
+	if x != nil {
+		return x.Room
+	}
+	return false
 }
 
 type EtcdMember struct {
@@ -915,7 +1078,10 @@ type KubernetesObserved struct {
 	// This agent removes the Node objects that KubernetesWanted.former names.
 	RemovesFormer bool `protobuf:"varint,70,opt,name=removes_former,json=removesFormer,proto3" json:"removes_former,omitempty"`
 	// Those of them that are gone.
-	FormerGone    []*FormerNode `protobuf:"bytes,71,rep,name=former_gone,json=formerGone,proto3" json:"former_gone,omitempty"`
+	FormerGone []*FormerNode `protobuf:"bytes,71,rep,name=former_gone,json=formerGone,proto3" json:"former_gone,omitempty"`
+	// This agent drains the nodes that KubernetesWanted.drains names, and how far it is.
+	DrainsNodes   bool     `protobuf:"varint,90,opt,name=drains_nodes,json=drainsNodes,proto3" json:"drains_nodes,omitempty"`
+	Drains        []*Drain `protobuf:"bytes,91,rep,name=drains,proto3" json:"drains,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1013,6 +1179,259 @@ func (x *KubernetesObserved) GetFormerGone() []*FormerNode {
 	return nil
 }
 
+func (x *KubernetesObserved) GetDrainsNodes() bool {
+	if x != nil {
+		return x.DrainsNodes
+	}
+	return false
+}
+
+func (x *KubernetesObserved) GetDrains() []*Drain {
+	if x != nil {
+		return x.Drains
+	}
+	return nil
+}
+
+// Drain is a node whose pods are to go, or that is to take pods again.
+type Drain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of this drain; another one of the same node has another.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Nobody waits for pods after this.
+	Until *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	// Take pods again.
+	Undo bool `protobuf:"varint,4,opt,name=undo,proto3" json:"undo,omitempty"`
+	// In reports: nothing is left to do.
+	Done bool `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	// In reports: what it waits for, or why it gave up; one sentence.
+	Detail        string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Drain) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Drain) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Drain) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Drain) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+func (x *Drain) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *Drain) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+// Order is what a person wants a machine to do once.
+type Order struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind  Order_Kind             `protobuf:"varint,2,opt,name=kind,proto3,enum=imagectl.v1.Order_Kind" json:"kind,omitempty"`
+	// Who asked for it, and with which certificate, for the node's own log.
+	By     string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	Serial string `protobuf:"bytes,4,opt,name=serial,proto3" json:"serial,omitempty"`
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Although etcd would lose its quorum.
+	Force         bool `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Order) Reset() {
+	*x = Order{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Order) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Order) ProtoMessage() {}
+
+func (x *Order) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Order.ProtoReflect.Descriptor instead.
+func (*Order) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Order) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Order) GetKind() Order_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Order_KIND_UNSPECIFIED
+}
+
+func (x *Order) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Order) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Order) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Order) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// OrderReport is what became of the last order.
+type OrderReport struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Obeyed bool                   `protobuf:"varint,2,opt,name=obeyed,proto3" json:"obeyed,omitempty"`
+	// Why it was refused; one sentence.
+	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderReport) Reset() {
+	*x = OrderReport{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderReport) ProtoMessage() {}
+
+func (x *OrderReport) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderReport.ProtoReflect.Descriptor instead.
+func (*OrderReport) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *OrderReport) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *OrderReport) GetObeyed() bool {
+	if x != nil {
+		return x.Obeyed
+	}
+	return false
+}
+
+func (x *OrderReport) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // FormerNode is what Kubernetes may still know of a machine from before it was installed
 // anew, retired or replaced.
 type FormerNode struct {
@@ -1032,7 +1451,7 @@ type FormerNode struct {
 
 func (x *FormerNode) Reset() {
 	*x = FormerNode{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1463,7 @@ func (x *FormerNode) String() string {
 func (*FormerNode) ProtoMessage() {}
 
 func (x *FormerNode) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[10]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1476,7 @@ func (x *FormerNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormerNode.ProtoReflect.Descriptor instead.
 func (*FormerNode) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FormerNode) GetName() string {
@@ -1118,14 +1537,18 @@ type SyncRequest struct {
 	Witness *AuditWitness `protobuf:"bytes,72,opt,name=witness,proto3" json:"witness,omitempty"`
 	// The CAs that this agent takes a server's certificate from and has on its disk, as
 	// lower-case hexadecimal SHA-256 of their certificates (DER).
-	Trusts        []string `protobuf:"bytes,80,rep,name=trusts,proto3" json:"trusts,omitempty"`
+	Trusts []string `protobuf:"bytes,80,rep,name=trusts,proto3" json:"trusts,omitempty"`
+	// What became of the last order that this agent had.
+	Order *OrderReport `protobuf:"bytes,90,opt,name=order,proto3" json:"order,omitempty"`
+	// This agent obeys SyncResponse.order.
+	Obeys         bool `protobuf:"varint,91,opt,name=obeys,proto3" json:"obeys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1560,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[11]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1573,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SyncRequest) GetBootId() string {
@@ -1272,6 +1695,20 @@ func (x *SyncRequest) GetTrusts() []string {
 	return nil
 }
 
+func (x *SyncRequest) GetOrder() *OrderReport {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *SyncRequest) GetObeys() bool {
+	if x != nil {
+		return x.Obeys
+	}
+	return false
+}
+
 // HeldList is a revocation list that a node keeps.
 type HeldList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1286,7 +1723,7 @@ type HeldList struct {
 
 func (x *HeldList) Reset() {
 	*x = HeldList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1735,7 @@ func (x *HeldList) String() string {
 func (*HeldList) ProtoMessage() {}
 
 func (x *HeldList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[12]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1748,7 @@ func (x *HeldList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldList.ProtoReflect.Descriptor instead.
 func (*HeldList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HeldList) GetCa() string {
@@ -1355,14 +1792,16 @@ type SyncResponse struct {
 	Backup *BackupCopy `protobuf:"bytes,70,opt,name=backup,proto3" json:"backup,omitempty"`
 	// The certificates of the server's CAs, from now on the only ones to trust; the first
 	// signs. An agent whose certificate is another's renews it within minutes.
-	CaPem         string `protobuf:"bytes,80,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	CaPem string `protobuf:"bytes,80,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	// What this node is to do once, now; unset for nothing.
+	Order         *Order `protobuf:"bytes,90,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1813,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[13]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1826,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SyncResponse) GetRevision() uint64 {
@@ -1475,6 +1914,13 @@ func (x *SyncResponse) GetCaPem() string {
 	return ""
 }
 
+func (x *SyncResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
 type isSyncResponse_Directive interface {
 	isSyncResponse_Directive()
 }
@@ -1518,7 +1964,7 @@ type AuditHead struct {
 
 func (x *AuditHead) Reset() {
 	*x = AuditHead{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1976,7 @@ func (x *AuditHead) String() string {
 func (*AuditHead) ProtoMessage() {}
 
 func (x *AuditHead) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[14]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1989,7 @@ func (x *AuditHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
 func (*AuditHead) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AuditHead) GetSeq() uint64 {
@@ -1577,7 +2023,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +2035,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[15]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +2048,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Wait) GetReasonCode() string {
@@ -1628,7 +2074,7 @@ type Reboot struct {
 
 func (x *Reboot) Reset() {
 	*x = Reboot{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +2086,7 @@ func (x *Reboot) String() string {
 func (*Reboot) ProtoMessage() {}
 
 func (x *Reboot) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[16]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +2099,7 @@ func (x *Reboot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reboot.ProtoReflect.Descriptor instead.
 func (*Reboot) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Reboot) GetReason() string {
@@ -1693,7 +2139,7 @@ type Install struct {
 
 func (x *Install) Reset() {
 	*x = Install{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +2151,7 @@ func (x *Install) String() string {
 func (*Install) ProtoMessage() {}
 
 func (x *Install) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[17]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +2164,7 @@ func (x *Install) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Install.ProtoReflect.Descriptor instead.
 func (*Install) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Install) GetImageUrl() string {
@@ -1814,7 +2260,7 @@ type DiskRule struct {
 
 func (x *DiskRule) Reset() {
 	*x = DiskRule{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2272,7 @@ func (x *DiskRule) String() string {
 func (*DiskRule) ProtoMessage() {}
 
 func (x *DiskRule) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[18]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2285,7 @@ func (x *DiskRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
 func (*DiskRule) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiskRule) GetPath() string {
@@ -1896,7 +2342,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2354,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[19]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2367,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *File) GetPath() string {
@@ -1977,7 +2423,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2435,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[20]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2448,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Run) GetMachine() string {
@@ -2115,7 +2561,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2573,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[21]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2586,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Network) GetFiles() []*File {
@@ -2163,7 +2609,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2621,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[22]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2634,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Admin) GetName() string {
@@ -2218,7 +2664,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2676,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[23]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2689,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevocationList) GetCa() string {
@@ -2276,7 +2722,7 @@ type Firewall struct {
 
 func (x *Firewall) Reset() {
 	*x = Firewall{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2734,7 @@ func (x *Firewall) String() string {
 func (*Firewall) ProtoMessage() {}
 
 func (x *Firewall) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[24]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2747,7 @@ func (x *Firewall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall.ProtoReflect.Descriptor instead.
 func (*Firewall) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Firewall) GetOff() string {
@@ -2343,14 +2789,18 @@ type EtcdWanted struct {
 	// Client URLs of all voting members.
 	Endpoints []string `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// The machine whose member this node takes off etcd's list; empty for none.
-	Remove        string `protobuf:"bytes,30,opt,name=remove,proto3" json:"remove,omitempty"`
+	Remove string `protobuf:"bytes,30,opt,name=remove,proto3" json:"remove,omitempty"`
+	// It is this member's turn to be tended: compacted where etcd is full, defragmented
+	// where that is worth it or was asked for.
+	Tend          bool `protobuf:"varint,90,opt,name=tend,proto3" json:"tend,omitempty"`
+	TendAsked     bool `protobuf:"varint,91,opt,name=tend_asked,json=tendAsked,proto3" json:"tend_asked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EtcdWanted) Reset() {
 	*x = EtcdWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2812,7 @@ func (x *EtcdWanted) String() string {
 func (*EtcdWanted) ProtoMessage() {}
 
 func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[25]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2825,7 @@ func (x *EtcdWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdWanted.ProtoReflect.Descriptor instead.
 func (*EtcdWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EtcdWanted) GetAction() EtcdWanted_Action {
@@ -2420,6 +2870,20 @@ func (x *EtcdWanted) GetRemove() string {
 	return ""
 }
 
+func (x *EtcdWanted) GetTend() bool {
+	if x != nil {
+		return x.Tend
+	}
+	return false
+}
+
+func (x *EtcdWanted) GetTendAsked() bool {
+	if x != nil {
+		return x.TendAsked
+	}
+	return false
+}
+
 type KubernetesWanted struct {
 	state       protoimpl.MessageState  `protogen:"open.v1"`
 	Action      KubernetesWanted_Action `protobuf:"varint,1,opt,name=action,proto3,enum=imagectl.v1.KubernetesWanted_Action" json:"action,omitempty"`
@@ -2443,14 +2907,16 @@ type KubernetesWanted struct {
 	// kubelet would have signed with them.
 	ServerSigns bool `protobuf:"varint,41,opt,name=server_signs,json=serverSigns,proto3" json:"server_signs,omitempty"`
 	// Machines whose former Node objects this control plane removes.
-	Former        []*FormerNode `protobuf:"bytes,70,rep,name=former,proto3" json:"former,omitempty"`
+	Former []*FormerNode `protobuf:"bytes,70,rep,name=former,proto3" json:"former,omitempty"`
+	// Nodes that this control plane drains, or lets take pods again.
+	Drains        []*Drain `protobuf:"bytes,90,rep,name=drains,proto3" json:"drains,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2928,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2941,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -2569,6 +3035,13 @@ func (x *KubernetesWanted) GetFormer() []*FormerNode {
 	return nil
 }
 
+func (x *KubernetesWanted) GetDrains() []*Drain {
+	if x != nil {
+		return x.Drains
+	}
+	return nil
+}
+
 type Addon struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2580,7 +3053,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +3065,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +3078,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Addon) GetName() string {
@@ -2641,7 +3114,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +3126,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +3139,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -2705,7 +3178,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +3190,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +3203,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type IssueCertificatesRequest struct {
@@ -2742,7 +3215,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3227,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3240,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2786,7 +3259,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +3271,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +3284,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2829,7 +3302,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +3314,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +3327,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 type FetchKubernetesSecretsResponse struct {
@@ -2868,7 +3341,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +3353,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3366,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2916,7 +3389,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3401,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3414,7 @@ func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Firewall_Allow.ProtoReflect.Descriptor instead.
 func (*Firewall_Allow) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{24, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27, 0}
 }
 
 func (x *Firewall_Allow) GetFrom() []string {
@@ -2975,7 +3448,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3460,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3473,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -3030,7 +3503,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3515,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3528,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -3114,20 +3587,34 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rSTATE_RUNNING\x10\x02\x12\x0e\n" +
 	"\n" +
 	"STATE_DONE\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x04\"\xc2\x01\n" +
+	"\fSTATE_FAILED\x10\x04\"\x84\x04\n" +
 	"\fEtcdObserved\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x18\n" +
 	"\alearner\x18\x03 \x01(\bR\alearner\x12\x18\n" +
 	"\ahealthy\x18\x04 \x01(\bR\ahealthy\x12\x14\n" +
 	"\x05empty\x18\x05 \x01(\bR\x05empty\x121\n" +
-	"\amembers\x18\x06 \x03(\v2\x17.imagectl.v1.EtcdMemberR\amembers\"e\n" +
+	"\amembers\x18\x06 \x03(\v2\x17.imagectl.v1.EtcdMemberR\amembers\x12\x18\n" +
+	"\afollows\x18Z \x01(\bR\afollows\x12\x16\n" +
+	"\x06leader\x18[ \x01(\bR\x06leader\x12\x12\n" +
+	"\x04size\x18\\ \x01(\x04R\x04size\x12\x12\n" +
+	"\x04used\x18] \x01(\x04R\x04used\x12\x14\n" +
+	"\x05quota\x18^ \x01(\x04R\x05quota\x12\x16\n" +
+	"\x06alarms\x18_ \x03(\tR\x06alarms\x12\x18\n" +
+	"\atending\x18` \x01(\bR\atending\x12\x16\n" +
+	"\x06tended\x18a \x01(\bR\x06tended\x12\x16\n" +
+	"\x06upkeep\x18b \x01(\tR\x06upkeep\x12 \n" +
+	"\ffsync_p99_ms\x18c \x01(\rR\n" +
+	"fsyncP99Ms\x12\"\n" +
+	"\rcommit_p99_ms\x18d \x01(\rR\vcommitP99Ms\x12\x14\n" +
+	"\x05worth\x18e \x01(\bR\x05worth\x12\x12\n" +
+	"\x04room\x18f \x01(\bR\x04room\"e\n" +
 	"\n" +
 	"EtcdMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
-	"\alearner\x18\x04 \x01(\bR\alearner\"\x9b\x03\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"\xea\x03\n" +
 	"\x12KubernetesObserved\x12'\n" +
 	"\x0fapiserver_ready\x18\x01 \x01(\bR\x0eapiserverReady\x12\x16\n" +
 	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x1d\n" +
@@ -3139,7 +3626,31 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\x12%\n" +
 	"\x0eremoves_former\x18F \x01(\bR\rremovesFormer\x128\n" +
 	"\vformer_gone\x18G \x03(\v2\x17.imagectl.v1.FormerNodeR\n" +
-	"formerGone\"\xf3\x01\n" +
+	"formerGone\x12!\n" +
+	"\fdrains_nodes\x18Z \x01(\bR\vdrainsNodes\x12*\n" +
+	"\x06drains\x18[ \x03(\v2\x12.imagectl.v1.DrainR\x06drains\"\x9d\x01\n" +
+	"\x05Drain\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
+	"\x04undo\x18\x04 \x01(\bR\x04undo\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\"\xdc\x01\n" +
+	"\x05Order\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x17.imagectl.v1.Order.KindR\x04kind\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x16\n" +
+	"\x06serial\x18\x04 \x01(\tR\x06serial\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\"@\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vKIND_REBOOT\x10\x01\x12\x11\n" +
+	"\rKIND_SHUTDOWN\x10\x02\"M\n" +
+	"\vOrderReport\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06obeyed\x18\x02 \x01(\bR\x06obeyed\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xf3\x01\n" +
 	"\n" +
 	"FormerNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -3150,7 +3661,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_REMOVED\x10\x01\x12\x12\n" +
 	"\x0eOUTCOME_ABSENT\x10\x02\x12\x10\n" +
-	"\fOUTCOME_KEPT\x10\x03\"\x86\x05\n" +
+	"\fOUTCOME_KEPT\x10\x03\"\xcc\x05\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -3171,11 +3682,13 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\abackups\x18F \x03(\tR\abackups\x12%\n" +
 	"\x0ebackup_problem\x18G \x01(\tR\rbackupProblem\x123\n" +
 	"\awitness\x18H \x01(\v2\x19.imagectl.v1.AuditWitnessR\awitness\x12\x16\n" +
-	"\x06trusts\x18P \x03(\tR\x06trusts\"K\n" +
+	"\x06trusts\x18P \x03(\tR\x06trusts\x12.\n" +
+	"\x05order\x18Z \x01(\v2\x18.imagectl.v1.OrderReportR\x05order\x12\x14\n" +
+	"\x05obeys\x18[ \x01(\bR\x05obeys\"K\n" +
 	"\bHeldList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x17\n" +
-	"\acrl_der\x18\x03 \x01(\fR\x06crlDer\"\xc2\x03\n" +
+	"\acrl_der\x18\x03 \x01(\fR\x06crlDer\"\xec\x03\n" +
 	"\fSyncResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12'\n" +
 	"\x04wait\x18\x02 \x01(\v2\x11.imagectl.v1.WaitH\x00R\x04wait\x120\n" +
@@ -3189,7 +3702,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"audit_head\x18( \x01(\v2\x16.imagectl.v1.AuditHeadR\tauditHead\x12/\n" +
 	"\x06backup\x18F \x01(\v2\x17.imagectl.v1.BackupCopyR\x06backup\x12\x15\n" +
-	"\x06ca_pem\x18P \x01(\tR\x05caPemB\v\n" +
+	"\x06ca_pem\x18P \x01(\tR\x05caPem\x12(\n" +
+	"\x05order\x18Z \x01(\v2\x12.imagectl.v1.OrderR\x05orderB\v\n" +
 	"\tdirective\"O\n" +
 	"\tAuditHead\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
@@ -3265,7 +3779,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x05Allow\x12\x12\n" +
 	"\x04from\x18\x01 \x03(\tR\x04from\x12\x14\n" +
 	"\x05ports\x18\x02 \x03(\rR\x05ports\x12\x10\n" +
-	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xdb\x02\n" +
+	"\x03udp\x18\x03 \x01(\bR\x03udp\"\x8e\x03\n" +
 	"\n" +
 	"EtcdWanted\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.imagectl.v1.EtcdWanted.ActionR\x06action\x12\x16\n" +
@@ -3273,7 +3787,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x0finitial_cluster\x18\x03 \x01(\tR\x0einitialCluster\x12#\n" +
 	"\rcluster_token\x18\x04 \x01(\tR\fclusterToken\x12\x1c\n" +
 	"\tendpoints\x18\x05 \x03(\tR\tendpoints\x12\x16\n" +
-	"\x06remove\x18\x1e \x01(\tR\x06remove\"y\n" +
+	"\x06remove\x18\x1e \x01(\tR\x06remove\x12\x12\n" +
+	"\x04tend\x18Z \x01(\bR\x04tend\x12\x1d\n" +
+	"\n" +
+	"tend_asked\x18[ \x01(\bR\ttendAsked\"y\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_NONE\x10\x01\x12\x0f\n" +
@@ -3281,7 +3798,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x10ACTION_BOOTSTRAP\x10\x03\x12\x0f\n" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"\x8a\x05\n" +
+	"ACTION_RUN\x10\x05\"\xb6\x05\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -3298,7 +3815,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	" \x03(\v2\x12.imagectl.v1.AddonR\x06addons\x12=\n" +
 	"\frenew_before\x18( \x01(\v2\x1a.google.protobuf.TimestampR\vrenewBefore\x12!\n" +
 	"\fserver_signs\x18) \x01(\bR\vserverSigns\x12/\n" +
-	"\x06former\x18F \x03(\v2\x17.imagectl.v1.FormerNodeR\x06former\"\x89\x01\n" +
+	"\x06former\x18F \x03(\v2\x17.imagectl.v1.FormerNodeR\x06former\x12*\n" +
+	"\x06drains\x18Z \x03(\v2\x12.imagectl.v1.DrainR\x06drains\"\x89\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_WAIT\x10\x01\x12\x0f\n" +
@@ -3372,114 +3890,124 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_agent_proto_rawDescData
 }
 
-var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
-	(FormerNode_Outcome)(0),                // 2: imagectl.v1.FormerNode.Outcome
-	(EtcdWanted_Action)(0),                 // 3: imagectl.v1.EtcdWanted.Action
-	(KubernetesWanted_Action)(0),           // 4: imagectl.v1.KubernetesWanted.Action
-	(*FetchAuditRequest)(nil),              // 5: imagectl.v1.FetchAuditRequest
-	(*FetchAuditResponse)(nil),             // 6: imagectl.v1.FetchAuditResponse
-	(*AuditWitness)(nil),                   // 7: imagectl.v1.AuditWitness
-	(*BackupCopy)(nil),                     // 8: imagectl.v1.BackupCopy
-	(*FetchBackupRequest)(nil),             // 9: imagectl.v1.FetchBackupRequest
-	(*FetchBackupResponse)(nil),            // 10: imagectl.v1.FetchBackupResponse
-	(*StepStatus)(nil),                     // 11: imagectl.v1.StepStatus
-	(*EtcdObserved)(nil),                   // 12: imagectl.v1.EtcdObserved
-	(*EtcdMember)(nil),                     // 13: imagectl.v1.EtcdMember
-	(*KubernetesObserved)(nil),             // 14: imagectl.v1.KubernetesObserved
-	(*FormerNode)(nil),                     // 15: imagectl.v1.FormerNode
-	(*SyncRequest)(nil),                    // 16: imagectl.v1.SyncRequest
-	(*HeldList)(nil),                       // 17: imagectl.v1.HeldList
-	(*SyncResponse)(nil),                   // 18: imagectl.v1.SyncResponse
-	(*AuditHead)(nil),                      // 19: imagectl.v1.AuditHead
-	(*Wait)(nil),                           // 20: imagectl.v1.Wait
-	(*Reboot)(nil),                         // 21: imagectl.v1.Reboot
-	(*Install)(nil),                        // 22: imagectl.v1.Install
-	(*DiskRule)(nil),                       // 23: imagectl.v1.DiskRule
-	(*File)(nil),                           // 24: imagectl.v1.File
-	(*Run)(nil),                            // 25: imagectl.v1.Run
-	(*Network)(nil),                        // 26: imagectl.v1.Network
-	(*Admin)(nil),                          // 27: imagectl.v1.Admin
-	(*RevocationList)(nil),                 // 28: imagectl.v1.RevocationList
-	(*Firewall)(nil),                       // 29: imagectl.v1.Firewall
-	(*EtcdWanted)(nil),                     // 30: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 31: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 32: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 33: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 34: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 35: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 36: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 37: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 38: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 39: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 40: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 41: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 42: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 43: google.protobuf.Timestamp
-	(Mode)(0),                              // 44: imagectl.v1.Mode
-	(*Facts)(nil),                          // 45: imagectl.v1.Facts
+	(Order_Kind)(0),                        // 2: imagectl.v1.Order.Kind
+	(FormerNode_Outcome)(0),                // 3: imagectl.v1.FormerNode.Outcome
+	(EtcdWanted_Action)(0),                 // 4: imagectl.v1.EtcdWanted.Action
+	(KubernetesWanted_Action)(0),           // 5: imagectl.v1.KubernetesWanted.Action
+	(*FetchAuditRequest)(nil),              // 6: imagectl.v1.FetchAuditRequest
+	(*FetchAuditResponse)(nil),             // 7: imagectl.v1.FetchAuditResponse
+	(*AuditWitness)(nil),                   // 8: imagectl.v1.AuditWitness
+	(*BackupCopy)(nil),                     // 9: imagectl.v1.BackupCopy
+	(*FetchBackupRequest)(nil),             // 10: imagectl.v1.FetchBackupRequest
+	(*FetchBackupResponse)(nil),            // 11: imagectl.v1.FetchBackupResponse
+	(*StepStatus)(nil),                     // 12: imagectl.v1.StepStatus
+	(*EtcdObserved)(nil),                   // 13: imagectl.v1.EtcdObserved
+	(*EtcdMember)(nil),                     // 14: imagectl.v1.EtcdMember
+	(*KubernetesObserved)(nil),             // 15: imagectl.v1.KubernetesObserved
+	(*Drain)(nil),                          // 16: imagectl.v1.Drain
+	(*Order)(nil),                          // 17: imagectl.v1.Order
+	(*OrderReport)(nil),                    // 18: imagectl.v1.OrderReport
+	(*FormerNode)(nil),                     // 19: imagectl.v1.FormerNode
+	(*SyncRequest)(nil),                    // 20: imagectl.v1.SyncRequest
+	(*HeldList)(nil),                       // 21: imagectl.v1.HeldList
+	(*SyncResponse)(nil),                   // 22: imagectl.v1.SyncResponse
+	(*AuditHead)(nil),                      // 23: imagectl.v1.AuditHead
+	(*Wait)(nil),                           // 24: imagectl.v1.Wait
+	(*Reboot)(nil),                         // 25: imagectl.v1.Reboot
+	(*Install)(nil),                        // 26: imagectl.v1.Install
+	(*DiskRule)(nil),                       // 27: imagectl.v1.DiskRule
+	(*File)(nil),                           // 28: imagectl.v1.File
+	(*Run)(nil),                            // 29: imagectl.v1.Run
+	(*Network)(nil),                        // 30: imagectl.v1.Network
+	(*Admin)(nil),                          // 31: imagectl.v1.Admin
+	(*RevocationList)(nil),                 // 32: imagectl.v1.RevocationList
+	(*Firewall)(nil),                       // 33: imagectl.v1.Firewall
+	(*EtcdWanted)(nil),                     // 34: imagectl.v1.EtcdWanted
+	(*KubernetesWanted)(nil),               // 35: imagectl.v1.KubernetesWanted
+	(*Addon)(nil),                          // 36: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 37: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 38: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 39: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 40: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 41: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 42: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 43: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 44: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 45: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 46: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 47: google.protobuf.Timestamp
+	(Mode)(0),                              // 48: imagectl.v1.Mode
+	(*Facts)(nil),                          // 49: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
-	13, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	43, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
-	15, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
-	2,  // 4: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
-	44, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	45, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
-	11, // 7: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
-	12, // 8: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
-	14, // 9: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
-	17, // 10: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
-	7,  // 11: imagectl.v1.SyncRequest.witness:type_name -> imagectl.v1.AuditWitness
-	20, // 12: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
-	22, // 13: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
-	21, // 14: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
-	25, // 15: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	43, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	19, // 17: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
-	8,  // 18: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
-	23, // 19: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
-	24, // 20: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	39, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
-	30, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	31, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
-	29, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
-	28, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
-	27, // 26: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
-	26, // 27: imagectl.v1.Run.network:type_name -> imagectl.v1.Network
-	24, // 28: imagectl.v1.Network.files:type_name -> imagectl.v1.File
-	40, // 29: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
-	3,  // 30: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	4,  // 31: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	32, // 32: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	43, // 33: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	15, // 34: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
-	41, // 35: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	42, // 36: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	24, // 37: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 38: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 39: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	16, // 40: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	33, // 41: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	35, // 42: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	37, // 43: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	9,  // 44: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	5,  // 45: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	18, // 46: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	34, // 47: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	36, // 48: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	38, // 49: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	10, // 50: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	6,  // 51: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	46, // [46:52] is the sub-list for method output_type
-	40, // [40:46] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	14, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
+	47, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	19, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
+	16, // 4: imagectl.v1.KubernetesObserved.drains:type_name -> imagectl.v1.Drain
+	47, // 5: imagectl.v1.Drain.until:type_name -> google.protobuf.Timestamp
+	2,  // 6: imagectl.v1.Order.kind:type_name -> imagectl.v1.Order.Kind
+	3,  // 7: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
+	48, // 8: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	49, // 9: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	12, // 10: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
+	13, // 11: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
+	15, // 12: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
+	21, // 13: imagectl.v1.SyncRequest.held:type_name -> imagectl.v1.HeldList
+	8,  // 14: imagectl.v1.SyncRequest.witness:type_name -> imagectl.v1.AuditWitness
+	18, // 15: imagectl.v1.SyncRequest.order:type_name -> imagectl.v1.OrderReport
+	24, // 16: imagectl.v1.SyncResponse.wait:type_name -> imagectl.v1.Wait
+	26, // 17: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
+	25, // 18: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
+	29, // 19: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
+	47, // 20: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	23, // 21: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
+	9,  // 22: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
+	17, // 23: imagectl.v1.SyncResponse.order:type_name -> imagectl.v1.Order
+	27, // 24: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
+	28, // 25: imagectl.v1.Install.files:type_name -> imagectl.v1.File
+	43, // 26: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	34, // 27: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
+	35, // 28: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	33, // 29: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
+	32, // 30: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
+	31, // 31: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
+	30, // 32: imagectl.v1.Run.network:type_name -> imagectl.v1.Network
+	28, // 33: imagectl.v1.Network.files:type_name -> imagectl.v1.File
+	44, // 34: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	4,  // 35: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
+	5,  // 36: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	36, // 37: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	47, // 38: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	19, // 39: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
+	16, // 40: imagectl.v1.KubernetesWanted.drains:type_name -> imagectl.v1.Drain
+	45, // 41: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	46, // 42: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	28, // 43: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 44: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 45: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	20, // 46: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	37, // 47: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	39, // 48: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	41, // 49: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	10, // 50: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	6,  // 51: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	22, // 52: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	38, // 53: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	40, // 54: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	42, // 55: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	11, // 56: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	7,  // 57: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	52, // [52:58] is the sub-list for method output_type
+	46, // [46:52] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -3488,7 +4016,7 @@ func file_imagectl_v1_agent_proto_init() {
 		return
 	}
 	file_imagectl_v1_enrol_proto_init()
-	file_imagectl_v1_agent_proto_msgTypes[13].OneofWrappers = []any{
+	file_imagectl_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
 		(*SyncResponse_Wait)(nil),
 		(*SyncResponse_Install)(nil),
 		(*SyncResponse_Reboot)(nil),
@@ -3499,8 +4027,8 @@ func file_imagectl_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   38,
+			NumEnums:      6,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

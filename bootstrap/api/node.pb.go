@@ -22,6 +22,387 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type EtcdStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdStatusRequest) Reset() {
+	*x = EtcdStatusRequest{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdStatusRequest) ProtoMessage() {}
+
+func (x *EtcdStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdStatusRequest.ProtoReflect.Descriptor instead.
+func (*EtcdStatusRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+type EtcdStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []*EtcdMemberStatus    `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdStatusResponse) Reset() {
+	*x = EtcdStatusResponse{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdStatusResponse) ProtoMessage() {}
+
+func (x *EtcdStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdStatusResponse.ProtoReflect.Descriptor instead.
+func (*EtcdStatusResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EtcdStatusResponse) GetMembers() []*EtcdMemberStatus {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type EtcdMemberStatus struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	PeerUrl string                 `protobuf:"bytes,3,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
+	Learner bool                   `protobuf:"varint,4,opt,name=learner,proto3" json:"learner,omitempty"`
+	Answers bool                   `protobuf:"varint,5,opt,name=answers,proto3" json:"answers,omitempty"`
+	Follows bool                   `protobuf:"varint,6,opt,name=follows,proto3" json:"follows,omitempty"`
+	Leader  bool                   `protobuf:"varint,7,opt,name=leader,proto3" json:"leader,omitempty"`
+	Size    uint64                 `protobuf:"varint,8,opt,name=size,proto3" json:"size,omitempty"`
+	Used    uint64                 `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`
+	Quota   uint64                 `protobuf:"varint,10,opt,name=quota,proto3" json:"quota,omitempty"`
+	// NOSPACE, CORRUPT: what it has raised itself.
+	Alarms        []string `protobuf:"bytes,11,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdMemberStatus) Reset() {
+	*x = EtcdMemberStatus{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdMemberStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdMemberStatus) ProtoMessage() {}
+
+func (x *EtcdMemberStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdMemberStatus.ProtoReflect.Descriptor instead.
+func (*EtcdMemberStatus) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EtcdMemberStatus) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EtcdMemberStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EtcdMemberStatus) GetPeerUrl() string {
+	if x != nil {
+		return x.PeerUrl
+	}
+	return ""
+}
+
+func (x *EtcdMemberStatus) GetLearner() bool {
+	if x != nil {
+		return x.Learner
+	}
+	return false
+}
+
+func (x *EtcdMemberStatus) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
+func (x *EtcdMemberStatus) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
+}
+
+func (x *EtcdMemberStatus) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *EtcdMemberStatus) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *EtcdMemberStatus) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *EtcdMemberStatus) GetQuota() uint64 {
+	if x != nil {
+		return x.Quota
+	}
+	return 0
+}
+
+func (x *EtcdMemberStatus) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+type EtcdSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdSnapshotRequest) Reset() {
+	*x = EtcdSnapshotRequest{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdSnapshotRequest) ProtoMessage() {}
+
+func (x *EtcdSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*EtcdSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+type EtcdSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdSnapshotResponse) Reset() {
+	*x = EtcdSnapshotResponse{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdSnapshotResponse) ProtoMessage() {}
+
+func (x *EtcdSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*EtcdSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EtcdSnapshotResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type ActRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          Order_Kind             `protobuf:"varint,1,opt,name=kind,proto3,enum=imagectl.v1.Order_Kind" json:"kind,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActRequest) Reset() {
+	*x = ActRequest{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActRequest) ProtoMessage() {}
+
+func (x *ActRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActRequest.ProtoReflect.Descriptor instead.
+func (*ActRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ActRequest) GetKind() Order_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Order_KIND_UNSPECIFIED
+}
+
+func (x *ActRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ActRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ActResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActResponse) Reset() {
+	*x = ActResponse{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActResponse) ProtoMessage() {}
+
+func (x *ActResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActResponse.ProtoReflect.Descriptor instead.
+func (*ActResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
 type ReadBackupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty for the newest.
@@ -32,7 +413,7 @@ type ReadBackupRequest struct {
 
 func (x *ReadBackupRequest) Reset() {
 	*x = ReadBackupRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +425,7 @@ func (x *ReadBackupRequest) String() string {
 func (*ReadBackupRequest) ProtoMessage() {}
 
 func (x *ReadBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[0]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +438,7 @@ func (x *ReadBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBackupRequest.ProtoReflect.Descriptor instead.
 func (*ReadBackupRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReadBackupRequest) GetName() string {
@@ -78,7 +459,7 @@ type ReadBackupResponse struct {
 
 func (x *ReadBackupResponse) Reset() {
 	*x = ReadBackupResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -90,7 +471,7 @@ func (x *ReadBackupResponse) String() string {
 func (*ReadBackupResponse) ProtoMessage() {}
 
 func (x *ReadBackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[1]
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -103,7 +484,7 @@ func (x *ReadBackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBackupResponse.ProtoReflect.Descriptor instead.
 func (*ReadBackupResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadBackupResponse) GetCopy() *BackupCopy {
@@ -128,7 +509,7 @@ type AuditHeadsRequest struct {
 
 func (x *AuditHeadsRequest) Reset() {
 	*x = AuditHeadsRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	mi := &file_imagectl_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -140,7 +521,7 @@ func (x *AuditHeadsRequest) String() string {
 func (*AuditHeadsRequest) ProtoMessage() {}
 
 func (x *AuditHeadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[2]
+	mi := &file_imagectl_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -153,7 +534,7 @@ func (x *AuditHeadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsRequest.ProtoReflect.Descriptor instead.
 func (*AuditHeadsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 type AuditHeadsResponse struct {
@@ -170,7 +551,7 @@ type AuditHeadsResponse struct {
 
 func (x *AuditHeadsResponse) Reset() {
 	*x = AuditHeadsResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	mi := &file_imagectl_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -182,7 +563,7 @@ func (x *AuditHeadsResponse) String() string {
 func (*AuditHeadsResponse) ProtoMessage() {}
 
 func (x *AuditHeadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[3]
+	mi := &file_imagectl_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -195,7 +576,7 @@ func (x *AuditHeadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsResponse.ProtoReflect.Descriptor instead.
 func (*AuditHeadsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AuditHeadsResponse) GetHeads() []*AuditHeadsResponse_Seen {
@@ -227,7 +608,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	mi := &file_imagectl_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -239,7 +620,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[4]
+	mi := &file_imagectl_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -252,7 +633,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 type VersionResponse struct {
@@ -267,7 +648,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +660,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +673,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VersionResponse) GetAgent() string {
@@ -331,7 +712,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	mi := &file_imagectl_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +724,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	mi := &file_imagectl_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,22 +737,24 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 type HealthResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Healthy       bool                   `protobuf:"varint,1,opt,name=healthy,proto3" json:"healthy,omitempty"`
-	Steps         []*StepStatus          `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
-	Facts         *Facts                 `protobuf:"bytes,3,opt,name=facts,proto3" json:"facts,omitempty"`
-	BootId        string                 `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Healthy bool                   `protobuf:"varint,1,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Steps   []*StepStatus          `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	Facts   *Facts                 `protobuf:"bytes,3,opt,name=facts,proto3" json:"facts,omitempty"`
+	BootId  string                 `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// What stops nothing and should be looked at; a sentence each.
+	Warnings      []string `protobuf:"bytes,90,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[7]
+	mi := &file_imagectl_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +766,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[7]
+	mi := &file_imagectl_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +779,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -427,6 +810,13 @@ func (x *HealthResponse) GetBootId() string {
 	return ""
 }
 
+func (x *HealthResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type LogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A systemd unit name; empty means the whole journal.
@@ -441,7 +831,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	mi := &file_imagectl_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +843,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	mi := &file_imagectl_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +856,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LogsRequest) GetUnit() string {
@@ -508,7 +898,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[9]
+	mi := &file_imagectl_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +910,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[9]
+	mi := &file_imagectl_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +923,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogsResponse) GetAt() *timestamppb.Timestamp {
@@ -567,7 +957,7 @@ type AuditHeadsResponse_Seen struct {
 
 func (x *AuditHeadsResponse_Seen) Reset() {
 	*x = AuditHeadsResponse_Seen{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[10]
+	mi := &file_imagectl_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +969,7 @@ func (x *AuditHeadsResponse_Seen) String() string {
 func (*AuditHeadsResponse_Seen) ProtoMessage() {}
 
 func (x *AuditHeadsResponse_Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[10]
+	mi := &file_imagectl_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +982,7 @@ func (x *AuditHeadsResponse_Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsResponse_Seen.ProtoReflect.Descriptor instead.
 func (*AuditHeadsResponse_Seen) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3, 0}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{10, 0}
 }
 
 func (x *AuditHeadsResponse_Seen) GetHead() *AuditHead {
@@ -613,7 +1003,32 @@ var File_imagectl_v1_node_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"'\n" +
+	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\x13\n" +
+	"\x11EtcdStatusRequest\"M\n" +
+	"\x12EtcdStatusResponse\x127\n" +
+	"\amembers\x18\x01 \x03(\v2\x1d.imagectl.v1.EtcdMemberStatusR\amembers\"\x8d\x02\n" +
+	"\x10EtcdMemberStatus\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
+	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\x12\x18\n" +
+	"\aanswers\x18\x05 \x01(\bR\aanswers\x12\x18\n" +
+	"\afollows\x18\x06 \x01(\bR\afollows\x12\x16\n" +
+	"\x06leader\x18\a \x01(\bR\x06leader\x12\x12\n" +
+	"\x04size\x18\b \x01(\x04R\x04size\x12\x12\n" +
+	"\x04used\x18\t \x01(\x04R\x04used\x12\x14\n" +
+	"\x05quota\x18\n" +
+	" \x01(\x04R\x05quota\x12\x16\n" +
+	"\x06alarms\x18\v \x03(\tR\x06alarms\"\x15\n" +
+	"\x13EtcdSnapshotRequest\",\n" +
+	"\x14EtcdSnapshotResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"g\n" +
+	"\n" +
+	"ActRequest\x12+\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x17.imagectl.v1.Order.KindR\x04kind\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\r\n" +
+	"\vActResponse\"'\n" +
 	"\x11ReadBackupRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"W\n" +
 	"\x12ReadBackupResponse\x12+\n" +
@@ -633,12 +1048,13 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x16\n" +
 	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x18\n" +
 	"\akubelet\x18\x04 \x01(\tR\akubelet\"\x0f\n" +
-	"\rHealthRequest\"\x9c\x01\n" +
+	"\rHealthRequest\"\xb8\x01\n" +
 	"\x0eHealthResponse\x12\x18\n" +
 	"\ahealthy\x18\x01 \x01(\bR\ahealthy\x12-\n" +
 	"\x05steps\x18\x02 \x03(\v2\x17.imagectl.v1.StepStatusR\x05steps\x12(\n" +
 	"\x05facts\x18\x03 \x01(\v2\x12.imagectl.v1.FactsR\x05facts\x12\x17\n" +
-	"\aboot_id\x18\x04 \x01(\tR\x06bootId\"\x81\x01\n" +
+	"\aboot_id\x18\x04 \x01(\tR\x06bootId\x12\x1a\n" +
+	"\bwarnings\x18Z \x03(\tR\bwarnings\"\x81\x01\n" +
 	"\vLogsRequest\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x120\n" +
@@ -647,7 +1063,7 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\fLogsResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\tR\x04line2\xf5\x02\n" +
+	"\x04line\x18\x03 \x01(\tR\x04line2\xd5\x04\n" +
 	"\vNodeService\x12D\n" +
 	"\aVersion\x12\x1b.imagectl.v1.VersionRequest\x1a\x1c.imagectl.v1.VersionResponse\x12A\n" +
 	"\x06Health\x12\x1a.imagectl.v1.HealthRequest\x1a\x1b.imagectl.v1.HealthResponse\x12=\n" +
@@ -655,7 +1071,11 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"AuditHeads\x12\x1e.imagectl.v1.AuditHeadsRequest\x1a\x1f.imagectl.v1.AuditHeadsResponse\x12O\n" +
 	"\n" +
-	"ReadBackup\x12\x1e.imagectl.v1.ReadBackupRequest\x1a\x1f.imagectl.v1.ReadBackupResponse0\x01B0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"ReadBackup\x12\x1e.imagectl.v1.ReadBackupRequest\x1a\x1f.imagectl.v1.ReadBackupResponse0\x01\x12M\n" +
+	"\n" +
+	"EtcdStatus\x12\x1e.imagectl.v1.EtcdStatusRequest\x1a\x1f.imagectl.v1.EtcdStatusResponse\x12U\n" +
+	"\fEtcdSnapshot\x12 .imagectl.v1.EtcdSnapshotRequest\x1a!.imagectl.v1.EtcdSnapshotResponse0\x01\x128\n" +
+	"\x03Act\x12\x17.imagectl.v1.ActRequest\x1a\x18.imagectl.v1.ActResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_node_proto_rawDescOnce sync.Once
@@ -669,52 +1089,68 @@ func file_imagectl_v1_node_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_node_proto_rawDescData
 }
 
-var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_imagectl_v1_node_proto_goTypes = []any{
-	(*ReadBackupRequest)(nil),       // 0: imagectl.v1.ReadBackupRequest
-	(*ReadBackupResponse)(nil),      // 1: imagectl.v1.ReadBackupResponse
-	(*AuditHeadsRequest)(nil),       // 2: imagectl.v1.AuditHeadsRequest
-	(*AuditHeadsResponse)(nil),      // 3: imagectl.v1.AuditHeadsResponse
-	(*VersionRequest)(nil),          // 4: imagectl.v1.VersionRequest
-	(*VersionResponse)(nil),         // 5: imagectl.v1.VersionResponse
-	(*HealthRequest)(nil),           // 6: imagectl.v1.HealthRequest
-	(*HealthResponse)(nil),          // 7: imagectl.v1.HealthResponse
-	(*LogsRequest)(nil),             // 8: imagectl.v1.LogsRequest
-	(*LogsResponse)(nil),            // 9: imagectl.v1.LogsResponse
-	(*AuditHeadsResponse_Seen)(nil), // 10: imagectl.v1.AuditHeadsResponse.Seen
-	(*BackupCopy)(nil),              // 11: imagectl.v1.BackupCopy
-	(*AuditWitness)(nil),            // 12: imagectl.v1.AuditWitness
-	(*StepStatus)(nil),              // 13: imagectl.v1.StepStatus
-	(*Facts)(nil),                   // 14: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),   // 15: google.protobuf.Timestamp
-	(*AuditHead)(nil),               // 16: imagectl.v1.AuditHead
+	(*EtcdStatusRequest)(nil),       // 0: imagectl.v1.EtcdStatusRequest
+	(*EtcdStatusResponse)(nil),      // 1: imagectl.v1.EtcdStatusResponse
+	(*EtcdMemberStatus)(nil),        // 2: imagectl.v1.EtcdMemberStatus
+	(*EtcdSnapshotRequest)(nil),     // 3: imagectl.v1.EtcdSnapshotRequest
+	(*EtcdSnapshotResponse)(nil),    // 4: imagectl.v1.EtcdSnapshotResponse
+	(*ActRequest)(nil),              // 5: imagectl.v1.ActRequest
+	(*ActResponse)(nil),             // 6: imagectl.v1.ActResponse
+	(*ReadBackupRequest)(nil),       // 7: imagectl.v1.ReadBackupRequest
+	(*ReadBackupResponse)(nil),      // 8: imagectl.v1.ReadBackupResponse
+	(*AuditHeadsRequest)(nil),       // 9: imagectl.v1.AuditHeadsRequest
+	(*AuditHeadsResponse)(nil),      // 10: imagectl.v1.AuditHeadsResponse
+	(*VersionRequest)(nil),          // 11: imagectl.v1.VersionRequest
+	(*VersionResponse)(nil),         // 12: imagectl.v1.VersionResponse
+	(*HealthRequest)(nil),           // 13: imagectl.v1.HealthRequest
+	(*HealthResponse)(nil),          // 14: imagectl.v1.HealthResponse
+	(*LogsRequest)(nil),             // 15: imagectl.v1.LogsRequest
+	(*LogsResponse)(nil),            // 16: imagectl.v1.LogsResponse
+	(*AuditHeadsResponse_Seen)(nil), // 17: imagectl.v1.AuditHeadsResponse.Seen
+	(Order_Kind)(0),                 // 18: imagectl.v1.Order.Kind
+	(*BackupCopy)(nil),              // 19: imagectl.v1.BackupCopy
+	(*AuditWitness)(nil),            // 20: imagectl.v1.AuditWitness
+	(*StepStatus)(nil),              // 21: imagectl.v1.StepStatus
+	(*Facts)(nil),                   // 22: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
+	(*AuditHead)(nil),               // 24: imagectl.v1.AuditHead
 }
 var file_imagectl_v1_node_proto_depIdxs = []int32{
-	11, // 0: imagectl.v1.ReadBackupResponse.copy:type_name -> imagectl.v1.BackupCopy
-	10, // 1: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
-	10, // 2: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
-	12, // 3: imagectl.v1.AuditHeadsResponse.witness:type_name -> imagectl.v1.AuditWitness
-	13, // 4: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
-	14, // 5: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
-	15, // 6: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	15, // 7: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
-	16, // 8: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
-	15, // 9: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
-	4,  // 10: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
-	6,  // 11: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
-	8,  // 12: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
-	2,  // 13: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
-	0,  // 14: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
-	5,  // 15: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
-	7,  // 16: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
-	9,  // 17: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
-	3,  // 18: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
-	1,  // 19: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	2,  // 0: imagectl.v1.EtcdStatusResponse.members:type_name -> imagectl.v1.EtcdMemberStatus
+	18, // 1: imagectl.v1.ActRequest.kind:type_name -> imagectl.v1.Order.Kind
+	19, // 2: imagectl.v1.ReadBackupResponse.copy:type_name -> imagectl.v1.BackupCopy
+	17, // 3: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	17, // 4: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	20, // 5: imagectl.v1.AuditHeadsResponse.witness:type_name -> imagectl.v1.AuditWitness
+	21, // 6: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
+	22, // 7: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
+	23, // 8: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	23, // 9: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
+	24, // 10: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
+	23, // 11: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
+	11, // 12: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
+	13, // 13: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
+	15, // 14: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
+	9,  // 15: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
+	7,  // 16: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
+	0,  // 17: imagectl.v1.NodeService.EtcdStatus:input_type -> imagectl.v1.EtcdStatusRequest
+	3,  // 18: imagectl.v1.NodeService.EtcdSnapshot:input_type -> imagectl.v1.EtcdSnapshotRequest
+	5,  // 19: imagectl.v1.NodeService.Act:input_type -> imagectl.v1.ActRequest
+	12, // 20: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
+	14, // 21: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
+	16, // 22: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
+	10, // 23: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
+	8,  // 24: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
+	1,  // 25: imagectl.v1.NodeService.EtcdStatus:output_type -> imagectl.v1.EtcdStatusResponse
+	4,  // 26: imagectl.v1.NodeService.EtcdSnapshot:output_type -> imagectl.v1.EtcdSnapshotResponse
+	6,  // 27: imagectl.v1.NodeService.Act:output_type -> imagectl.v1.ActResponse
+	20, // [20:28] is the sub-list for method output_type
+	12, // [12:20] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_node_proto_init() }
@@ -730,7 +1166,7 @@ func file_imagectl_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_node_proto_rawDesc), len(file_imagectl_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

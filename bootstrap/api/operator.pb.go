@@ -22,6 +22,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ActMachineRequest_Action int32
+
+const (
+	ActMachineRequest_ACTION_UNSPECIFIED ActMachineRequest_Action = 0
+	ActMachineRequest_ACTION_REBOOT      ActMachineRequest_Action = 1
+	ActMachineRequest_ACTION_SHUTDOWN    ActMachineRequest_Action = 2
+	// Its disk is written anew at its next start, as ArmMachine with reinstall, and it
+	// starts now.
+	ActMachineRequest_ACTION_RESET ActMachineRequest_Action = 3
+)
+
+// Enum value maps for ActMachineRequest_Action.
+var (
+	ActMachineRequest_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_REBOOT",
+		2: "ACTION_SHUTDOWN",
+		3: "ACTION_RESET",
+	}
+	ActMachineRequest_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_REBOOT":      1,
+		"ACTION_SHUTDOWN":    2,
+		"ACTION_RESET":       3,
+	}
+)
+
+func (x ActMachineRequest_Action) Enum() *ActMachineRequest_Action {
+	p := new(ActMachineRequest_Action)
+	*p = x
+	return p
+}
+
+func (x ActMachineRequest_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ActMachineRequest_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_imagectl_v1_operator_proto_enumTypes[0].Descriptor()
+}
+
+func (ActMachineRequest_Action) Type() protoreflect.EnumType {
+	return &file_imagectl_v1_operator_proto_enumTypes[0]
+}
+
+func (x ActMachineRequest_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ActMachineRequest_Action.Descriptor instead.
+func (ActMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2, 0}
+}
+
 type RollAuthorityRequest_Step int32
 
 const (
@@ -62,11 +116,11 @@ func (x RollAuthorityRequest_Step) String() string {
 }
 
 func (RollAuthorityRequest_Step) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_operator_proto_enumTypes[0].Descriptor()
+	return file_imagectl_v1_operator_proto_enumTypes[1].Descriptor()
 }
 
 func (RollAuthorityRequest_Step) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_operator_proto_enumTypes[0]
+	return &file_imagectl_v1_operator_proto_enumTypes[1]
 }
 
 func (x RollAuthorityRequest_Step) Number() protoreflect.EnumNumber {
@@ -75,7 +129,7 @@ func (x RollAuthorityRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RollAuthorityRequest_Step.Descriptor instead.
 func (RollAuthorityRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9, 0}
 }
 
 type PowerMachineRequest_Action int32
@@ -125,11 +179,11 @@ func (x PowerMachineRequest_Action) String() string {
 }
 
 func (PowerMachineRequest_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_imagectl_v1_operator_proto_enumTypes[1].Descriptor()
+	return file_imagectl_v1_operator_proto_enumTypes[2].Descriptor()
 }
 
 func (PowerMachineRequest_Action) Type() protoreflect.EnumType {
-	return &file_imagectl_v1_operator_proto_enumTypes[1]
+	return &file_imagectl_v1_operator_proto_enumTypes[2]
 }
 
 func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
@@ -138,7 +192,359 @@ func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
 func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38, 0}
+}
+
+type DefragmentEtcdRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All are all voters.
+	Selection     *Selection `protobuf:"bytes,1,opt,name=selection,proto3" json:"selection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DefragmentEtcdRequest) Reset() {
+	*x = DefragmentEtcdRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DefragmentEtcdRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DefragmentEtcdRequest) ProtoMessage() {}
+
+func (x *DefragmentEtcdRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DefragmentEtcdRequest.ProtoReflect.Descriptor instead.
+func (*DefragmentEtcdRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DefragmentEtcdRequest) GetSelection() *Selection {
+	if x != nil {
+		return x.Selection
+	}
+	return nil
+}
+
+type DefragmentEtcdResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DefragmentEtcdResponse) Reset() {
+	*x = DefragmentEtcdResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DefragmentEtcdResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DefragmentEtcdResponse) ProtoMessage() {}
+
+func (x *DefragmentEtcdResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DefragmentEtcdResponse.ProtoReflect.Descriptor instead.
+func (*DefragmentEtcdResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DefragmentEtcdResponse) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+type ActMachineRequest struct {
+	state     protoimpl.MessageState   `protogen:"open.v1"`
+	Selection *Selection               `protobuf:"bytes,1,opt,name=selection,proto3" json:"selection,omitempty"`
+	Action    ActMachineRequest_Action `protobuf:"varint,2,opt,name=action,proto3,enum=imagectl.v1.ActMachineRequest_Action" json:"action,omitempty"`
+	Reason    string                   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Although etcd would lose its quorum while it is away. A reset is never forced.
+	Force bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	// It was drained for this: it is to take pods again when it is back from a reboot.
+	Uncordon      bool `protobuf:"varint,5,opt,name=uncordon,proto3" json:"uncordon,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActMachineRequest) Reset() {
+	*x = ActMachineRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActMachineRequest) ProtoMessage() {}
+
+func (x *ActMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActMachineRequest.ProtoReflect.Descriptor instead.
+func (*ActMachineRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ActMachineRequest) GetSelection() *Selection {
+	if x != nil {
+		return x.Selection
+	}
+	return nil
+}
+
+func (x *ActMachineRequest) GetAction() ActMachineRequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return ActMachineRequest_ACTION_UNSPECIFIED
+}
+
+func (x *ActMachineRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ActMachineRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *ActMachineRequest) GetUncordon() bool {
+	if x != nil {
+		return x.Uncordon
+	}
+	return false
+}
+
+type ActMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActMachineResponse) Reset() {
+	*x = ActMachineResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActMachineResponse) ProtoMessage() {}
+
+func (x *ActMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActMachineResponse.ProtoReflect.Descriptor instead.
+func (*ActMachineResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ActMachineResponse) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+type DrainMachineRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// Nobody waits for its pods longer than this; 0 for five minutes.
+	TimeoutSeconds uint32 `protobuf:"varint,2,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	// Take pods again.
+	Undo bool `protobuf:"varint,3,opt,name=undo,proto3" json:"undo,omitempty"`
+	// How far is the one with this id; empty to begin one.
+	Id            string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainMachineRequest) Reset() {
+	*x = DrainMachineRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainMachineRequest) ProtoMessage() {}
+
+func (x *DrainMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainMachineRequest.ProtoReflect.Descriptor instead.
+func (*DrainMachineRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DrainMachineRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *DrainMachineRequest) GetTimeoutSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
+func (x *DrainMachineRequest) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+func (x *DrainMachineRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type DrainMachineResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	// Nothing is left to do, or nothing can be: then problem says what is left on it.
+	Done bool `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	// What it waits for; one sentence.
+	Detail        string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainMachineResponse) Reset() {
+	*x = DrainMachineResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainMachineResponse) ProtoMessage() {}
+
+func (x *DrainMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainMachineResponse.ProtoReflect.Descriptor instead.
+func (*DrainMachineResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DrainMachineResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DrainMachineResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *DrainMachineResponse) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *DrainMachineResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type AuthorityView struct {
@@ -158,7 +564,7 @@ type AuthorityView struct {
 
 func (x *AuthorityView) Reset() {
 	*x = AuthorityView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -170,7 +576,7 @@ func (x *AuthorityView) String() string {
 func (*AuthorityView) ProtoMessage() {}
 
 func (x *AuthorityView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[0]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -183,7 +589,7 @@ func (x *AuthorityView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityView.ProtoReflect.Descriptor instead.
 func (*AuthorityView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AuthorityView) GetPhase() string {
@@ -236,7 +642,7 @@ type ShowAuthorityRequest struct {
 
 func (x *ShowAuthorityRequest) Reset() {
 	*x = ShowAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +654,7 @@ func (x *ShowAuthorityRequest) String() string {
 func (*ShowAuthorityRequest) ProtoMessage() {}
 
 func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[1]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +667,7 @@ func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{1}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
 }
 
 type ShowAuthorityResponse struct {
@@ -273,7 +679,7 @@ type ShowAuthorityResponse struct {
 
 func (x *ShowAuthorityResponse) Reset() {
 	*x = ShowAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -285,7 +691,7 @@ func (x *ShowAuthorityResponse) String() string {
 func (*ShowAuthorityResponse) ProtoMessage() {}
 
 func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[2]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -298,7 +704,7 @@ func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{2}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ShowAuthorityResponse) GetAuthority() *AuthorityView {
@@ -319,7 +725,7 @@ type RollAuthorityRequest struct {
 
 func (x *RollAuthorityRequest) Reset() {
 	*x = RollAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -331,7 +737,7 @@ func (x *RollAuthorityRequest) String() string {
 func (*RollAuthorityRequest) ProtoMessage() {}
 
 func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[3]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -344,7 +750,7 @@ func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RollAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{3}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RollAuthorityRequest) GetStep() RollAuthorityRequest_Step {
@@ -373,7 +779,7 @@ type RollAuthorityResponse struct {
 
 func (x *RollAuthorityResponse) Reset() {
 	*x = RollAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +791,7 @@ func (x *RollAuthorityResponse) String() string {
 func (*RollAuthorityResponse) ProtoMessage() {}
 
 func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +804,7 @@ func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RollAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RollAuthorityResponse) GetChanged() bool {
@@ -444,7 +850,7 @@ type OperatorView struct {
 
 func (x *OperatorView) Reset() {
 	*x = OperatorView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +862,7 @@ func (x *OperatorView) String() string {
 func (*OperatorView) ProtoMessage() {}
 
 func (x *OperatorView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +875,7 @@ func (x *OperatorView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorView.ProtoReflect.Descriptor instead.
 func (*OperatorView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OperatorView) GetName() string {
@@ -549,7 +955,7 @@ type AddOperatorRequest struct {
 
 func (x *AddOperatorRequest) Reset() {
 	*x = AddOperatorRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +967,7 @@ func (x *AddOperatorRequest) String() string {
 func (*AddOperatorRequest) ProtoMessage() {}
 
 func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +980,7 @@ func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorRequest.ProtoReflect.Descriptor instead.
 func (*AddOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AddOperatorRequest) GetName() string {
@@ -619,7 +1025,7 @@ type AddOperatorResponse struct {
 
 func (x *AddOperatorResponse) Reset() {
 	*x = AddOperatorResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +1037,7 @@ func (x *AddOperatorResponse) String() string {
 func (*AddOperatorResponse) ProtoMessage() {}
 
 func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +1050,7 @@ func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorResponse.ProtoReflect.Descriptor instead.
 func (*AddOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AddOperatorResponse) GetCertificatePem() string {
@@ -683,7 +1089,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +1101,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +1114,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 type ListOperatorsResponse struct {
@@ -720,7 +1126,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +1138,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +1151,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*OperatorView {
@@ -765,7 +1171,7 @@ type RevokeOperatorsRequest struct {
 
 func (x *RevokeOperatorsRequest) Reset() {
 	*x = RevokeOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +1183,7 @@ func (x *RevokeOperatorsRequest) String() string {
 func (*RevokeOperatorsRequest) ProtoMessage() {}
 
 func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +1196,7 @@ func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeOperatorsRequest) GetNames() []string {
@@ -817,7 +1223,7 @@ type RevokeOperatorsResponse struct {
 
 func (x *RevokeOperatorsResponse) Reset() {
 	*x = RevokeOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1235,7 @@ func (x *RevokeOperatorsResponse) String() string {
 func (*RevokeOperatorsResponse) ProtoMessage() {}
 
 func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1248,7 @@ func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeOperatorsResponse) GetOutcomes() []*Outcome {
@@ -868,7 +1274,7 @@ type RequestView struct {
 
 func (x *RequestView) Reset() {
 	*x = RequestView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1286,7 @@ func (x *RequestView) String() string {
 func (*RequestView) ProtoMessage() {}
 
 func (x *RequestView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1299,7 @@ func (x *RequestView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestView.ProtoReflect.Descriptor instead.
 func (*RequestView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RequestView) GetId() string {
@@ -946,7 +1352,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1364,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1377,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 type ListRequestsResponse struct {
@@ -983,7 +1389,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1401,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1414,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*RequestView {
@@ -1027,7 +1433,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1445,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1458,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1071,7 +1477,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1489,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1502,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ApproveRequestResponse) GetRequest() *RequestView {
@@ -1135,14 +1541,16 @@ type MachineView struct {
 	CertificateNotAfter *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=certificate_not_after,json=certificateNotAfter,proto3" json:"certificate_not_after,omitempty"`
 	Known               bool                   `protobuf:"varint,19,opt,name=known,proto3" json:"known,omitempty"`
 	// The TPM that it was enrolled by, or that asks for it; unset for none.
-	Tpm           *TpmView `protobuf:"bytes,20,opt,name=tpm,proto3" json:"tpm,omitempty"`
+	Tpm *TpmView `protobuf:"bytes,20,opt,name=tpm,proto3" json:"tpm,omitempty"`
+	// What a person last wanted it to do once; unset for nothing.
+	Order         *OrderView `protobuf:"bytes,90,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1562,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1575,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MachineView) GetName() string {
@@ -1310,6 +1718,101 @@ func (x *MachineView) GetTpm() *TpmView {
 	return nil
 }
 
+func (x *MachineView) GetOrder() *OrderView {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+// OrderView is a reboot or a shutdown that a person asked for.
+type OrderView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// reboot or shutdown.
+	What string                 `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	By   string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	At   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	// asked, obeyed, refused or missed (it did not call in time).
+	State string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	// Why it was refused; one sentence.
+	Detail        string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderView) Reset() {
+	*x = OrderView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderView) ProtoMessage() {}
+
+func (x *OrderView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderView.ProtoReflect.Descriptor instead.
+func (*OrderView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *OrderView) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *OrderView) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *OrderView) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *OrderView) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *OrderView) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *OrderView) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type TpmView struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SHA-256 of the DER SubjectPublicKeyInfo of its endorsement key and of its
@@ -1330,7 +1833,7 @@ type TpmView struct {
 
 func (x *TpmView) Reset() {
 	*x = TpmView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1845,7 @@ func (x *TpmView) String() string {
 func (*TpmView) ProtoMessage() {}
 
 func (x *TpmView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1858,7 @@ func (x *TpmView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmView.ProtoReflect.Descriptor instead.
 func (*TpmView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TpmView) GetEk() string {
@@ -1420,7 +1923,7 @@ type Pcr struct {
 
 func (x *Pcr) Reset() {
 	*x = Pcr{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1935,7 @@ func (x *Pcr) String() string {
 func (*Pcr) ProtoMessage() {}
 
 func (x *Pcr) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1948,7 @@ func (x *Pcr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pcr.ProtoReflect.Descriptor instead.
 func (*Pcr) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Pcr) GetIndex() uint32 {
@@ -1480,7 +1983,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1995,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +2008,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Selection) GetNames() []string {
@@ -1530,7 +2033,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +2045,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +2058,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 type ListMachinesResponse struct {
@@ -1567,7 +2070,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +2082,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +2095,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -1616,7 +2119,7 @@ type ApproveMachineRequest struct {
 
 func (x *ApproveMachineRequest) Reset() {
 	*x = ApproveMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +2131,7 @@ func (x *ApproveMachineRequest) String() string {
 func (*ApproveMachineRequest) ProtoMessage() {}
 
 func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +2144,7 @@ func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineRequest.ProtoReflect.Descriptor instead.
 func (*ApproveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApproveMachineRequest) GetSelection() *Selection {
@@ -1674,7 +2177,7 @@ type ApproveMachineResponse struct {
 
 func (x *ApproveMachineResponse) Reset() {
 	*x = ApproveMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +2189,7 @@ func (x *ApproveMachineResponse) String() string {
 func (*ApproveMachineResponse) ProtoMessage() {}
 
 func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +2202,7 @@ func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineResponse.ProtoReflect.Descriptor instead.
 func (*ApproveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ApproveMachineResponse) GetOutcomes() []*Outcome {
@@ -1719,7 +2222,7 @@ type RejectMachineRequest struct {
 
 func (x *RejectMachineRequest) Reset() {
 	*x = RejectMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +2234,7 @@ func (x *RejectMachineRequest) String() string {
 func (*RejectMachineRequest) ProtoMessage() {}
 
 func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +2247,7 @@ func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineRequest.ProtoReflect.Descriptor instead.
 func (*RejectMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RejectMachineRequest) GetSelection() *Selection {
@@ -1770,7 +2273,7 @@ type RejectMachineResponse struct {
 
 func (x *RejectMachineResponse) Reset() {
 	*x = RejectMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +2285,7 @@ func (x *RejectMachineResponse) String() string {
 func (*RejectMachineResponse) ProtoMessage() {}
 
 func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +2298,7 @@ func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineResponse.ProtoReflect.Descriptor instead.
 func (*RejectMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RejectMachineResponse) GetOutcomes() []*Outcome {
@@ -1821,7 +2324,7 @@ type ArmMachineRequest struct {
 
 func (x *ArmMachineRequest) Reset() {
 	*x = ArmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +2336,7 @@ func (x *ArmMachineRequest) String() string {
 func (*ArmMachineRequest) ProtoMessage() {}
 
 func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +2349,7 @@ func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineRequest.ProtoReflect.Descriptor instead.
 func (*ArmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ArmMachineRequest) GetSelection() *Selection {
@@ -1886,7 +2389,7 @@ type ArmMachineResponse struct {
 
 func (x *ArmMachineResponse) Reset() {
 	*x = ArmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2401,7 @@ func (x *ArmMachineResponse) String() string {
 func (*ArmMachineResponse) ProtoMessage() {}
 
 func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2414,7 @@ func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineResponse.ProtoReflect.Descriptor instead.
 func (*ArmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ArmMachineResponse) GetOutcomes() []*Outcome {
@@ -1930,7 +2433,7 @@ type DisarmMachineRequest struct {
 
 func (x *DisarmMachineRequest) Reset() {
 	*x = DisarmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2445,7 @@ func (x *DisarmMachineRequest) String() string {
 func (*DisarmMachineRequest) ProtoMessage() {}
 
 func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2458,7 @@ func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineRequest.ProtoReflect.Descriptor instead.
 func (*DisarmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DisarmMachineRequest) GetSelection() *Selection {
@@ -1974,7 +2477,7 @@ type DisarmMachineResponse struct {
 
 func (x *DisarmMachineResponse) Reset() {
 	*x = DisarmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2489,7 @@ func (x *DisarmMachineResponse) String() string {
 func (*DisarmMachineResponse) ProtoMessage() {}
 
 func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2502,7 @@ func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineResponse.ProtoReflect.Descriptor instead.
 func (*DisarmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
@@ -2021,7 +2524,7 @@ type PowerMachineRequest struct {
 
 func (x *PowerMachineRequest) Reset() {
 	*x = PowerMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2536,7 @@ func (x *PowerMachineRequest) String() string {
 func (*PowerMachineRequest) ProtoMessage() {}
 
 func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2549,7 @@ func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
 func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PowerMachineRequest) GetSelection() *Selection {
@@ -2079,7 +2582,7 @@ type PowerMachineResponse struct {
 
 func (x *PowerMachineResponse) Reset() {
 	*x = PowerMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2594,7 @@ func (x *PowerMachineResponse) String() string {
 func (*PowerMachineResponse) ProtoMessage() {}
 
 func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2607,7 @@ func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
 func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
@@ -2128,7 +2631,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2643,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2656,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -2201,7 +2704,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2716,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2729,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -2255,7 +2758,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2770,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2783,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -2350,7 +2853,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2865,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2878,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -2407,7 +2910,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2922,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2935,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 type StatusResponse struct {
@@ -2454,7 +2957,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2969,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +2982,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -2566,7 +3069,7 @@ type BackupView struct {
 
 func (x *BackupView) Reset() {
 	*x = BackupView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +3081,7 @@ func (x *BackupView) String() string {
 func (*BackupView) ProtoMessage() {}
 
 func (x *BackupView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +3094,7 @@ func (x *BackupView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
 func (*BackupView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *BackupView) GetDirectory() string {
@@ -2647,14 +3150,18 @@ type EtcdView struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Members []*EtcdView_Member     `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
 	// How many voters are needed, are well, and may fail; one sentence.
-	Summary       string `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"`
+	Summary string `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"`
+	// What etcd has raised, with what it means; a sentence each.
+	Alarms []string `protobuf:"bytes,90,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	// What stops nothing and should be looked at: disks that are too slow; a sentence each.
+	Warnings      []string `protobuf:"bytes,91,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +3173,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +3186,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -2696,6 +3203,20 @@ func (x *EtcdView) GetSummary() string {
 	return ""
 }
 
+func (x *EtcdView) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+func (x *EtcdView) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type IssueKubeconfigRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PKCS#10, DER.
@@ -2706,7 +3227,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +3239,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +3252,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -2754,7 +3275,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +3287,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +3300,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -2820,7 +3341,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3353,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3366,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -2871,7 +3392,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3404,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3417,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -2919,7 +3440,7 @@ type ReplaceMachineRequest struct {
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3452,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3465,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -2977,7 +3498,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3510,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3523,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -3037,7 +3558,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3570,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3583,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -3150,7 +3671,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3683,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3696,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
 }
 
 type ListCertificatesResponse struct {
@@ -3187,7 +3708,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3720,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3733,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -3232,7 +3753,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3765,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3778,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -3284,7 +3805,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3296,7 +3817,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3309,7 +3830,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -3332,7 +3853,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +3865,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +3878,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -3392,7 +3913,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3925,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3938,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -3444,7 +3965,7 @@ type BackupServerRequest struct {
 
 func (x *BackupServerRequest) Reset() {
 	*x = BackupServerRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +3977,7 @@ func (x *BackupServerRequest) String() string {
 func (*BackupServerRequest) ProtoMessage() {}
 
 func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +3990,7 @@ func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
 func (*BackupServerRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *BackupServerRequest) GetSend() bool {
@@ -3492,7 +4013,7 @@ type BackupServerResponse struct {
 
 func (x *BackupServerResponse) Reset() {
 	*x = BackupServerResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +4025,7 @@ func (x *BackupServerResponse) String() string {
 func (*BackupServerResponse) ProtoMessage() {}
 
 func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +4038,7 @@ func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
 func (*BackupServerResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *BackupServerResponse) GetName() string {
@@ -3556,7 +4077,7 @@ type ListAuditSignaturesRequest struct {
 
 func (x *ListAuditSignaturesRequest) Reset() {
 	*x = ListAuditSignaturesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3568,7 +4089,7 @@ func (x *ListAuditSignaturesRequest) String() string {
 func (*ListAuditSignaturesRequest) ProtoMessage() {}
 
 func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3581,7 +4102,7 @@ func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{63}
 }
 
 type ListAuditSignaturesResponse struct {
@@ -3594,7 +4115,7 @@ type ListAuditSignaturesResponse struct {
 
 func (x *ListAuditSignaturesResponse) Reset() {
 	*x = ListAuditSignaturesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +4127,7 @@ func (x *ListAuditSignaturesResponse) String() string {
 func (*ListAuditSignaturesResponse) ProtoMessage() {}
 
 func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,7 +4140,7 @@ func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListAuditSignaturesResponse) GetWitnesses() []*AuditWitness {
@@ -3637,7 +4158,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +4170,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +4183,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{65}
 }
 
 type ReadAuditResponse struct {
@@ -3675,7 +4196,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3687,7 +4208,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3700,7 +4221,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -3718,7 +4239,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3730,7 +4251,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3743,7 +4264,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{67}
 }
 
 type WatchMachinesResponse struct {
@@ -3755,7 +4276,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +4288,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +4301,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -3805,7 +4326,7 @@ type AuthorityView_CA struct {
 
 func (x *AuthorityView_CA) Reset() {
 	*x = AuthorityView_CA{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3817,7 +4338,7 @@ func (x *AuthorityView_CA) String() string {
 func (*AuthorityView_CA) ProtoMessage() {}
 
 func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3830,7 +4351,7 @@ func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityView_CA.ProtoReflect.Descriptor instead.
 func (*AuthorityView_CA) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{0, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6, 0}
 }
 
 func (x *AuthorityView_CA) GetSha256() string {
@@ -3870,14 +4391,21 @@ type EtcdView_Member struct {
 	PeerUrl string `protobuf:"bytes,3,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
 	Learner bool   `protobuf:"varint,4,opt,name=learner,proto3" json:"learner,omitempty"`
 	// It has lately said itself that it is well.
-	Healthy       bool `protobuf:"varint,5,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Healthy bool `protobuf:"varint,5,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	// As it last said; sizes are in bytes, 0 when it has not.
+	Leader bool   `protobuf:"varint,90,opt,name=leader,proto3" json:"leader,omitempty"`
+	Size   uint64 `protobuf:"varint,91,opt,name=size,proto3" json:"size,omitempty"`
+	Used   uint64 `protobuf:"varint,92,opt,name=used,proto3" json:"used,omitempty"`
+	Quota  uint64 `protobuf:"varint,93,opt,name=quota,proto3" json:"quota,omitempty"`
+	// What its last tending came to; one sentence.
+	Upkeep        string `protobuf:"bytes,94,opt,name=upkeep,proto3" json:"upkeep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3889,7 +4417,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3902,7 +4430,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -3940,11 +4468,73 @@ func (x *EtcdView_Member) GetHealthy() bool {
 	return false
 }
 
+func (x *EtcdView_Member) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *EtcdView_Member) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *EtcdView_Member) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *EtcdView_Member) GetQuota() uint64 {
+	if x != nil {
+		return x.Quota
+	}
+	return 0
+}
+
+func (x *EtcdView_Member) GetUpkeep() string {
+	if x != nil {
+		return x.Upkeep
+	}
+	return ""
+}
+
 var File_imagectl_v1_operator_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\xed\x02\n" +
+	"\x1aimagectl/v1/operator.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"M\n" +
+	"\x15DefragmentEtcdRequest\x124\n" +
+	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\"J\n" +
+	"\x16DefragmentEtcdResponse\x120\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xae\x02\n" +
+	"\x11ActMachineRequest\x124\n" +
+	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12=\n" +
+	"\x06action\x18\x02 \x01(\x0e2%.imagectl.v1.ActMachineRequest.ActionR\x06action\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1a\n" +
+	"\buncordon\x18\x05 \x01(\bR\buncordon\"Z\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rACTION_REBOOT\x10\x01\x12\x13\n" +
+	"\x0fACTION_SHUTDOWN\x10\x02\x12\x10\n" +
+	"\fACTION_RESET\x10\x03\"F\n" +
+	"\x12ActMachineResponse\x120\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"|\n" +
+	"\x13DrainMachineRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12'\n" +
+	"\x0ftimeout_seconds\x18\x02 \x01(\rR\x0etimeoutSeconds\x12\x12\n" +
+	"\x04undo\x18\x03 \x01(\bR\x04undo\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\"l\n" +
+	"\x14DrainMachineResponse\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\bR\x04done\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xed\x02\n" +
 	"\rAuthorityView\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12/\n" +
@@ -4019,7 +4609,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x15ApproveRequestRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16ApproveRequestResponse\x122\n" +
-	"\arequest\x18\x01 \x01(\v2\x18.imagectl.v1.RequestViewR\arequest\"\xf7\x05\n" +
+	"\arequest\x18\x01 \x01(\v2\x18.imagectl.v1.RequestViewR\arequest\"\xa5\x06\n" +
 	"\vMachineView\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
@@ -4042,7 +4632,15 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x12certificate_serial\x18\x11 \x01(\tR\x11certificateSerial\x12N\n" +
 	"\x15certificate_not_after\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x13certificateNotAfter\x12\x14\n" +
 	"\x05known\x18\x13 \x01(\bR\x05known\x12&\n" +
-	"\x03tpm\x18\x14 \x01(\v2\x14.imagectl.v1.TpmViewR\x03tpm\"\xd8\x01\n" +
+	"\x03tpm\x18\x14 \x01(\v2\x14.imagectl.v1.TpmViewR\x03tpm\x12,\n" +
+	"\x05order\x18Z \x01(\v2\x16.imagectl.v1.OrderViewR\x05order\"\x99\x01\n" +
+	"\tOrderView\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\"\xd8\x01\n" +
 	"\aTpmView\x12\x0e\n" +
 	"\x02ek\x18\x01 \x01(\tR\x02ek\x12\x0e\n" +
 	"\x02ak\x18\x02 \x01(\tR\x02ak\x127\n" +
@@ -4147,16 +4745,23 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\afailure\x18\x04 \x01(\tR\afailure\x127\n" +
 	"\tfailed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bfailedAt\x12\x12\n" +
 	"\x04late\x18\x06 \x01(\bR\x04late\x12?\n" +
-	"\rrestored_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\frestoredFrom\"\xd9\x01\n" +
+	"\rrestored_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\frestoredFrom\"\xfc\x02\n" +
 	"\bEtcdView\x126\n" +
 	"\amembers\x18\x01 \x03(\v2\x1c.imagectl.v1.EtcdView.MemberR\amembers\x12\x18\n" +
-	"\asummary\x18\x02 \x01(\tR\asummary\x1a{\n" +
+	"\asummary\x18\x02 \x01(\tR\asummary\x12\x16\n" +
+	"\x06alarms\x18Z \x03(\tR\x06alarms\x12\x1a\n" +
+	"\bwarnings\x18[ \x03(\tR\bwarnings\x1a\xe9\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
 	"\alearner\x18\x04 \x01(\bR\alearner\x12\x18\n" +
-	"\ahealthy\x18\x05 \x01(\bR\ahealthy\"1\n" +
+	"\ahealthy\x18\x05 \x01(\bR\ahealthy\x12\x16\n" +
+	"\x06leader\x18Z \x01(\bR\x06leader\x12\x12\n" +
+	"\x04size\x18[ \x01(\x04R\x04size\x12\x12\n" +
+	"\x04used\x18\\ \x01(\x04R\x04used\x12\x14\n" +
+	"\x05quota\x18] \x01(\x04R\x05quota\x12\x16\n" +
+	"\x06upkeep\x18^ \x01(\tR\x06upkeep\"1\n" +
 	"\x16IssueKubeconfigRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"\x8b\x01\n" +
 	"\x17IssueKubeconfigResponse\x12'\n" +
@@ -4224,7 +4829,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x05lines\x18\x01 \x03(\fR\x05lines\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\x8b\x11\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\x8a\x13\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -4252,7 +4857,11 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\fListRequests\x12 .imagectl.v1.ListRequestsRequest\x1a!.imagectl.v1.ListRequestsResponse\x12Y\n" +
 	"\x0eApproveRequest\x12\".imagectl.v1.ApproveRequestRequest\x1a#.imagectl.v1.ApproveRequestResponse\x12V\n" +
 	"\rShowAuthority\x12!.imagectl.v1.ShowAuthorityRequest\x1a\".imagectl.v1.ShowAuthorityResponse\x12V\n" +
-	"\rRollAuthority\x12!.imagectl.v1.RollAuthorityRequest\x1a\".imagectl.v1.RollAuthorityResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
+	"\rRollAuthority\x12!.imagectl.v1.RollAuthorityRequest\x1a\".imagectl.v1.RollAuthorityResponse\x12Y\n" +
+	"\x0eDefragmentEtcd\x12\".imagectl.v1.DefragmentEtcdRequest\x1a#.imagectl.v1.DefragmentEtcdResponse\x12M\n" +
+	"\n" +
+	"ActMachine\x12\x1e.imagectl.v1.ActMachineRequest\x1a\x1f.imagectl.v1.ActMachineResponse\x12S\n" +
+	"\fDrainMachine\x12 .imagectl.v1.DrainMachineRequest\x1a!.imagectl.v1.DrainMachineResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
 	file_imagectl_v1_operator_proto_rawDescOnce sync.Once
@@ -4266,195 +4875,216 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_operator_proto_rawDescData
 }
 
-var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_imagectl_v1_operator_proto_goTypes = []any{
-	(RollAuthorityRequest_Step)(0),      // 0: imagectl.v1.RollAuthorityRequest.Step
-	(PowerMachineRequest_Action)(0),     // 1: imagectl.v1.PowerMachineRequest.Action
-	(*AuthorityView)(nil),               // 2: imagectl.v1.AuthorityView
-	(*ShowAuthorityRequest)(nil),        // 3: imagectl.v1.ShowAuthorityRequest
-	(*ShowAuthorityResponse)(nil),       // 4: imagectl.v1.ShowAuthorityResponse
-	(*RollAuthorityRequest)(nil),        // 5: imagectl.v1.RollAuthorityRequest
-	(*RollAuthorityResponse)(nil),       // 6: imagectl.v1.RollAuthorityResponse
-	(*OperatorView)(nil),                // 7: imagectl.v1.OperatorView
-	(*AddOperatorRequest)(nil),          // 8: imagectl.v1.AddOperatorRequest
-	(*AddOperatorResponse)(nil),         // 9: imagectl.v1.AddOperatorResponse
-	(*ListOperatorsRequest)(nil),        // 10: imagectl.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),       // 11: imagectl.v1.ListOperatorsResponse
-	(*RevokeOperatorsRequest)(nil),      // 12: imagectl.v1.RevokeOperatorsRequest
-	(*RevokeOperatorsResponse)(nil),     // 13: imagectl.v1.RevokeOperatorsResponse
-	(*RequestView)(nil),                 // 14: imagectl.v1.RequestView
-	(*ListRequestsRequest)(nil),         // 15: imagectl.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),        // 16: imagectl.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),       // 17: imagectl.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),      // 18: imagectl.v1.ApproveRequestResponse
-	(*MachineView)(nil),                 // 19: imagectl.v1.MachineView
-	(*TpmView)(nil),                     // 20: imagectl.v1.TpmView
-	(*Pcr)(nil),                         // 21: imagectl.v1.Pcr
-	(*Selection)(nil),                   // 22: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),         // 23: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),        // 24: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),       // 25: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),      // 26: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),        // 27: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),       // 28: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),           // 29: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),          // 30: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),        // 31: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),       // 32: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),         // 33: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),        // 34: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                     // 35: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                  // 36: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                 // 37: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                   // 38: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),               // 39: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),              // 40: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                  // 41: imagectl.v1.BackupView
-	(*EtcdView)(nil),                    // 42: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),      // 43: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),     // 44: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),        // 45: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),       // 46: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),       // 47: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),      // 48: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),             // 49: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),     // 50: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),    // 51: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),   // 52: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil),  // 53: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),           // 54: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),          // 55: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),         // 56: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),        // 57: imagectl.v1.BackupServerResponse
-	(*ListAuditSignaturesRequest)(nil),  // 58: imagectl.v1.ListAuditSignaturesRequest
-	(*ListAuditSignaturesResponse)(nil), // 59: imagectl.v1.ListAuditSignaturesResponse
-	(*ReadAuditRequest)(nil),            // 60: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),           // 61: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),        // 62: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),       // 63: imagectl.v1.WatchMachinesResponse
-	(*AuthorityView_CA)(nil),            // 64: imagectl.v1.AuthorityView.CA
-	nil,                                 // 65: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),             // 66: imagectl.v1.EtcdView.Member
-	(*timestamppb.Timestamp)(nil),       // 67: google.protobuf.Timestamp
-	(*Facts)(nil),                       // 68: imagectl.v1.Facts
-	(*StepStatus)(nil),                  // 69: imagectl.v1.StepStatus
-	(*AuditWitness)(nil),                // 70: imagectl.v1.AuditWitness
+	(ActMachineRequest_Action)(0),       // 0: imagectl.v1.ActMachineRequest.Action
+	(RollAuthorityRequest_Step)(0),      // 1: imagectl.v1.RollAuthorityRequest.Step
+	(PowerMachineRequest_Action)(0),     // 2: imagectl.v1.PowerMachineRequest.Action
+	(*DefragmentEtcdRequest)(nil),       // 3: imagectl.v1.DefragmentEtcdRequest
+	(*DefragmentEtcdResponse)(nil),      // 4: imagectl.v1.DefragmentEtcdResponse
+	(*ActMachineRequest)(nil),           // 5: imagectl.v1.ActMachineRequest
+	(*ActMachineResponse)(nil),          // 6: imagectl.v1.ActMachineResponse
+	(*DrainMachineRequest)(nil),         // 7: imagectl.v1.DrainMachineRequest
+	(*DrainMachineResponse)(nil),        // 8: imagectl.v1.DrainMachineResponse
+	(*AuthorityView)(nil),               // 9: imagectl.v1.AuthorityView
+	(*ShowAuthorityRequest)(nil),        // 10: imagectl.v1.ShowAuthorityRequest
+	(*ShowAuthorityResponse)(nil),       // 11: imagectl.v1.ShowAuthorityResponse
+	(*RollAuthorityRequest)(nil),        // 12: imagectl.v1.RollAuthorityRequest
+	(*RollAuthorityResponse)(nil),       // 13: imagectl.v1.RollAuthorityResponse
+	(*OperatorView)(nil),                // 14: imagectl.v1.OperatorView
+	(*AddOperatorRequest)(nil),          // 15: imagectl.v1.AddOperatorRequest
+	(*AddOperatorResponse)(nil),         // 16: imagectl.v1.AddOperatorResponse
+	(*ListOperatorsRequest)(nil),        // 17: imagectl.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 18: imagectl.v1.ListOperatorsResponse
+	(*RevokeOperatorsRequest)(nil),      // 19: imagectl.v1.RevokeOperatorsRequest
+	(*RevokeOperatorsResponse)(nil),     // 20: imagectl.v1.RevokeOperatorsResponse
+	(*RequestView)(nil),                 // 21: imagectl.v1.RequestView
+	(*ListRequestsRequest)(nil),         // 22: imagectl.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),        // 23: imagectl.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),       // 24: imagectl.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),      // 25: imagectl.v1.ApproveRequestResponse
+	(*MachineView)(nil),                 // 26: imagectl.v1.MachineView
+	(*OrderView)(nil),                   // 27: imagectl.v1.OrderView
+	(*TpmView)(nil),                     // 28: imagectl.v1.TpmView
+	(*Pcr)(nil),                         // 29: imagectl.v1.Pcr
+	(*Selection)(nil),                   // 30: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),         // 31: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),        // 32: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),       // 33: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),      // 34: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),        // 35: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),       // 36: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),           // 37: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),          // 38: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),        // 39: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),       // 40: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),         // 41: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),        // 42: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                     // 43: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                  // 44: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                 // 45: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                   // 46: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),               // 47: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),              // 48: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                  // 49: imagectl.v1.BackupView
+	(*EtcdView)(nil),                    // 50: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),      // 51: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),     // 52: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),        // 53: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),       // 54: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),       // 55: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),      // 56: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),             // 57: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),     // 58: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),    // 59: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),   // 60: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil),  // 61: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),           // 62: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),          // 63: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),         // 64: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),        // 65: imagectl.v1.BackupServerResponse
+	(*ListAuditSignaturesRequest)(nil),  // 66: imagectl.v1.ListAuditSignaturesRequest
+	(*ListAuditSignaturesResponse)(nil), // 67: imagectl.v1.ListAuditSignaturesResponse
+	(*ReadAuditRequest)(nil),            // 68: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),           // 69: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),        // 70: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),       // 71: imagectl.v1.WatchMachinesResponse
+	(*AuthorityView_CA)(nil),            // 72: imagectl.v1.AuthorityView.CA
+	nil,                                 // 73: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),             // 74: imagectl.v1.EtcdView.Member
+	(*timestamppb.Timestamp)(nil),       // 75: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 76: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 77: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 78: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	67, // 0: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
-	64, // 1: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
-	2,  // 2: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	0,  // 3: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
-	2,  // 4: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	67, // 5: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	67, // 6: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
-	7,  // 7: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
-	35, // 8: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	67, // 9: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	67, // 10: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
-	14, // 11: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
-	14, // 12: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	68, // 13: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	69, // 14: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	67, // 15: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	67, // 16: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	67, // 17: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	20, // 18: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	67, // 19: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	21, // 20: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	19, // 21: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	22, // 22: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	65, // 23: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	35, // 24: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	22, // 25: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	35, // 26: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	22, // 27: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	35, // 28: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	22, // 29: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	35, // 30: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	22, // 31: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	1,  // 32: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	35, // 33: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38, // 34: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	38, // 35: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	67, // 36: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	19, // 37: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	67, // 38: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	42, // 39: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	41, // 40: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	67, // 41: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	67, // 42: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	67, // 43: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	66, // 44: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	22, // 45: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	35, // 46: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	35, // 47: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	67, // 48: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	67, // 49: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	67, // 50: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	49, // 51: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	35, // 52: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	67, // 53: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	70, // 54: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
-	19, // 55: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	67, // 56: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
-	67, // 57: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
-	23, // 58: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	25, // 59: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	27, // 60: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	29, // 61: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	31, // 62: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	33, // 63: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	36, // 64: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	39, // 65: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	43, // 66: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	45, // 67: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	47, // 68: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	50, // 69: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	52, // 70: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	54, // 71: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	56, // 72: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	60, // 73: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	58, // 74: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
-	62, // 75: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	8,  // 76: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	10, // 77: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	12, // 78: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	15, // 79: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	17, // 80: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	3,  // 81: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
-	5,  // 82: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
-	24, // 83: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	26, // 84: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	28, // 85: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	30, // 86: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	32, // 87: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	34, // 88: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	37, // 89: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	40, // 90: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	44, // 91: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	46, // 92: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	48, // 93: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	51, // 94: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	53, // 95: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	55, // 96: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	57, // 97: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	61, // 98: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	59, // 99: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
-	63, // 100: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	9,  // 101: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	11, // 102: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	13, // 103: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	16, // 104: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	18, // 105: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	4,  // 106: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
-	6,  // 107: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
-	83, // [83:108] is the sub-list for method output_type
-	58, // [58:83] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	30, // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
+	43, // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
+	30, // 2: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
+	0,  // 3: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
+	43, // 4: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	75, // 5: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
+	72, // 6: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	9,  // 7: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	1,  // 8: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
+	9,  // 9: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	75, // 10: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	75, // 11: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	14, // 12: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	43, // 13: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	75, // 14: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	75, // 15: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	21, // 16: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	21, // 17: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	76, // 18: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	77, // 19: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	75, // 20: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	75, // 21: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	75, // 22: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	28, // 23: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	27, // 24: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
+	75, // 25: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
+	75, // 26: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	29, // 27: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	26, // 28: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	30, // 29: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	73, // 30: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	43, // 31: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	30, // 32: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	43, // 33: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	30, // 34: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	43, // 35: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	30, // 36: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	43, // 37: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	30, // 38: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	2,  // 39: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	43, // 40: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	46, // 41: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	46, // 42: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	75, // 43: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	26, // 44: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	75, // 45: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	50, // 46: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	49, // 47: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	75, // 48: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	75, // 49: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	75, // 50: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	74, // 51: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	30, // 52: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	43, // 53: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	43, // 54: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	75, // 55: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	75, // 56: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	75, // 57: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	57, // 58: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	43, // 59: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	75, // 60: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	78, // 61: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	26, // 62: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	75, // 63: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
+	75, // 64: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
+	31, // 65: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	33, // 66: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	35, // 67: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	37, // 68: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	39, // 69: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	41, // 70: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	44, // 71: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	47, // 72: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	51, // 73: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	53, // 74: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	55, // 75: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	58, // 76: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	60, // 77: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	62, // 78: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	64, // 79: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	68, // 80: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	66, // 81: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	70, // 82: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	15, // 83: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	17, // 84: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	19, // 85: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	22, // 86: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	24, // 87: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	10, // 88: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
+	12, // 89: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
+	3,  // 90: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
+	5,  // 91: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
+	7,  // 92: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
+	32, // 93: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	34, // 94: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	36, // 95: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	38, // 96: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	40, // 97: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	42, // 98: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	45, // 99: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	48, // 100: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	52, // 101: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	54, // 102: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	56, // 103: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	59, // 104: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	61, // 105: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	63, // 106: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	65, // 107: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	69, // 108: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	67, // 109: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	71, // 110: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	16, // 111: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	18, // 112: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	20, // 113: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	23, // 114: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	25, // 115: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	11, // 116: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
+	13, // 117: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
+	4,  // 118: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
+	6,  // 119: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
+	8,  // 120: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
+	93, // [93:121] is the sub-list for method output_type
+	65, // [65:93] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -4469,8 +5099,8 @@ func file_imagectl_v1_operator_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   65,
+			NumEnums:      3,
+			NumMessages:   72,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -43,6 +43,8 @@ type Seen struct {
 	EtcdEmpty bool
 	// EtcdMembers are the names on its member's list; empty when it does not answer.
 	EtcdMembers []string
+	// Etcd is what its upkeep hangs on.
+	Etcd Keeping
 	// APIServerReady: its API server answers /readyz.
 	APIServerReady bool
 	// Joined: kubeadm init or join is complete.
@@ -59,12 +61,14 @@ type Seen struct {
 	// found gone, or has removed.
 	RemovesFormer bool
 	FormerGone    []Former
+	// Drains: it knows how to drain nodes.
+	Drains bool
 }
 
 // Choices are decisions that outlive everything. The zero value is a cluster
 // that does not exist yet. A set field never changes, and no name leaves a list but
 // that of a voter which was taken off etcd's own; EtcdJoining, EtcdLeaving,
-// EtcdRemover and Renewing come and go.
+// EtcdRemover, EtcdTending, EtcdAsked and Renewing come and go.
 type Choices struct {
 	// EtcdFirst is the machine that starts the etcd cluster.
 	EtcdFirst string `json:"etcdFirst,omitempty"`
@@ -80,6 +84,10 @@ type Choices struct {
 	EtcdLeaving string `json:"etcdLeaving,omitempty"`
 	// EtcdRemover is the machine that does it.
 	EtcdRemover string `json:"etcdRemover,omitempty"`
+	// EtcdTending is the only machine that may defragment the database of its member now.
+	EtcdTending string `json:"etcdTending,omitempty"`
+	// EtcdAsked are the machines whose databases an operator wants defragmented, sorted.
+	EtcdAsked []string `json:"etcdAsked,omitempty"`
 	// KubernetesFirst is the machine that runs kubeadm init.
 	KubernetesFirst string `json:"kubernetesFirst,omitempty"`
 	// ServerSigns: the keys of Kubernetes' CAs stay on the server. It is set with
@@ -97,6 +105,7 @@ type Choices struct {
 func (c Choices) Equal(o Choices) bool {
 	return slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
 		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
+		c.EtcdTending == o.EtcdTending && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
 		c.ServerSigns == o.ServerSigns && c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
@@ -114,7 +123,7 @@ func Choose(nodes []Node, c Choices) Choices {
 	if n := find(nodes, c.EtcdFirst); n != nil && n.Seen != nil && n.Seen.EtcdHealthy {
 		c.EtcdFormed = true
 	}
-	c = chooseMember(nodes, c)
+	c = chooseTending(nodes, chooseMember(nodes, c))
 	if c.EtcdFormed && c.KubernetesFirst == "" {
 		c.KubernetesFirst = c.EtcdFirst
 	}
@@ -202,7 +211,9 @@ type Directive struct {
 	Etcd       EtcdAction
 	EtcdReason string
 	// EtcdRemove is the machine whose member this one takes off etcd's list.
-	EtcdRemove       string
+	EtcdRemove string
+	// Tend: it tends the database of its own member; Asked: an operator wants it to.
+	Tend, TendAsked  bool
 	Kubernetes       KubernetesAction
 	KubernetesReason string
 	// First says that this machine applies the add-ons: the one that ran init, or another
@@ -226,6 +237,8 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	if c.EtcdRemover == name {
 		d.EtcdRemove = c.EtcdLeaving
 	}
+	d.Tend = c.EtcdTending == name && d.Etcd == EtcdRun
+	d.TendAsked = d.Tend && slices.Contains(c.EtcdAsked, name)
 	d.Kubernetes, d.KubernetesReason = kubernetes(nodes, *n, c)
 	d.Renew = d.Kubernetes == KubernetesRun && c.Renewing == name
 	return d

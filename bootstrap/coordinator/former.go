@@ -51,3 +51,18 @@ func remover(nodes []Node, c Choices) string {
 	}
 	return ""
 }
+
+// Drainer is the control plane that drains a machine, another one if there is one; empty for
+// none that can.
+func Drainer(nodes []Node, c Choices, name string) string {
+	by := ""
+	for _, n := range nodes {
+		if n.ControlPlane && working(n.State) && slices.Contains(c.APIServers, n.Name) &&
+			n.Seen != nil && !n.Seen.Installer && n.Seen.Joined && n.Seen.APIServerReady && n.Seen.Drains {
+			if by = n.Name; n.Name != name {
+				break
+			}
+		}
+	}
+	return by
+}

@@ -35,7 +35,7 @@ func chooseMember(nodes []Node, c Choices) Choices {
 	if c.EtcdJoining != "" && joiningEnds(find(nodes, c.EtcdJoining)) {
 		c.EtcdJoining = ""
 	}
-	if c.EtcdJoining != "" {
+	if c.EtcdJoining != "" || c.EtcdTending != "" || slices.ContainsFunc(nodes, busy) {
 		return c
 	}
 	for _, n := range nodes {
@@ -90,7 +90,7 @@ func chooseLeaving(nodes []Node, c Choices) Choices {
 		return c
 	}
 	c.EtcdRemover = ""
-	if ok, _ := mayLeave(nodes, c); !ok {
+	if ok, _ := mayLeave(nodes, c); !ok || slices.ContainsFunc(nodes, busy) {
 		return c
 	}
 	for _, n := range nodes {
@@ -241,6 +241,9 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	}
 	if c.leaving() {
 		_, why := mayLeave(nodes, c)
+		s += "; " + why
+	}
+	if why := tendingSummary(nodes, c); why != "" {
 		s += "; " + why
 	}
 	switch spare := well - need; {

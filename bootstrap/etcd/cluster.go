@@ -51,7 +51,7 @@ func (c *Cluster) Members(ctx context.Context) ([]Peer, error) {
 	out := peers(r)
 	var wg sync.WaitGroup
 	for i := range out {
-		wg.Go(func() { out[i].Answers, out[i].Healthy = c.ask(ctx, out[i]) })
+		wg.Go(func() { c.ask(ctx, &out[i]) })
 	}
 	wg.Wait()
 	return out, nil
@@ -66,16 +66,17 @@ func peers(r *clientv3.MemberListResponse) []Peer {
 	return out
 }
 
-func (c *Cluster) ask(ctx context.Context, m Peer) (answers, healthy bool) {
+// ask fills in how a member is.
+func (c *Cluster) ask(ctx context.Context, m *Peer) {
 	for _, u := range m.ClientURLs {
 		ctx, cancel := context.WithTimeout(ctx, answerTime)
 		s, err := Ask(ctx, u, c.tls)
 		cancel()
 		if err == nil && s.MemberID == strconv.FormatUint(m.ID, 16) {
-			return true, s.Healthy
+			m.Answers, m.Healthy, m.Follows, m.Leader, m.Alarms, m.Storage = true, s.Healthy, s.Follows, s.Leader, s.Alarms, s.Storage
+			return
 		}
 	}
-	return false, false
 }
 
 // ErrUnsettled is why a member cannot be added yet: etcd wants all voters connected

@@ -121,9 +121,7 @@ func (m Member) Config() ([]byte, error) {
 		// kube-apiserver compacts every five minutes; this is for what it forgets.
 		AutoCompactionMode:      "periodic",
 		AutoCompactionRetention: "8h",
-		// etcd's documentation advises at most 8 GiB; its default of 2 GiB is hit by
-		// clusters with many custom resources, and a full etcd refuses writes.
-		QuotaBackendBytes: 8 << 30,
+		QuotaBackendBytes:       QuotaBytes,
 		// A member that finds its data differing from its peers' stops instead of
 		// spreading it.
 		FeatureGates: "InitialCorruptCheck=true,CompactHashCheck=true",

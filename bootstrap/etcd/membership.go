@@ -15,8 +15,14 @@ type Peer struct {
 	Learner              bool
 	// Answers: something that shows this member's identity answers for it.
 	Answers bool
-	// Healthy: it answers, follows a leader and has raised no alarm.
+	// Healthy: it answers, follows a leader and there is no alarm.
 	Healthy bool
+	// Follows: it follows a leader and answers a read, whatever alarms there are. Leader: it
+	// leads.
+	Follows, Leader bool
+	// Alarms are all that it knows of, also those of others.
+	Alarms  []Alarm
+	Storage Storage
 }
 
 // Self is the machine that is to become a voter.

@@ -46,6 +46,12 @@ func (h *Host) SetHostname(name string) error {
 	return nil
 }
 
+// PowerOff asks systemd to switch the machine off, and returns at once.
+func (h *Host) PowerOff(ctx context.Context) error {
+	_, err := h.Run(ctx, Command{Argv: []string{"systemctl", "poweroff"}})
+	return err
+}
+
 // Reboot asks systemd for an orderly reboot and returns at once. It never
 // touches the firmware's boot order.
 func (h *Host) Reboot(ctx context.Context) error {

@@ -2,8 +2,8 @@
 // TLS 1.3. Operators and servers of this cluster may call it, by role; other
 // nodes may not, although the same CA signed their certificates.
 //
-// It changes nothing on the node; whoever adds a call that does must have the
-// server's audit log write it down.
+// What changes something on the node (act.go), and what gives out secrets, is in the node's own
+// audit log before it is done. The server's has it too where it was asked by the server.
 //
 // Times of certificates are strict, but for one call by one role: an admin reads the
 // backups that a node keeps with a certificate that has expired too. That is for the day
@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -72,6 +73,7 @@ type Node interface {
 	Record(audit.Entry) error
 	// Journal hands lines of the journal, as journalctl's JSON, to read.
 	Journal(ctx context.Context, q Query, read func(io.Reader) error) error
+	Acting
 }
 
 // Query selects from the journal.
@@ -98,7 +100,7 @@ type rule struct {
 // nobody.
 func access() map[string]rule {
 	readers := []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}
-	return map[string]rule{
+	all := map[string]rule{
 		apiconnect.NodeServiceVersionProcedure: {roles: pki.Roles(), server: true},
 		apiconnect.NodeServiceHealthProcedure:  {roles: readers, server: true},
 		apiconnect.NodeServiceLogsProcedure:    {roles: readers, server: true},
@@ -106,6 +108,8 @@ func access() map[string]rule {
 		apiconnect.NodeServiceAuditHeadsProcedure: {roles: readers},
 		apiconnect.NodeServiceReadBackupProcedure: {roles: []pki.Role{pki.RoleAdmin, pki.RoleBackup}, late: []pki.Role{pki.RoleAdmin}},
 	}
+	maps.Copy(all, acting())
+	return all
 }
 
 // allowed returns the reason why a caller may not call a procedure, or nil.

@@ -45,6 +45,12 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 	if err := s.nodesGone(ctx, from, req.Msg.GetKubernetes().GetFormerGone()); err != nil {
 		return nil, s.storing(name, err)
 	}
+	if err := s.nodesDrained(ctx, from, req.Msg.GetKubernetes().GetDrains()); err != nil {
+		return nil, s.storing(name, err)
+	}
+	if err := s.answered(ctx, from, req.Msg); err != nil {
+		return nil, s.storing(name, err)
+	}
 	if err := s.known(ctx, from); err != nil {
 		return nil, s.storing(name, err)
 	}
@@ -71,6 +77,9 @@ func (s agents) Sync(ctx context.Context, req *connect.Request[api.SyncRequest])
 		}
 		if !learnt {
 			withoutLists(resp)
+		}
+		if req.Msg.GetMode() == api.Mode_MODE_NODE {
+			resp.Order = s.orderFor(name)
 		}
 		resp.CaPem = string(s.CAPEM())
 		resp.Revision = revision(resp)
@@ -175,6 +184,9 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		if joined(m, r) {
 			if m.JoinedAt.IsZero() {
 				m.JoinedAt = c.now
+			}
+			if err := s.comesBack(c, &m, r.GetBootId()); err != nil {
+				return err
 			}
 			m.NodeBoot = r.GetBootId()
 		}
@@ -340,6 +352,7 @@ func (s agents) directive(ctx context.Context, from caller) (*api.SyncResponse, 
 			run.Kubernetes.Former = append(run.Kubernetes.Former, &api.FormerNode{Name: f.Name, BootId: f.BootID, WasBootId: f.Was})
 		}
 		if m.ControlPlane {
+			run.Kubernetes.Drains = s.drainsBy(nodes, choices, name)
 			run.Admins = s.admins(ctx)
 		}
 		return &api.SyncResponse{Directive: &api.SyncResponse_Run{Run: run}}, nil

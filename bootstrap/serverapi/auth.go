@@ -76,6 +76,10 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceShowAuthorityProcedure: read,
 		apiconnect.OperatorServiceRollAuthorityProcedure: admin,
 
+		apiconnect.OperatorServiceDefragmentEtcdProcedure: write,
+		apiconnect.OperatorServiceActMachineProcedure:     write,
+		apiconnect.OperatorServiceDrainMachineProcedure:   write,
+
 		apiconnect.OperatorServiceListOperatorsProcedure:   read,
 		apiconnect.OperatorServiceAddOperatorProcedure:     admin,
 		apiconnect.OperatorServiceRevokeOperatorsProcedure: admin,

@@ -137,8 +137,9 @@ func (r report) seen(renewal renewal, now time.Time) *coordinator.Seen {
 		gone = append(gone, coordinator.Former{Name: f.GetName(), BootID: f.GetBootId(), Was: f.GetWasBootId()})
 	}
 	return &coordinator.Seen{
-		BootID: r.last.GetBootId(), RemovesFormer: k.GetRemovesFormer(), FormerGone: gone,
+		BootID: r.last.GetBootId(), RemovesFormer: k.GetRemovesFormer(), Drains: k.GetDrainsNodes(), FormerGone: gone,
 		EtcdMembers:    members,
+		Etcd:           keepingOf(e),
 		Installer:      r.last.GetMode() == api.Mode_MODE_INSTALLER,
 		EtcdHealthy:    e.GetHealthy() && !e.GetLearner(),
 		EtcdMember:     e.GetMemberId() != "",

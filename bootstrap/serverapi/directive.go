@@ -87,7 +87,7 @@ func (s *Server) firewall(m Machine) *api.Firewall {
 }
 
 func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Choices, from caller) *api.EtcdWanted {
-	w := &api.EtcdWanted{Reason: d.EtcdReason, Remove: d.EtcdRemove}
+	w := &api.EtcdWanted{Reason: d.EtcdReason, Remove: d.EtcdRemove, Tend: d.Tend, TendAsked: d.TendAsked}
 	switch d.Etcd {
 	case coordinator.EtcdBootstrap:
 		w.Action = api.EtcdWanted_ACTION_BOOTSTRAP

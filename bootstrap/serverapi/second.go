@@ -41,6 +41,10 @@ func danger(req any) (Danger, string) {
 		if r.GetReinstall() {
 			return Wipe, "wipe and install again " + selectionWords(r.GetSelection())
 		}
+	case *api.ActMachineRequest:
+		if r.GetAction() == api.ActMachineRequest_ACTION_RESET {
+			return Wipe, "reset, which wipes, " + selectionWords(r.GetSelection())
+		}
 	case *api.ReplaceMachineRequest:
 		return Destroy, "give the name " + r.GetMachine() + " to other hardware"
 	case *api.RetireMachineRequest:

@@ -68,7 +68,7 @@ func (s *Server) viewOf(r store.Machine, nodes []coordinator.Node, choices coord
 		v.PendingCode = r.Pending[n-1].Code
 		v.KeyConflict = r.Key != nil
 	}
-	v.Tpm = tpmView(r)
+	v.Tpm, v.Order = tpmView(r), s.orderView(r.Order)
 	if r.Key != nil && r.Key.Serial != "" {
 		v.CertificateSerial, v.CertificateNotAfter = r.Key.Serial, timestamppb.New(r.Key.NotAfter)
 	}
@@ -169,15 +169,15 @@ func (s operators) Status(ctx context.Context, _ *connect.Request[api.StatusRequ
 // etcdView is the list of members as a healthy voter has last reported it, or the
 // names on record when none has.
 func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices) *api.EtcdView {
-	v := &api.EtcdView{Summary: coordinator.EtcdSummary(nodes, choices)}
-	well := map[string]bool{}
+	v := &api.EtcdView{Summary: coordinator.EtcdSummary(nodes, choices), Alarms: s.etcdAlarms(nodes), Warnings: s.etcdWarnings(nodes)}
+	well, said := map[string]bool{}, map[string]*api.EtcdObserved{}
 	var newest time.Time
 	for _, n := range nodes {
 		if n.Seen == nil || !n.Seen.EtcdMember {
 			continue
 		}
 		r, _ := s.board.get(n.Name)
-		well[n.Name] = r.last.GetEtcd().GetHealthy()
+		well[n.Name], said[n.Name] = r.last.GetEtcd().GetHealthy(), r.last.GetEtcd()
 		if list := r.last.GetEtcd().GetMembers(); n.Seen.EtcdHealthy && len(list) > 0 && r.at.After(newest) {
 			newest, v.Members = r.at, nil
 			for _, m := range list {
@@ -192,6 +192,9 @@ func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices)
 	}
 	for _, m := range v.Members {
 		m.Healthy = well[m.GetName()]
+		if e := said[m.GetName()]; e != nil {
+			m.Leader, m.Size, m.Used, m.Quota, m.Upkeep = e.GetLeader(), e.GetSize(), e.GetUsed(), e.GetQuota(), words(e.GetUpkeep())
+		}
 	}
 	slices.SortFunc(v.Members, func(a, b *api.EtcdView_Member) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return v
@@ -216,6 +219,7 @@ func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []
 			notes = append(notes, "alarm: "+n)
 		}
 	}
+	notes = append(notes, s.etcdNotes(nodes)...)
 	return append(append(notes, s.kubeadmNotes(nodes, choices)...), s.backupNotes()...)
 }
 

@@ -54,12 +54,52 @@ type Machine struct {
 	// know that node; empty for none.
 	LostBoot string `json:"lostBoot,omitempty"`
 
+	// Order is what its running system was last told to do once; nil for nothing.
+	Order *Order `json:"order,omitempty"`
+	// Drain is what is done, or was last, about the pods on it; nil for nothing.
+	Drain *Drain `json:"drain,omitempty"`
+
 	// Address is where its installed system was last reached; empty for never. What
 	// cluster.yaml says comes first.
 	Address string `json:"address,omitempty"`
 	// Facts is what the machine last said about itself (imagectl.v1.Facts as
 	// protobuf JSON).
 	Facts json.RawMessage `json:"facts,omitempty"`
+}
+
+// Order is something that a machine's running system does once.
+type Order struct {
+	ID string `json:"id"`
+	// Kind is reboot or shutdown.
+	Kind string `json:"kind"`
+	// By and Serial are who asked and with which certificate.
+	By     string    `json:"by"`
+	Serial string    `json:"serial,omitempty"`
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason,omitempty"`
+	// Force: although etcd loses its quorum.
+	Force bool `json:"force,omitempty"`
+	// Uncordon: it takes pods again when it is back.
+	Uncordon bool `json:"uncordon,omitempty"`
+	// Boot is the system that was to obey; another one has seen to it.
+	Boot string `json:"boot,omitempty"`
+	// Obeyed and Refused are its answer; neither is set before.
+	Obeyed  bool   `json:"obeyed,omitempty"`
+	Refused string `json:"refused,omitempty"`
+}
+
+// Drain is that pods are to leave a machine.
+type Drain struct {
+	ID string    `json:"id"`
+	By string    `json:"by"`
+	At time.Time `json:"at"`
+	// Until is how long pods are waited for.
+	Until time.Time `json:"until"`
+	// Undo: it is to take pods again instead.
+	Undo bool `json:"undo,omitempty"`
+	// Done: nothing is left to do. Problem is what is left all the same.
+	Done    bool   `json:"done,omitempty"`
+	Problem string `json:"problem,omitempty"`
 }
 
 // Key is a machine's public key.

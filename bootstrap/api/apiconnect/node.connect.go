@@ -43,6 +43,13 @@ const (
 	NodeServiceAuditHeadsProcedure = "/imagectl.v1.NodeService/AuditHeads"
 	// NodeServiceReadBackupProcedure is the fully-qualified name of the NodeService's ReadBackup RPC.
 	NodeServiceReadBackupProcedure = "/imagectl.v1.NodeService/ReadBackup"
+	// NodeServiceEtcdStatusProcedure is the fully-qualified name of the NodeService's EtcdStatus RPC.
+	NodeServiceEtcdStatusProcedure = "/imagectl.v1.NodeService/EtcdStatus"
+	// NodeServiceEtcdSnapshotProcedure is the fully-qualified name of the NodeService's EtcdSnapshot
+	// RPC.
+	NodeServiceEtcdSnapshotProcedure = "/imagectl.v1.NodeService/EtcdSnapshot"
+	// NodeServiceActProcedure is the fully-qualified name of the NodeService's Act RPC.
+	NodeServiceActProcedure = "/imagectl.v1.NodeService/Act"
 )
 
 // NodeServiceClient is a client for the imagectl.v1.NodeService service.
@@ -56,6 +63,13 @@ type NodeServiceClient interface {
 	// ReadBackup streams a backup of the server that this node keeps. An admin may call it
 	// with a certificate that has expired: it takes a recovery key to open what comes.
 	ReadBackup(context.Context, *connect.Request[api.ReadBackupRequest]) (*connect.ServerStreamForClient[api.ReadBackupResponse], error)
+	// EtcdStatus asks the members that this node knows how they are, now.
+	EtcdStatus(context.Context, *connect.Request[api.EtcdStatusRequest]) (*connect.Response[api.EtcdStatusResponse], error)
+	// EtcdSnapshot streams the database of this node's member, as "etcdctl snapshot save"
+	// does: what comes is whole when its last 32 bytes are the SHA-256 of all before them.
+	EtcdSnapshot(context.Context, *connect.Request[api.EtcdSnapshotRequest]) (*connect.ServerStreamForClient[api.EtcdSnapshotResponse], error)
+	// Act reboots this node or switches it off, unless etcd would lose its quorum.
+	Act(context.Context, *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the imagectl.v1.NodeService service. By default, it
@@ -99,16 +113,37 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("ReadBackup")),
 			connect.WithClientOptions(opts...),
 		),
+		etcdStatus: connect.NewClient[api.EtcdStatusRequest, api.EtcdStatusResponse](
+			httpClient,
+			baseURL+NodeServiceEtcdStatusProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("EtcdStatus")),
+			connect.WithClientOptions(opts...),
+		),
+		etcdSnapshot: connect.NewClient[api.EtcdSnapshotRequest, api.EtcdSnapshotResponse](
+			httpClient,
+			baseURL+NodeServiceEtcdSnapshotProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("EtcdSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		act: connect.NewClient[api.ActRequest, api.ActResponse](
+			httpClient,
+			baseURL+NodeServiceActProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Act")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	version    *connect.Client[api.VersionRequest, api.VersionResponse]
-	health     *connect.Client[api.HealthRequest, api.HealthResponse]
-	logs       *connect.Client[api.LogsRequest, api.LogsResponse]
-	auditHeads *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
-	readBackup *connect.Client[api.ReadBackupRequest, api.ReadBackupResponse]
+	version      *connect.Client[api.VersionRequest, api.VersionResponse]
+	health       *connect.Client[api.HealthRequest, api.HealthResponse]
+	logs         *connect.Client[api.LogsRequest, api.LogsResponse]
+	auditHeads   *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
+	readBackup   *connect.Client[api.ReadBackupRequest, api.ReadBackupResponse]
+	etcdStatus   *connect.Client[api.EtcdStatusRequest, api.EtcdStatusResponse]
+	etcdSnapshot *connect.Client[api.EtcdSnapshotRequest, api.EtcdSnapshotResponse]
+	act          *connect.Client[api.ActRequest, api.ActResponse]
 }
 
 // Version calls imagectl.v1.NodeService.Version.
@@ -136,6 +171,21 @@ func (c *nodeServiceClient) ReadBackup(ctx context.Context, req *connect.Request
 	return c.readBackup.CallServerStream(ctx, req)
 }
 
+// EtcdStatus calls imagectl.v1.NodeService.EtcdStatus.
+func (c *nodeServiceClient) EtcdStatus(ctx context.Context, req *connect.Request[api.EtcdStatusRequest]) (*connect.Response[api.EtcdStatusResponse], error) {
+	return c.etcdStatus.CallUnary(ctx, req)
+}
+
+// EtcdSnapshot calls imagectl.v1.NodeService.EtcdSnapshot.
+func (c *nodeServiceClient) EtcdSnapshot(ctx context.Context, req *connect.Request[api.EtcdSnapshotRequest]) (*connect.ServerStreamForClient[api.EtcdSnapshotResponse], error) {
+	return c.etcdSnapshot.CallServerStream(ctx, req)
+}
+
+// Act calls imagectl.v1.NodeService.Act.
+func (c *nodeServiceClient) Act(ctx context.Context, req *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error) {
+	return c.act.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the imagectl.v1.NodeService service.
 type NodeServiceHandler interface {
 	Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error)
@@ -147,6 +197,13 @@ type NodeServiceHandler interface {
 	// ReadBackup streams a backup of the server that this node keeps. An admin may call it
 	// with a certificate that has expired: it takes a recovery key to open what comes.
 	ReadBackup(context.Context, *connect.Request[api.ReadBackupRequest], *connect.ServerStream[api.ReadBackupResponse]) error
+	// EtcdStatus asks the members that this node knows how they are, now.
+	EtcdStatus(context.Context, *connect.Request[api.EtcdStatusRequest]) (*connect.Response[api.EtcdStatusResponse], error)
+	// EtcdSnapshot streams the database of this node's member, as "etcdctl snapshot save"
+	// does: what comes is whole when its last 32 bytes are the SHA-256 of all before them.
+	EtcdSnapshot(context.Context, *connect.Request[api.EtcdSnapshotRequest], *connect.ServerStream[api.EtcdSnapshotResponse]) error
+	// Act reboots this node or switches it off, unless etcd would lose its quorum.
+	Act(context.Context, *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -186,6 +243,24 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("ReadBackup")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceEtcdStatusHandler := connect.NewUnaryHandler(
+		NodeServiceEtcdStatusProcedure,
+		svc.EtcdStatus,
+		connect.WithSchema(nodeServiceMethods.ByName("EtcdStatus")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceEtcdSnapshotHandler := connect.NewServerStreamHandler(
+		NodeServiceEtcdSnapshotProcedure,
+		svc.EtcdSnapshot,
+		connect.WithSchema(nodeServiceMethods.ByName("EtcdSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceActHandler := connect.NewUnaryHandler(
+		NodeServiceActProcedure,
+		svc.Act,
+		connect.WithSchema(nodeServiceMethods.ByName("Act")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceVersionProcedure:
@@ -198,6 +273,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceAuditHeadsHandler.ServeHTTP(w, r)
 		case NodeServiceReadBackupProcedure:
 			nodeServiceReadBackupHandler.ServeHTTP(w, r)
+		case NodeServiceEtcdStatusProcedure:
+			nodeServiceEtcdStatusHandler.ServeHTTP(w, r)
+		case NodeServiceEtcdSnapshotProcedure:
+			nodeServiceEtcdSnapshotHandler.ServeHTTP(w, r)
+		case NodeServiceActProcedure:
+			nodeServiceActHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -225,4 +306,16 @@ func (UnimplementedNodeServiceHandler) AuditHeads(context.Context, *connect.Requ
 
 func (UnimplementedNodeServiceHandler) ReadBackup(context.Context, *connect.Request[api.ReadBackupRequest], *connect.ServerStream[api.ReadBackupResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.ReadBackup is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) EtcdStatus(context.Context, *connect.Request[api.EtcdStatusRequest]) (*connect.Response[api.EtcdStatusResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.EtcdStatus is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) EtcdSnapshot(context.Context, *connect.Request[api.EtcdSnapshotRequest], *connect.ServerStream[api.EtcdSnapshotResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.EtcdSnapshot is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Act(context.Context, *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Act is not implemented"))
 }

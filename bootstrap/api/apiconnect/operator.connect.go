@@ -106,6 +106,15 @@ const (
 	// OperatorServiceRollAuthorityProcedure is the fully-qualified name of the OperatorService's
 	// RollAuthority RPC.
 	OperatorServiceRollAuthorityProcedure = "/imagectl.v1.OperatorService/RollAuthority"
+	// OperatorServiceDefragmentEtcdProcedure is the fully-qualified name of the OperatorService's
+	// DefragmentEtcd RPC.
+	OperatorServiceDefragmentEtcdProcedure = "/imagectl.v1.OperatorService/DefragmentEtcd"
+	// OperatorServiceActMachineProcedure is the fully-qualified name of the OperatorService's
+	// ActMachine RPC.
+	OperatorServiceActMachineProcedure = "/imagectl.v1.OperatorService/ActMachine"
+	// OperatorServiceDrainMachineProcedure is the fully-qualified name of the OperatorService's
+	// DrainMachine RPC.
+	OperatorServiceDrainMachineProcedure = "/imagectl.v1.OperatorService/DrainMachine"
 )
 
 // OperatorServiceClient is a client for the imagectl.v1.OperatorService service.
@@ -163,6 +172,13 @@ type OperatorServiceClient interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
+	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
+	// ActMachine has machines' own systems reboot, switch off, or start the installer.
+	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
+	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
+	// an id; asked with that it says how far it is.
+	DrainMachine(context.Context, *connect.Request[api.DrainMachineRequest]) (*connect.Response[api.DrainMachineResponse], error)
 }
 
 // NewOperatorServiceClient constructs a client for the imagectl.v1.OperatorService service. By
@@ -326,6 +342,24 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 			connect.WithClientOptions(opts...),
 		),
+		defragmentEtcd: connect.NewClient[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse](
+			httpClient,
+			baseURL+OperatorServiceDefragmentEtcdProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("DefragmentEtcd")),
+			connect.WithClientOptions(opts...),
+		),
+		actMachine: connect.NewClient[api.ActMachineRequest, api.ActMachineResponse](
+			httpClient,
+			baseURL+OperatorServiceActMachineProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ActMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		drainMachine: connect.NewClient[api.DrainMachineRequest, api.DrainMachineResponse](
+			httpClient,
+			baseURL+OperatorServiceDrainMachineProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("DrainMachine")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -356,6 +390,9 @@ type operatorServiceClient struct {
 	approveRequest      *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
 	showAuthority       *connect.Client[api.ShowAuthorityRequest, api.ShowAuthorityResponse]
 	rollAuthority       *connect.Client[api.RollAuthorityRequest, api.RollAuthorityResponse]
+	defragmentEtcd      *connect.Client[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse]
+	actMachine          *connect.Client[api.ActMachineRequest, api.ActMachineResponse]
+	drainMachine        *connect.Client[api.DrainMachineRequest, api.DrainMachineResponse]
 }
 
 // ListMachines calls imagectl.v1.OperatorService.ListMachines.
@@ -483,6 +520,21 @@ func (c *operatorServiceClient) RollAuthority(ctx context.Context, req *connect.
 	return c.rollAuthority.CallUnary(ctx, req)
 }
 
+// DefragmentEtcd calls imagectl.v1.OperatorService.DefragmentEtcd.
+func (c *operatorServiceClient) DefragmentEtcd(ctx context.Context, req *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error) {
+	return c.defragmentEtcd.CallUnary(ctx, req)
+}
+
+// ActMachine calls imagectl.v1.OperatorService.ActMachine.
+func (c *operatorServiceClient) ActMachine(ctx context.Context, req *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error) {
+	return c.actMachine.CallUnary(ctx, req)
+}
+
+// DrainMachine calls imagectl.v1.OperatorService.DrainMachine.
+func (c *operatorServiceClient) DrainMachine(ctx context.Context, req *connect.Request[api.DrainMachineRequest]) (*connect.Response[api.DrainMachineResponse], error) {
+	return c.drainMachine.CallUnary(ctx, req)
+}
+
 // OperatorServiceHandler is an implementation of the imagectl.v1.OperatorService service.
 type OperatorServiceHandler interface {
 	ListMachines(context.Context, *connect.Request[api.ListMachinesRequest]) (*connect.Response[api.ListMachinesResponse], error)
@@ -538,6 +590,13 @@ type OperatorServiceHandler interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
+	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
+	// ActMachine has machines' own systems reboot, switch off, or start the installer.
+	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
+	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
+	// an id; asked with that it says how far it is.
+	DrainMachine(context.Context, *connect.Request[api.DrainMachineRequest]) (*connect.Response[api.DrainMachineResponse], error)
 }
 
 // NewOperatorServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -697,6 +756,24 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceDefragmentEtcdHandler := connect.NewUnaryHandler(
+		OperatorServiceDefragmentEtcdProcedure,
+		svc.DefragmentEtcd,
+		connect.WithSchema(operatorServiceMethods.ByName("DefragmentEtcd")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceActMachineHandler := connect.NewUnaryHandler(
+		OperatorServiceActMachineProcedure,
+		svc.ActMachine,
+		connect.WithSchema(operatorServiceMethods.ByName("ActMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceDrainMachineHandler := connect.NewUnaryHandler(
+		OperatorServiceDrainMachineProcedure,
+		svc.DrainMachine,
+		connect.WithSchema(operatorServiceMethods.ByName("DrainMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.OperatorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorServiceListMachinesProcedure:
@@ -749,6 +826,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceShowAuthorityHandler.ServeHTTP(w, r)
 		case OperatorServiceRollAuthorityProcedure:
 			operatorServiceRollAuthorityHandler.ServeHTTP(w, r)
+		case OperatorServiceDefragmentEtcdProcedure:
+			operatorServiceDefragmentEtcdHandler.ServeHTTP(w, r)
+		case OperatorServiceActMachineProcedure:
+			operatorServiceActMachineHandler.ServeHTTP(w, r)
+		case OperatorServiceDrainMachineProcedure:
+			operatorServiceDrainMachineHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -856,4 +939,16 @@ func (UnimplementedOperatorServiceHandler) ShowAuthority(context.Context, *conne
 
 func (UnimplementedOperatorServiceHandler) RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RollAuthority is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.DefragmentEtcd is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ActMachine is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) DrainMachine(context.Context, *connect.Request[api.DrainMachineRequest]) (*connect.Response[api.DrainMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.DrainMachine is not implemented"))
 }

@@ -13,12 +13,12 @@ import (
 func newEtcd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "etcd",
-		Short:   "Look at the cluster's etcd",
-		Example: "  imagectl etcd members",
+		Short:   "Look at the cluster's etcd, tend it, and save it",
+		Example: "  imagectl etcd members\n  imagectl etcd snapshot etcd.db",
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newEtcdMembers(g))
+	cmd.AddCommand(newEtcdMembers(g), newEtcdStatus(g), newEtcdAlarms(g), newEtcdDefrag(g), newEtcdSnapshot(g))
 	return cmd
 }
 

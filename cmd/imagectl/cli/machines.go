@@ -18,14 +18,14 @@ import (
 func newMachines(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "machines",
-		Short: "List, approve, arm, switch, replace and retire machines",
+		Short: "List, approve, arm, switch, reboot, replace and retire machines",
 		Example: `  imagectl machines ls
   imagectl machines arm --all
   imagectl machines approve cp1 --code cp1=7K3M-0QZD-9X2V`,
 		Args: needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMachinesLs(g), newMachinesShow(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g), newMachinesPower(g), newMachinesProvision(g), newMachinesReplace(g), newMachinesRetire(g))
+	cmd.AddCommand(newMachinesLs(g), newMachinesShow(g), newMachinesApprove(g), newMachinesReject(g), newMachinesArm(g), newMachinesDisarm(g), newMachinesConfig(g), newMachinesPower(g), newMachinesProvision(g), newMachinesReplace(g), newMachinesRetire(g), newMachinesDrain(g), newMachinesReboot(g), newMachinesShutdown(g), newMachinesReset(g))
 	return cmd
 }
 
