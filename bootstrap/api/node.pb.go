@@ -613,7 +613,7 @@ var File_imagectl_v1_node_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"'\n" +
+	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\x1a\x1bimagectl/v1/node_read.proto\"'\n" +
 	"\x11ReadBackupRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"W\n" +
 	"\x12ReadBackupResponse\x12+\n" +
@@ -647,11 +647,23 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\fLogsResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\tR\x04line2\xf5\x02\n" +
+	"\x04line\x18\x03 \x01(\tR\x04line2\x87\t\n" +
 	"\vNodeService\x12D\n" +
 	"\aVersion\x12\x1b.imagectl.v1.VersionRequest\x1a\x1c.imagectl.v1.VersionResponse\x12A\n" +
 	"\x06Health\x12\x1a.imagectl.v1.HealthRequest\x1a\x1b.imagectl.v1.HealthResponse\x12=\n" +
-	"\x04Logs\x12\x18.imagectl.v1.LogsRequest\x1a\x19.imagectl.v1.LogsResponse0\x01\x12M\n" +
+	"\x04Logs\x12\x18.imagectl.v1.LogsRequest\x1a\x19.imagectl.v1.LogsResponse0\x01\x12@\n" +
+	"\x05Dmesg\x12\x19.imagectl.v1.DmesgRequest\x1a\x1a.imagectl.v1.DmesgResponse0\x01\x12>\n" +
+	"\x05Units\x12\x19.imagectl.v1.UnitsRequest\x1a\x1a.imagectl.v1.UnitsResponse\x12J\n" +
+	"\tProcesses\x12\x1d.imagectl.v1.ProcessesRequest\x1a\x1e.imagectl.v1.ProcessesResponse\x12>\n" +
+	"\x05Disks\x12\x19.imagectl.v1.DisksRequest\x1a\x1a.imagectl.v1.DisksResponse\x12D\n" +
+	"\aNetwork\x12\x1b.imagectl.v1.NetworkRequest\x1a\x1c.imagectl.v1.NetworkResponse\x12;\n" +
+	"\x04Time\x12\x18.imagectl.v1.TimeRequest\x1a\x19.imagectl.v1.TimeResponse\x12M\n" +
+	"\n" +
+	"Containers\x12\x1e.imagectl.v1.ContainersRequest\x1a\x1f.imagectl.v1.ContainersResponse\x12X\n" +
+	"\rContainerLogs\x12!.imagectl.v1.ContainerLogsRequest\x1a\".imagectl.v1.ContainerLogsResponse0\x01\x12I\n" +
+	"\bReadFile\x12\x1c.imagectl.v1.ReadFileRequest\x1a\x1d.imagectl.v1.ReadFileResponse0\x01\x12F\n" +
+	"\aCapture\x12\x1b.imagectl.v1.CaptureRequest\x1a\x1c.imagectl.v1.CaptureResponse0\x01\x12C\n" +
+	"\x06Bundle\x12\x1a.imagectl.v1.BundleRequest\x1a\x1b.imagectl.v1.BundleResponse0\x01\x12M\n" +
 	"\n" +
 	"AuditHeads\x12\x1e.imagectl.v1.AuditHeadsRequest\x1a\x1f.imagectl.v1.AuditHeadsResponse\x12O\n" +
 	"\n" +
@@ -688,6 +700,28 @@ var file_imagectl_v1_node_proto_goTypes = []any{
 	(*Facts)(nil),                   // 14: imagectl.v1.Facts
 	(*timestamppb.Timestamp)(nil),   // 15: google.protobuf.Timestamp
 	(*AuditHead)(nil),               // 16: imagectl.v1.AuditHead
+	(*DmesgRequest)(nil),            // 17: imagectl.v1.DmesgRequest
+	(*UnitsRequest)(nil),            // 18: imagectl.v1.UnitsRequest
+	(*ProcessesRequest)(nil),        // 19: imagectl.v1.ProcessesRequest
+	(*DisksRequest)(nil),            // 20: imagectl.v1.DisksRequest
+	(*NetworkRequest)(nil),          // 21: imagectl.v1.NetworkRequest
+	(*TimeRequest)(nil),             // 22: imagectl.v1.TimeRequest
+	(*ContainersRequest)(nil),       // 23: imagectl.v1.ContainersRequest
+	(*ContainerLogsRequest)(nil),    // 24: imagectl.v1.ContainerLogsRequest
+	(*ReadFileRequest)(nil),         // 25: imagectl.v1.ReadFileRequest
+	(*CaptureRequest)(nil),          // 26: imagectl.v1.CaptureRequest
+	(*BundleRequest)(nil),           // 27: imagectl.v1.BundleRequest
+	(*DmesgResponse)(nil),           // 28: imagectl.v1.DmesgResponse
+	(*UnitsResponse)(nil),           // 29: imagectl.v1.UnitsResponse
+	(*ProcessesResponse)(nil),       // 30: imagectl.v1.ProcessesResponse
+	(*DisksResponse)(nil),           // 31: imagectl.v1.DisksResponse
+	(*NetworkResponse)(nil),         // 32: imagectl.v1.NetworkResponse
+	(*TimeResponse)(nil),            // 33: imagectl.v1.TimeResponse
+	(*ContainersResponse)(nil),      // 34: imagectl.v1.ContainersResponse
+	(*ContainerLogsResponse)(nil),   // 35: imagectl.v1.ContainerLogsResponse
+	(*ReadFileResponse)(nil),        // 36: imagectl.v1.ReadFileResponse
+	(*CaptureResponse)(nil),         // 37: imagectl.v1.CaptureResponse
+	(*BundleResponse)(nil),          // 38: imagectl.v1.BundleResponse
 }
 var file_imagectl_v1_node_proto_depIdxs = []int32{
 	11, // 0: imagectl.v1.ReadBackupResponse.copy:type_name -> imagectl.v1.BackupCopy
@@ -703,15 +737,37 @@ var file_imagectl_v1_node_proto_depIdxs = []int32{
 	4,  // 10: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
 	6,  // 11: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
 	8,  // 12: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
-	2,  // 13: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
-	0,  // 14: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
-	5,  // 15: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
-	7,  // 16: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
-	9,  // 17: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
-	3,  // 18: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
-	1,  // 19: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
+	17, // 13: imagectl.v1.NodeService.Dmesg:input_type -> imagectl.v1.DmesgRequest
+	18, // 14: imagectl.v1.NodeService.Units:input_type -> imagectl.v1.UnitsRequest
+	19, // 15: imagectl.v1.NodeService.Processes:input_type -> imagectl.v1.ProcessesRequest
+	20, // 16: imagectl.v1.NodeService.Disks:input_type -> imagectl.v1.DisksRequest
+	21, // 17: imagectl.v1.NodeService.Network:input_type -> imagectl.v1.NetworkRequest
+	22, // 18: imagectl.v1.NodeService.Time:input_type -> imagectl.v1.TimeRequest
+	23, // 19: imagectl.v1.NodeService.Containers:input_type -> imagectl.v1.ContainersRequest
+	24, // 20: imagectl.v1.NodeService.ContainerLogs:input_type -> imagectl.v1.ContainerLogsRequest
+	25, // 21: imagectl.v1.NodeService.ReadFile:input_type -> imagectl.v1.ReadFileRequest
+	26, // 22: imagectl.v1.NodeService.Capture:input_type -> imagectl.v1.CaptureRequest
+	27, // 23: imagectl.v1.NodeService.Bundle:input_type -> imagectl.v1.BundleRequest
+	2,  // 24: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
+	0,  // 25: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
+	5,  // 26: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
+	7,  // 27: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
+	9,  // 28: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
+	28, // 29: imagectl.v1.NodeService.Dmesg:output_type -> imagectl.v1.DmesgResponse
+	29, // 30: imagectl.v1.NodeService.Units:output_type -> imagectl.v1.UnitsResponse
+	30, // 31: imagectl.v1.NodeService.Processes:output_type -> imagectl.v1.ProcessesResponse
+	31, // 32: imagectl.v1.NodeService.Disks:output_type -> imagectl.v1.DisksResponse
+	32, // 33: imagectl.v1.NodeService.Network:output_type -> imagectl.v1.NetworkResponse
+	33, // 34: imagectl.v1.NodeService.Time:output_type -> imagectl.v1.TimeResponse
+	34, // 35: imagectl.v1.NodeService.Containers:output_type -> imagectl.v1.ContainersResponse
+	35, // 36: imagectl.v1.NodeService.ContainerLogs:output_type -> imagectl.v1.ContainerLogsResponse
+	36, // 37: imagectl.v1.NodeService.ReadFile:output_type -> imagectl.v1.ReadFileResponse
+	37, // 38: imagectl.v1.NodeService.Capture:output_type -> imagectl.v1.CaptureResponse
+	38, // 39: imagectl.v1.NodeService.Bundle:output_type -> imagectl.v1.BundleResponse
+	3,  // 40: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
+	1,  // 41: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
+	26, // [26:42] is the sub-list for method output_type
+	10, // [10:26] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -724,6 +780,7 @@ func file_imagectl_v1_node_proto_init() {
 	}
 	file_imagectl_v1_agent_proto_init()
 	file_imagectl_v1_enrol_proto_init()
+	file_imagectl_v1_node_read_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
