@@ -170,10 +170,10 @@ func (b *bundle) logs(ctx context.Context, lines int, containers *api.Containers
 
 // add writes one file, cut off where it is too long, and notes why there is none or not all.
 func (b *bundle) add(name string, text []byte, err error) error {
-	if err == nil && len(text) > partMax {
-		text, err = text[:partMax], fmt.Errorf("it is cut off after %d bytes", partMax)
+	if len(text) > partMax {
+		text, err = text[:partMax], errors.Join(err, errFull)
 	}
-	if err == nil && b.size+len(text) > bundleMax {
+	if b.size+len(text) > bundleMax {
 		text, err = nil, fmt.Errorf("left out: the bundle has %d bytes already", b.size)
 	}
 	if err != nil {
@@ -202,7 +202,7 @@ func read(s System, name string) ([]byte, error) {
 // limited is text that stops to grow.
 type limited struct{ b []byte }
 
-var errFull = fmt.Errorf("it is cut off after %d bytes", partMax)
+var errFull = errors.New("it is cut off")
 
 func (l *limited) line(format string, args ...any) error {
 	if len(l.b) >= partMax {
