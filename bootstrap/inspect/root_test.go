@@ -15,10 +15,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 )
@@ -58,7 +57,7 @@ func same(t *testing.T, what string, got, want []string) {
 func TestProcessesAreThoseOfPs(t *testing.T) {
 	s := New("", time.Now)
 	child := exec.Command("sleep", "4321")
-	child.SysProcAttr = &unix.SysProcAttr{Credential: &unix.Credential{Uid: 65534, Gid: 65534}, Pdeathsig: unix.SIGKILL}
+	child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, Pdeathsig: syscall.SIGKILL}
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
