@@ -197,7 +197,7 @@ func (s *System) sockets(ctx context.Context, out *api.NetworkResponse) error {
 	for _, c := range all {
 		h := wanted[c.INode]
 		out.Sockets = append(out.Sockets, &api.NodeSocket{
-			Protocol: c.protocol, Local: endpoint(c.ID.Source, c.ID.SourcePort), Remote: endpoint(c.ID.Destination, c.ID.DestinationPort),
+			Protocol: c.protocol, Local: endpoint(c.Family, c.ID.Source, c.ID.SourcePort), Remote: endpoint(c.Family, c.ID.Destination, c.ID.DestinationPort),
 			State: socketState(c.protocol, c.State), ReceiveQueue: c.RQueue, SendQueue: c.WQueue, Pid: h.pid, Process: h.name,
 		})
 	}
@@ -216,10 +216,15 @@ func (f found) rank() int {
 	return 1
 }
 
-func endpoint(ip net.IP, port uint16) string {
+// endpoint words one end. The library holds IPv4 addresses as IPv6 does; those of IPv6 sockets
+// that are mapped stay so, as ss(8) shows them.
+func endpoint(family uint8, ip net.IP, port uint16) string {
 	a, ok := netip.AddrFromSlice(ip)
 	if !ok {
 		return ""
+	}
+	if family == unix.AF_INET {
+		a = a.Unmap()
 	}
 	p := strconv.Itoa(int(port))
 	if port == 0 {
