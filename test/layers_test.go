@@ -136,7 +136,7 @@ var layers = map[string][]string{
 	"bootstrap/tpm/tpmtest":     {"bootstrap/host", "bootstrap/tpm"},
 	"bootstrap/enrol":           {"bootstrap/machine", "bootstrap/pki", "bootstrap/tpm"},
 	"bootstrap/coordinator":     {"bootstrap/machine"},
-	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/backup/files", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit"},
+	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/backup/files", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit"},
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
@@ -149,8 +149,9 @@ var layers = map[string][]string{
 	"bootstrap/kubeadm":       {},
 	"bootstrap/balancer":      {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
+	"bootstrap/inspect":       {"bootstrap/api"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/install", "bootstrap/ipmi", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/inspect", "bootstrap/install", "bootstrap/ipmi", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
 }
 
 // only says who may use what reaches outside the process or exits it.

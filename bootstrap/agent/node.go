@@ -12,6 +12,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/balancer"
+	"github.com/imagectl/imagectl/bootstrap/inspect"
 	"github.com/imagectl/imagectl/bootstrap/nodeapi"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"golang.org/x/sync/errgroup"
@@ -37,6 +38,8 @@ const (
 type node struct {
 	*Agent
 	balancer *balancer.Balancer
+	// system is what the node API reads.
+	system *inspect.System
 	// changed wakes talk, wake wakes settle, backup keepBackups, shown
 	// keepWitness.
 	changed, wake, backup, shown chan struct{}
@@ -86,7 +89,7 @@ type node struct {
 }
 
 func newNode(a *Agent) *node {
-	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), shown: make(chan struct{}, 1), revokedNews: make(chan struct{}), orders: make(chan *api.Order, 1)}
+	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, system: inspect.New(a.Host.Root, a.Now), changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), shown: make(chan struct{}, 1), revokedNews: make(chan struct{}), orders: make(chan *api.Order, 1)}
 }
 
 // node is the mode of an installed machine.

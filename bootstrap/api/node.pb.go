@@ -1003,7 +1003,7 @@ var File_imagectl_v1_node_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\"\x13\n" +
+	"\x16imagectl/v1/node.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/agent.proto\x1a\x17imagectl/v1/enrol.proto\x1a\x1bimagectl/v1/node_read.proto\"\x13\n" +
 	"\x11EtcdStatusRequest\"M\n" +
 	"\x12EtcdStatusResponse\x127\n" +
 	"\amembers\x18\x01 \x03(\v2\x1d.imagectl.v1.EtcdMemberStatusR\amembers\"\x8d\x02\n" +
@@ -1063,11 +1063,24 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\fLogsResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\tR\x04line2\xd5\x04\n" +
+	"\x04line\x18\x03 \x01(\tR\x04line2\xe7\n" +
+	"\n" +
 	"\vNodeService\x12D\n" +
 	"\aVersion\x12\x1b.imagectl.v1.VersionRequest\x1a\x1c.imagectl.v1.VersionResponse\x12A\n" +
 	"\x06Health\x12\x1a.imagectl.v1.HealthRequest\x1a\x1b.imagectl.v1.HealthResponse\x12=\n" +
-	"\x04Logs\x12\x18.imagectl.v1.LogsRequest\x1a\x19.imagectl.v1.LogsResponse0\x01\x12M\n" +
+	"\x04Logs\x12\x18.imagectl.v1.LogsRequest\x1a\x19.imagectl.v1.LogsResponse0\x01\x12@\n" +
+	"\x05Dmesg\x12\x19.imagectl.v1.DmesgRequest\x1a\x1a.imagectl.v1.DmesgResponse0\x01\x12>\n" +
+	"\x05Units\x12\x19.imagectl.v1.UnitsRequest\x1a\x1a.imagectl.v1.UnitsResponse\x12J\n" +
+	"\tProcesses\x12\x1d.imagectl.v1.ProcessesRequest\x1a\x1e.imagectl.v1.ProcessesResponse\x12>\n" +
+	"\x05Disks\x12\x19.imagectl.v1.DisksRequest\x1a\x1a.imagectl.v1.DisksResponse\x12D\n" +
+	"\aNetwork\x12\x1b.imagectl.v1.NetworkRequest\x1a\x1c.imagectl.v1.NetworkResponse\x12;\n" +
+	"\x04Time\x12\x18.imagectl.v1.TimeRequest\x1a\x19.imagectl.v1.TimeResponse\x12M\n" +
+	"\n" +
+	"Containers\x12\x1e.imagectl.v1.ContainersRequest\x1a\x1f.imagectl.v1.ContainersResponse\x12X\n" +
+	"\rContainerLogs\x12!.imagectl.v1.ContainerLogsRequest\x1a\".imagectl.v1.ContainerLogsResponse0\x01\x12I\n" +
+	"\bReadFile\x12\x1c.imagectl.v1.ReadFileRequest\x1a\x1d.imagectl.v1.ReadFileResponse0\x01\x12F\n" +
+	"\aCapture\x12\x1b.imagectl.v1.CaptureRequest\x1a\x1c.imagectl.v1.CaptureResponse0\x01\x12C\n" +
+	"\x06Bundle\x12\x1a.imagectl.v1.BundleRequest\x1a\x1b.imagectl.v1.BundleResponse0\x01\x12M\n" +
 	"\n" +
 	"AuditHeads\x12\x1e.imagectl.v1.AuditHeadsRequest\x1a\x1f.imagectl.v1.AuditHeadsResponse\x12O\n" +
 	"\n" +
@@ -1116,6 +1129,28 @@ var file_imagectl_v1_node_proto_goTypes = []any{
 	(*Facts)(nil),                   // 22: imagectl.v1.Facts
 	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
 	(*AuditHead)(nil),               // 24: imagectl.v1.AuditHead
+	(*DmesgRequest)(nil),            // 25: imagectl.v1.DmesgRequest
+	(*UnitsRequest)(nil),            // 26: imagectl.v1.UnitsRequest
+	(*ProcessesRequest)(nil),        // 27: imagectl.v1.ProcessesRequest
+	(*DisksRequest)(nil),            // 28: imagectl.v1.DisksRequest
+	(*NetworkRequest)(nil),          // 29: imagectl.v1.NetworkRequest
+	(*TimeRequest)(nil),             // 30: imagectl.v1.TimeRequest
+	(*ContainersRequest)(nil),       // 31: imagectl.v1.ContainersRequest
+	(*ContainerLogsRequest)(nil),    // 32: imagectl.v1.ContainerLogsRequest
+	(*ReadFileRequest)(nil),         // 33: imagectl.v1.ReadFileRequest
+	(*CaptureRequest)(nil),          // 34: imagectl.v1.CaptureRequest
+	(*BundleRequest)(nil),           // 35: imagectl.v1.BundleRequest
+	(*DmesgResponse)(nil),           // 36: imagectl.v1.DmesgResponse
+	(*UnitsResponse)(nil),           // 37: imagectl.v1.UnitsResponse
+	(*ProcessesResponse)(nil),       // 38: imagectl.v1.ProcessesResponse
+	(*DisksResponse)(nil),           // 39: imagectl.v1.DisksResponse
+	(*NetworkResponse)(nil),         // 40: imagectl.v1.NetworkResponse
+	(*TimeResponse)(nil),            // 41: imagectl.v1.TimeResponse
+	(*ContainersResponse)(nil),      // 42: imagectl.v1.ContainersResponse
+	(*ContainerLogsResponse)(nil),   // 43: imagectl.v1.ContainerLogsResponse
+	(*ReadFileResponse)(nil),        // 44: imagectl.v1.ReadFileResponse
+	(*CaptureResponse)(nil),         // 45: imagectl.v1.CaptureResponse
+	(*BundleResponse)(nil),          // 46: imagectl.v1.BundleResponse
 }
 var file_imagectl_v1_node_proto_depIdxs = []int32{
 	2,  // 0: imagectl.v1.EtcdStatusResponse.members:type_name -> imagectl.v1.EtcdMemberStatus
@@ -1133,21 +1168,43 @@ var file_imagectl_v1_node_proto_depIdxs = []int32{
 	11, // 12: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
 	13, // 13: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
 	15, // 14: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
-	9,  // 15: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
-	7,  // 16: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
-	0,  // 17: imagectl.v1.NodeService.EtcdStatus:input_type -> imagectl.v1.EtcdStatusRequest
-	3,  // 18: imagectl.v1.NodeService.EtcdSnapshot:input_type -> imagectl.v1.EtcdSnapshotRequest
-	5,  // 19: imagectl.v1.NodeService.Act:input_type -> imagectl.v1.ActRequest
-	12, // 20: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
-	14, // 21: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
-	16, // 22: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
-	10, // 23: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
-	8,  // 24: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
-	1,  // 25: imagectl.v1.NodeService.EtcdStatus:output_type -> imagectl.v1.EtcdStatusResponse
-	4,  // 26: imagectl.v1.NodeService.EtcdSnapshot:output_type -> imagectl.v1.EtcdSnapshotResponse
-	6,  // 27: imagectl.v1.NodeService.Act:output_type -> imagectl.v1.ActResponse
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
+	25, // 15: imagectl.v1.NodeService.Dmesg:input_type -> imagectl.v1.DmesgRequest
+	26, // 16: imagectl.v1.NodeService.Units:input_type -> imagectl.v1.UnitsRequest
+	27, // 17: imagectl.v1.NodeService.Processes:input_type -> imagectl.v1.ProcessesRequest
+	28, // 18: imagectl.v1.NodeService.Disks:input_type -> imagectl.v1.DisksRequest
+	29, // 19: imagectl.v1.NodeService.Network:input_type -> imagectl.v1.NetworkRequest
+	30, // 20: imagectl.v1.NodeService.Time:input_type -> imagectl.v1.TimeRequest
+	31, // 21: imagectl.v1.NodeService.Containers:input_type -> imagectl.v1.ContainersRequest
+	32, // 22: imagectl.v1.NodeService.ContainerLogs:input_type -> imagectl.v1.ContainerLogsRequest
+	33, // 23: imagectl.v1.NodeService.ReadFile:input_type -> imagectl.v1.ReadFileRequest
+	34, // 24: imagectl.v1.NodeService.Capture:input_type -> imagectl.v1.CaptureRequest
+	35, // 25: imagectl.v1.NodeService.Bundle:input_type -> imagectl.v1.BundleRequest
+	9,  // 26: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
+	7,  // 27: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
+	0,  // 28: imagectl.v1.NodeService.EtcdStatus:input_type -> imagectl.v1.EtcdStatusRequest
+	3,  // 29: imagectl.v1.NodeService.EtcdSnapshot:input_type -> imagectl.v1.EtcdSnapshotRequest
+	5,  // 30: imagectl.v1.NodeService.Act:input_type -> imagectl.v1.ActRequest
+	12, // 31: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
+	14, // 32: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
+	16, // 33: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
+	36, // 34: imagectl.v1.NodeService.Dmesg:output_type -> imagectl.v1.DmesgResponse
+	37, // 35: imagectl.v1.NodeService.Units:output_type -> imagectl.v1.UnitsResponse
+	38, // 36: imagectl.v1.NodeService.Processes:output_type -> imagectl.v1.ProcessesResponse
+	39, // 37: imagectl.v1.NodeService.Disks:output_type -> imagectl.v1.DisksResponse
+	40, // 38: imagectl.v1.NodeService.Network:output_type -> imagectl.v1.NetworkResponse
+	41, // 39: imagectl.v1.NodeService.Time:output_type -> imagectl.v1.TimeResponse
+	42, // 40: imagectl.v1.NodeService.Containers:output_type -> imagectl.v1.ContainersResponse
+	43, // 41: imagectl.v1.NodeService.ContainerLogs:output_type -> imagectl.v1.ContainerLogsResponse
+	44, // 42: imagectl.v1.NodeService.ReadFile:output_type -> imagectl.v1.ReadFileResponse
+	45, // 43: imagectl.v1.NodeService.Capture:output_type -> imagectl.v1.CaptureResponse
+	46, // 44: imagectl.v1.NodeService.Bundle:output_type -> imagectl.v1.BundleResponse
+	10, // 45: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
+	8,  // 46: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
+	1,  // 47: imagectl.v1.NodeService.EtcdStatus:output_type -> imagectl.v1.EtcdStatusResponse
+	4,  // 48: imagectl.v1.NodeService.EtcdSnapshot:output_type -> imagectl.v1.EtcdSnapshotResponse
+	6,  // 49: imagectl.v1.NodeService.Act:output_type -> imagectl.v1.ActResponse
+	31, // [31:50] is the sub-list for method output_type
+	12, // [12:31] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -1160,6 +1217,7 @@ func file_imagectl_v1_node_proto_init() {
 	}
 	file_imagectl_v1_agent_proto_init()
 	file_imagectl_v1_enrol_proto_init()
+	file_imagectl_v1_node_read_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

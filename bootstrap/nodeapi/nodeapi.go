@@ -5,6 +5,11 @@
 // What changes something on the node (act.go), and what gives out secrets, is in the node's own
 // audit log before it is done. The server's has it too where it was asked by the server.
 //
+// What changes nothing is in the files read_*.go. Every call is bounded in time, and what
+// costs something in how many there may be at once (read_gates.go).
+//
+// The server passes calls on for people who have no route to nodes (behalf.go).
+//
 // Times of certificates are strict, but for one call by one role: an admin reads the
 // backups that a node keeps with a certificate that has expired too. That is for the day
 // when the server is lost, which is who renews certificates; the node lets in whom that
@@ -24,6 +29,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -74,6 +80,10 @@ type Node interface {
 	// Journal hands lines of the journal, as journalctl's JSON, to read.
 	Journal(ctx context.Context, q Query, read func(io.Reader) error) error
 	Acting
+	// System is the machine under the node.
+	System() System
+	// Heard notes who has begun a call; it is no log of record, as Record is.
+	Heard(Call)
 }
 
 // Query selects from the journal.
@@ -94,22 +104,27 @@ type rule struct {
 	// late are roles that may with a certificate that has expired, of those who have them
 	// still.
 	late []pki.Role
+	// forwarded: the server may pass on such a call of a person's (behalf.go).
+	forwarded bool
+	// limit is how long the call may take; 0 means as long as the caller's certificate lasts.
+	limit time.Duration
 }
 
 // access says who may call what. A call that is missing here may be called by
 // nobody.
 func access() map[string]rule {
 	readers := []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}
-	all := map[string]rule{
-		apiconnect.NodeServiceVersionProcedure: {roles: pki.Roles(), server: true},
-		apiconnect.NodeServiceHealthProcedure:  {roles: readers, server: true},
-		apiconnect.NodeServiceLogsProcedure:    {roles: readers, server: true},
+	table := map[string]rule{
+		apiconnect.NodeServiceVersionProcedure: {roles: pki.Roles(), server: true, forwarded: true},
+		apiconnect.NodeServiceHealthProcedure:  {roles: readers, server: true, forwarded: true},
+		apiconnect.NodeServiceLogsProcedure:    {roles: readers, server: true, forwarded: true},
 		// Whom the answer is about has no business with it.
 		apiconnect.NodeServiceAuditHeadsProcedure: {roles: readers},
 		apiconnect.NodeServiceReadBackupProcedure: {roles: []pki.Role{pki.RoleAdmin, pki.RoleBackup}, late: []pki.Role{pki.RoleAdmin}},
 	}
-	maps.Copy(all, acting())
-	return all
+	maps.Copy(table, readAccess(readers))
+	maps.Copy(table, acting())
+	return table
 }
 
 // allowed returns the reason why a caller may not call a procedure, or nil.
@@ -121,6 +136,8 @@ func (t Trust) allowed(c caller, procedure string) error {
 		return fmt.Errorf("there is no call %s", procedure)
 	case c.late && !t.mayBeLate(who, c.leaf, rule):
 		return expired(c.leaf)
+	case c.via != nil && !rule.forwarded:
+		return fmt.Errorf("%s is answered to the person who calls only, not through the server; use --via direct", procedure)
 	case who.Kind == pki.KindServer && rule.server:
 		return nil
 	case who.Kind == pki.KindOperator && slices.Contains(rule.roles, who.Role):
@@ -153,10 +170,10 @@ func Serve(ctx context.Context, ln net.Listener, trust func() (Trust, error), no
 		},
 	}
 	mux := http.NewServeMux()
-	s := &service{node: node, streams: make(chan struct{}, streamsMax), backups: make(chan struct{}, backupsMax)}
+	s := &service{node: node, streams: make(chan struct{}, streamsMax), backups: make(chan struct{}, backupsMax), gates: newGates()}
 	mux.Handle(apiconnect.NewNodeServiceHandler(s, connect.WithReadMaxBytes(64<<10)))
 	srv := &http.Server{
-		Handler:           authorize(trust, mux),
+		Handler:           authorize(trust, mux, node.Heard),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
@@ -227,6 +244,10 @@ type caller struct {
 	// late: the certificate has expired.
 	late   bool
 	source string
+	// via is the certificate of the server that passes the call on; nil for a person's own call.
+	via *x509.Certificate
+	// conn are this node's and the other side's ends of the connection.
+	conn [2]netip.AddrPort
 }
 
 type callerKey struct{}
@@ -238,7 +259,13 @@ const lateTime = 30 * time.Minute
 var (
 	errExpired = errors.New("the caller's certificate has expired meanwhile")
 	errRevoked = errors.New("the caller's certificate was revoked meanwhile")
+	// errTooLong ends one that has taken as long as its kind may.
+	errTooLong = errors.New("the call took longer than it may")
 )
+
+// writeGrace is what is left for the end of an answer when its time is over. Whoever takes
+// nothing of it for so long loses the connection: else it would hold its place for ever.
+const writeGrace = 10 * time.Second
 
 func (t Trust) revoked(leaf *x509.Certificate) error {
 	if t.Revoked.Has(leaf) {
@@ -265,7 +292,7 @@ func untilRevoked(ctx context.Context, trust func() (Trust, error), t Trust, lea
 
 // authorize lets a request pass whose certificate, verified by TLS, has a role
 // for it.
-func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
+func authorize(trust func() (Trust, error), next http.Handler, heard func(Call)) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var left time.Duration
@@ -292,15 +319,33 @@ func authorize(trust func() (Trust, error), next http.Handler) http.Handler {
 			if c.who, err = pki.IdentityOf(c.leaf, t.Cluster); err != nil {
 				return err
 			}
+			c.conn = connection(r)
+			if c, err = t.onBehalf(c, r.Header); err != nil {
+				return err
+			}
+			if c.via != nil {
+				left = min(left, c.leaf.NotAfter.Sub(t.Now()))
+			}
 			return t.allowed(c, r.URL.Path)
 		}()
 		if err == nil {
 			// Following a journal goes on for days.
 			ctx, cancel := context.WithTimeoutCause(r.Context(), left, errExpired)
 			defer cancel()
+			if limit := access()[r.URL.Path].limit; limit > 0 {
+				ctx, cancel = context.WithTimeoutCause(ctx, limit, errTooLong)
+				defer cancel()
+				left = min(left, limit)
+			}
+			// Without support for it a call ends as the connection does.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(left + writeGrace))
 			ctx, end := context.WithCancelCause(ctx)
 			defer end(nil)
 			go untilRevoked(ctx, trust, t, c.leaf, end)
+			if c.via != nil {
+				go untilRevoked(ctx, trust, t, c.via, end)
+			}
+			heard(c.call(r.URL.Path))
 			next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, callerKey{}, c)))
 			return
 		}

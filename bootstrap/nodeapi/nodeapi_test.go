@@ -34,6 +34,10 @@ type fake struct {
 	record *record
 	// deeds are what it was made to do; nil for nobody who asks.
 	deeds *deeds
+	// system is nil for a small one.
+	system System
+	// heard gets who has called; nil for nobody who listens.
+	heard func(Call)
 }
 
 type record struct {
@@ -59,6 +63,17 @@ func (f fake) Record(e audit.Entry) error {
 	defer f.record.mu.Unlock()
 	f.record.entries = append(f.record.entries, e)
 	return f.record.fails
+}
+func (f fake) System() System {
+	if f.system == nil {
+		return wholeSystem{}
+	}
+	return f.system
+}
+func (f fake) Heard(c Call) {
+	if f.heard != nil {
+		f.heard(c)
+	}
 }
 func (f fake) Journal(ctx context.Context, q Query, read func(io.Reader) error) error {
 	if q.Unit == "silent.service" {
@@ -107,9 +122,13 @@ func (l *lab) knows(admins ...Admin) {
 }
 
 // revoke puts a certificate on the node's list.
-func (l *lab) revoke(number uint64, c tls.Certificate) {
+func (l *lab) revoke(number uint64, certs ...tls.Certificate) {
 	l.t.Helper()
-	der, err := l.ca.RevocationList(number, []pki.Revocation{{Serial: pki.Serial(c.Leaf), At: time.Now()}}, time.Now())
+	var all []pki.Revocation
+	for _, c := range certs {
+		all = append(all, pki.Revocation{Serial: pki.Serial(c.Leaf), At: time.Now()})
+	}
+	der, err := l.ca.RevocationList(number, all, time.Now())
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -201,96 +220,13 @@ func (l *lab) cert(ca *pki.CA, p pki.Profile) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{issued.Certificate.Raw}, PrivateKey: key, Leaf: issued.Certificate}
 }
 
-func (l *lab) client(certs ...tls.Certificate) apiconnect.NodeServiceClient {
+func (l *lab) client(certs ...tls.Certificate) client {
 	roots := x509.NewCertPool()
 	roots.AddCert(l.ca.Certificate())
 	t := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "w1", Certificates: certs}, ForceAttemptHTTP2: true}
 	l.t.Cleanup(t.CloseIdleConnections)
-	return apiconnect.NewNodeServiceClient(&http.Client{Transport: t, Timeout: 5 * time.Minute}, l.url)
-}
-
-// call makes one call and returns what became of it.
-func call(c apiconnect.NodeServiceClient, procedure string) error {
-	ctx := context.Background()
-	switch procedure {
-	case apiconnect.NodeServiceVersionProcedure:
-		_, err := c.Version(ctx, connect.NewRequest(&api.VersionRequest{}))
-		return err
-	case apiconnect.NodeServiceHealthProcedure:
-		_, err := c.Health(ctx, connect.NewRequest(&api.HealthRequest{}))
-		return err
-	case apiconnect.NodeServiceAuditHeadsProcedure:
-		_, err := c.AuditHeads(ctx, connect.NewRequest(&api.AuditHeadsRequest{}))
-		return err
-	case apiconnect.NodeServiceReadBackupProcedure:
-		s, err := c.ReadBackup(ctx, connect.NewRequest(&api.ReadBackupRequest{}))
-		if err != nil {
-			return err
-		}
-		defer s.Close()
-		for s.Receive() {
-		}
-		return s.Err()
-	case apiconnect.NodeServiceLogsProcedure:
-		s, err := c.Logs(ctx, connect.NewRequest(&api.LogsRequest{}))
-		if err != nil {
-			return err
-		}
-		defer s.Close()
-		for s.Receive() {
-		}
-		return s.Err()
-	}
-	return callActing(c, procedure)
-}
-
-// calls are all that there are.
-func calls(t *testing.T) []string {
-	t.Helper()
-	all := []string{apiconnect.NodeServiceVersionProcedure, apiconnect.NodeServiceHealthProcedure, apiconnect.NodeServiceLogsProcedure, apiconnect.NodeServiceAuditHeadsProcedure, apiconnect.NodeServiceReadBackupProcedure}
-	if len(access()) != len(all)+len(acting()) { // those are in act_test.go
-		t.Fatalf("the test knows %d calls, there are %d", len(all), len(access()))
-	}
-	return all
-}
-
-func TestEveryCallByEveryCaller(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	all := calls(t)
-	for _, tc := range []struct {
-		kind string
-		role pki.Role
-		may  [5]bool // version, health, logs, the ends of the audit log, backups
-	}{
-		{"server", "", [5]bool{true, true, true, false, false}},
-		{"operator", pki.RoleAdmin, [5]bool{true, true, true, true, true}},
-		{"operator", pki.RoleOperator, [5]bool{true, true, true, true, false}},
-		{"operator", pki.RoleReader, [5]bool{true, true, true, true, false}},
-		{"operator", pki.RoleBackup, [5]bool{true, false, false, false, true}},
-		{"node", "", [5]bool{}},
-		{"operator of another cluster", pki.RoleAdmin, [5]bool{}},
-	} {
-		c := l.client(l.cert(l.ca, l.profile(tc.kind, tc.role)))
-		for i, procedure := range all {
-			err := call(c, procedure)
-			if tc.may[i] != (err == nil) {
-				t.Errorf("%s %s: %s: got %v, want allowed %v", tc.kind, tc.role, procedure, err, tc.may[i])
-			}
-			if err != nil && connect.CodeOf(err) != connect.CodePermissionDenied {
-				t.Errorf("%s %s: %s: got code %s", tc.kind, tc.role, procedure, connect.CodeOf(err))
-			}
-		}
-	}
-	for err, want := range map[error]string{
-		call(l.client(l.cert(l.ca, l.profile("node", ""))), all[0]):                             "permission_denied: imagectl://lab/node/w1 may not call /imagectl.v1.NodeService/Version: the node API is for operators and servers",
-		call(l.client(l.cert(l.ca, l.profile("operator", pki.RoleBackup))), all[2]):             "permission_denied: imagectl://lab/operator/jo@example.org with the role backup may not call /imagectl.v1.NodeService/Logs",
-		call(l.client(l.cert(l.ca, l.profile("operator of another cluster", "admin"))), all[0]): "permission_denied: reading identity of CN=jo@example.org,O=imagectl:admin: it belongs to cluster prod, this is lab",
-	} {
-		if err == nil || err.Error() != want {
-			t.Errorf("got  %v\nwant %s", err, want)
-		}
-	}
+	h := &http.Client{Transport: t, Timeout: 5 * time.Minute}
+	return client{apiconnect.NewNodeServiceClient(h, l.url), h, l.url}
 }
 
 func TestWithoutAGoodCertificateThereIsNoConnection(t *testing.T) {
@@ -300,7 +236,7 @@ func TestWithoutAGoodCertificateThereIsNoConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, c := range map[string]apiconnect.NodeServiceClient{
+	for name, c := range map[string]client{
 		"none":          l.client(),
 		"of another CA": l.client(l.cert(other, l.profile("operator", pki.RoleAdmin))),
 	} {
@@ -405,7 +341,7 @@ func TestARevokedCertificateIsRefused(t *testing.T) {
 		l.revoke(number, cert)
 		for procedure := range access() {
 			want := "permission_denied: the caller's certificate (serial " + pki.Serial(cert.Leaf) + ") is revoked"
-			for name, c := range map[string]apiconnect.NodeServiceClient{"open": c, "new": l.client(cert)} {
+			for name, c := range map[string]client{"open": c, "new": l.client(cert)} {
 				if err := call(c, procedure); err == nil || err.Error() != want {
 					t.Errorf("%s: %s on a connection that is %s: got %v, want %s", role, procedure, name, err, want)
 				}

@@ -35,6 +35,7 @@ type service struct {
 	node    Node
 	streams chan struct{}
 	backups chan struct{}
+	gates   gates
 }
 
 func (s *service) Version(ctx context.Context, _ *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error) {

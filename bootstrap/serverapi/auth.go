@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -40,7 +41,7 @@ func permissions() map[string]permission {
 	read := permission{roles: readers()}
 	write := permission{roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}}
 	admin := permission{roles: []pki.Role{pki.RoleAdmin}}
-	return map[string]permission{
+	table := map[string]permission{
 		apiconnect.EnrolServiceEnrolProcedure:         {anyone: true},
 		apiconnect.EnrolServiceRenewOperatorProcedure: {anyone: true},
 
@@ -86,6 +87,8 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceListRequestsProcedure:    read,
 		apiconnect.OperatorServiceApproveRequestProcedure:  write,
 	}
+	maps.Copy(table, nodeTable())
+	return table
 }
 
 // readers are the roles that may look.

@@ -24,7 +24,7 @@ import (
 // taken from the contract itself.
 func procedures() []string {
 	var out []string
-	for _, f := range []protoreflect.FileDescriptor{api.File_imagectl_v1_enrol_proto, api.File_imagectl_v1_agent_proto, api.File_imagectl_v1_operator_proto} {
+	for _, f := range []protoreflect.FileDescriptor{api.File_imagectl_v1_enrol_proto, api.File_imagectl_v1_agent_proto, api.File_imagectl_v1_operator_proto, api.File_imagectl_v1_node_proto} {
 		for i := range f.Services().Len() {
 			s := f.Services().Get(i)
 			for j := range s.Methods().Len() {
@@ -79,7 +79,26 @@ func whoMay() map[string]map[string]string {
 	reads := map[string]string{"nobody": who, "node": no, "admin": yes, "operator": yes, "reader": yes, "backup": no}
 	writes := map[string]string{"nobody": who, "node": no, "admin": yes, "operator": yes, "reader": no, "backup": no}
 	admins := map[string]string{"nobody": who, "node": no, "admin": yes, "operator": no, "reader": no, "backup": no}
+	nobody := map[string]string{"nobody": who, "node": no, "admin": no, "operator": no, "reader": no, "backup": no}
 	return map[string]map[string]string{
+		// Passed on to nodes; these two are for nodes themselves only.
+		"/imagectl.v1.NodeService/AuditHeads":    nobody,
+		"/imagectl.v1.NodeService/ReadBackup":    nobody,
+		"/imagectl.v1.NodeService/Version":       {"nobody": who, "node": no, "admin": yes, "operator": yes, "reader": yes, "backup": yes},
+		"/imagectl.v1.NodeService/Health":        reads,
+		"/imagectl.v1.NodeService/Logs":          reads,
+		"/imagectl.v1.NodeService/Dmesg":         reads,
+		"/imagectl.v1.NodeService/Units":         reads,
+		"/imagectl.v1.NodeService/Processes":     reads,
+		"/imagectl.v1.NodeService/Disks":         reads,
+		"/imagectl.v1.NodeService/Network":       reads,
+		"/imagectl.v1.NodeService/Time":          reads,
+		"/imagectl.v1.NodeService/Containers":    reads,
+		"/imagectl.v1.NodeService/ContainerLogs": reads,
+		"/imagectl.v1.NodeService/ReadFile":      writes,
+		"/imagectl.v1.NodeService/Capture":       writes,
+		"/imagectl.v1.NodeService/Bundle":        writes,
+
 		"/imagectl.v1.EnrolService/Enrol":                  {"nobody": yes, "node": yes, "admin": yes, "operator": yes, "reader": yes, "backup": yes},
 		"/imagectl.v1.EnrolService/RenewOperator":          {"nobody": yes, "node": yes, "admin": yes, "operator": yes, "reader": yes, "backup": yes},
 		"/imagectl.v1.AgentService/Sync":                   nodes,

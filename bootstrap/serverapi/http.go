@@ -34,7 +34,7 @@ const (
 	renewPause = time.Minute
 )
 
-// Handler serves all three services and the pages. Requests must come through the TLS of
+// Handler serves all three services and the pages, and passes calls on to nodes. Requests must come through the TLS of
 // TLSConfig.
 func (s *Server) Handler() http.Handler {
 	options := []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(s.calls, secondPerson{s})}
@@ -42,6 +42,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, options...))
 	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, options...))
 	mux.Handle(apiconnect.NewOperatorServiceHandler(operators{s}, options...))
+	mux.Handle(nodePath, http.MaxBytesHandler(&nodes{Server: s, calls: map[string]int{}}, maxRequest))
 	for _, p := range s.pages() {
 		pattern := "GET " + p.Path
 		if strings.HasSuffix(p.Path, "/") {
@@ -71,7 +72,7 @@ func unhurried(next http.Handler) http.Handler {
 // when it is due: its key never touches a disk. A client may come without a
 // certificate (to enrol); one that it shows must be this cluster's.
 func (s *Server) TLSConfig() (*tls.Config, error) {
-	own := &ownCertificate{server: s}
+	own := s.own
 	if _, err := own.get(nil); err != nil {
 		return nil, err
 	}

@@ -56,8 +56,11 @@ type Server struct {
 	calls    calls
 	// poll and headers are maxWait and headerTime but in tests.
 	poll, headers time.Duration
-	// ejectPause is the constant but in tests.
+	// ejectPause and nodePort are the constants but in tests.
 	ejectPause time.Duration
+	nodePort   string
+	// own is this server's certificate.
+	own *ownCertificate
 
 	// certificateEnd is that of this server's own, in Unix time; 0 for none yet.
 	certificateEnd atomic.Int64
@@ -96,8 +99,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(), led: cfg.Now(),
 		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(), renewals: newLimits(), signing: newLimits(),
-		poll: maxWait, headers: headerTime, ejectPause: ejectPause,
+		poll: maxWait, headers: headerTime, ejectPause: ejectPause, nodePort: nodePort,
 	}
+	s.own = &ownCertificate{server: s}
 	var listed []enrol.Hardware
 	for i, m := range cfg.Machines {
 		s.byName[m.Name] = i

@@ -39,6 +39,29 @@ const (
 	NodeServiceHealthProcedure = "/imagectl.v1.NodeService/Health"
 	// NodeServiceLogsProcedure is the fully-qualified name of the NodeService's Logs RPC.
 	NodeServiceLogsProcedure = "/imagectl.v1.NodeService/Logs"
+	// NodeServiceDmesgProcedure is the fully-qualified name of the NodeService's Dmesg RPC.
+	NodeServiceDmesgProcedure = "/imagectl.v1.NodeService/Dmesg"
+	// NodeServiceUnitsProcedure is the fully-qualified name of the NodeService's Units RPC.
+	NodeServiceUnitsProcedure = "/imagectl.v1.NodeService/Units"
+	// NodeServiceProcessesProcedure is the fully-qualified name of the NodeService's Processes RPC.
+	NodeServiceProcessesProcedure = "/imagectl.v1.NodeService/Processes"
+	// NodeServiceDisksProcedure is the fully-qualified name of the NodeService's Disks RPC.
+	NodeServiceDisksProcedure = "/imagectl.v1.NodeService/Disks"
+	// NodeServiceNetworkProcedure is the fully-qualified name of the NodeService's Network RPC.
+	NodeServiceNetworkProcedure = "/imagectl.v1.NodeService/Network"
+	// NodeServiceTimeProcedure is the fully-qualified name of the NodeService's Time RPC.
+	NodeServiceTimeProcedure = "/imagectl.v1.NodeService/Time"
+	// NodeServiceContainersProcedure is the fully-qualified name of the NodeService's Containers RPC.
+	NodeServiceContainersProcedure = "/imagectl.v1.NodeService/Containers"
+	// NodeServiceContainerLogsProcedure is the fully-qualified name of the NodeService's ContainerLogs
+	// RPC.
+	NodeServiceContainerLogsProcedure = "/imagectl.v1.NodeService/ContainerLogs"
+	// NodeServiceReadFileProcedure is the fully-qualified name of the NodeService's ReadFile RPC.
+	NodeServiceReadFileProcedure = "/imagectl.v1.NodeService/ReadFile"
+	// NodeServiceCaptureProcedure is the fully-qualified name of the NodeService's Capture RPC.
+	NodeServiceCaptureProcedure = "/imagectl.v1.NodeService/Capture"
+	// NodeServiceBundleProcedure is the fully-qualified name of the NodeService's Bundle RPC.
+	NodeServiceBundleProcedure = "/imagectl.v1.NodeService/Bundle"
 	// NodeServiceAuditHeadsProcedure is the fully-qualified name of the NodeService's AuditHeads RPC.
 	NodeServiceAuditHeadsProcedure = "/imagectl.v1.NodeService/AuditHeads"
 	// NodeServiceReadBackupProcedure is the fully-qualified name of the NodeService's ReadBackup RPC.
@@ -58,6 +81,26 @@ type NodeServiceClient interface {
 	Health(context.Context, *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error)
 	// Logs streams the journal of one unit, or of everything.
 	Logs(context.Context, *connect.Request[api.LogsRequest]) (*connect.ServerStreamForClient[api.LogsResponse], error)
+	// Dmesg streams the kernel's log.
+	Dmesg(context.Context, *connect.Request[api.DmesgRequest]) (*connect.ServerStreamForClient[api.DmesgResponse], error)
+	// Units are systemd's.
+	Units(context.Context, *connect.Request[api.UnitsRequest]) (*connect.Response[api.UnitsResponse], error)
+	Processes(context.Context, *connect.Request[api.ProcessesRequest]) (*connect.Response[api.ProcessesResponse], error)
+	// Disks are block devices and mounted file systems.
+	Disks(context.Context, *connect.Request[api.DisksRequest]) (*connect.Response[api.DisksResponse], error)
+	// Network is links, addresses, routes and sockets.
+	Network(context.Context, *connect.Request[api.NetworkRequest]) (*connect.Response[api.NetworkResponse], error)
+	// Time says whether the node's clock is kept, by whom, and how well.
+	Time(context.Context, *connect.Request[api.TimeRequest]) (*connect.Response[api.TimeResponse], error)
+	// Containers are those that kubelet keeps logs of.
+	Containers(context.Context, *connect.Request[api.ContainersRequest]) (*connect.Response[api.ContainersResponse], error)
+	ContainerLogs(context.Context, *connect.Request[api.ContainerLogsRequest]) (*connect.ServerStreamForClient[api.ContainerLogsResponse], error)
+	// ReadFile streams a file of a fixed list; none of them holds a secret.
+	ReadFile(context.Context, *connect.Request[api.ReadFileRequest]) (*connect.ServerStreamForClient[api.ReadFileResponse], error)
+	// Capture streams what passes a link, as a pcap file.
+	Capture(context.Context, *connect.Request[api.CaptureRequest]) (*connect.ServerStreamForClient[api.CaptureResponse], error)
+	// Bundle streams what all the others tell, as a tar archive that age has encrypted.
+	Bundle(context.Context, *connect.Request[api.BundleRequest]) (*connect.ServerStreamForClient[api.BundleResponse], error)
 	// AuditHeads tells which ends of the server's audit log this node was shown.
 	AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error)
 	// ReadBackup streams a backup of the server that this node keeps. An admin may call it
@@ -101,6 +144,72 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Logs")),
 			connect.WithClientOptions(opts...),
 		),
+		dmesg: connect.NewClient[api.DmesgRequest, api.DmesgResponse](
+			httpClient,
+			baseURL+NodeServiceDmesgProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Dmesg")),
+			connect.WithClientOptions(opts...),
+		),
+		units: connect.NewClient[api.UnitsRequest, api.UnitsResponse](
+			httpClient,
+			baseURL+NodeServiceUnitsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Units")),
+			connect.WithClientOptions(opts...),
+		),
+		processes: connect.NewClient[api.ProcessesRequest, api.ProcessesResponse](
+			httpClient,
+			baseURL+NodeServiceProcessesProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Processes")),
+			connect.WithClientOptions(opts...),
+		),
+		disks: connect.NewClient[api.DisksRequest, api.DisksResponse](
+			httpClient,
+			baseURL+NodeServiceDisksProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Disks")),
+			connect.WithClientOptions(opts...),
+		),
+		network: connect.NewClient[api.NetworkRequest, api.NetworkResponse](
+			httpClient,
+			baseURL+NodeServiceNetworkProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Network")),
+			connect.WithClientOptions(opts...),
+		),
+		time: connect.NewClient[api.TimeRequest, api.TimeResponse](
+			httpClient,
+			baseURL+NodeServiceTimeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Time")),
+			connect.WithClientOptions(opts...),
+		),
+		containers: connect.NewClient[api.ContainersRequest, api.ContainersResponse](
+			httpClient,
+			baseURL+NodeServiceContainersProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Containers")),
+			connect.WithClientOptions(opts...),
+		),
+		containerLogs: connect.NewClient[api.ContainerLogsRequest, api.ContainerLogsResponse](
+			httpClient,
+			baseURL+NodeServiceContainerLogsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ContainerLogs")),
+			connect.WithClientOptions(opts...),
+		),
+		readFile: connect.NewClient[api.ReadFileRequest, api.ReadFileResponse](
+			httpClient,
+			baseURL+NodeServiceReadFileProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ReadFile")),
+			connect.WithClientOptions(opts...),
+		),
+		capture: connect.NewClient[api.CaptureRequest, api.CaptureResponse](
+			httpClient,
+			baseURL+NodeServiceCaptureProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Capture")),
+			connect.WithClientOptions(opts...),
+		),
+		bundle: connect.NewClient[api.BundleRequest, api.BundleResponse](
+			httpClient,
+			baseURL+NodeServiceBundleProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Bundle")),
+			connect.WithClientOptions(opts...),
+		),
 		auditHeads: connect.NewClient[api.AuditHeadsRequest, api.AuditHeadsResponse](
 			httpClient,
 			baseURL+NodeServiceAuditHeadsProcedure,
@@ -136,14 +245,25 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	version      *connect.Client[api.VersionRequest, api.VersionResponse]
-	health       *connect.Client[api.HealthRequest, api.HealthResponse]
-	logs         *connect.Client[api.LogsRequest, api.LogsResponse]
-	auditHeads   *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
-	readBackup   *connect.Client[api.ReadBackupRequest, api.ReadBackupResponse]
-	etcdStatus   *connect.Client[api.EtcdStatusRequest, api.EtcdStatusResponse]
-	etcdSnapshot *connect.Client[api.EtcdSnapshotRequest, api.EtcdSnapshotResponse]
-	act          *connect.Client[api.ActRequest, api.ActResponse]
+	version       *connect.Client[api.VersionRequest, api.VersionResponse]
+	health        *connect.Client[api.HealthRequest, api.HealthResponse]
+	logs          *connect.Client[api.LogsRequest, api.LogsResponse]
+	dmesg         *connect.Client[api.DmesgRequest, api.DmesgResponse]
+	units         *connect.Client[api.UnitsRequest, api.UnitsResponse]
+	processes     *connect.Client[api.ProcessesRequest, api.ProcessesResponse]
+	disks         *connect.Client[api.DisksRequest, api.DisksResponse]
+	network       *connect.Client[api.NetworkRequest, api.NetworkResponse]
+	time          *connect.Client[api.TimeRequest, api.TimeResponse]
+	containers    *connect.Client[api.ContainersRequest, api.ContainersResponse]
+	containerLogs *connect.Client[api.ContainerLogsRequest, api.ContainerLogsResponse]
+	readFile      *connect.Client[api.ReadFileRequest, api.ReadFileResponse]
+	capture       *connect.Client[api.CaptureRequest, api.CaptureResponse]
+	bundle        *connect.Client[api.BundleRequest, api.BundleResponse]
+	auditHeads    *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
+	readBackup    *connect.Client[api.ReadBackupRequest, api.ReadBackupResponse]
+	etcdStatus    *connect.Client[api.EtcdStatusRequest, api.EtcdStatusResponse]
+	etcdSnapshot  *connect.Client[api.EtcdSnapshotRequest, api.EtcdSnapshotResponse]
+	act           *connect.Client[api.ActRequest, api.ActResponse]
 }
 
 // Version calls imagectl.v1.NodeService.Version.
@@ -159,6 +279,61 @@ func (c *nodeServiceClient) Health(ctx context.Context, req *connect.Request[api
 // Logs calls imagectl.v1.NodeService.Logs.
 func (c *nodeServiceClient) Logs(ctx context.Context, req *connect.Request[api.LogsRequest]) (*connect.ServerStreamForClient[api.LogsResponse], error) {
 	return c.logs.CallServerStream(ctx, req)
+}
+
+// Dmesg calls imagectl.v1.NodeService.Dmesg.
+func (c *nodeServiceClient) Dmesg(ctx context.Context, req *connect.Request[api.DmesgRequest]) (*connect.ServerStreamForClient[api.DmesgResponse], error) {
+	return c.dmesg.CallServerStream(ctx, req)
+}
+
+// Units calls imagectl.v1.NodeService.Units.
+func (c *nodeServiceClient) Units(ctx context.Context, req *connect.Request[api.UnitsRequest]) (*connect.Response[api.UnitsResponse], error) {
+	return c.units.CallUnary(ctx, req)
+}
+
+// Processes calls imagectl.v1.NodeService.Processes.
+func (c *nodeServiceClient) Processes(ctx context.Context, req *connect.Request[api.ProcessesRequest]) (*connect.Response[api.ProcessesResponse], error) {
+	return c.processes.CallUnary(ctx, req)
+}
+
+// Disks calls imagectl.v1.NodeService.Disks.
+func (c *nodeServiceClient) Disks(ctx context.Context, req *connect.Request[api.DisksRequest]) (*connect.Response[api.DisksResponse], error) {
+	return c.disks.CallUnary(ctx, req)
+}
+
+// Network calls imagectl.v1.NodeService.Network.
+func (c *nodeServiceClient) Network(ctx context.Context, req *connect.Request[api.NetworkRequest]) (*connect.Response[api.NetworkResponse], error) {
+	return c.network.CallUnary(ctx, req)
+}
+
+// Time calls imagectl.v1.NodeService.Time.
+func (c *nodeServiceClient) Time(ctx context.Context, req *connect.Request[api.TimeRequest]) (*connect.Response[api.TimeResponse], error) {
+	return c.time.CallUnary(ctx, req)
+}
+
+// Containers calls imagectl.v1.NodeService.Containers.
+func (c *nodeServiceClient) Containers(ctx context.Context, req *connect.Request[api.ContainersRequest]) (*connect.Response[api.ContainersResponse], error) {
+	return c.containers.CallUnary(ctx, req)
+}
+
+// ContainerLogs calls imagectl.v1.NodeService.ContainerLogs.
+func (c *nodeServiceClient) ContainerLogs(ctx context.Context, req *connect.Request[api.ContainerLogsRequest]) (*connect.ServerStreamForClient[api.ContainerLogsResponse], error) {
+	return c.containerLogs.CallServerStream(ctx, req)
+}
+
+// ReadFile calls imagectl.v1.NodeService.ReadFile.
+func (c *nodeServiceClient) ReadFile(ctx context.Context, req *connect.Request[api.ReadFileRequest]) (*connect.ServerStreamForClient[api.ReadFileResponse], error) {
+	return c.readFile.CallServerStream(ctx, req)
+}
+
+// Capture calls imagectl.v1.NodeService.Capture.
+func (c *nodeServiceClient) Capture(ctx context.Context, req *connect.Request[api.CaptureRequest]) (*connect.ServerStreamForClient[api.CaptureResponse], error) {
+	return c.capture.CallServerStream(ctx, req)
+}
+
+// Bundle calls imagectl.v1.NodeService.Bundle.
+func (c *nodeServiceClient) Bundle(ctx context.Context, req *connect.Request[api.BundleRequest]) (*connect.ServerStreamForClient[api.BundleResponse], error) {
+	return c.bundle.CallServerStream(ctx, req)
 }
 
 // AuditHeads calls imagectl.v1.NodeService.AuditHeads.
@@ -192,6 +367,26 @@ type NodeServiceHandler interface {
 	Health(context.Context, *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error)
 	// Logs streams the journal of one unit, or of everything.
 	Logs(context.Context, *connect.Request[api.LogsRequest], *connect.ServerStream[api.LogsResponse]) error
+	// Dmesg streams the kernel's log.
+	Dmesg(context.Context, *connect.Request[api.DmesgRequest], *connect.ServerStream[api.DmesgResponse]) error
+	// Units are systemd's.
+	Units(context.Context, *connect.Request[api.UnitsRequest]) (*connect.Response[api.UnitsResponse], error)
+	Processes(context.Context, *connect.Request[api.ProcessesRequest]) (*connect.Response[api.ProcessesResponse], error)
+	// Disks are block devices and mounted file systems.
+	Disks(context.Context, *connect.Request[api.DisksRequest]) (*connect.Response[api.DisksResponse], error)
+	// Network is links, addresses, routes and sockets.
+	Network(context.Context, *connect.Request[api.NetworkRequest]) (*connect.Response[api.NetworkResponse], error)
+	// Time says whether the node's clock is kept, by whom, and how well.
+	Time(context.Context, *connect.Request[api.TimeRequest]) (*connect.Response[api.TimeResponse], error)
+	// Containers are those that kubelet keeps logs of.
+	Containers(context.Context, *connect.Request[api.ContainersRequest]) (*connect.Response[api.ContainersResponse], error)
+	ContainerLogs(context.Context, *connect.Request[api.ContainerLogsRequest], *connect.ServerStream[api.ContainerLogsResponse]) error
+	// ReadFile streams a file of a fixed list; none of them holds a secret.
+	ReadFile(context.Context, *connect.Request[api.ReadFileRequest], *connect.ServerStream[api.ReadFileResponse]) error
+	// Capture streams what passes a link, as a pcap file.
+	Capture(context.Context, *connect.Request[api.CaptureRequest], *connect.ServerStream[api.CaptureResponse]) error
+	// Bundle streams what all the others tell, as a tar archive that age has encrypted.
+	Bundle(context.Context, *connect.Request[api.BundleRequest], *connect.ServerStream[api.BundleResponse]) error
 	// AuditHeads tells which ends of the server's audit log this node was shown.
 	AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error)
 	// ReadBackup streams a backup of the server that this node keeps. An admin may call it
@@ -229,6 +424,72 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		NodeServiceLogsProcedure,
 		svc.Logs,
 		connect.WithSchema(nodeServiceMethods.ByName("Logs")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDmesgHandler := connect.NewServerStreamHandler(
+		NodeServiceDmesgProcedure,
+		svc.Dmesg,
+		connect.WithSchema(nodeServiceMethods.ByName("Dmesg")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceUnitsHandler := connect.NewUnaryHandler(
+		NodeServiceUnitsProcedure,
+		svc.Units,
+		connect.WithSchema(nodeServiceMethods.ByName("Units")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceProcessesHandler := connect.NewUnaryHandler(
+		NodeServiceProcessesProcedure,
+		svc.Processes,
+		connect.WithSchema(nodeServiceMethods.ByName("Processes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDisksHandler := connect.NewUnaryHandler(
+		NodeServiceDisksProcedure,
+		svc.Disks,
+		connect.WithSchema(nodeServiceMethods.ByName("Disks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceNetworkHandler := connect.NewUnaryHandler(
+		NodeServiceNetworkProcedure,
+		svc.Network,
+		connect.WithSchema(nodeServiceMethods.ByName("Network")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceTimeHandler := connect.NewUnaryHandler(
+		NodeServiceTimeProcedure,
+		svc.Time,
+		connect.WithSchema(nodeServiceMethods.ByName("Time")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceContainersHandler := connect.NewUnaryHandler(
+		NodeServiceContainersProcedure,
+		svc.Containers,
+		connect.WithSchema(nodeServiceMethods.ByName("Containers")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceContainerLogsHandler := connect.NewServerStreamHandler(
+		NodeServiceContainerLogsProcedure,
+		svc.ContainerLogs,
+		connect.WithSchema(nodeServiceMethods.ByName("ContainerLogs")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceReadFileHandler := connect.NewServerStreamHandler(
+		NodeServiceReadFileProcedure,
+		svc.ReadFile,
+		connect.WithSchema(nodeServiceMethods.ByName("ReadFile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceCaptureHandler := connect.NewServerStreamHandler(
+		NodeServiceCaptureProcedure,
+		svc.Capture,
+		connect.WithSchema(nodeServiceMethods.ByName("Capture")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceBundleHandler := connect.NewServerStreamHandler(
+		NodeServiceBundleProcedure,
+		svc.Bundle,
+		connect.WithSchema(nodeServiceMethods.ByName("Bundle")),
 		connect.WithHandlerOptions(opts...),
 	)
 	nodeServiceAuditHeadsHandler := connect.NewUnaryHandler(
@@ -269,6 +530,28 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceHealthHandler.ServeHTTP(w, r)
 		case NodeServiceLogsProcedure:
 			nodeServiceLogsHandler.ServeHTTP(w, r)
+		case NodeServiceDmesgProcedure:
+			nodeServiceDmesgHandler.ServeHTTP(w, r)
+		case NodeServiceUnitsProcedure:
+			nodeServiceUnitsHandler.ServeHTTP(w, r)
+		case NodeServiceProcessesProcedure:
+			nodeServiceProcessesHandler.ServeHTTP(w, r)
+		case NodeServiceDisksProcedure:
+			nodeServiceDisksHandler.ServeHTTP(w, r)
+		case NodeServiceNetworkProcedure:
+			nodeServiceNetworkHandler.ServeHTTP(w, r)
+		case NodeServiceTimeProcedure:
+			nodeServiceTimeHandler.ServeHTTP(w, r)
+		case NodeServiceContainersProcedure:
+			nodeServiceContainersHandler.ServeHTTP(w, r)
+		case NodeServiceContainerLogsProcedure:
+			nodeServiceContainerLogsHandler.ServeHTTP(w, r)
+		case NodeServiceReadFileProcedure:
+			nodeServiceReadFileHandler.ServeHTTP(w, r)
+		case NodeServiceCaptureProcedure:
+			nodeServiceCaptureHandler.ServeHTTP(w, r)
+		case NodeServiceBundleProcedure:
+			nodeServiceBundleHandler.ServeHTTP(w, r)
 		case NodeServiceAuditHeadsProcedure:
 			nodeServiceAuditHeadsHandler.ServeHTTP(w, r)
 		case NodeServiceReadBackupProcedure:
@@ -298,6 +581,50 @@ func (UnimplementedNodeServiceHandler) Health(context.Context, *connect.Request[
 
 func (UnimplementedNodeServiceHandler) Logs(context.Context, *connect.Request[api.LogsRequest], *connect.ServerStream[api.LogsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Logs is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Dmesg(context.Context, *connect.Request[api.DmesgRequest], *connect.ServerStream[api.DmesgResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Dmesg is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Units(context.Context, *connect.Request[api.UnitsRequest]) (*connect.Response[api.UnitsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Units is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Processes(context.Context, *connect.Request[api.ProcessesRequest]) (*connect.Response[api.ProcessesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Processes is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Disks(context.Context, *connect.Request[api.DisksRequest]) (*connect.Response[api.DisksResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Disks is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Network(context.Context, *connect.Request[api.NetworkRequest]) (*connect.Response[api.NetworkResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Network is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Time(context.Context, *connect.Request[api.TimeRequest]) (*connect.Response[api.TimeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Time is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Containers(context.Context, *connect.Request[api.ContainersRequest]) (*connect.Response[api.ContainersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Containers is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ContainerLogs(context.Context, *connect.Request[api.ContainerLogsRequest], *connect.ServerStream[api.ContainerLogsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.ContainerLogs is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ReadFile(context.Context, *connect.Request[api.ReadFileRequest], *connect.ServerStream[api.ReadFileResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.ReadFile is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Capture(context.Context, *connect.Request[api.CaptureRequest], *connect.ServerStream[api.CaptureResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Capture is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Bundle(context.Context, *connect.Request[api.BundleRequest], *connect.ServerStream[api.BundleResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.Bundle is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) AuditHeads(context.Context, *connect.Request[api.AuditHeadsRequest]) (*connect.Response[api.AuditHeadsResponse], error) {

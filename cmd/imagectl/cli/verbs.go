@@ -25,6 +25,7 @@ func verbs(g *globals) []*cobra.Command {
 		newServer(g),
 		newAudit(g),
 		newLogs(g),
+		newNode(g),
 		newKubeconfig(g),
 		newSecureBoot(g),
 		newVersion(g),
