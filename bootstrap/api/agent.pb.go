@@ -915,9 +915,16 @@ type KubernetesObserved struct {
 	// This agent removes the Node objects that KubernetesWanted.former names.
 	RemovesFormer bool `protobuf:"varint,70,opt,name=removes_former,json=removesFormer,proto3" json:"removes_former,omitempty"`
 	// Those of them that are gone.
-	FormerGone    []*FormerNode `protobuf:"bytes,71,rep,name=former_gone,json=formerGone,proto3" json:"former_gone,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	FormerGone []*FormerNode `protobuf:"bytes,71,rep,name=former_gone,json=formerGone,proto3" json:"former_gone,omitempty"`
+	// The names of the keys, in their order, that this node's API server encrypts Secrets
+	// with, as it says itself; empty when it has not said so.
+	EncryptionLoaded []string `protobuf:"bytes,110,rep,name=encryption_loaded,json=encryptionLoaded,proto3" json:"encryption_loaded,omitempty"`
+	// The key under which this node has written all Secrets anew; empty for none.
+	EncryptionRewritten string `protobuf:"bytes,111,opt,name=encryption_rewritten,json=encryptionRewritten,proto3" json:"encryption_rewritten,omitempty"`
+	// The API server runs without what KubernetesWanted.policy asks for.
+	ApiServerOutdated bool `protobuf:"varint,112,opt,name=api_server_outdated,json=apiServerOutdated,proto3" json:"api_server_outdated,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *KubernetesObserved) Reset() {
@@ -1011,6 +1018,27 @@ func (x *KubernetesObserved) GetFormerGone() []*FormerNode {
 		return x.FormerGone
 	}
 	return nil
+}
+
+func (x *KubernetesObserved) GetEncryptionLoaded() []string {
+	if x != nil {
+		return x.EncryptionLoaded
+	}
+	return nil
+}
+
+func (x *KubernetesObserved) GetEncryptionRewritten() string {
+	if x != nil {
+		return x.EncryptionRewritten
+	}
+	return ""
+}
+
+func (x *KubernetesObserved) GetApiServerOutdated() bool {
+	if x != nil {
+		return x.ApiServerOutdated
+	}
+	return false
 }
 
 // FormerNode is what Kubernetes may still know of a machine from before it was installed
@@ -2387,7 +2415,16 @@ type KubernetesWanted struct {
 	// kubelet would have signed with them.
 	ServerSigns bool `protobuf:"varint,41,opt,name=server_signs,json=serverSigns,proto3" json:"server_signs,omitempty"`
 	// Machines whose former Node objects this control plane removes.
-	Former        []*FormerNode `protobuf:"bytes,70,rep,name=former,proto3" json:"former,omitempty"`
+	Former []*FormerNode `protobuf:"bytes,70,rep,name=former,proto3" json:"former,omitempty"`
+	// The names of the keys that API servers encrypt Secrets with, in their order: the
+	// first is written with, all are read with. "identity" is no encryption. Empty on
+	// clusters that were made before there was any. The keys are fetched.
+	EncryptionKeys []string `protobuf:"bytes,110,rep,name=encryption_keys,json=encryptionKeys,proto3" json:"encryption_keys,omitempty"`
+	// This control plane writes all Secrets anew, under the first key.
+	EncryptionRewrite bool `protobuf:"varint,111,opt,name=encryption_rewrite,json=encryptionRewrite,proto3" json:"encryption_rewrite,omitempty"`
+	// What API servers log and which pods they take; unset on clusters that were made
+	// before that. One that runs is started anew for it when renew_before is set.
+	Policy        *APIServerPolicy `protobuf:"bytes,112,opt,name=policy,proto3" json:"policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2513,6 +2550,98 @@ func (x *KubernetesWanted) GetFormer() []*FormerNode {
 	return nil
 }
 
+func (x *KubernetesWanted) GetEncryptionKeys() []string {
+	if x != nil {
+		return x.EncryptionKeys
+	}
+	return nil
+}
+
+func (x *KubernetesWanted) GetEncryptionRewrite() bool {
+	if x != nil {
+		return x.EncryptionRewrite
+	}
+	return false
+}
+
+func (x *KubernetesWanted) GetPolicy() *APIServerPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// APIServerPolicy is cluster.yaml's kubernetes.podSecurity. The levels are those of Pod
+// Security: privileged, baseline, restricted.
+type APIServerPolicy struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Enforce string                 `protobuf:"bytes,1,opt,name=enforce,proto3" json:"enforce,omitempty"`
+	Audit   string                 `protobuf:"bytes,2,opt,name=audit,proto3" json:"audit,omitempty"`
+	Warn    string                 `protobuf:"bytes,3,opt,name=warn,proto3" json:"warn,omitempty"`
+	// Namespaces in which all is allowed, besides kube-system.
+	Exempt        []string `protobuf:"bytes,4,rep,name=exempt,proto3" json:"exempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *APIServerPolicy) Reset() {
+	*x = APIServerPolicy{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *APIServerPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*APIServerPolicy) ProtoMessage() {}
+
+func (x *APIServerPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use APIServerPolicy.ProtoReflect.Descriptor instead.
+func (*APIServerPolicy) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *APIServerPolicy) GetEnforce() string {
+	if x != nil {
+		return x.Enforce
+	}
+	return ""
+}
+
+func (x *APIServerPolicy) GetAudit() string {
+	if x != nil {
+		return x.Audit
+	}
+	return ""
+}
+
+func (x *APIServerPolicy) GetWarn() string {
+	if x != nil {
+		return x.Warn
+	}
+	return ""
+}
+
+func (x *APIServerPolicy) GetExempt() []string {
+	if x != nil {
+		return x.Exempt
+	}
+	return nil
+}
+
 type Addon struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2524,7 +2653,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2536,7 +2665,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[26]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2549,7 +2678,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Addon) GetName() string {
@@ -2585,7 +2714,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2726,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[27]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2739,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -2649,7 +2778,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2790,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[28]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2803,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type IssueCertificatesRequest struct {
@@ -2686,7 +2815,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +2827,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +2840,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -2730,7 +2859,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2871,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2884,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -2766,14 +2895,16 @@ func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item
 }
 
 type FetchKubernetesSecretsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// This agent knows what to do with encryption.yaml.
+	Encryption    bool `protobuf:"varint,1,opt,name=encryption,proto3" json:"encryption,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2916,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,13 +2929,21 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *FetchKubernetesSecretsRequest) GetEncryption() bool {
+	if x != nil {
+		return x.Encryption
+	}
+	return false
 }
 
 type FetchKubernetesSecretsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Files below /etc/kubernetes/pki: ca.crt, front-proxy-ca.crt, sa.pub, sa.key, and
-	// unless the server signs ca.key and front-proxy-ca.key.
+	// unless the server signs ca.key and front-proxy-ca.key. Where it is asked for,
+	// encryption.yaml, with the keys for Secrets at rest.
 	Files         []*File `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2812,7 +2951,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2963,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2976,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -2860,7 +2999,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3011,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3058,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3070,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3083,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -2974,7 +3113,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3125,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3138,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -3071,7 +3210,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
-	"\alearner\x18\x04 \x01(\bR\alearner\"\x9b\x03\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"\xab\x04\n" +
 	"\x12KubernetesObserved\x12'\n" +
 	"\x0fapiserver_ready\x18\x01 \x01(\bR\x0eapiserverReady\x12\x16\n" +
 	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x1d\n" +
@@ -3083,7 +3222,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x12certificates_stale\x18( \x01(\bR\x11certificatesStale\x12%\n" +
 	"\x0eremoves_former\x18F \x01(\bR\rremovesFormer\x128\n" +
 	"\vformer_gone\x18G \x03(\v2\x17.imagectl.v1.FormerNodeR\n" +
-	"formerGone\"\xf3\x01\n" +
+	"formerGone\x12+\n" +
+	"\x11encryption_loaded\x18n \x03(\tR\x10encryptionLoaded\x121\n" +
+	"\x14encryption_rewritten\x18o \x01(\tR\x13encryptionRewritten\x12.\n" +
+	"\x13api_server_outdated\x18p \x01(\bR\x11apiServerOutdated\"\xf3\x01\n" +
 	"\n" +
 	"FormerNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -3222,7 +3364,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x10ACTION_BOOTSTRAP\x10\x03\x12\x0f\n" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"\x8a\x05\n" +
+	"ACTION_RUN\x10\x05\"\x98\x06\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -3239,7 +3381,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	" \x03(\v2\x12.imagectl.v1.AddonR\x06addons\x12=\n" +
 	"\frenew_before\x18( \x01(\v2\x1a.google.protobuf.TimestampR\vrenewBefore\x12!\n" +
 	"\fserver_signs\x18) \x01(\bR\vserverSigns\x12/\n" +
-	"\x06former\x18F \x03(\v2\x17.imagectl.v1.FormerNodeR\x06former\"\x89\x01\n" +
+	"\x06former\x18F \x03(\v2\x17.imagectl.v1.FormerNodeR\x06former\x12'\n" +
+	"\x0fencryption_keys\x18n \x03(\tR\x0eencryptionKeys\x12-\n" +
+	"\x12encryption_rewrite\x18o \x01(\bR\x11encryptionRewrite\x124\n" +
+	"\x06policy\x18p \x01(\v2\x1c.imagectl.v1.APIServerPolicyR\x06policy\"\x89\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_WAIT\x10\x01\x12\x0f\n" +
@@ -3247,7 +3392,12 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x19ACTION_JOIN_CONTROL_PLANE\x10\x03\x12\x16\n" +
 	"\x12ACTION_JOIN_WORKER\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"O\n" +
+	"ACTION_RUN\x10\x05\"m\n" +
+	"\x0fAPIServerPolicy\x12\x18\n" +
+	"\aenforce\x18\x01 \x01(\tR\aenforce\x12\x14\n" +
+	"\x05audit\x18\x02 \x01(\tR\x05audit\x12\x12\n" +
+	"\x04warn\x18\x03 \x01(\tR\x04warn\x12\x16\n" +
+	"\x06exempt\x18\x04 \x03(\tR\x06exempt\"O\n" +
 	"\x05Addon\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x1a\n" +
@@ -3270,8 +3420,11 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04Item\x129\n" +
 	"\aprofile\x18\x01 \x01(\x0e2\x1f.imagectl.v1.CertificateProfileR\aprofile\x12'\n" +
 	"\x0fcertificate_pem\x18\x02 \x01(\tR\x0ecertificatePem\x12\x15\n" +
-	"\x06ca_pem\x18\x03 \x01(\tR\x05caPem\"\x1f\n" +
-	"\x1dFetchKubernetesSecretsRequest\"I\n" +
+	"\x06ca_pem\x18\x03 \x01(\tR\x05caPem\"?\n" +
+	"\x1dFetchKubernetesSecretsRequest\x12\x1e\n" +
+	"\n" +
+	"encryption\x18\x01 \x01(\bR\n" +
+	"encryption\"I\n" +
 	"\x1eFetchKubernetesSecretsResponse\x12'\n" +
 	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files*\x8e\x05\n" +
 	"\x12CertificateProfile\x12#\n" +
@@ -3314,7 +3467,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -3347,29 +3500,30 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*Firewall)(nil),                       // 28: imagectl.v1.Firewall
 	(*EtcdWanted)(nil),                     // 29: imagectl.v1.EtcdWanted
 	(*KubernetesWanted)(nil),               // 30: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 31: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 32: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 33: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 34: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 35: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 36: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 37: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 38: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 39: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 40: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 41: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 42: google.protobuf.Timestamp
-	(Mode)(0),                              // 43: imagectl.v1.Mode
-	(*Facts)(nil),                          // 44: imagectl.v1.Facts
+	(*APIServerPolicy)(nil),                // 31: imagectl.v1.APIServerPolicy
+	(*Addon)(nil),                          // 32: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 33: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 34: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 35: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 36: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 37: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 38: imagectl.v1.FetchKubernetesSecretsResponse
+	nil,                                    // 39: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 40: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 41: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 42: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 43: google.protobuf.Timestamp
+	(Mode)(0),                              // 44: imagectl.v1.Mode
+	(*Facts)(nil),                          // 45: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	13, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	42, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	43, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
 	15, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
 	2,  // 4: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
-	43, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	44, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	44, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	45, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	11, // 7: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	12, // 8: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	14, // 9: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
@@ -3379,45 +3533,46 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	22, // 13: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
 	21, // 14: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
 	25, // 15: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	42, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	43, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
 	19, // 17: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
 	8,  // 18: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
 	23, // 19: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
 	24, // 20: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	38, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	39, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
 	29, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
 	30, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
 	28, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
 	27, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
 	26, // 26: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
-	39, // 27: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	40, // 27: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
 	3,  // 28: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
 	4,  // 29: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	31, // 30: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	42, // 31: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	32, // 30: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	43, // 31: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
 	15, // 32: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
-	40, // 33: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	41, // 34: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	24, // 35: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 36: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 37: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	16, // 38: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	32, // 39: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	34, // 40: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	36, // 41: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	9,  // 42: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	5,  // 43: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	18, // 44: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	33, // 45: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	35, // 46: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	37, // 47: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	10, // 48: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	6,  // 49: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	44, // [44:50] is the sub-list for method output_type
-	38, // [38:44] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	31, // 33: imagectl.v1.KubernetesWanted.policy:type_name -> imagectl.v1.APIServerPolicy
+	41, // 34: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	42, // 35: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	24, // 36: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	0,  // 37: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 38: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	16, // 39: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	33, // 40: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	35, // 41: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	37, // 42: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	9,  // 43: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	5,  // 44: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	18, // 45: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	34, // 46: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	36, // 47: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	38, // 48: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	10, // 49: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	6,  // 50: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	45, // [45:51] is the sub-list for method output_type
+	39, // [39:45] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -3438,7 +3593,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -106,6 +106,12 @@ const (
 	// OperatorServiceRollAuthorityProcedure is the fully-qualified name of the OperatorService's
 	// RollAuthority RPC.
 	OperatorServiceRollAuthorityProcedure = "/imagectl.v1.OperatorService/RollAuthority"
+	// OperatorServiceShowEncryptionProcedure is the fully-qualified name of the OperatorService's
+	// ShowEncryption RPC.
+	OperatorServiceShowEncryptionProcedure = "/imagectl.v1.OperatorService/ShowEncryption"
+	// OperatorServiceRotateEncryptionProcedure is the fully-qualified name of the OperatorService's
+	// RotateEncryption RPC.
+	OperatorServiceRotateEncryptionProcedure = "/imagectl.v1.OperatorService/RotateEncryption"
 )
 
 // OperatorServiceClient is a client for the imagectl.v1.OperatorService service.
@@ -163,6 +169,11 @@ type OperatorServiceClient interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// ShowEncryption tells how Secrets are encrypted at rest, and what a rotation waits for.
+	ShowEncryption(context.Context, *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error)
+	// RotateEncryption begins to replace the key that Secrets are encrypted with; where they
+	// are not encrypted yet, it begins with that. The rest goes by itself.
+	RotateEncryption(context.Context, *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error)
 }
 
 // NewOperatorServiceClient constructs a client for the imagectl.v1.OperatorService service. By
@@ -326,6 +337,18 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 			connect.WithClientOptions(opts...),
 		),
+		showEncryption: connect.NewClient[api.ShowEncryptionRequest, api.ShowEncryptionResponse](
+			httpClient,
+			baseURL+OperatorServiceShowEncryptionProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ShowEncryption")),
+			connect.WithClientOptions(opts...),
+		),
+		rotateEncryption: connect.NewClient[api.RotateEncryptionRequest, api.RotateEncryptionResponse](
+			httpClient,
+			baseURL+OperatorServiceRotateEncryptionProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RotateEncryption")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -356,6 +379,8 @@ type operatorServiceClient struct {
 	approveRequest      *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
 	showAuthority       *connect.Client[api.ShowAuthorityRequest, api.ShowAuthorityResponse]
 	rollAuthority       *connect.Client[api.RollAuthorityRequest, api.RollAuthorityResponse]
+	showEncryption      *connect.Client[api.ShowEncryptionRequest, api.ShowEncryptionResponse]
+	rotateEncryption    *connect.Client[api.RotateEncryptionRequest, api.RotateEncryptionResponse]
 }
 
 // ListMachines calls imagectl.v1.OperatorService.ListMachines.
@@ -483,6 +508,16 @@ func (c *operatorServiceClient) RollAuthority(ctx context.Context, req *connect.
 	return c.rollAuthority.CallUnary(ctx, req)
 }
 
+// ShowEncryption calls imagectl.v1.OperatorService.ShowEncryption.
+func (c *operatorServiceClient) ShowEncryption(ctx context.Context, req *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error) {
+	return c.showEncryption.CallUnary(ctx, req)
+}
+
+// RotateEncryption calls imagectl.v1.OperatorService.RotateEncryption.
+func (c *operatorServiceClient) RotateEncryption(ctx context.Context, req *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error) {
+	return c.rotateEncryption.CallUnary(ctx, req)
+}
+
 // OperatorServiceHandler is an implementation of the imagectl.v1.OperatorService service.
 type OperatorServiceHandler interface {
 	ListMachines(context.Context, *connect.Request[api.ListMachinesRequest]) (*connect.Response[api.ListMachinesResponse], error)
@@ -538,6 +573,11 @@ type OperatorServiceHandler interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// ShowEncryption tells how Secrets are encrypted at rest, and what a rotation waits for.
+	ShowEncryption(context.Context, *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error)
+	// RotateEncryption begins to replace the key that Secrets are encrypted with; where they
+	// are not encrypted yet, it begins with that. The rest goes by itself.
+	RotateEncryption(context.Context, *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error)
 }
 
 // NewOperatorServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -697,6 +737,18 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceShowEncryptionHandler := connect.NewUnaryHandler(
+		OperatorServiceShowEncryptionProcedure,
+		svc.ShowEncryption,
+		connect.WithSchema(operatorServiceMethods.ByName("ShowEncryption")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceRotateEncryptionHandler := connect.NewUnaryHandler(
+		OperatorServiceRotateEncryptionProcedure,
+		svc.RotateEncryption,
+		connect.WithSchema(operatorServiceMethods.ByName("RotateEncryption")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.OperatorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorServiceListMachinesProcedure:
@@ -749,6 +801,10 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceShowAuthorityHandler.ServeHTTP(w, r)
 		case OperatorServiceRollAuthorityProcedure:
 			operatorServiceRollAuthorityHandler.ServeHTTP(w, r)
+		case OperatorServiceShowEncryptionProcedure:
+			operatorServiceShowEncryptionHandler.ServeHTTP(w, r)
+		case OperatorServiceRotateEncryptionProcedure:
+			operatorServiceRotateEncryptionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -856,4 +912,12 @@ func (UnimplementedOperatorServiceHandler) ShowAuthority(context.Context, *conne
 
 func (UnimplementedOperatorServiceHandler) RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RollAuthority is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ShowEncryption(context.Context, *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ShowEncryption is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RotateEncryption(context.Context, *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RotateEncryption is not implemented"))
 }
