@@ -173,8 +173,8 @@ func TestPolicyRefusals(t *testing.T) {
 		t.Error(err)
 	}
 	for want, manifest := range map[string]string{
-		"reading the API server's manifest: it has not one container":                                            "spec: {}\n",
-		"reading the API server's manifest: its container has no command":                                        "spec: {containers: [{name: x}]}\n",
+		"reading the API server's manifest: it has not one container":                                                    "spec: {}\n",
+		"reading the API server's manifest: its container has no command":                                                "spec: {containers: [{name: x}]}\n",
 		"reading the API server's manifest: error converting YAML to JSON: yaml: line 2: found unexpected end of stream": "spec: \"\n",
 	} {
 		if _, err := policy().Apply([]byte(manifest)); err == nil || err.Error() != want {
