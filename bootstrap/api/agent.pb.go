@@ -2896,7 +2896,7 @@ func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item
 
 type FetchKubernetesSecretsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// This agent knows what to do with encryption.yaml.
+	// This agent knows what to do with encryption_keys.
 	Encryption    bool `protobuf:"varint,1,opt,name=encryption,proto3" json:"encryption,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2942,11 +2942,12 @@ func (x *FetchKubernetesSecretsRequest) GetEncryption() bool {
 type FetchKubernetesSecretsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Files below /etc/kubernetes/pki: ca.crt, front-proxy-ca.crt, sa.pub, sa.key, and
-	// unless the server signs ca.key and front-proxy-ca.key. Where it is asked for,
-	// encryption.yaml, with the keys for Secrets at rest.
-	Files         []*File `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// unless the server signs ca.key and front-proxy-ca.key.
+	Files []*File `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// Where they are asked for, the keys for Secrets at rest, in their order.
+	EncryptionKeys []*EncryptionKey `protobuf:"bytes,2,rep,name=encryption_keys,json=encryptionKeys,proto3" json:"encryption_keys,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
@@ -2986,6 +2987,67 @@ func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
 	return nil
 }
 
+func (x *FetchKubernetesSecretsResponse) GetEncryptionKeys() []*EncryptionKey {
+	if x != nil {
+		return x.EncryptionKeys
+	}
+	return nil
+}
+
+type EncryptionKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "identity" for no encryption.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// 32 bytes; empty for "identity".
+	Secret        []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncryptionKey) Reset() {
+	*x = EncryptionKey{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncryptionKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncryptionKey) ProtoMessage() {}
+
+func (x *EncryptionKey) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncryptionKey.ProtoReflect.Descriptor instead.
+func (*EncryptionKey) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *EncryptionKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EncryptionKey) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
 type Firewall_Allow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Networks in CIDR form.
@@ -2999,7 +3061,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3073,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +3120,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3132,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +3175,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3125,7 +3187,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3424,9 +3486,13 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x1dFetchKubernetesSecretsRequest\x12\x1e\n" +
 	"\n" +
 	"encryption\x18\x01 \x01(\bR\n" +
-	"encryption\"I\n" +
+	"encryption\"\x8e\x01\n" +
 	"\x1eFetchKubernetesSecretsResponse\x12'\n" +
-	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files*\x8e\x05\n" +
+	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files\x12C\n" +
+	"\x0fencryption_keys\x18\x02 \x03(\v2\x1a.imagectl.v1.EncryptionKeyR\x0eencryptionKeys\";\n" +
+	"\rEncryptionKey\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret*\x8e\x05\n" +
 	"\x12CertificateProfile\x12#\n" +
 	"\x1fCERTIFICATE_PROFILE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CERTIFICATE_PROFILE_NODE\x10\x01\x12#\n" +
@@ -3467,7 +3533,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -3508,22 +3574,23 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*IssueCertificatesResponse)(nil),      // 36: imagectl.v1.IssueCertificatesResponse
 	(*FetchKubernetesSecretsRequest)(nil),  // 37: imagectl.v1.FetchKubernetesSecretsRequest
 	(*FetchKubernetesSecretsResponse)(nil), // 38: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 39: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 40: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 41: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 42: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 43: google.protobuf.Timestamp
-	(Mode)(0),                              // 44: imagectl.v1.Mode
-	(*Facts)(nil),                          // 45: imagectl.v1.Facts
+	(*EncryptionKey)(nil),                  // 39: imagectl.v1.EncryptionKey
+	nil,                                    // 40: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 41: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 42: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 43: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 44: google.protobuf.Timestamp
+	(Mode)(0),                              // 45: imagectl.v1.Mode
+	(*Facts)(nil),                          // 46: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	13, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	43, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	44, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
 	15, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
 	2,  // 4: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
-	44, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	45, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	45, // 5: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	46, // 6: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	11, // 7: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	12, // 8: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	14, // 9: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
@@ -3533,46 +3600,47 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	22, // 13: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
 	21, // 14: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
 	25, // 15: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	43, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	44, // 16: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
 	19, // 17: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
 	8,  // 18: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
 	23, // 19: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
 	24, // 20: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	39, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	40, // 21: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
 	29, // 22: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
 	30, // 23: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
 	28, // 24: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
 	27, // 25: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
 	26, // 26: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
-	40, // 27: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	41, // 27: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
 	3,  // 28: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
 	4,  // 29: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
 	32, // 30: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	43, // 31: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	44, // 31: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
 	15, // 32: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
 	31, // 33: imagectl.v1.KubernetesWanted.policy:type_name -> imagectl.v1.APIServerPolicy
-	41, // 34: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	42, // 35: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	42, // 34: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	43, // 35: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
 	24, // 36: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 37: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 38: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	16, // 39: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	33, // 40: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	35, // 41: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	37, // 42: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	9,  // 43: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	5,  // 44: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	18, // 45: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	34, // 46: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	36, // 47: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	38, // 48: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	10, // 49: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	6,  // 50: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	45, // [45:51] is the sub-list for method output_type
-	39, // [39:45] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	39, // 37: imagectl.v1.FetchKubernetesSecretsResponse.encryption_keys:type_name -> imagectl.v1.EncryptionKey
+	0,  // 38: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 39: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	16, // 40: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	33, // 41: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	35, // 42: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	37, // 43: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	9,  // 44: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	5,  // 45: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	18, // 46: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	34, // 47: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	36, // 48: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	38, // 49: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	10, // 50: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	6,  // 51: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	46, // [46:52] is the sub-list for method output_type
+	40, // [40:46] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -3593,7 +3661,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,10 +40,12 @@ func (e Encryption) Equal(o Encryption) bool {
 	return e.Stage == o.Stage && slices.Equal(e.Keys, o.Keys) && e.Rewriter == o.Rewriter
 }
 
-// Rotate begins to replace the key by another one; plain stands for the one that is no
-// encryption where there was none. It must be settled.
-func (e Encryption) Rotate(plain, next string) Encryption {
-	now := plain
+// PlainKey stands for no encryption among the names of keys: it is Kubernetes' name for that.
+const PlainKey = "identity"
+
+// Rotate begins to replace the key, or PlainKey, by another one. It must be settled.
+func (e Encryption) Rotate(next string) Encryption {
+	now := PlainKey
 	if len(e.Keys) > 0 {
 		now = e.Keys[0]
 	}

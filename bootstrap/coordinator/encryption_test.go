@@ -75,7 +75,7 @@ func (r rotating) next() []rotating {
 	add(func(n *rotating) { n.stage, n.keys, n.rewriter = e.Stage, strings.Join(e.Keys, ","), e.Rewriter })
 	if r.left > 0 && r.stage == EncryptionSettled {
 		add(func(n *rotating) {
-			e := r.choices().Encryption.Rotate(plain, fmt.Sprintf("k%d", r.left))
+			e := r.choices().Encryption.Rotate(fmt.Sprintf("k%d", r.left))
 			n.stage, n.keys, n.left = e.Stage, strings.Join(e.Keys, ","), r.left-1
 		})
 	}
@@ -120,8 +120,6 @@ func (r rotating) next() []rotating {
 	return out
 }
 
-const plain = "identity"
-
 // Every order of every event of two control planes, one of which may have to join yet: there is
 // never a Secret that one of them could not read, and the end can be reached from everywhere.
 func TestRotationInEveryOrder(t *testing.T) {
@@ -131,7 +129,7 @@ func TestRotationInEveryOrder(t *testing.T) {
 	}
 	for name, start := range map[string]rotating{
 		"two API servers, two rotations": {keys: "k0", secrets: "k0", left: 2, nodes: [2]rotatingNode{server("k0"), server("k0")}},
-		"turned on":                      {keys: plain, secrets: plain, left: 1, nodes: [2]rotatingNode{server(plain), server(plain)}},
+		"turned on":                      {keys: PlainKey, secrets: PlainKey, left: 1, nodes: [2]rotatingNode{server(PlainKey), server(PlainKey)}},
 		"one joins":                      {keys: "k0", secrets: "k0", left: 1, nodes: [2]rotatingNode{server("k0"), {state: machine.Enrolled}}},
 	} {
 		from := map[rotating][]rotating{start: nil}

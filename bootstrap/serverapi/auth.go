@@ -76,6 +76,9 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceShowAuthorityProcedure: read,
 		apiconnect.OperatorServiceRollAuthorityProcedure: admin,
 
+		apiconnect.OperatorServiceShowEncryptionProcedure:   read,
+		apiconnect.OperatorServiceRotateEncryptionProcedure: admin,
+
 		apiconnect.OperatorServiceListOperatorsProcedure:   read,
 		apiconnect.OperatorServiceAddOperatorProcedure:     admin,
 		apiconnect.OperatorServiceRevokeOperatorsProcedure: admin,

@@ -147,6 +147,7 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 	}
 	w.ApiServers = s.addressesOf(servers, apiServerPort)
 	w.ApiServerSans, w.ServerSigns = s.apiServerSANs(), s.serverSigns(c)
+	w.Policy, w.EncryptionKeys, w.EncryptionRewrite = s.policy(c), c.Encryption.Keys, d.Rewrite
 	if d.First {
 		w.Addons = k.Addons
 	}
