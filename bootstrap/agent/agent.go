@@ -67,6 +67,9 @@ type Agent struct {
 	removeFormer func(context.Context, *api.FormerNode) (api.FormerNode_Outcome, error)
 	// askAPIServer is getAPIServer but in tests.
 	askAPIServer func(context.Context, *api.Run) (*x509.Certificate, error)
+	// askEncryption is getEncryption, and rewriteSecrets patchSecrets, but in tests.
+	askEncryption  func(context.Context, *api.Run) (string, error)
+	rewriteSecrets func(context.Context) (int, error)
 	// openEtcd is etcd.Open but in tests.
 	openEtcd func(context.Context, []string, *tls.Config) (etcdCluster, error)
 	// progressTime bounds a report of progress, which is lossy by contract: an
@@ -82,7 +85,7 @@ type Agent struct {
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
 	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
-	a.removeFormer = a.dropFormer
+	a.removeFormer, a.askEncryption, a.rewriteSecrets = a.dropFormer, a.getEncryption, a.patchSecrets
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
 	a.askBMC = a.askMachinesBMC
 	return a.run(ctx)

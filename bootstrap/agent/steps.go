@@ -55,6 +55,12 @@ func (n *node) steps(run *api.Run) []Step {
 	}
 	if run.GetControlPlane() {
 		s = append(s, n.kubernetesSecrets(run), n.apiServerEtcdClient())
+		if len(run.GetKubernetes().GetEncryptionKeys()) > 0 {
+			s = append(s, n.encryptionKeys(run))
+		}
+		if policy, ok := policyOf(run); ok {
+			s = append(s, n.policyFiles(policy))
+		}
 	}
 	if run.GetKubernetes().GetServerSigns() {
 		if run.GetControlPlane() {
@@ -82,10 +88,14 @@ func (n *node) steps(run *api.Run) []Step {
 // last are the steps at the end, which wait for none before them: other machines wait for
 // the first, and certificates end while the second waits. An add-on may never end well.
 func (n *node) last(run *api.Run) []Step {
-	if len(run.GetKubernetes().GetFormer()) == 0 {
-		return []Step{n.renewals(run)}
+	var s []Step
+	if len(run.GetKubernetes().GetFormer()) > 0 {
+		s = append(s, n.formerNodes(run))
 	}
-	return []Step{n.formerNodes(run), n.renewals(run)}
+	if run.GetKubernetes().GetEncryptionRewrite() && len(run.GetKubernetes().GetEncryptionKeys()) > 0 {
+		s = append(s, n.secretsRewritten(run))
+	}
+	return append(s, n.renewals(run))
 }
 
 // turn waits for the server to say that it is this node's turn.
