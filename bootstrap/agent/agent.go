@@ -68,7 +68,7 @@ type Agent struct {
 	// askAPIServer is getAPIServer but in tests.
 	askAPIServer func(context.Context, *api.Run) (*x509.Certificate, error)
 	// askEncryption is getEncryption, and rewriteSecrets patchSecrets, but in tests.
-	askEncryption  func(context.Context, *api.Run) (string, error)
+	askEncryption  func(ctx context.Context, address string) (string, error)
 	rewriteSecrets func(context.Context) (int, error)
 	// openEtcd is etcd.Open but in tests.
 	openEtcd func(context.Context, []string, *tls.Config) (etcdCluster, error)

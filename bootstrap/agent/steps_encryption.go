@@ -197,7 +197,7 @@ func (n *node) encryptionLoaded(ctx context.Context, run *api.Run) []string {
 		return nil
 	}
 	if strings.TrimSpace(string(loaded)) != now {
-		got, err := n.askEncryption(ctx, run)
+		got, err := n.askEncryption(ctx, apiServerAddress(run)) // past the balancer
 		if err != nil || got != now {
 			n.Log.Debug("the API server has not loaded the keys for Secrets yet", "err", err)
 			return nil
@@ -221,14 +221,13 @@ var loadedRE = regexp.MustCompile(`(?m)^apiserver_encryption_config_controller_l
 // metricsMax bounds an API server's metrics, in bytes: some megabytes on a large cluster.
 const metricsMax = 64 << 20
 
-// getEncryption asks this node's own API server, past the balancer, which file of keys it has
-// loaded.
-func (a *Agent) getEncryption(ctx context.Context, run *api.Run) (string, error) {
+// getEncryption asks an API server which file of keys it has loaded.
+func (a *Agent) getEncryption(ctx context.Context, address string) (string, error) {
 	k, err := a.kubeClient(kubeadm.AdminConf)
 	if err != nil {
 		return "", err
 	}
-	at := "https://" + apiServerAddress(run) + "/metrics"
+	at := "https://" + address + "/metrics"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
 		return "", err

@@ -51,9 +51,6 @@ type PolicyFile struct {
 	Content []byte
 }
 
-// PolicyFilePattern matches the files of every policy.
-const PolicyFilePattern = policyFiles + "*.yaml"
-
 type podSecurity struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
