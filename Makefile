@@ -97,7 +97,7 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	IMAGECTL_ETCD=$(UPSTREAM)/etcd/v3.6.10 go test -tags judge ./bootstrap/etcd
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills' -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills|Encryption' -test.v
 
 .PHONY: native-ha
 native-ha: build upstream ## three control planes as processes: joined under kills, one without power, one without disk
@@ -110,6 +110,12 @@ native-certs: build upstream ## control planes with and without the CA's key: re
 	$(call say,control planes' certificates signed by the server and by kubeadm (about 4 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.run Certificates -test.v
+
+.PHONY: native-encryption
+native-encryption: build upstream ## three control planes from before: Secrets encrypted, the key replaced, while Secrets are written and read
+	$(call say,encryption at rest turned on and its key replaced on three control planes (about 10 minutes))
+	go test -c -tags root -o bin/root/native.test ./test/native
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Encryption -test.v
 
 .PHONY: drills
 drills: build upstream ## one of three control planes without power, cut off, stopped, with a full disk, without a server
@@ -191,7 +197,7 @@ by-hand: build release ## three control planes and two workers, beside the same 
 	cd test/byhand && $(ISOLATED) $(CURDIR)/bin/byhand.test -test.timeout 10h -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)-by-hand -runs $(RUNS) $(BYHAND)
 
 .PHONY: test-e2e
-test-e2e: e2e native-ha native-certs drills years by-hand ## all of bootstrap: every drill, and the whole line in virtual machines
+test-e2e: e2e native-ha native-certs native-encryption drills years by-hand ## all of bootstrap: every drill, and the whole line in virtual machines
 
 .PHONY: bench-images
 bench-images: release ## making images, against what people use otherwise

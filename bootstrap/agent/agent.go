@@ -69,6 +69,9 @@ type Agent struct {
 	removeFormer func(context.Context, *api.FormerNode) (api.FormerNode_Outcome, error)
 	// askAPIServer is getAPIServer but in tests.
 	askAPIServer func(context.Context, *api.Run) (*x509.Certificate, error)
+	// askEncryption is getEncryption, and rewriteSecrets patchSecrets, but in tests.
+	askEncryption  func(ctx context.Context, address string) (string, error)
+	rewriteSecrets func(context.Context) (int, error)
 	// openEtcd is etcd.Open but in tests.
 	openEtcd func(context.Context, []string, *tls.Config) (etcdCluster, error)
 	// progressTime bounds a report of progress, which is lossy by contract: an
@@ -85,6 +88,7 @@ type Agent struct {
 func (a *Agent) Run(ctx context.Context) error {
 	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
 	a.removeFormer, a.askDisk = a.dropFormer, etcd.AskDisk
+	a.askEncryption, a.rewriteSecrets = a.getEncryption, a.patchSecrets
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
 	a.askBMC = a.askMachinesBMC
 	return a.run(ctx)

@@ -46,6 +46,8 @@ type lab struct {
 	// kubernetes is what kubeadm and kubectl did; nil for none.
 	kubernetes *cluster
 
+	// keys are those for Secrets that the server hands out.
+	keys []*api.EncryptionKey
 	// signs: the keys of Kubernetes' CAs stay on the server.
 	signs bool
 
@@ -141,6 +143,11 @@ func (l *lab) clock() time.Time {
 
 func (l *lab) certificate(p pki.Profile, err error) tls.Certificate {
 	l.t.Helper()
+	return l.certificateOf(l.ca, p, err)
+}
+
+func (l *lab) certificateOf(ca *pki.CA, p pki.Profile, err error) tls.Certificate {
+	l.t.Helper()
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -152,7 +159,7 @@ func (l *lab) certificate(p pki.Profile, err error) tls.Certificate {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	issued, err := l.sign(l.ca, p, own)
+	issued, err := l.sign(ca, p, own)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -387,8 +394,13 @@ func (l agentServer) IssueCertificates(_ context.Context, req *connect.Request[a
 	return connect.NewResponse(out), nil
 }
 
-func (l agentServer) FetchKubernetesSecrets(context.Context, *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
+func (l agentServer) FetchKubernetesSecrets(_ context.Context, req *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
 	out := &api.FetchKubernetesSecretsResponse{}
+	if req.Msg.GetEncryption() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		out.EncryptionKeys = l.keys
+	}
 	for _, n := range secretNames(l.signs) {
 		out.Files = append(out.Files, &api.File{Path: n, Content: []byte("content of " + n)})
 	}

@@ -78,6 +78,16 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 			r.kubernetes.Drains = append(r.kubernetes.Drains, said)
 		}
 	}
+	if policy, ok := policyOf(run); ok && r.kubernetes.Joined {
+		outdated, err := n.apiServerOutdated(policy)
+		r.kubernetes.ApiServerOutdated = outdated && err == nil
+		if err == nil && !outdated {
+			r.kubernetes.EncryptionLoaded = n.encryptionLoaded(ctx, run)
+		}
+		if b, err := n.Host.ReadFile(encryptionRewrittenPath); err == nil {
+			r.kubernetes.EncryptionRewritten = strings.TrimSpace(string(b))
+		}
+	}
 	for _, f := range run.GetKubernetes().GetFormer() {
 		if gone := n.goneOf(f); gone != nil {
 			r.kubernetes.FormerGone = append(r.kubernetes.FormerGone, gone)
@@ -135,6 +145,11 @@ func (n *node) etcdTLS() (*tls.Config, error) {
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}}, nil
 }
 
+// apiServerAddress is where this node's own API server listens.
+func apiServerAddress(run *api.Run) string {
+	return net.JoinHostPort(run.GetAddress(), strconv.Itoa(kubeadm.BindPort))
+}
+
 // getAPIServer asks this node's own API server, past the balancer, whether it is ready,
 // and returns the certificate that it shows.
 func (a *Agent) getAPIServer(ctx context.Context, run *api.Run) (*x509.Certificate, error) {
@@ -143,7 +158,7 @@ func (a *Agent) getAPIServer(ctx context.Context, run *api.Run) (*x509.Certifica
 	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}}
 	defer t.CloseIdleConnections()
 	c := &http.Client{Transport: t, Timeout: askTimeout}
-	at := "https://" + net.JoinHostPort(run.GetAddress(), strconv.Itoa(kubeadm.BindPort)) + "/readyz"
+	at := "https://" + apiServerAddress(run) + "/readyz"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
 		return nil, err

@@ -58,6 +58,12 @@ func (n *node) steps(run *api.Run) []Step {
 	}
 	if run.GetControlPlane() {
 		s = append(s, n.kubernetesSecrets(run), n.apiServerEtcdClient())
+		if len(run.GetKubernetes().GetEncryptionKeys()) > 0 {
+			s = append(s, n.encryptionKeys(run))
+		}
+		if policy, ok := policyOf(run); ok {
+			s = append(s, n.policyFiles(policy))
+		}
 	}
 	if run.GetKubernetes().GetServerSigns() {
 		if run.GetControlPlane() {
@@ -95,6 +101,9 @@ func (n *node) last(run *api.Run) []Step {
 	}
 	if run.GetEtcd().GetTend() {
 		s = append(s, n.etcdUpkeep(run))
+	}
+	if run.GetKubernetes().GetEncryptionRewrite() && len(run.GetKubernetes().GetEncryptionKeys()) > 0 {
+		s = append(s, n.secretsRewritten(run))
 	}
 	s = append(s, n.renewals(run))
 	if run.GetNetwork() != nil {

@@ -128,8 +128,14 @@ func (n *node) runKubeadm(ctx context.Context, run *api.Run) error {
 		// Static pods of the first attempt may still run; kubelet takes them over.
 		argv = append(argv, "--ignore-preflight-errors=Port-6443,Port-10250,Port-10257,Port-10259")
 	}
+	keys, _ := n.encryptionDigest()
 	if _, err := n.Host.Run(ctx, host.Command{Argv: argv}); err != nil {
 		return err
+	}
+	if keys != "" { // the API server began with them
+		if err := n.noteEncryption(keys); err != nil {
+			return err
+		}
 	}
 	for _, secret := range []string{kubeadm.Discovery, kubeadm.SuperAdmin} {
 		if err := n.Host.Remove(secret); err != nil {
@@ -148,6 +154,7 @@ func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, erro
 	k := run.GetKubernetes()
 	external := k.GetServerSigns()
 	self := kubeadm.Node{Name: run.GetMachine(), Address: address, Labels: run.GetLabels(), Taints: run.GetTaints(), ControlPlane: run.GetControlPlane(), ExternalCA: external}
+	_, self.Patched = policyOf(run)
 	if k.GetAction() == api.KubernetesWanted_ACTION_INIT {
 		conf, err := kubeadm.Init(kubeadm.Cluster{
 			Name: run.GetCluster(), Version: k.GetVersion(), PodCIDR: k.GetPodCidr(), ServiceCIDR: k.GetServiceCidr(), DNSDomain: k.GetDnsDomain(), SANs: k.GetApiServerSans(),

@@ -104,13 +104,17 @@ func (n *node) kubeadmEnds() time.Time {
 	return first
 }
 
-// kubeadmRenewal renews what kubeadm made and starts the control plane anew with it, when
-// the server says that it is this node's turn.
+// kubeadmRenewal renews what kubeadm made, gives the API server the policy of now, and starts
+// the control plane anew with both, when the server says that it is this node's turn.
 func (n *node) kubeadmRenewal(run *api.Run) []Step {
 	if run.GetKubernetes().GetRenewBefore() == nil || !run.GetControlPlane() || run.GetKubernetes().GetAction() != api.KubernetesWanted_ACTION_RUN {
 		return nil
 	}
-	return []Step{n.kubeadmCertificates(run), n.controlPlaneRestarted(run)}
+	s := []Step{n.kubeadmCertificates(run)}
+	if policy, ok := policyOf(run); ok {
+		s = append(s, n.policyInUse(policy))
+	}
+	return append(s, n.controlPlaneRestarted(run))
 }
 
 // kubeadmCertificates asks kubeadm, which needs no API server for it where the CAs' keys

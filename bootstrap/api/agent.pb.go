@@ -1080,10 +1080,17 @@ type KubernetesObserved struct {
 	// Those of them that are gone.
 	FormerGone []*FormerNode `protobuf:"bytes,71,rep,name=former_gone,json=formerGone,proto3" json:"former_gone,omitempty"`
 	// This agent drains the nodes that KubernetesWanted.drains names, and how far it is.
-	DrainsNodes   bool     `protobuf:"varint,90,opt,name=drains_nodes,json=drainsNodes,proto3" json:"drains_nodes,omitempty"`
-	Drains        []*Drain `protobuf:"bytes,91,rep,name=drains,proto3" json:"drains,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DrainsNodes bool     `protobuf:"varint,90,opt,name=drains_nodes,json=drainsNodes,proto3" json:"drains_nodes,omitempty"`
+	Drains      []*Drain `protobuf:"bytes,91,rep,name=drains,proto3" json:"drains,omitempty"`
+	// The names of the keys, in their order, that this node's API server encrypts Secrets
+	// with, as it says itself; empty when it has not said so.
+	EncryptionLoaded []string `protobuf:"bytes,110,rep,name=encryption_loaded,json=encryptionLoaded,proto3" json:"encryption_loaded,omitempty"`
+	// The key under which this node has written all Secrets anew; empty for none.
+	EncryptionRewritten string `protobuf:"bytes,111,opt,name=encryption_rewritten,json=encryptionRewritten,proto3" json:"encryption_rewritten,omitempty"`
+	// The API server runs without what KubernetesWanted.policy asks for.
+	ApiServerOutdated bool `protobuf:"varint,112,opt,name=api_server_outdated,json=apiServerOutdated,proto3" json:"api_server_outdated,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *KubernetesObserved) Reset() {
@@ -1191,6 +1198,27 @@ func (x *KubernetesObserved) GetDrains() []*Drain {
 		return x.Drains
 	}
 	return nil
+}
+
+func (x *KubernetesObserved) GetEncryptionLoaded() []string {
+	if x != nil {
+		return x.EncryptionLoaded
+	}
+	return nil
+}
+
+func (x *KubernetesObserved) GetEncryptionRewritten() string {
+	if x != nil {
+		return x.EncryptionRewritten
+	}
+	return ""
+}
+
+func (x *KubernetesObserved) GetApiServerOutdated() bool {
+	if x != nil {
+		return x.ApiServerOutdated
+	}
+	return false
 }
 
 // Drain is a node whose pods are to go, or that is to take pods again.
@@ -2909,7 +2937,16 @@ type KubernetesWanted struct {
 	// Machines whose former Node objects this control plane removes.
 	Former []*FormerNode `protobuf:"bytes,70,rep,name=former,proto3" json:"former,omitempty"`
 	// Nodes that this control plane drains, or lets take pods again.
-	Drains        []*Drain `protobuf:"bytes,90,rep,name=drains,proto3" json:"drains,omitempty"`
+	Drains []*Drain `protobuf:"bytes,90,rep,name=drains,proto3" json:"drains,omitempty"`
+	// The names of the keys that API servers encrypt Secrets with, in their order: the
+	// first is written with, all are read with. "identity" is no encryption. Empty on
+	// clusters that were made before there was any. The keys are fetched.
+	EncryptionKeys []string `protobuf:"bytes,110,rep,name=encryption_keys,json=encryptionKeys,proto3" json:"encryption_keys,omitempty"`
+	// This control plane writes all Secrets anew, under the first key.
+	EncryptionRewrite bool `protobuf:"varint,111,opt,name=encryption_rewrite,json=encryptionRewrite,proto3" json:"encryption_rewrite,omitempty"`
+	// What API servers log and which pods they take; unset on clusters that were made
+	// before that. One that runs is started anew for it when renew_before is set.
+	Policy        *APIServerPolicy `protobuf:"bytes,112,opt,name=policy,proto3" json:"policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3042,6 +3079,98 @@ func (x *KubernetesWanted) GetDrains() []*Drain {
 	return nil
 }
 
+func (x *KubernetesWanted) GetEncryptionKeys() []string {
+	if x != nil {
+		return x.EncryptionKeys
+	}
+	return nil
+}
+
+func (x *KubernetesWanted) GetEncryptionRewrite() bool {
+	if x != nil {
+		return x.EncryptionRewrite
+	}
+	return false
+}
+
+func (x *KubernetesWanted) GetPolicy() *APIServerPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// APIServerPolicy is cluster.yaml's kubernetes.podSecurity. The levels are those of Pod
+// Security: privileged, baseline, restricted.
+type APIServerPolicy struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Enforce string                 `protobuf:"bytes,1,opt,name=enforce,proto3" json:"enforce,omitempty"`
+	Audit   string                 `protobuf:"bytes,2,opt,name=audit,proto3" json:"audit,omitempty"`
+	Warn    string                 `protobuf:"bytes,3,opt,name=warn,proto3" json:"warn,omitempty"`
+	// Namespaces in which all is allowed, besides kube-system.
+	Exempt        []string `protobuf:"bytes,4,rep,name=exempt,proto3" json:"exempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *APIServerPolicy) Reset() {
+	*x = APIServerPolicy{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *APIServerPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*APIServerPolicy) ProtoMessage() {}
+
+func (x *APIServerPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use APIServerPolicy.ProtoReflect.Descriptor instead.
+func (*APIServerPolicy) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *APIServerPolicy) GetEnforce() string {
+	if x != nil {
+		return x.Enforce
+	}
+	return ""
+}
+
+func (x *APIServerPolicy) GetAudit() string {
+	if x != nil {
+		return x.Audit
+	}
+	return ""
+}
+
+func (x *APIServerPolicy) GetWarn() string {
+	if x != nil {
+		return x.Warn
+	}
+	return ""
+}
+
+func (x *APIServerPolicy) GetExempt() []string {
+	if x != nil {
+		return x.Exempt
+	}
+	return nil
+}
+
 type Addon struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3053,7 +3182,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3194,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3207,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Addon) GetName() string {
@@ -3114,7 +3243,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3255,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3268,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -3178,7 +3307,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3319,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3332,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type IssueCertificatesRequest struct {
@@ -3215,7 +3344,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3227,7 +3356,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3240,7 +3369,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -3259,7 +3388,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3271,7 +3400,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3284,7 +3413,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -3295,14 +3424,16 @@ func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item
 }
 
 type FetchKubernetesSecretsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// This agent knows what to do with encryption_keys.
+	Encryption    bool `protobuf:"varint,1,opt,name=encryption,proto3" json:"encryption,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3445,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,21 +3458,30 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *FetchKubernetesSecretsRequest) GetEncryption() bool {
+	if x != nil {
+		return x.Encryption
+	}
+	return false
 }
 
 type FetchKubernetesSecretsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Files below /etc/kubernetes/pki: ca.crt, front-proxy-ca.crt, sa.pub, sa.key, and
 	// unless the server signs ca.key and front-proxy-ca.key.
-	Files         []*File `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Files []*File `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// Where they are asked for, the keys for Secrets at rest, in their order.
+	EncryptionKeys []*EncryptionKey `protobuf:"bytes,2,rep,name=encryption_keys,json=encryptionKeys,proto3" json:"encryption_keys,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3353,7 +3493,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3366,12 +3506,73 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
 	if x != nil {
 		return x.Files
+	}
+	return nil
+}
+
+func (x *FetchKubernetesSecretsResponse) GetEncryptionKeys() []*EncryptionKey {
+	if x != nil {
+		return x.EncryptionKeys
+	}
+	return nil
+}
+
+type EncryptionKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "identity" for no encryption.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// 32 bytes; empty for "identity".
+	Secret        []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncryptionKey) Reset() {
+	*x = EncryptionKey{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncryptionKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncryptionKey) ProtoMessage() {}
+
+func (x *EncryptionKey) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncryptionKey.ProtoReflect.Descriptor instead.
+func (*EncryptionKey) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *EncryptionKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EncryptionKey) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
 	}
 	return nil
 }
@@ -3389,7 +3590,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3401,7 +3602,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +3649,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[39]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3460,7 +3661,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[39]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3473,7 +3674,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -3503,7 +3704,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3716,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3729,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -3614,7 +3815,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
 	"\bpeer_url\x18\x03 \x01(\tR\apeerUrl\x12\x18\n" +
-	"\alearner\x18\x04 \x01(\bR\alearner\"\xea\x03\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"\xfa\x04\n" +
 	"\x12KubernetesObserved\x12'\n" +
 	"\x0fapiserver_ready\x18\x01 \x01(\bR\x0eapiserverReady\x12\x16\n" +
 	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x1d\n" +
@@ -3628,7 +3829,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\vformer_gone\x18G \x03(\v2\x17.imagectl.v1.FormerNodeR\n" +
 	"formerGone\x12!\n" +
 	"\fdrains_nodes\x18Z \x01(\bR\vdrainsNodes\x12*\n" +
-	"\x06drains\x18[ \x03(\v2\x12.imagectl.v1.DrainR\x06drains\"\x9d\x01\n" +
+	"\x06drains\x18[ \x03(\v2\x12.imagectl.v1.DrainR\x06drains\x12+\n" +
+	"\x11encryption_loaded\x18n \x03(\tR\x10encryptionLoaded\x121\n" +
+	"\x14encryption_rewritten\x18o \x01(\tR\x13encryptionRewritten\x12.\n" +
+	"\x13api_server_outdated\x18p \x01(\bR\x11apiServerOutdated\"\x9d\x01\n" +
 	"\x05Drain\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x120\n" +
@@ -3798,7 +4002,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x10ACTION_BOOTSTRAP\x10\x03\x12\x0f\n" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"\xb6\x05\n" +
+	"ACTION_RUN\x10\x05\"\xc4\x06\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -3816,7 +4020,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\frenew_before\x18( \x01(\v2\x1a.google.protobuf.TimestampR\vrenewBefore\x12!\n" +
 	"\fserver_signs\x18) \x01(\bR\vserverSigns\x12/\n" +
 	"\x06former\x18F \x03(\v2\x17.imagectl.v1.FormerNodeR\x06former\x12*\n" +
-	"\x06drains\x18Z \x03(\v2\x12.imagectl.v1.DrainR\x06drains\"\x89\x01\n" +
+	"\x06drains\x18Z \x03(\v2\x12.imagectl.v1.DrainR\x06drains\x12'\n" +
+	"\x0fencryption_keys\x18n \x03(\tR\x0eencryptionKeys\x12-\n" +
+	"\x12encryption_rewrite\x18o \x01(\bR\x11encryptionRewrite\x124\n" +
+	"\x06policy\x18p \x01(\v2\x1c.imagectl.v1.APIServerPolicyR\x06policy\"\x89\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_WAIT\x10\x01\x12\x0f\n" +
@@ -3824,7 +4031,12 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x19ACTION_JOIN_CONTROL_PLANE\x10\x03\x12\x16\n" +
 	"\x12ACTION_JOIN_WORKER\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"O\n" +
+	"ACTION_RUN\x10\x05\"m\n" +
+	"\x0fAPIServerPolicy\x12\x18\n" +
+	"\aenforce\x18\x01 \x01(\tR\aenforce\x12\x14\n" +
+	"\x05audit\x18\x02 \x01(\tR\x05audit\x12\x12\n" +
+	"\x04warn\x18\x03 \x01(\tR\x04warn\x12\x16\n" +
+	"\x06exempt\x18\x04 \x03(\tR\x06exempt\"O\n" +
 	"\x05Addon\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x1a\n" +
@@ -3847,10 +4059,17 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04Item\x129\n" +
 	"\aprofile\x18\x01 \x01(\x0e2\x1f.imagectl.v1.CertificateProfileR\aprofile\x12'\n" +
 	"\x0fcertificate_pem\x18\x02 \x01(\tR\x0ecertificatePem\x12\x15\n" +
-	"\x06ca_pem\x18\x03 \x01(\tR\x05caPem\"\x1f\n" +
-	"\x1dFetchKubernetesSecretsRequest\"I\n" +
+	"\x06ca_pem\x18\x03 \x01(\tR\x05caPem\"?\n" +
+	"\x1dFetchKubernetesSecretsRequest\x12\x1e\n" +
+	"\n" +
+	"encryption\x18\x01 \x01(\bR\n" +
+	"encryption\"\x8e\x01\n" +
 	"\x1eFetchKubernetesSecretsResponse\x12'\n" +
-	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files*\x8e\x05\n" +
+	"\x05files\x18\x01 \x03(\v2\x11.imagectl.v1.FileR\x05files\x12C\n" +
+	"\x0fencryption_keys\x18\x02 \x03(\v2\x1a.imagectl.v1.EncryptionKeyR\x0eencryptionKeys\";\n" +
+	"\rEncryptionKey\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret*\x8e\x05\n" +
 	"\x12CertificateProfile\x12#\n" +
 	"\x1fCERTIFICATE_PROFILE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CERTIFICATE_PROFILE_NODE\x10\x01\x12#\n" +
@@ -3891,7 +4110,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -3929,32 +4148,34 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*Firewall)(nil),                       // 33: imagectl.v1.Firewall
 	(*EtcdWanted)(nil),                     // 34: imagectl.v1.EtcdWanted
 	(*KubernetesWanted)(nil),               // 35: imagectl.v1.KubernetesWanted
-	(*Addon)(nil),                          // 36: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 37: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 38: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 39: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 40: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 41: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 42: imagectl.v1.FetchKubernetesSecretsResponse
-	nil,                                    // 43: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 44: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 45: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 46: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 47: google.protobuf.Timestamp
-	(Mode)(0),                              // 48: imagectl.v1.Mode
-	(*Facts)(nil),                          // 49: imagectl.v1.Facts
+	(*APIServerPolicy)(nil),                // 36: imagectl.v1.APIServerPolicy
+	(*Addon)(nil),                          // 37: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 38: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 39: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 40: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 41: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 42: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 43: imagectl.v1.FetchKubernetesSecretsResponse
+	(*EncryptionKey)(nil),                  // 44: imagectl.v1.EncryptionKey
+	nil,                                    // 45: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 46: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 47: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 48: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 49: google.protobuf.Timestamp
+	(Mode)(0),                              // 50: imagectl.v1.Mode
+	(*Facts)(nil),                          // 51: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	14, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	47, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	49, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
 	19, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
 	16, // 4: imagectl.v1.KubernetesObserved.drains:type_name -> imagectl.v1.Drain
-	47, // 5: imagectl.v1.Drain.until:type_name -> google.protobuf.Timestamp
+	49, // 5: imagectl.v1.Drain.until:type_name -> google.protobuf.Timestamp
 	2,  // 6: imagectl.v1.Order.kind:type_name -> imagectl.v1.Order.Kind
 	3,  // 7: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
-	48, // 8: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	49, // 9: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	50, // 8: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	51, // 9: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	12, // 10: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	13, // 11: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	15, // 12: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
@@ -3965,13 +4186,13 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	26, // 17: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
 	25, // 18: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
 	29, // 19: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	47, // 20: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	49, // 20: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
 	23, // 21: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
 	9,  // 22: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
 	17, // 23: imagectl.v1.SyncResponse.order:type_name -> imagectl.v1.Order
 	27, // 24: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
 	28, // 25: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	43, // 26: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	45, // 26: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
 	34, // 27: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
 	35, // 28: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
 	33, // 29: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
@@ -3979,35 +4200,37 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	31, // 31: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
 	30, // 32: imagectl.v1.Run.network:type_name -> imagectl.v1.Network
 	28, // 33: imagectl.v1.Network.files:type_name -> imagectl.v1.File
-	44, // 34: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	46, // 34: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
 	4,  // 35: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
 	5,  // 36: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	36, // 37: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	47, // 38: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	37, // 37: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	49, // 38: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
 	19, // 39: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
 	16, // 40: imagectl.v1.KubernetesWanted.drains:type_name -> imagectl.v1.Drain
-	45, // 41: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	46, // 42: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	28, // 43: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	0,  // 44: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 45: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	20, // 46: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	37, // 47: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	39, // 48: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	41, // 49: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	10, // 50: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	6,  // 51: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	22, // 52: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	38, // 53: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	40, // 54: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	42, // 55: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	11, // 56: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	7,  // 57: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	52, // [52:58] is the sub-list for method output_type
-	46, // [46:52] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	36, // 41: imagectl.v1.KubernetesWanted.policy:type_name -> imagectl.v1.APIServerPolicy
+	47, // 42: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	48, // 43: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	28, // 44: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	44, // 45: imagectl.v1.FetchKubernetesSecretsResponse.encryption_keys:type_name -> imagectl.v1.EncryptionKey
+	0,  // 46: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 47: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	20, // 48: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	38, // 49: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	40, // 50: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	42, // 51: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	10, // 52: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	6,  // 53: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	22, // 54: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	39, // 55: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	41, // 56: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	43, // 57: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	11, // 58: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	7,  // 59: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	54, // [54:60] is the sub-list for method output_type
+	48, // [48:54] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -4028,7 +4251,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -55,6 +55,13 @@ type Seen struct {
 	AddonsApplied bool
 	// Certificates are those that kubeadm made on it.
 	Certificates Certificates
+	// Outdated: its API server runs without what Choices.Policy asks for.
+	Outdated bool
+	// EncryptionLoaded are the names of the keys that its API server has loaded, in their
+	// order; empty while it has not said so.
+	EncryptionLoaded []string
+	// EncryptionRewritten is the key with which it has written all Secrets anew.
+	EncryptionRewritten string
 	// BootID is of the system that calls.
 	BootID string
 	// RemovesFormer: it knows how to remove Node objects. FormerGone are those that it has
@@ -68,7 +75,8 @@ type Seen struct {
 // Choices are decisions that outlive everything. The zero value is a cluster
 // that does not exist yet. A set field never changes, and no name leaves a list but
 // that of a voter which was taken off etcd's own; EtcdJoining, EtcdLeaving,
-// EtcdRemover, EtcdTending, EtcdAsked and Renewing come and go.
+// EtcdRemover, EtcdTending, EtcdAsked and Renewing come and go, and the keys of Encryption
+// follow each other.
 type Choices struct {
 	// EtcdFirst is the machine that starts the etcd cluster.
 	EtcdFirst string `json:"etcdFirst,omitempty"`
@@ -97,13 +105,19 @@ type Choices struct {
 	KubernetesFormed bool `json:"kubernetesFormed,omitempty"`
 	// APIServers are the machines whose API server was ready once, sorted.
 	APIServers []string `json:"apiServers,omitempty"`
-	// Renewing is the only control plane that may renew what kubeadm made now.
+	// Renewing is the only control plane that may renew what kubeadm made now, or start its
+	// API server with another policy.
 	Renewing string `json:"renewing,omitempty"`
+	// Policy: API servers keep an audit log, hold pods to Pod Security and encrypt Secrets. It
+	// is set with KubernetesFirst, by whoever asks, or later by an operator.
+	Policy bool `json:"policy,omitempty"`
+	// Encryption is how Secrets are encrypted; NextEncryption advances it.
+	Encryption Encryption `json:"encryption,omitzero"`
 }
 
 // Equal says whether nothing differs.
 func (c Choices) Equal(o Choices) bool {
-	return slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
+	return c.Policy == o.Policy && c.Encryption.Equal(o.Encryption) && slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
 		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
 		c.EtcdTending == o.EtcdTending && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
 		c.ServerSigns == o.ServerSigns && c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
@@ -219,8 +233,11 @@ type Directive struct {
 	// First says that this machine applies the add-ons: the one that ran init, or another
 	// control plane when that one is gone for good.
 	First bool
-	// Renew: it renews the certificates that kubeadm made on it.
+	// Renew: it renews the certificates that kubeadm made on it, and starts its API server
+	// with the policy of now.
 	Renew bool
+	// Rewrite: it writes all Secrets anew.
+	Rewrite bool
 }
 
 // Direct says what a machine that calls is to do. c must be stored already.
@@ -241,6 +258,7 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	d.TendAsked = d.Tend && slices.Contains(c.EtcdAsked, name)
 	d.Kubernetes, d.KubernetesReason = kubernetes(nodes, *n, c)
 	d.Renew = d.Kubernetes == KubernetesRun && c.Renewing == name
+	d.Rewrite = d.Kubernetes == KubernetesRun && c.Encryption.Stage == EncryptionRewriting && c.Encryption.Rewriter == name
 	return d
 }
 

@@ -18,8 +18,8 @@ const (
 	CertificatesUrgent
 )
 
-// chooseRenewing gives the right to renew kubeadm's certificates to one control plane at
-// a time. Whoever has it keeps it until its API server is ready again: one that does not
+// chooseRenewing gives the right to renew kubeadm's certificates, or to start the API server
+// with another policy, to one control plane at a time. Whoever has it keeps it until its API server is ready again: one that does not
 // come back stops the round before it gets to the next.
 func chooseRenewing(nodes []Node, c Choices) Choices {
 	if c.Renewing != "" && renewingEnds(find(nodes, c.Renewing)) {
@@ -30,7 +30,7 @@ func chooseRenewing(nodes []Node, c Choices) Choices {
 	}
 	for _, at := range []Certificates{CertificatesUrgent, CertificatesDue} {
 		for _, n := range nodes {
-			if !wantsRenewal(n) || n.Seen.Certificates != at {
+			if !wantsRenewal(n) || (n.Seen.Certificates == CertificatesUrgent) != (at == CertificatesUrgent) {
 				continue
 			}
 			if ok, _ := mayRenew(nodes, c, n); ok {
@@ -43,13 +43,13 @@ func chooseRenewing(nodes []Node, c Choices) Choices {
 }
 
 func wantsRenewal(n Node) bool {
-	return n.ControlPlane && working(n.State) && n.Seen != nil && !n.Seen.Installer && n.Seen.Joined && n.Seen.Certificates != CertificatesGood
+	return n.ControlPlane && working(n.State) && n.Seen != nil && !n.Seen.Installer && n.Seen.Joined && (n.Seen.Certificates != CertificatesGood || n.Seen.Outdated)
 }
 
 // renewingEnds: it is done and well, or there is nobody to wait for.
 func renewingEnds(n *Node) bool {
 	return n == nil || !n.ControlPlane || n.Gone || !working(n.State) ||
-		n.Seen != nil && (n.Seen.Installer || !n.Seen.Joined || n.Seen.Certificates == CertificatesGood && n.Seen.APIServerReady)
+		n.Seen != nil && (n.Seen.Installer || !n.Seen.Joined || n.Seen.Certificates == CertificatesGood && !n.Seen.Outdated && n.Seen.APIServerReady)
 }
 
 // mayRenew says whether the cluster has an API server while this one starts anew.
@@ -78,7 +78,7 @@ func mayRenew(nodes []Node, c Choices, n Node) (bool, string) {
 // renewed; empty when nothing is to be done about them.
 func RenewalSummary(nodes []Node, c Choices, name string) string {
 	n := find(nodes, name)
-	if n == nil || !wantsRenewal(*n) {
+	if n == nil || !wantsRenewal(*n) || n.Seen.Certificates == CertificatesGood {
 		return ""
 	}
 	if c.Renewing == name {

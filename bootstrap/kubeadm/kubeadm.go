@@ -55,7 +55,10 @@ const (
 	criSocket = "unix:///run/containerd/containerd.sock"
 	// volumePlugins replaces /usr/libexec/kubernetes: /usr is read-only here.
 	volumePlugins = "/var/lib/kubelet/volumeplugins"
-	version       = "kubeadm.k8s.io/v1beta4"
+	// podPids is how many processes and threads one pod may have, so that none takes all of
+	// the node's; without it there is no limit. It is OpenShift's default.
+	podPids = 4096
+	version = "kubeadm.k8s.io/v1beta4"
 )
 
 // Cluster is what all nodes share.
@@ -83,6 +86,8 @@ type Node struct {
 	ControlPlane bool
 	// ExternalCA is the cluster's; kubelet.conf is there before kubeadm joins.
 	ExternalCA bool
+	// Patched: PatchDir of this control plane has a Policy.Patch.
+	Patched bool
 }
 
 type arg struct {
@@ -142,7 +147,19 @@ type initConfiguration struct {
 	NodeRegistration registration `json:"nodeRegistration"`
 	LocalAPIEndpoint apiEndpoint  `json:"localAPIEndpoint"`
 	SkipPhases       []string     `json:"skipPhases"`
+	Patches          *patches     `json:"patches,omitempty"`
 	Timeouts         timeouts     `json:"timeouts"`
+}
+
+type patches struct {
+	Directory string `json:"directory"`
+}
+
+func patchesOf(patched bool) *patches {
+	if !patched {
+		return nil
+	}
+	return &patches{PatchDir}
 }
 
 type component struct {
@@ -193,6 +210,7 @@ type kubeletConfiguration struct {
 	} `json:"authorization"`
 	CgroupDriver       string `json:"cgroupDriver"`
 	HealthzBindAddress string `json:"healthzBindAddress"`
+	PodPidsLimit       int    `json:"podPidsLimit"`
 	ReadOnlyPort       int    `json:"readOnlyPort"`
 	RotateCertificates bool   `json:"rotateCertificates"`
 	SeccompDefault     bool   `json:"seccompDefault"`
@@ -226,6 +244,7 @@ func Init(c Cluster, n Node) ([]byte, error) {
 		// the rest of that phase. The join command that the last phase prints would
 		// be wrong.
 		SkipPhases: []string{"bootstrap-token", "show-join-command"},
+		Patches:    patchesOf(n.Patched),
 		Timeouts:   patience(),
 	}
 	cc := clusterConfiguration{
@@ -235,14 +254,14 @@ func Init(c Cluster, n Node) ([]byte, error) {
 			ExtraArgs: []arg{{"authentication-config", AuthPath}, {"kubelet-certificate-authority", CAPath}, {"profiling", "false"}, {"tls-min-version", "VersionTLS12"}},
 			CertSANs:  slices.Compact(slices.Sorted(slices.Values(c.SANs))),
 		},
-		ControllerManager: component{ExtraArgs: append([]arg{{"bind-address", "127.0.0.1"}, {"flex-volume-plugin-dir", volumePlugins}, {"profiling", "false"}}, election()...)},
+		ControllerManager: component{ExtraArgs: append([]arg{{"bind-address", "127.0.0.1"}, {"flex-volume-plugin-dir", volumePlugins}, {"profiling", "false"}, {"terminated-pod-gc-threshold", "1000"}}, election()...)},
 		Scheduler:         component{ExtraArgs: append([]arg{{"bind-address", "127.0.0.1"}, {"profiling", "false"}}, election()...)},
 	}
 	cc.Networking.PodSubnet, cc.Networking.ServiceSubnet, cc.Networking.DNSDomain = c.PodCIDR, c.ServiceCIDR, c.DNSDomain
 	cc.Etcd.External = externalEtcd{Endpoints: []string{"https://127.0.0.1:2379"}, CAFile: EtcdCAPath, CertFile: EtcdClient, KeyFile: EtcdClient}
 	k := kubeletConfiguration{
 		APIVersion: "kubelet.config.k8s.io/v1beta1", Kind: "KubeletConfiguration",
-		CgroupDriver: "systemd", HealthzBindAddress: "127.0.0.1", RotateCertificates: !c.ExternalCA, SeccompDefault: true,
+		CgroupDriver: "systemd", HealthzBindAddress: "127.0.0.1", PodPidsLimit: podPids, RotateCertificates: !c.ExternalCA, SeccompDefault: true,
 		TLSCertFile: Serving, TLSPrivateKeyFile: Serving, TLSMinVersion: "VersionTLS13", VolumePluginDir: volumePlugins,
 	}
 	k.Authentication.Webhook.Enabled, k.Authorization.Mode = true, "Webhook"
@@ -279,6 +298,7 @@ type joinConfiguration struct {
 		} `json:"file"`
 	} `json:"discovery"`
 	ControlPlane *joinControlPlane `json:"controlPlane,omitempty"`
+	Patches      *patches          `json:"patches,omitempty"`
 	Timeouts     timeouts          `json:"timeouts"`
 }
 
@@ -297,7 +317,7 @@ func Join(n Node) ([]byte, error) {
 		// Joining otherwise is how kubelet gets this file; with a good one it asks nobody.
 		reg.IgnorePreflightErrors = []string{"FileAvailable--etc-kubernetes-kubelet.conf"}
 	}
-	j := joinConfiguration{APIVersion: version, Kind: "JoinConfiguration", NodeRegistration: reg, Timeouts: patience()}
+	j := joinConfiguration{APIVersion: version, Kind: "JoinConfiguration", NodeRegistration: reg, Patches: patchesOf(n.Patched), Timeouts: patience()}
 	j.Discovery.File.KubeConfigPath = Discovery
 	if n.ControlPlane {
 		j.ControlPlane = &joinControlPlane{n.apiEndpoint()}

@@ -40,6 +40,24 @@ func goldens(t *testing.T) map[string][]byte {
 			n.ExternalCA = true
 			return Join(n)
 		},
+		"init-policy.yaml": func() ([]byte, error) {
+			n := controlPlane()
+			n.Patched = true
+			return Init(cluster(), n)
+		},
+		"join-policy.yaml": func() ([]byte, error) {
+			n := controlPlane()
+			n.Patched = true
+			return Join(n)
+		},
+		"policy-patch.yaml": func() ([]byte, error) {
+			f, err := policy().Patch()
+			return f.Content, err
+		},
+		"policy-admission.yaml": func() ([]byte, error) { return policy().admission() },
+		"encryption.yaml": func() ([]byte, error) {
+			return Encryption([]EncryptionKey{key("k-2", 2), key("k-1", 1), {Name: PlainKey}})
+		},
 		"discovery.conf": func() ([]byte, error) { return DiscoveryConfig([]byte("CA"), []byte("CERT"), []byte("KEY")) },
 		"scheduler.conf": func() ([]byte, error) {
 			return Kubeconfig(Server(worker().Address), "system:kube-scheduler", []byte("CA"), []byte("CERT"), []byte("KEY"))

@@ -77,9 +77,11 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceShowAuthorityProcedure: read,
 		apiconnect.OperatorServiceRollAuthorityProcedure: admin,
 
-		apiconnect.OperatorServiceDefragmentEtcdProcedure: write,
-		apiconnect.OperatorServiceActMachineProcedure:     write,
-		apiconnect.OperatorServiceDrainMachineProcedure:   write,
+		apiconnect.OperatorServiceDefragmentEtcdProcedure:   write,
+		apiconnect.OperatorServiceActMachineProcedure:       write,
+		apiconnect.OperatorServiceDrainMachineProcedure:     write,
+		apiconnect.OperatorServiceShowEncryptionProcedure:   read,
+		apiconnect.OperatorServiceRotateEncryptionProcedure: admin,
 
 		apiconnect.OperatorServiceListOperatorsProcedure:   read,
 		apiconnect.OperatorServiceAddOperatorProcedure:     admin,

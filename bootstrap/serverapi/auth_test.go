@@ -130,6 +130,8 @@ func whoMay() map[string]map[string]string {
 		"/imagectl.v1.OperatorService/ListOperators":       reads,
 		"/imagectl.v1.OperatorService/ShowAuthority":       reads,
 		"/imagectl.v1.OperatorService/RollAuthority":       admins,
+		"/imagectl.v1.OperatorService/ShowEncryption":      reads,
+		"/imagectl.v1.OperatorService/RotateEncryption":    admins,
 		"/imagectl.v1.OperatorService/AddOperator":         admins,
 		"/imagectl.v1.OperatorService/RevokeOperators":     admins,
 		"/imagectl.v1.OperatorService/ListRequests":        reads,

@@ -72,6 +72,9 @@ func (s *Server) loadAuthority(ctx context.Context) error {
 	if a.serviceAccounts, err = pki.ParseKeyPEM(b); err != nil {
 		return fmt.Errorf("reading secret %s: %w", sa, err)
 	}
+	if err := s.loadEncryption(ctx); err != nil {
+		return err
+	}
 	return s.loadTrust(ctx)
 }
 

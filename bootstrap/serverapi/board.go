@@ -149,5 +149,7 @@ func (r report) seen(renewal renewal, now time.Time) *coordinator.Seen {
 		NodeReady:      k.GetNodeReady(),
 		AddonsApplied:  k.GetAddonsApplied(),
 		Certificates:   kubeadmCertificates(k, renewal, now),
+
+		Outdated: k.GetApiServerOutdated(), EncryptionLoaded: k.GetEncryptionLoaded(), EncryptionRewritten: k.GetEncryptionRewritten(),
 	}
 }

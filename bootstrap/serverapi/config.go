@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -110,7 +111,21 @@ type Kubernetes struct {
 	// does; otherwise they stay on the server, which signs. It is looked at once, when
 	// the cluster is made.
 	CAKeyOnNodes bool
+	PodSecurity  PodSecurity
 	Addons       []*api.Addon
+}
+
+// PodSecurity is which pods API servers take: levels of Kubernetes' Pod Security Standards.
+// The zero value is baseline, and restricted for audit and warnings.
+type PodSecurity struct {
+	Enforce, Audit, Warn string
+	// Exempt are namespaces in which all is allowed, besides kube-system.
+	Exempt []string
+}
+
+func (p PodSecurity) withDefaults() PodSecurity {
+	p.Enforce, p.Audit, p.Warn = cmp.Or(p.Enforce, "baseline"), cmp.Or(p.Audit, "restricted"), cmp.Or(p.Warn, "restricted")
+	return p
 }
 
 // Page is what people and monitoring fetch with GET.

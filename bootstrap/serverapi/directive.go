@@ -67,10 +67,14 @@ func (s *Server) addressOf(name string) string {
 
 // run words the Run directive of a machine.
 func (s *Server) run(m Machine, d coordinator.Directive, c coordinator.Choices, from caller) *api.Run {
+	kubernetes := s.kubernetesWanted(d, c)
+	if m.ControlPlane {
+		kubernetes.Policy, kubernetes.EncryptionKeys, kubernetes.EncryptionRewrite = s.policy(c), c.Encryption.Keys, d.Rewrite
+	}
 	return &api.Run{
 		Machine: m.Name, Cluster: s.cfg.Cluster, Role: m.Role, ControlPlane: m.ControlPlane,
 		Address: s.address(m, from.source), Labels: maps.Clone(m.Labels), Taints: m.Taints,
-		Etcd: s.etcdWanted(m, d, c, from), Kubernetes: s.kubernetesWanted(d, c),
+		Etcd: s.etcdWanted(m, d, c, from), Kubernetes: kubernetes,
 		ClientCaPem: string(s.CAPEM()), Revocations: s.lists(m.ControlPlane), Firewall: s.firewall(m),
 		Network: m.Network,
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -158,13 +159,17 @@ func (s agents) issue(from caller, item *api.IssueCertificatesRequest_Item) (pro
 // FetchKubernetesSecrets implements apiconnect.AgentServiceHandler. etcd's CA key
 // is not among them and never leaves this process; those of Kubernetes only where that was
 // asked for when the cluster was made.
-func (s agents) FetchKubernetesSecrets(ctx context.Context, _ *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
+func (s agents) FetchKubernetesSecrets(ctx context.Context, req *connect.Request[api.FetchKubernetesSecretsRequest]) (*connect.Response[api.FetchKubernetesSecretsResponse], error) {
 	from := callerOf(ctx)
 	name := from.identity.Name
 	if !s.isControlPlane(name) {
 		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is no control plane", name))
 	}
+	if strange := s.strangeKeys(); len(strange) > 0 && req.Msg.GetEncryption() {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New(strangeText(strange)))
+	}
 	var signs bool
+	var encryption []*api.EncryptionKey
 	err := s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
 			return err
@@ -178,6 +183,17 @@ func (s agents) FetchKubernetesSecrets(ctx context.Context, _ *connect.Request[a
 		if signs {
 			detail = "without the keys of Kubernetes' CAs"
 		}
+		encryption = nil
+		if names := choices.Encryption.Keys; len(names) > 0 && req.Msg.GetEncryption() {
+			keys, err := readKeys(c.tx)
+			if err != nil {
+				return err
+			}
+			if encryption, err = encryptionKeys(names, keys); err != nil {
+				return err
+			}
+			detail += "; keys for Secrets: " + strings.Join(names, ", ")
+		}
 		c.log(audit.Entry{Action: "kubernetes-secrets-fetched", Machine: name, Detail: detail})
 		return nil
 	})
@@ -188,7 +204,7 @@ func (s agents) FetchKubernetesSecrets(ctx context.Context, _ *connect.Request[a
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
-	return connect.NewResponse(&api.FetchKubernetesSecretsResponse{Files: out}), nil
+	return connect.NewResponse(&api.FetchKubernetesSecretsResponse{Files: out, EncryptionKeys: encryption}), nil
 }
 
 // kubernetesSecrets are the files that a control plane gets.

@@ -77,6 +77,8 @@ type Server struct {
 	signatures sync.Map
 	signing    *limits
 
+	// keys are those for Secrets at rest, without what is secret; never nil after New.
+	keys atomic.Pointer[[]sealedKey]
 	// revoked is what is revoked; never nil after New.
 	revoked atomic.Pointer[revokedView]
 

@@ -25,7 +25,7 @@ func (s *Server) choose(nodes []coordinator.Node, c coordinator.Choices) coordin
 	if c.KubernetesFirst == "" && next.KubernetesFirst != "" {
 		next.ServerSigns = !s.cfg.Kubernetes.CAKeyOnNodes
 	}
-	return next
+	return s.chooseEncryption(nodes, c, next)
 }
 
 // serverSigns tells whether the keys stay here.

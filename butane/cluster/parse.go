@@ -177,6 +177,7 @@ func (c *checker) kubernetes(raw rawKubernetes, arch string) Kubernetes {
 		SANs:        c.hosts(raw.SANs),
 
 		CAKeyOnNodes: c.choice(raw.CAKey, "control-planes", []string{"server", "control-planes"}, nil) == "control-planes",
+		PodSecurity:  c.podSecurity(raw.PodSecurity),
 	}
 	if raw.Version.Set {
 		m := kubernetesVersion.FindStringSubmatch(k.Version)

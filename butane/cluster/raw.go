@@ -60,15 +60,24 @@ type rawFlatcar struct {
 
 type rawKubernetes struct {
 	place
-	Version     rawString   `key:"version,required"`
-	Endpoint    rawString   `key:"endpoint"`
-	PodCIDR     rawPrefix   `key:"podCIDR"`
-	ServiceCIDR rawPrefix   `key:"serviceCIDR"`
-	DNSDomain   rawString   `key:"dnsDomain"`
-	SANs        []rawString `key:"sans"`
-	CAKey       rawString   `key:"caKey"`
-	Binaries    rawString   `key:"binaries"`
-	Images      []rawNamed  `key:"images"`
+	Version     rawString      `key:"version,required"`
+	Endpoint    rawString      `key:"endpoint"`
+	PodCIDR     rawPrefix      `key:"podCIDR"`
+	ServiceCIDR rawPrefix      `key:"serviceCIDR"`
+	DNSDomain   rawString      `key:"dnsDomain"`
+	SANs        []rawString    `key:"sans"`
+	CAKey       rawString      `key:"caKey"`
+	PodSecurity rawPodSecurity `key:"podSecurity"`
+	Binaries    rawString      `key:"binaries"`
+	Images      []rawNamed     `key:"images"`
+}
+
+type rawPodSecurity struct {
+	place
+	Enforce rawString   `key:"enforce"`
+	Audit   rawString   `key:"audit"`
+	Warn    rawString   `key:"warn"`
+	Exempt  []rawString `key:"exempt"`
 }
 
 // rawEtcd is a component with a version and a source: etcd and cni.

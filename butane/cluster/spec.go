@@ -80,8 +80,19 @@ type Kubernetes struct {
 	SANs                 []string
 	// CAKeyOnNodes: control planes have the keys of Kubernetes' CAs, as kubeadm has it.
 	CAKeyOnNodes              bool
+	PodSecurity               PodSecurity
 	Kubeadm, Kubelet, Kubectl string
 	Images                    []Named
+}
+
+// PodSecurity is which pods are taken where nothing else is said: levels of Kubernetes' Pod
+// Security Standards.
+type PodSecurity struct {
+	// Enforce, Audit and Warn are privileged, baseline or restricted.
+	Enforce, Audit, Warn string
+	// Exempt are namespaces in which all is taken, besides kube-system, in the order of the
+	// file.
+	Exempt []string
 }
 
 // Component is a program with a version (leading v) and a source.

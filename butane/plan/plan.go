@@ -67,6 +67,7 @@ type Kubernetes struct {
 	// CAKeyOnNodes: control planes have the keys of Kubernetes' CAs; otherwise the server
 	// alone.
 	CAKeyOnNodes              bool
+	PodSecurity               cluster.PodSecurity
 	Kubeadm, Kubelet, Kubectl lock.Blob
 	CNI                       lock.Blob
 }

@@ -34,7 +34,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		Kubernetes: Kubernetes{
 			Version: spec.Kubernetes.Version, Endpoint: spec.Kubernetes.Endpoint,
 			PodCIDR: spec.Kubernetes.PodCIDR, ServiceCIDR: spec.Kubernetes.ServiceCIDR,
-			DNSDomain: spec.Kubernetes.DNSDomain, SANs: spec.Kubernetes.SANs, CAKeyOnNodes: spec.Kubernetes.CAKeyOnNodes,
+			DNSDomain: spec.Kubernetes.DNSDomain, SANs: spec.Kubernetes.SANs, CAKeyOnNodes: spec.Kubernetes.CAKeyOnNodes, PodSecurity: spec.Kubernetes.PodSecurity,
 			Kubeadm: r.blob(lock.Kubeadm), Kubelet: r.blob(lock.Kubelet), Kubectl: r.blob(lock.Kubectl),
 			CNI: r.blob(lock.CNIArchive),
 		},

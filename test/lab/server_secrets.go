@@ -42,6 +42,22 @@ func (l *Lab) ServerSecrets(ctx context.Context) ([]Secret, error) {
 		}
 		out = append(out, keys...)
 	}
+	// Those for Kubernetes' Secrets are no key pairs.
+	const encryption = "key/encryption"
+	b, err := s.Secret(ctx, encryption, missing, nil)
+	if err != nil {
+		return nil, fmt.Errorf("reading secret %s: %w", encryption, err)
+	}
+	var symmetric []struct{ Secret []byte }
+	if err := json.Unmarshal(b, &symmetric); err != nil {
+		return nil, fmt.Errorf("reading secret %s: %w", encryption, err)
+	}
+	if len(symmetric) == 0 {
+		return nil, fmt.Errorf("secret %s holds no key", encryption)
+	}
+	for _, k := range symmetric {
+		out = append(out, Secret{Name: encryption, Value: k.Secret})
+	}
 	operator, err := os.ReadFile(filepath.Join(l.Work, "context.json"))
 	if err != nil {
 		return nil, err

@@ -119,9 +119,10 @@ func runInit(file string) error {
 
 // boot runs a system whose writable files are in root until it reboots.
 func boot(s spec, root string) error {
-	if err := sh(fmt.Sprintf(`mkdir -p %[1]s/etc %[1]s/var/lib %[1]s/.work/etc %[1]s/.work/lib
+	if err := sh(fmt.Sprintf(`mkdir -p %[1]s/etc %[1]s/var/lib %[1]s/var/log %[1]s/.work/etc %[1]s/.work/lib
 mount -t overlay -o lowerdir=/etc,upperdir=%[1]s/etc,workdir=%[1]s/.work/etc native /etc
 mount -t overlay -o lowerdir=/var/lib,upperdir=%[1]s/var/lib,workdir=%[1]s/.work/lib native /var/lib
+mount --bind %[1]s/var/log /var/log
 mkdir -p /var/lib/containerd && mount --bind %[2]s/containerd /var/lib/containerd`, root, s.Dir)); err != nil {
 		return err
 	}
@@ -159,7 +160,7 @@ mkdir -p /var/lib/containerd && mount --bind %[2]s/containerd /var/lib/container
 		y.end(name)
 	}
 	// Lazily: a program that takes its time to end does not keep us.
-	return sh("umount -l /var/lib/containerd && umount -l /var/lib && umount -l /etc")
+	return sh("umount -l /var/lib/containerd && umount -l /var/log && umount -l /var/lib && umount -l /etc")
 }
 
 // answer carries one systemctl command out.

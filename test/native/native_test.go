@@ -492,6 +492,7 @@ func TestARackComesUp(t *testing.T) {
 	t.Logf("all nodes Ready %.0f s after power-on", time.Since(began).Seconds())
 	r.joined()
 	r.check()
+	r.policed()
 	r.idle()
 	r.rebootWithoutServer()
 }

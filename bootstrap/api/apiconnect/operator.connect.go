@@ -115,6 +115,12 @@ const (
 	// OperatorServiceDrainMachineProcedure is the fully-qualified name of the OperatorService's
 	// DrainMachine RPC.
 	OperatorServiceDrainMachineProcedure = "/imagectl.v1.OperatorService/DrainMachine"
+	// OperatorServiceShowEncryptionProcedure is the fully-qualified name of the OperatorService's
+	// ShowEncryption RPC.
+	OperatorServiceShowEncryptionProcedure = "/imagectl.v1.OperatorService/ShowEncryption"
+	// OperatorServiceRotateEncryptionProcedure is the fully-qualified name of the OperatorService's
+	// RotateEncryption RPC.
+	OperatorServiceRotateEncryptionProcedure = "/imagectl.v1.OperatorService/RotateEncryption"
 )
 
 // OperatorServiceClient is a client for the imagectl.v1.OperatorService service.
@@ -179,6 +185,11 @@ type OperatorServiceClient interface {
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
 	// an id; asked with that it says how far it is.
 	DrainMachine(context.Context, *connect.Request[api.DrainMachineRequest]) (*connect.Response[api.DrainMachineResponse], error)
+	// ShowEncryption tells how Secrets are encrypted at rest, and what a rotation waits for.
+	ShowEncryption(context.Context, *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error)
+	// RotateEncryption begins to replace the key that Secrets are encrypted with; where they
+	// are not encrypted yet, it begins with that. The rest goes by itself.
+	RotateEncryption(context.Context, *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error)
 }
 
 // NewOperatorServiceClient constructs a client for the imagectl.v1.OperatorService service. By
@@ -360,6 +371,18 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("DrainMachine")),
 			connect.WithClientOptions(opts...),
 		),
+		showEncryption: connect.NewClient[api.ShowEncryptionRequest, api.ShowEncryptionResponse](
+			httpClient,
+			baseURL+OperatorServiceShowEncryptionProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ShowEncryption")),
+			connect.WithClientOptions(opts...),
+		),
+		rotateEncryption: connect.NewClient[api.RotateEncryptionRequest, api.RotateEncryptionResponse](
+			httpClient,
+			baseURL+OperatorServiceRotateEncryptionProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RotateEncryption")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -393,6 +416,8 @@ type operatorServiceClient struct {
 	defragmentEtcd      *connect.Client[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse]
 	actMachine          *connect.Client[api.ActMachineRequest, api.ActMachineResponse]
 	drainMachine        *connect.Client[api.DrainMachineRequest, api.DrainMachineResponse]
+	showEncryption      *connect.Client[api.ShowEncryptionRequest, api.ShowEncryptionResponse]
+	rotateEncryption    *connect.Client[api.RotateEncryptionRequest, api.RotateEncryptionResponse]
 }
 
 // ListMachines calls imagectl.v1.OperatorService.ListMachines.
@@ -535,6 +560,16 @@ func (c *operatorServiceClient) DrainMachine(ctx context.Context, req *connect.R
 	return c.drainMachine.CallUnary(ctx, req)
 }
 
+// ShowEncryption calls imagectl.v1.OperatorService.ShowEncryption.
+func (c *operatorServiceClient) ShowEncryption(ctx context.Context, req *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error) {
+	return c.showEncryption.CallUnary(ctx, req)
+}
+
+// RotateEncryption calls imagectl.v1.OperatorService.RotateEncryption.
+func (c *operatorServiceClient) RotateEncryption(ctx context.Context, req *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error) {
+	return c.rotateEncryption.CallUnary(ctx, req)
+}
+
 // OperatorServiceHandler is an implementation of the imagectl.v1.OperatorService service.
 type OperatorServiceHandler interface {
 	ListMachines(context.Context, *connect.Request[api.ListMachinesRequest]) (*connect.Response[api.ListMachinesResponse], error)
@@ -597,6 +632,11 @@ type OperatorServiceHandler interface {
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
 	// an id; asked with that it says how far it is.
 	DrainMachine(context.Context, *connect.Request[api.DrainMachineRequest]) (*connect.Response[api.DrainMachineResponse], error)
+	// ShowEncryption tells how Secrets are encrypted at rest, and what a rotation waits for.
+	ShowEncryption(context.Context, *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error)
+	// RotateEncryption begins to replace the key that Secrets are encrypted with; where they
+	// are not encrypted yet, it begins with that. The rest goes by itself.
+	RotateEncryption(context.Context, *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error)
 }
 
 // NewOperatorServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -774,6 +814,18 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("DrainMachine")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceShowEncryptionHandler := connect.NewUnaryHandler(
+		OperatorServiceShowEncryptionProcedure,
+		svc.ShowEncryption,
+		connect.WithSchema(operatorServiceMethods.ByName("ShowEncryption")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceRotateEncryptionHandler := connect.NewUnaryHandler(
+		OperatorServiceRotateEncryptionProcedure,
+		svc.RotateEncryption,
+		connect.WithSchema(operatorServiceMethods.ByName("RotateEncryption")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/imagectl.v1.OperatorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperatorServiceListMachinesProcedure:
@@ -832,6 +884,10 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceActMachineHandler.ServeHTTP(w, r)
 		case OperatorServiceDrainMachineProcedure:
 			operatorServiceDrainMachineHandler.ServeHTTP(w, r)
+		case OperatorServiceShowEncryptionProcedure:
+			operatorServiceShowEncryptionHandler.ServeHTTP(w, r)
+		case OperatorServiceRotateEncryptionProcedure:
+			operatorServiceRotateEncryptionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -951,4 +1007,12 @@ func (UnimplementedOperatorServiceHandler) ActMachine(context.Context, *connect.
 
 func (UnimplementedOperatorServiceHandler) DrainMachine(context.Context, *connect.Request[api.DrainMachineRequest]) (*connect.Response[api.DrainMachineResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.DrainMachine is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ShowEncryption(context.Context, *connect.Request[api.ShowEncryptionRequest]) (*connect.Response[api.ShowEncryptionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ShowEncryption is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RotateEncryption(context.Context, *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RotateEncryption is not implemented"))
 }

@@ -30,7 +30,7 @@ func newInit(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:     "init [DIR]",
 		Short:   "Write a starter cluster.yaml",
-		Long:    "Write a small commented cluster.yaml, a .gitignore and a keys directory.\nNothing that exists is overwritten.",
+		Long:    "Write a small commented cluster.yaml, its JSON Schema for editors, a .gitignore and a keys\ndirectory.\nNothing that exists is overwritten.",
 		Example: "  imagectl init lab && cd lab && imagectl validate",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -56,9 +56,16 @@ func newInit(g *globals) *cobra.Command {
 	}
 }
 
+// schemaLine tells editors with the YAML language server where the schema is.
+const (
+	schemaName = "cluster.schema.json"
+	schemaLine = "# yaml-language-server: $schema=" + schemaName + "\n"
+)
+
 func writeStarter(dir string) error {
 	files := []struct{ name, content string }{
-		{"cluster.yaml", string(cluster.Minimal)},
+		{"cluster.yaml", schemaLine + string(cluster.Minimal)},
+		{schemaName, string(cluster.Schema)},
 		{".gitignore", gitignore},
 		{filepath.Join("keys", "README"), keysNote},
 	}

@@ -274,13 +274,20 @@ func (r *rack) secrets() map[string][]byte {
 		if b, err = st.Unseal(b); err != nil {
 			r.Fatal(err)
 		}
+		var keys []struct{ Secret []byte }
+		if json.Unmarshal(b, &keys) == nil { // those for Kubernetes' Secrets
+			for i, k := range keys {
+				out[fmt.Sprintf("the secret %s[%d]", name, i)] = k.Secret
+			}
+			continue
+		}
 		var ca struct{ Key string }
 		if json.Unmarshal(b, &ca) == nil {
 			b = []byte(ca.Key)
 		}
 		out["the secret "+name] = privateOf(r.T, b)
 	}
-	if len(sealed) < 5 {
+	if len(sealed) < 6 {
 		r.Errorf("only %d secrets in the state: %v", len(sealed), sealed)
 	}
 	return out

@@ -24,12 +24,12 @@ import (
 func newServer(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "server",
-		Short:   "Back up, restore, move and share the state of imagectl serve, share what it serves, and roll its CA over",
+		Short:   "Back up, restore, move and share the state of imagectl serve, share what it serves, and roll its CA and the key for Secrets over",
 		Example: "  imagectl server backup\n  imagectl server backup --to /media/usb\n  imagectl server restore /mnt/backups --identity recovery.key --state /var/lib/imagectl\n  sudo imagectl server move --to-embedded",
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newServerBackup(g), newServerRestore(g), newServerMove(g), newServerJoin(g), newServerPublish(g), newServerCA(g))
+	cmd.AddCommand(newServerBackup(g), newServerRestore(g), newServerMove(g), newServerJoin(g), newServerPublish(g), newServerCA(g), newServerEncryption(g))
 	return cmd
 }
 

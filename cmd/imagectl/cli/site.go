@@ -213,7 +213,7 @@ func (s *site) serverConfig() serverapi.Config {
 		Kubernetes: serverapi.Kubernetes{
 			Version: p.Kubernetes.Version, PodCIDR: p.Kubernetes.PodCIDR.String(), ServiceCIDR: p.Kubernetes.ServiceCIDR.String(),
 			DNSDomain: p.Kubernetes.DNSDomain, Endpoint: p.Kubernetes.Endpoint, SANs: p.Kubernetes.SANs, Addons: s.addons,
-			CAKeyOnNodes: p.Kubernetes.CAKeyOnNodes,
+			CAKeyOnNodes: p.Kubernetes.CAKeyOnNodes, PodSecurity: serverapi.PodSecurity(p.Kubernetes.PodSecurity),
 		},
 	}
 	for _, san := range p.Server.SANs {
