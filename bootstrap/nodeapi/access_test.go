@@ -64,6 +64,7 @@ func samples(t *testing.T) map[string]proto.Message {
 		apiconnect.NodeServiceContainerLogsProcedure: &api.ContainerLogsRequest{Namespace: "kube-system", Pod: "coredns"},
 		apiconnect.NodeServiceReadFileProcedure:      &api.ReadFileRequest{Path: "/proc/cmdline"},
 		apiconnect.NodeServiceCaptureProcedure:       &api.CaptureRequest{Link: "eth0"},
+		apiconnect.NodeServiceActProcedure:           &api.ActRequest{Kind: api.Order_KIND_REBOOT},
 		apiconnect.NodeServiceBundleProcedure:        &api.BundleRequest{Recipients: []string{key.Recipient().String()}},
 	}
 }
@@ -131,6 +132,9 @@ func whoMay() map[string]string {
 		"ReadFile":      operators + " forwarded",
 		"Capture":       operators + " forwarded",
 		"Bundle":        operators + " forwarded",
+		"EtcdStatus":    readers + " server",
+		"EtcdSnapshot":  "admin",
+		"Act":           operators,
 	}
 }
 

@@ -34,9 +34,9 @@ const snapshotChunk = 256 << 10
 // clear, and the server's backups do not: who may fetch those gets none.
 func acting() map[string]rule {
 	return map[string]rule{
-		apiconnect.NodeServiceEtcdStatusProcedure:   {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, server: true},
+		apiconnect.NodeServiceEtcdStatusProcedure:   {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, server: true, limit: lookTime},
 		apiconnect.NodeServiceEtcdSnapshotProcedure: {roles: []pki.Role{pki.RoleAdmin}},
-		apiconnect.NodeServiceActProcedure:          {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}},
+		apiconnect.NodeServiceActProcedure:          {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}, limit: lookTime},
 	}
 }
 

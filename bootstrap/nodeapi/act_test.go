@@ -86,44 +86,6 @@ func callActing(c apiconnect.NodeServiceClient, procedure string) error {
 	return fmt.Errorf("the test does not know %s", procedure)
 }
 
-func TestEveryActingCallByEveryCaller(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	const status, snapshot, act = apiconnect.NodeServiceEtcdStatusProcedure, apiconnect.NodeServiceEtcdSnapshotProcedure, apiconnect.NodeServiceActProcedure
-	for _, tc := range []struct {
-		kind string
-		role pki.Role
-		may  []string
-	}{
-		{"server", "", []string{status}},
-		{"operator", pki.RoleAdmin, []string{status, snapshot, act}},
-		{"operator", pki.RoleOperator, []string{status, act}},
-		{"operator", pki.RoleReader, []string{status}},
-		{"operator", pki.RoleBackup, nil},
-		{"node", "", nil},
-		{"operator of another cluster", pki.RoleAdmin, nil},
-	} {
-		cert := l.cert(l.ca, l.profile(tc.kind, tc.role))
-		c := l.client(cert)
-		for procedure := range acting() {
-			err := callActing(c, procedure)
-			if slices.Contains(tc.may, procedure) != (err == nil) || err != nil && connect.CodeOf(err) != connect.CodePermissionDenied {
-				t.Errorf("%s %s: %s: %v", tc.kind, tc.role, procedure, err)
-			}
-		}
-	}
-	cert := l.cert(l.ca, l.profile("operator", pki.RoleAdmin))
-	l.revoke(1, cert)
-	for procedure := range acting() {
-		if err := callActing(l.client(cert), procedure); connect.CodeOf(err) != connect.CodePermissionDenied {
-			t.Errorf("revoked: %s: %v", procedure, err)
-		}
-		if err := callActing(l.client(), procedure); err == nil {
-			t.Errorf("without a certificate: %s is answered", procedure)
-		}
-	}
-}
-
 // The node's log has who did it before it is done; what it refuses or cannot write down is not
 // done.
 func TestActingIsRecordedFirst(t *testing.T) {
