@@ -407,7 +407,11 @@ func TestCaptureIsReadByTcpdump(t *testing.T) {
 		}
 		end <- e
 	}()
-	<-ready // the file's head is written when the socket is open
+	select {
+	case <-ready: // the file's head is written when the socket is open
+	case e := <-end:
+		t.Fatalf("it ended with %v", e)
+	}
 	for i := range packets {
 		if _, err := conn.Write(fmt.Appendf(nil, "packet %d", i)); err != nil {
 			t.Fatal(err)
