@@ -40,9 +40,11 @@ func (s *System) Capture(ctx context.Context, req *api.CaptureRequest, own [2]ne
 	// What is no Ethernet has IP packets without a head before them (ARPHRD_NONE: tun,
 	// WireGuard), or is nothing that we know to write down (include/uapi/linux/if_arp.h).
 	kind := layers.LinkTypeEthernet
-	switch n := s.number("/sys/class/net", link.Name, "type"); n {
-	case unix.ARPHRD_ETHER, unix.ARPHRD_LOOPBACK:
-	case unix.ARPHRD_NONE, unix.ARPHRD_RAWIP:
+	switch n, err := linkType(link.Name); {
+	case err != nil:
+		return nil, fmt.Errorf("capturing on %s: %w", link.Name, err)
+	case n == unix.ARPHRD_ETHER, n == unix.ARPHRD_LOOPBACK:
+	case n == unix.ARPHRD_NONE, n == unix.ARPHRD_RAWIP:
 		kind = layers.LinkTypeRaw
 	default:
 		return nil, fmt.Errorf("link %s is of kind %d, which is neither Ethernet nor plain IP", link.Name, n)
@@ -95,6 +97,24 @@ func (s *System) Capture(ctx context.Context, req *api.CaptureRequest, own [2]ne
 	}
 	out.Dropped = c.dropped()
 	return out, nil
+}
+
+// linkType is a link's kind of hardware. /sys would say it too, but of the network namespace
+// that it was mounted in.
+func linkType(name string) (uint16, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFHWADDR, r); err != nil {
+		return 0, os.NewSyscallError("SIOCGIFHWADDR", err)
+	}
+	return r.Uint16(), nil // the family of the address
 }
 
 // packetSocket is an AF_PACKET socket on one link.
