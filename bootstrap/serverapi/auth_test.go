@@ -84,6 +84,9 @@ func whoMay() map[string]map[string]string {
 		// Passed on to nodes; these two are for nodes themselves only.
 		"/imagectl.v1.NodeService/AuditHeads":    nobody,
 		"/imagectl.v1.NodeService/ReadBackup":    nobody,
+		"/imagectl.v1.NodeService/EtcdStatus":    nobody,
+		"/imagectl.v1.NodeService/EtcdSnapshot":  nobody,
+		"/imagectl.v1.NodeService/Act":           nobody,
 		"/imagectl.v1.NodeService/Version":       {"nobody": who, "node": no, "admin": yes, "operator": yes, "reader": yes, "backup": yes},
 		"/imagectl.v1.NodeService/Health":        reads,
 		"/imagectl.v1.NodeService/Logs":          reads,
