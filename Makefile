@@ -8,14 +8,14 @@ SHELL := /bin/bash
 # One recipe at a time: the slow ones use all cores by themselves.
 .NOTPARALLEL:
 
-# An ordinary user's path lacks Go and the directories of mkfs and friends, and
-# sudo keeps the path it is given.
-export PATH := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
 export CGO_ENABLED := 0
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,CGO_ENABLED,GOPROXY,GOFLAGS,GONOSUMDB,GOSUMDB,IMAGECTL_UPSTREAM,IMAGECTL_TEST_RELEASE)
 
 # Everything slow to make, keyed by the digest of its inputs; safe to delete.
 CACHE ?= /var/cache/imagectl-test
+# An ordinary user's path lacks Go and the directories of mkfs and friends, and
+# sudo keeps the path it is given. QEMU is that of test/qemu, where it can be had.
+export PATH := $(CACHE)/qemu/bin:$(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
 UPSTREAM := $(CACHE)/upstream
 RELEASE := $(CACHE)/release
 # Disks, consoles and logs of the last run of the scenario.
@@ -52,6 +52,7 @@ bin/root:
 .PHONY: deps
 deps: ## Debian packages that the tests use
 	@test/packages $$(find . -name apt-packages.txt)
+	@$(ROOT) test/qemu/backport $(CACHE)/qemu
 
 .PHONY: upstream
 upstream: deps ## Kubernetes, etcd and friends, built from their modules
@@ -97,7 +98,7 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	IMAGECTL_ETCD=$(UPSTREAM)/etcd/v3.6.10 go test -tags judge ./bootstrap/etcd
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills|Encryption' -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills|Encryption|Joins' -test.v
 
 .PHONY: native-ha
 native-ha: build upstream ## three control planes as processes: joined under kills, one without power, one without disk
@@ -132,12 +133,15 @@ years: ## a server that is away for thirty days, and five years, by a clock of t
 CFSSL := github.com/cloudflare/cfssl/cmd/cfssl@v1.6.5
 
 .PHONY: bench-join
-bench-join: ## enrolments a second, against a plain signer and cfssl
+bench-join: build upstream ## enrolments a second, against a plain signer and cfssl; the stages of twenty joins
 	$(call say,1000 simulated agents enrol at once (half a minute; 3 minutes more to build cfssl))
 	@test/packages test/benchjoin/bench-packages.txt || true
 	@[ -x bin/cfssl ] || (cd / && CGO_ENABLED=1 GOBIN=$(CURDIR)/bin GOFLAGS= go install $(CFSSL)) || echo 'cfssl could not be built: it is not compared'
 	go build -o bin/benchjoin ./test/benchjoin
 	bin/benchjoin -cfssl "$$(ls bin/cfssl 2>/dev/null || true)"
+	$(call say,twenty workers join one after the other (about 8 minutes))
+	go test -c -tags root -o bin/root/native.test ./test/native
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.run Joins -test.v
 
 .PHONY: release-test
 release-test: build release ## the test release itself: bad ones refused, firmware, verity, Ignition, doors

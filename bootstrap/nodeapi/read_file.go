@@ -46,9 +46,9 @@ func Files() []string {
 		"/proc/vmstat",
 		"/run/systemd/resolve/resolv.conf",
 		"/run/systemd/resolve/stub-resolv.conf",
-		"/sys/class/dmi/id/bios_version",
-		"/sys/class/dmi/id/product_name",
-		"/sys/class/dmi/id/sys_vendor",
+		"/sys/devices/virtual/dmi/id/bios_version",
+		"/sys/devices/virtual/dmi/id/product_name",
+		"/sys/devices/virtual/dmi/id/sys_vendor",
 		"/usr/lib/os-release",
 		"/var/lib/kubelet/config.yaml",
 	}

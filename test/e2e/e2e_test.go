@@ -116,6 +116,7 @@ func TestMainJob(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	stage(t, "a person looks into the nodes", func(t *testing.T) { lookAtNodes(t, ctx, rack) })
 	stage(t, "UEFI firmware boots the disk right after the network", func(t *testing.T) { diskRightAfterNetwork(t, rack) })
 	stage(t, "no door is open on any node", func(t *testing.T) { closedDoors(t, ctx, rack) })
 	stage(t, "after a power cut the cluster is Ready again by itself", func(t *testing.T) {
