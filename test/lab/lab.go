@@ -49,8 +49,8 @@ type Machine struct {
 // both kinds of firmware.
 func Rack() []Machine {
 	return []Machine{
-		{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", CPUs: 4, MiB: 3584},
-		{Name: "w1", Role: "worker", Firmware: vm.OVMF, Address: "10.77.0.21", MAC: "52:54:00:77:00:21", CPUs: 4, MiB: 3072},
+		{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", CPUs: 2, MiB: 3584},
+		{Name: "w1", Role: "worker", Firmware: vm.OVMF, Address: "10.77.0.21", MAC: "52:54:00:77:00:21", CPUs: 1, MiB: 3072},
 	}
 }
 
