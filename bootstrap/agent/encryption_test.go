@@ -76,9 +76,14 @@ func TestTheAPIServerBeginsWithItsPolicy(t *testing.T) {
 		t.Errorf("kubeadm is not told of the patch: %s", conf)
 	}
 	policy, _ := policyOf(run)
-	patch, err := policy.Patch()
-	if err != nil || l.read(patch.Path) != string(patch.Content) {
-		t.Errorf("the patch is not there: %v", err)
+	patches, err := policy.Patches()
+	if err != nil || len(patches) != 3 {
+		t.Errorf("%d patches: %v", len(patches), err)
+	}
+	for _, patch := range patches {
+		if l.read(patch.Path) != string(patch.Content) {
+			t.Errorf("the patch %s is not there", patch.Path)
+		}
 	}
 	files, err := policy.Files()
 	if err != nil {

@@ -94,12 +94,12 @@ func (n *node) policyFiles(policy kubeadm.Policy) Step {
 		if err != nil {
 			return nil, err
 		}
-		patch, err := policy.Patch()
+		patches, err := policy.Patches()
 		if err != nil {
 			return nil, err
 		}
 		var out []file
-		for _, f := range append(all, patch) {
+		for _, f := range append(all, patches...) {
 			out = append(out, file{f.Path, f.Content, 0o600})
 		}
 		return out, nil

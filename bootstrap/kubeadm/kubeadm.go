@@ -86,7 +86,7 @@ type Node struct {
 	ControlPlane bool
 	// ExternalCA is the cluster's; kubelet.conf is there before kubeadm joins.
 	ExternalCA bool
-	// Patched: PatchDir of this control plane has a Policy.Patch.
+	// Patched: PatchDir of this control plane has Policy.Patches.
 	Patched bool
 }
 

@@ -3,6 +3,7 @@ package kubeadm
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"testing"
@@ -51,8 +52,12 @@ func goldens(t *testing.T) map[string][]byte {
 			return Join(n)
 		},
 		"policy-patch.yaml": func() ([]byte, error) {
-			f, err := policy().Patch()
-			return f.Content, err
+			all, err := policy().Patches()
+			var out bytes.Buffer
+			for _, f := range all {
+				fmt.Fprintf(&out, "# %s\n%s", f.Path, f.Content)
+			}
+			return out.Bytes(), err
 		},
 		"policy-admission.yaml": func() ([]byte, error) { return policy().admission() },
 		"encryption.yaml": func() ([]byte, error) {

@@ -153,12 +153,11 @@ type patchOperation struct {
 	Value any    `json:"value"`
 }
 
-// Patch returns a file for PatchDir, by which kubeadm adds a policy to the API server's
-// manifest that it writes.
-func (p Policy) Patch() (PolicyFile, error) {
+// patch is what kubeadm adds to the API server's manifest.
+func (p Policy) patch() ([]patchOperation, error) {
 	flags, err := p.flags()
 	if err != nil {
-		return PolicyFile{}, err
+		return nil, err
 	}
 	var ops []patchOperation
 	add := func(path string, value any) { ops = append(ops, patchOperation{"add", path, value}) }
@@ -168,11 +167,7 @@ func (p Policy) Patch() (PolicyFile, error) {
 	volume, mount := auditVolume()
 	add("/spec/containers/0/volumeMounts/-", mount)
 	add("/spec/volumes/-", volume)
-	b, err := yaml.Marshal(ops)
-	if err != nil {
-		return PolicyFile{}, fmt.Errorf("writing kubeadm's patch: %w", err)
-	}
-	return PolicyFile{PatchDir + "/kube-apiserver+json.yaml", b}, nil
+	return ops, nil
 }
 
 // Apply returns the API server's manifest with a policy. One that has it comes back as it is,

@@ -135,12 +135,8 @@ func TestPolicyIsAppliedOnce(t *testing.T) {
 // nothing to be changed.
 func TestPolicyPatchIsWhatApplyWants(t *testing.T) {
 	t.Parallel()
-	f, err := policy().Patch()
+	ops, err := policy().patch()
 	if err != nil {
-		t.Fatal(err)
-	}
-	var ops []patchOperation
-	if err := yaml.Unmarshal(f.Content, &ops); err != nil {
 		t.Fatal(err)
 	}
 	var pod map[string]any

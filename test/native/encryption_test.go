@@ -219,6 +219,11 @@ func (r *rack) policed() {
 		}
 		r.t.Logf("%s's audit log has %d entries", m.Name, bytes.Count(log, []byte("\n")))
 	}
+	for _, pod := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+		if out, err := r.nodes["cp1"].on("sed", "-n", "/livenessProbe/,/failureThreshold/p", kubeadm.Manifests+"/"+pod+".yaml"); err != nil || !strings.HasSuffix(out, " failureThreshold: 24\n") {
+			r.t.Errorf("%s's liveness probe: %v\n%s", pod, err, out)
+		}
+	}
 	if out, err := r.privileged(); err == nil || !strings.Contains(out, `violates PodSecurity "baseline:latest": privileged`) {
 		r.t.Errorf("a privileged pod: %v %s", err, out)
 	}

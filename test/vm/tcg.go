@@ -18,10 +18,7 @@ const EmulatedCPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+fsgsbase,+rdtscp,+pd
 //   - highres=off: Go's runtime sleeps for 20 microseconds at a time, and every timer is
 //     an emulated APIC's and a wake-up of QEMU's main loop; without, they wait for a tick.
 //   - mitigations=off: retpolines defeat the emulator's chaining of code.
-//   - transparent_hugepage=never: QEMU forgets its whole TLB, and where translated code is,
-//     for every page that is unmapped in a range where it has seen a large one.
-//   - init_on_alloc=0: memory is cleared eight bytes at a time.
 //   - systemd.default_timeout_start_sec: units are given a busy host's time.
 func KernelArgs() []string {
-	return []string{"console=ttyS0", "systemd.default_timeout_start_sec=900", "no_timer_check", "tsc=reliable", "highres=off", "mitigations=off", "transparent_hugepage=never", "init_on_alloc=0"}
+	return []string{"console=ttyS0", "systemd.default_timeout_start_sec=900", "no_timer_check", "tsc=reliable", "highres=off", "mitigations=off"}
 }
