@@ -185,7 +185,7 @@ tpm-test: build release ## empty machines with a TPM are enrolled without a pers
 
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
-	$(call say,the scenario in virtual machines (16 to 25 minutes without KVM))
+	$(call say,the scenario in virtual machines (20 to 40 minutes without KVM))
 	go test -c -tags e2e -o bin/e2e.test ./test/e2e
 	cd test/e2e && $(ISOLATED) $(CURDIR)/bin/e2e.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)
 

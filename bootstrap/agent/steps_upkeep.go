@@ -24,6 +24,9 @@ const (
 	// diskWindow is the time over which the disk is judged; fewer operations than a hundred
 	// in it say nothing.
 	diskWindow = 5 * time.Minute
+	// diskPause is how often etcd is asked for what it has measured: it writes all its metrics
+	// for that, and a node that waits for something looks every other second.
+	diskPause = 30 * time.Second
 )
 
 // keeping is what this node knows of its member's upkeep. The zero value is nothing; it is safe
@@ -36,8 +39,9 @@ type keeping struct {
 	upkeep   string
 	// told is the size that the server was last told.
 	told etcd.Storage
-	// disk are looks at what etcd has measured, oldest first.
-	disk []diskLook
+	// disk are looks at what etcd has measured, oldest first, diskAsked the last attempt.
+	disk      []diskLook
+	diskAsked time.Time
 	// fsync and commit are 0 while they are good or not known.
 	fsync, commit time.Duration
 }
@@ -59,6 +63,17 @@ func (k *keeping) lately(now time.Time) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return !k.tendedAt.IsZero() && now.Sub(k.tendedAt).Abs() < tendPause
+}
+
+// mayAskDisk says whether it is time to look at the disk, and notes it.
+func (k *keeping) mayAskDisk(now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.diskAsked.IsZero() && now.Sub(k.diskAsked).Abs() < diskPause {
+		return false
+	}
+	k.diskAsked = now
+	return true
 }
 
 // measured takes a new look at the disk.
@@ -130,6 +145,9 @@ func (k *keeping) warnings() []string {
 // lookAtDisk asks etcd how fast its disk is. That it does not say is no news: whoever cannot
 // be asked is not well in other ways.
 func (n *node) lookAtDisk(ctx context.Context) {
+	if !n.keeping.mayAskDisk(n.Now()) {
+		return
+	}
 	conf, err := n.etcdTLS()
 	if err != nil {
 		return
