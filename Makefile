@@ -139,7 +139,7 @@ bench-join: build upstream ## enrolments a second, against a plain signer and cf
 	@[ -x bin/cfssl ] || (cd / && CGO_ENABLED=1 GOBIN=$(CURDIR)/bin GOFLAGS= go install $(CFSSL)) || echo 'cfssl could not be built: it is not compared'
 	go build -o bin/benchjoin ./test/benchjoin
 	bin/benchjoin -cfssl "$$(ls bin/cfssl 2>/dev/null || true)"
-	$(call say,twenty workers join one after the other (about 8 minutes))
+	$(call say,twenty workers join one after the other (about 4 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.run Joins -test.v
 

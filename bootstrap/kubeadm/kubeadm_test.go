@@ -51,7 +51,7 @@ func goldens(t *testing.T) map[string][]byte {
 			n.Patched = true
 			return Join(n)
 		},
-		"policy-patch.yaml": func() ([]byte, error) {
+		"policy-patches.yaml": func() ([]byte, error) {
 			all, err := policy().Patches()
 			var out bytes.Buffer
 			for _, f := range all {

@@ -147,29 +147,6 @@ func auditVolume() (volume, mount map[string]any) {
 		map[string]any{"name": policyVolume, "mountPath": AuditDir}
 }
 
-type patchOperation struct {
-	Op    string `json:"op"`
-	Path  string `json:"path"`
-	Value any    `json:"value"`
-}
-
-// patch is what kubeadm adds to the API server's manifest.
-func (p Policy) patch() ([]patchOperation, error) {
-	flags, err := p.flags()
-	if err != nil {
-		return nil, err
-	}
-	var ops []patchOperation
-	add := func(path string, value any) { ops = append(ops, patchOperation{"add", path, value}) }
-	for _, f := range flags {
-		add("/spec/containers/0/command/-", "--"+f.Name+"="+f.Value)
-	}
-	volume, mount := auditVolume()
-	add("/spec/containers/0/volumeMounts/-", mount)
-	add("/spec/volumes/-", volume)
-	return ops, nil
-}
-
 // Apply returns the API server's manifest with a policy. One that has it comes back as it is,
 // byte for byte.
 func (p Policy) Apply(manifest []byte) ([]byte, error) {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imagectl/imagectl/test/lab"
 )
@@ -41,7 +42,7 @@ func lookAtNodes(t *testing.T, ctx context.Context, rack *lab.Lab) {
 	has(t, "w1's disks", ask("disks", "w1"), "disk-w1", "ROOT", "OEM")
 	has(t, "w1's network", ask("net", "w1"), "10.77.0.21/24", "0.0.0.0/0")
 	has(t, "w1's sockets", ask("net", "w1", "--sockets"), ":50500")
-	has(t, "w1's clock", ask("time", "w1"), "kept")
+	sameClock(t, ask("time", "w1", "-o", "json"))
 	has(t, "w1's release", ask("cat", "w1", "/usr/lib/os-release"), "ID=flatcar")
 	if out, err := rack.Imagectl(ctx, "node", "cat", "w1", "/etc/kubernetes/kubelet.conf"); err == nil {
 		t.Errorf("a file that is not on the list was sent: %d bytes", len(out))
@@ -80,6 +81,17 @@ func sameKernelLog(t *testing.T, rack *lab.Lab, m lab.Machine, log string) {
 		}
 	}
 	t.Errorf("the console of %s does not show which kernel it boots", m.Name)
+}
+
+// sameClock: guests have the host's clock at power-on, and answers take seconds.
+func sameClock(t *testing.T, answer string) {
+	t.Helper()
+	var clock struct{ Now time.Time }
+	if err := json.Unmarshal([]byte(answer), &clock); err != nil {
+		t.Errorf("reading %q: %v", answer, err)
+	} else if off := time.Since(clock.Now).Abs(); off > time.Minute {
+		t.Errorf("w1's clock is off by %s, or it says a wrong time: %s", off, answer)
+	}
 }
 
 // captured: kubelet's leases keep packets going to the API server.

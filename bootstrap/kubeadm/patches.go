@@ -13,6 +13,29 @@ import (
 // it is not ready, and balancers leave it.
 const livenessFailures = 24
 
+type patchOperation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	Value any    `json:"value"`
+}
+
+// patch is what kubeadm adds to the API server's manifest.
+func (p Policy) patch() ([]patchOperation, error) {
+	flags, err := p.flags()
+	if err != nil {
+		return nil, err
+	}
+	var ops []patchOperation
+	add := func(path string, value any) { ops = append(ops, patchOperation{"add", path, value}) }
+	for _, f := range flags {
+		add("/spec/containers/0/command/-", "--"+f.Name+"="+f.Value)
+	}
+	volume, mount := auditVolume()
+	add("/spec/containers/0/volumeMounts/-", mount)
+	add("/spec/volumes/-", volume)
+	return ops, nil
+}
+
 func livenessPatch() patchOperation {
 	return patchOperation{"replace", "/spec/containers/0/livenessProbe/failureThreshold", livenessFailures}
 }
