@@ -215,6 +215,27 @@ func TestASlowDiskIsSaid(t *testing.T) {
 	look(20*time.Minute, good)
 }
 
+// A node that waits looks every other second; etcd is asked for all its metrics less often.
+func TestTheDiskIsAskedAboutNowAndThen(t *testing.T) {
+	t.Parallel()
+	var k keeping
+	now := time.Unix(1_800_000_000, 0)
+	asked := 0
+	for range 60 {
+		if k.mayAskDisk(now) {
+			asked++
+		}
+		now = now.Add(2 * time.Second)
+	}
+	if asked != 4 {
+		t.Errorf("in two minutes of looking every other second etcd is asked %d times, want 4", asked)
+	}
+	// A clock that was set back does not end it.
+	if now = now.Add(-24 * time.Hour); !k.mayAskDisk(now) {
+		t.Error("not asked after the clock went back a day")
+	}
+}
+
 // An order is obeyed once, and never while etcd needs the node.
 func TestAnOrderIsObeyedOnce(t *testing.T) {
 	t.Parallel()
