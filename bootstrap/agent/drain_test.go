@@ -158,5 +158,5 @@ func TestANodeIsDrained(t *testing.T) {
 	drain.Id, k.patch = "d4", http.StatusNotFound
 	step("no such node", true, "", off)
 	drain.Id, k.patch, drain.Until = "d5", http.StatusServiceUnavailable, timestamppb.New(l.clock().Add(time.Minute))
-	step("nobody answers", false, "calling PATCH of node w1: 503 Service Unavailable: {}", off)
+	step("nobody answers", false, "calling PATCH /api/v1/nodes/w1: 503 Service Unavailable: {}", off)
 }

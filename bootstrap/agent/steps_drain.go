@@ -1,11 +1,9 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -170,16 +168,16 @@ func few(names []string) string {
 
 // cordon lets a node take pods, or not. gone says that Kubernetes does not know it.
 func (a *Agent) cordon(ctx context.Context, name string, off bool) (gone bool, err error) {
-	body := fmt.Sprintf(`{"spec":{"unschedulable":%v}}`, off)
-	path := "/api/v1/nodes/" + url.PathEscape(name)
-	b, status, err := a.adminCall(ctx, http.MethodPatch, path, "application/merge-patch+json", []byte(body))
+	call := kubeCall{as: kubeadm.AdminConf, method: http.MethodPatch, path: nodePath(name),
+		contentType: mergePatch, body: fmt.Appendf(nil, `{"spec":{"unschedulable":%v}}`, off)}
+	b, status, err := a.callKubernetes(ctx, call)
 	switch {
 	case err != nil:
 		return false, err
 	case status == http.StatusNotFound:
 		return true, nil
 	case status != http.StatusOK:
-		return false, refusedCall(http.MethodPatch, name, status, b)
+		return false, call.refused(status, b)
 	}
 	return false, nil
 }
@@ -191,12 +189,13 @@ func (a *Agent) podsOn(ctx context.Context, name string) ([]pod, error) {
 		if next != "" {
 			q.Set("continue", next)
 		}
-		b, status, err := a.adminCall(ctx, http.MethodGet, "/api/v1/pods?"+q.Encode(), "", nil)
+		call := kubeCall{as: kubeadm.AdminConf, method: http.MethodGet, path: "/api/v1/pods?" + q.Encode()}
+		b, status, err := a.callKubernetes(ctx, call)
 		if err != nil {
 			return nil, err
 		}
 		if status != http.StatusOK {
-			return nil, refusedCall("GET of pods", name, status, b)
+			return nil, call.refused(status, b)
 		}
 		var list struct {
 			Metadata struct {
@@ -225,7 +224,8 @@ func (a *Agent) evict(ctx context.Context, p pod) (why string, err error) {
 		return "", err
 	}
 	path := fmt.Sprintf("/api/v1/namespaces/%s/pods/%s/eviction", url.PathEscape(p.Metadata.Namespace), url.PathEscape(p.Metadata.Name))
-	b, status, err := a.adminCall(ctx, http.MethodPost, path, "application/json", body)
+	call := kubeCall{as: kubeadm.AdminConf, method: http.MethodPost, path: path, body: body}
+	b, status, err := a.callKubernetes(ctx, call)
 	switch {
 	case err != nil:
 		return "", err
@@ -240,33 +240,5 @@ func (a *Agent) evict(ctx context.Context, p pod) (why string, err error) {
 		}
 		return said.Message, nil
 	}
-	return "", refusedCall("POST of the eviction of a pod", p.Metadata.Name, status, b)
-}
-
-// podsMax bounds a page of pods, in bytes.
-const podsMax = 16 << 20
-
-// adminCall makes one call with Kubernetes' administrator rights.
-func (a *Agent) adminCall(ctx context.Context, method, path, contentType string, body []byte) (answer []byte, status int, err error) {
-	k, err := a.kubeClient(kubeadm.AdminConf)
-	if err != nil {
-		return nil, 0, err
-	}
-	req, err := http.NewRequestWithContext(ctx, method, k.server+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, 0, err
-	}
-	req.Header.Set("Accept", "application/json")
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
-	resp, err := k.client.Do(req)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer resp.Body.Close()
-	if answer, err = io.ReadAll(io.LimitReader(resp.Body, podsMax)); err != nil {
-		return nil, 0, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return answer, resp.StatusCode, nil
+	return "", call.refused(status, b)
 }

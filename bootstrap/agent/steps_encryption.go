@@ -310,9 +310,10 @@ func (a *Agent) patchSecrets(ctx context.Context) (int, error) {
 		if from != "" {
 			path += "&continue=" + url.QueryEscape(from)
 		}
-		b, status, err := a.apiCall(ctx, http.MethodGet, path, onlyHeadsList, nil)
+		list := kubeCall{as: kubeadm.AdminConf, method: http.MethodGet, path: path, accept: onlyHeadsList}
+		b, status, err := a.callKubernetes(ctx, list)
 		if err == nil && status != http.StatusOK {
-			err = refusedPath(http.MethodGet, "/api/v1/secrets", status, b)
+			err = list.refused(status, b)
 		}
 		if err != nil {
 			return count, err
@@ -335,8 +336,9 @@ func (a *Agent) patchSecrets(ctx context.Context) (int, error) {
 
 func (a *Agent) touchSecret(ctx context.Context, s partial) error {
 	path := "/api/v1/namespaces/" + url.PathEscape(s.Metadata.Namespace) + "/secrets/" + url.PathEscape(s.Metadata.Name)
+	touch := kubeCall{as: kubeadm.AdminConf, method: http.MethodPatch, path: path, accept: onlyHeads, contentType: mergePatch, body: []byte("{}")}
 	for try := 1; ; try++ {
-		b, status, err := a.apiCall(ctx, http.MethodPatch, path, onlyHeads, []byte("{}"))
+		b, status, err := a.callKubernetes(ctx, touch)
 		switch {
 		case err != nil:
 			return err
@@ -345,36 +347,7 @@ func (a *Agent) touchSecret(ctx context.Context, s partial) error {
 		case status == http.StatusConflict && try < rewriteTries:
 			// Whoever changed it wrote it with the new key; but it is as cheap to look.
 		default:
-			return refusedPath(http.MethodPatch, path, status, b)
+			return touch.refused(status, b)
 		}
 	}
-}
-
-// apiCall makes one call with the rights of the control plane's admin.
-func (a *Agent) apiCall(ctx context.Context, method, path, accept string, body []byte) (answer []byte, status int, err error) {
-	k, err := a.kubeClient(kubeadm.AdminConf)
-	if err != nil {
-		return nil, 0, err
-	}
-	req, err := http.NewRequestWithContext(ctx, method, k.server+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, 0, err
-	}
-	req.Header.Set("Accept", accept)
-	if body != nil {
-		req.Header.Set("Content-Type", "application/merge-patch+json")
-	}
-	resp, err := k.client.Do(req)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer resp.Body.Close()
-	if answer, err = io.ReadAll(io.LimitReader(resp.Body, nodeMax)); err != nil {
-		return nil, 0, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return answer, resp.StatusCode, nil
-}
-
-func refusedPath(method, path string, status int, answer []byte) error {
-	return fmt.Errorf("calling %s %s: %d %s: %s", method, path, status, http.StatusText(status), strings.TrimSpace(string(answer[:min(len(answer), 300)])))
 }

@@ -84,14 +84,15 @@ func goes(f *api.FormerNode, bootID string) bool {
 // has changed since it was looked at is not removed.
 func (a *Agent) dropFormer(ctx context.Context, f *api.FormerNode) (api.FormerNode_Outcome, error) {
 	name := f.GetName()
-	b, status, err := a.nodeCall(ctx, kubeadm.AdminConf, http.MethodGet, name, nil)
+	get := kubeCall{as: kubeadm.AdminConf, method: http.MethodGet, path: nodePath(name)}
+	b, status, err := a.callKubernetes(ctx, get)
 	switch {
 	case err != nil:
 		return 0, err
 	case status == http.StatusNotFound:
 		return api.FormerNode_OUTCOME_ABSENT, nil
 	case status != http.StatusOK:
-		return 0, refusedCall(http.MethodGet, name, status, b)
+		return 0, get.refused(status, b)
 	}
 	var o nodeObject
 	if err := json.Unmarshal(b, &o); err != nil {
@@ -104,9 +105,10 @@ func (a *Agent) dropFormer(ctx context.Context, f *api.FormerNode) (api.FormerNo
 	if err != nil {
 		return 0, err
 	}
-	b, status, err = a.nodeCall(ctx, kubeadm.AdminConf, http.MethodDelete, name, options)
+	drop := kubeCall{as: kubeadm.AdminConf, method: http.MethodDelete, path: nodePath(name), body: options}
+	b, status, err = a.callKubernetes(ctx, drop)
 	if err == nil && status != http.StatusOK && status != http.StatusNotFound {
-		err = refusedCall(http.MethodDelete, name, status, b)
+		err = drop.refused(status, b)
 	}
 	if err != nil {
 		return 0, err
