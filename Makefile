@@ -52,7 +52,7 @@ bin/root:
 .PHONY: deps
 deps: ## Debian packages that the tests use
 	@test/packages $$(find . -name apt-packages.txt)
-	@$(ROOT) test/qemu/backport $(CACHE)/qemu
+	@$(ROOT) test/qemu/newer $(CACHE)/qemu
 
 .PHONY: upstream
 upstream: deps ## Kubernetes, etcd and friends, built from their modules
