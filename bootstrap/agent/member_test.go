@@ -64,7 +64,15 @@ func (m *members) status() (etcd.Status, error) {
 		return etcd.Status{}, errors.New("the member has been permanently removed from the cluster")
 	}
 	own.Name, own.Answers, own.Healthy = "cp1", true, true
-	return etcd.Status{MemberID: strconv.FormatUint(own.ID, 16), Learner: own.Learner, Healthy: true}, nil
+	if strings.Contains(m.l.read(etcd.ConfigPath), "force-new-cluster: true") {
+		m.list = []etcd.Peer{*own}
+	}
+	return etcd.Status{MemberID: strconv.FormatUint(m.own().ID, 16), Learner: m.own().Learner, Healthy: true, Follows: m.quorum(), Members: m.list}, nil
+}
+
+func (m *members) quorum() bool {
+	well := slices.DeleteFunc(slices.Clone(m.list), func(p etcd.Peer) bool { return !p.Healthy })
+	return len(well) > len(m.list)/2
 }
 
 func (m *members) Members(context.Context) ([]etcd.Peer, error) { return slices.Clone(m.list), nil }

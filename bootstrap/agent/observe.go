@@ -38,7 +38,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		return false
 	}
 	if wantsEtcd(run) {
-		r.etcd = &api.EtcdObserved{}
+		r.etcd = &api.EtcdObserved{Alone: n.lastAlone()}
 		s, err := n.etcdStatus(ctx)
 		if r.etcd.Running = err == nil; !r.etcd.Running {
 			if state, err := n.Host.UnitState(ctx, etcd.Unit); err == nil {

@@ -43,6 +43,8 @@ func (n *node) steps(run *api.Run) []Step {
 			return append(s, turn("etcd", run.GetEtcd().GetReason()))
 		case api.EtcdWanted_ACTION_JOIN:
 			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdMember(run), n.etcdConfiguration(run), n.etcdRunning(), n.etcdVote(run), n.etcdHealthy())
+		case api.EtcdWanted_ACTION_ALONE:
+			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdData(), n.etcdAlone(run), n.etcdRunning(), n.etcdHealthy())
 		case api.EtcdWanted_ACTION_RUN:
 			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdData(), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())
 		default:

@@ -296,6 +296,8 @@ const (
 	EtcdWanted_ACTION_JOIN EtcdWanted_Action = 4
 	// Is a member: keep it running.
 	EtcdWanted_ACTION_RUN EtcdWanted_Action = 5
+	// All other members are lost: start with this one's data as the only member.
+	EtcdWanted_ACTION_ALONE EtcdWanted_Action = 6
 )
 
 // Enum value maps for EtcdWanted_Action.
@@ -307,6 +309,7 @@ var (
 		3: "ACTION_BOOTSTRAP",
 		4: "ACTION_JOIN",
 		5: "ACTION_RUN",
+		6: "ACTION_ALONE",
 	}
 	EtcdWanted_Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -315,6 +318,7 @@ var (
 		"ACTION_BOOTSTRAP":   3,
 		"ACTION_JOIN":        4,
 		"ACTION_RUN":         5,
+		"ACTION_ALONE":       6,
 	}
 )
 
@@ -820,8 +824,10 @@ type EtcdObserved struct {
 	FsyncP99Ms  uint32 `protobuf:"varint,99,opt,name=fsync_p99_ms,json=fsyncP99Ms,proto3" json:"fsync_p99_ms,omitempty"`
 	CommitP99Ms uint32 `protobuf:"varint,100,opt,name=commit_p99_ms,json=commitP99Ms,proto3" json:"commit_p99_ms,omitempty"`
 	// Defragmenting it gives more than half of it back; it is well below its quota.
-	Worth         bool `protobuf:"varint,101,opt,name=worth,proto3" json:"worth,omitempty"`
-	Room          bool `protobuf:"varint,102,opt,name=room,proto3" json:"room,omitempty"`
+	Worth bool `protobuf:"varint,101,opt,name=worth,proto3" json:"worth,omitempty"`
+	Room  bool `protobuf:"varint,102,opt,name=room,proto3" json:"room,omitempty"`
+	// The last EtcdWanted.alone that this node has done; empty for none.
+	Alone         string `protobuf:"bytes,110,opt,name=alone,proto3" json:"alone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,6 +993,13 @@ func (x *EtcdObserved) GetRoom() bool {
 		return x.Room
 	}
 	return false
+}
+
+func (x *EtcdObserved) GetAlone() string {
+	if x != nil {
+		return x.Alone
+	}
+	return ""
 }
 
 type EtcdMember struct {
@@ -2820,8 +2833,10 @@ type EtcdWanted struct {
 	Remove string `protobuf:"bytes,30,opt,name=remove,proto3" json:"remove,omitempty"`
 	// It is this member's turn to be tended: compacted where etcd is full, defragmented
 	// where that is worth it or was asked for.
-	Tend          bool `protobuf:"varint,90,opt,name=tend,proto3" json:"tend,omitempty"`
-	TendAsked     bool `protobuf:"varint,91,opt,name=tend_asked,json=tendAsked,proto3" json:"tend_asked,omitempty"`
+	Tend      bool `protobuf:"varint,90,opt,name=tend,proto3" json:"tend,omitempty"`
+	TendAsked bool `protobuf:"varint,91,opt,name=tend_asked,json=tendAsked,proto3" json:"tend_asked,omitempty"`
+	// Names one ACTION_ALONE, which is done once.
+	Alone         string `protobuf:"bytes,110,opt,name=alone,proto3" json:"alone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2910,6 +2925,13 @@ func (x *EtcdWanted) GetTendAsked() bool {
 		return x.TendAsked
 	}
 	return false
+}
+
+func (x *EtcdWanted) GetAlone() string {
+	if x != nil {
+		return x.Alone
+	}
+	return ""
 }
 
 type KubernetesWanted struct {
@@ -3788,7 +3810,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rSTATE_RUNNING\x10\x02\x12\x0e\n" +
 	"\n" +
 	"STATE_DONE\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x04\"\x84\x04\n" +
+	"\fSTATE_FAILED\x10\x04\"\x9a\x04\n" +
 	"\fEtcdObserved\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x18\n" +
@@ -3809,7 +3831,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"fsyncP99Ms\x12\"\n" +
 	"\rcommit_p99_ms\x18d \x01(\rR\vcommitP99Ms\x12\x14\n" +
 	"\x05worth\x18e \x01(\bR\x05worth\x12\x12\n" +
-	"\x04room\x18f \x01(\bR\x04room\"e\n" +
+	"\x04room\x18f \x01(\bR\x04room\x12\x14\n" +
+	"\x05alone\x18n \x01(\tR\x05alone\"e\n" +
 	"\n" +
 	"EtcdMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3983,7 +4006,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x05Allow\x12\x12\n" +
 	"\x04from\x18\x01 \x03(\tR\x04from\x12\x14\n" +
 	"\x05ports\x18\x02 \x03(\rR\x05ports\x12\x10\n" +
-	"\x03udp\x18\x03 \x01(\bR\x03udp\"\x8e\x03\n" +
+	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xb7\x03\n" +
 	"\n" +
 	"EtcdWanted\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.imagectl.v1.EtcdWanted.ActionR\x06action\x12\x16\n" +
@@ -3994,7 +4017,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x06remove\x18\x1e \x01(\tR\x06remove\x12\x12\n" +
 	"\x04tend\x18Z \x01(\bR\x04tend\x12\x1d\n" +
 	"\n" +
-	"tend_asked\x18[ \x01(\bR\ttendAsked\"y\n" +
+	"tend_asked\x18[ \x01(\bR\ttendAsked\x12\x14\n" +
+	"\x05alone\x18n \x01(\tR\x05alone\"\x8b\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_NONE\x10\x01\x12\x0f\n" +
@@ -4002,7 +4026,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x10ACTION_BOOTSTRAP\x10\x03\x12\x0f\n" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ACTION_RUN\x10\x05\"\xc4\x06\n" +
+	"ACTION_RUN\x10\x05\x12\x10\n" +
+	"\fACTION_ALONE\x10\x06\"\xc4\x06\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +

@@ -43,6 +43,8 @@ type Seen struct {
 	EtcdEmpty bool
 	// EtcdMembers are the names on its member's list; empty when it does not answer.
 	EtcdMembers []string
+	// EtcdAlone is the last Choices.EtcdAloneID that it has done.
+	EtcdAlone string
 	// Etcd is what its upkeep hangs on.
 	Etcd Keeping
 	// APIServerReady: its API server answers /readyz.
@@ -74,8 +76,8 @@ type Seen struct {
 
 // Choices are decisions that outlive everything. The zero value is a cluster
 // that does not exist yet. A set field never changes, and no name leaves a list but
-// that of a voter which was taken off etcd's own; EtcdJoining, EtcdLeaving,
-// EtcdRemover, EtcdTending, EtcdAsked and Renewing come and go, and the keys of Encryption
+// that of a voter which was taken off etcd's own or was lost; EtcdJoining, EtcdLeaving,
+// EtcdRemover, EtcdTending, EtcdAsked, EtcdAlone and Renewing come and go, and the keys of Encryption
 // follow each other.
 type Choices struct {
 	// EtcdFirst is the machine that starts the etcd cluster.
@@ -94,6 +96,10 @@ type Choices struct {
 	EtcdRemover string `json:"etcdRemover,omitempty"`
 	// EtcdTending is the only machine that may defragment the database of its member now.
 	EtcdTending string `json:"etcdTending,omitempty"`
+	// EtcdAlone is the voter that goes on as etcd's only member, because all others are lost,
+	// until it has done so. EtcdAloneID names that once, and stays.
+	EtcdAlone   string `json:"etcdAlone,omitempty"`
+	EtcdAloneID string `json:"etcdAloneID,omitempty"`
 	// EtcdAsked are the machines whose databases an operator wants defragmented, sorted.
 	EtcdAsked []string `json:"etcdAsked,omitempty"`
 	// KubernetesFirst is the machine that runs kubeadm init.
@@ -119,7 +125,7 @@ type Choices struct {
 func (c Choices) Equal(o Choices) bool {
 	return c.Policy == o.Policy && c.Encryption.Equal(o.Encryption) && slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
 		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
-		c.EtcdTending == o.EtcdTending && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
+		c.EtcdTending == o.EtcdTending && c.EtcdAlone == o.EtcdAlone && c.EtcdAloneID == o.EtcdAloneID && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
 		c.ServerSigns == o.ServerSigns && c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
@@ -202,6 +208,7 @@ const (
 	EtcdBootstrap EtcdAction = "bootstrap"
 	EtcdJoin      EtcdAction = "join"
 	EtcdRun       EtcdAction = "run"
+	EtcdAlone     EtcdAction = "alone"
 )
 
 // KubernetesAction is what a node does about Kubernetes.

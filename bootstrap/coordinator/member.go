@@ -18,12 +18,15 @@ func chooseMember(nodes []Node, c Choices) Choices {
 	if len(c.EtcdVoters) == 0 { // records of older servers have no list
 		c.EtcdVoters = []string{c.EtcdFirst}
 	}
+	if c.EtcdAlone != "" {
+		return chooseAlone(nodes, c)
+	}
 	if n := find(nodes, c.EtcdLeaving); !c.leaving() && (n == nil || !n.ControlPlane || !working(n.State)) {
 		c.EtcdLeaving = ""
 	}
 	for _, n := range nodes {
 		// What one that leaves said last is no news.
-		if n.ControlPlane && n.Seen != nil && n.Seen.EtcdHealthy && n.Name != c.EtcdLeaving && n.State != machine.Retired {
+		if n.ControlPlane && n.Seen != nil && n.Seen.EtcdHealthy && n.Name != c.EtcdLeaving && n.State != machine.Retired && !stale(nodes, c, n.Name) {
 			c.EtcdVoters = with(c.EtcdVoters, n.Name)
 		}
 	}
@@ -239,6 +242,9 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	if len(ill) > 0 {
 		s += ", not healthy: " + list(ill)
 	}
+	if c.EtcdAlone != "" {
+		return s + fmt.Sprintf("; %s goes on as the only member", c.EtcdAlone)
+	}
 	if c.leaving() {
 		_, why := mayLeave(nodes, c)
 		s += "; " + why
@@ -270,6 +276,10 @@ func etcd(nodes []Node, n Node, c Choices) (EtcdAction, string) {
 		return EtcdBootstrap, ""
 	case !c.EtcdFormed:
 		return EtcdWait, fmt.Sprintf("%s starts etcd first", c.EtcdFirst)
+	case c.EtcdAlone == n.Name:
+		return EtcdAlone, "all other voters are lost: it goes on as the only member with what it has"
+	case c.EtcdAlone != "":
+		return EtcdWait, fmt.Sprintf("etcd begins anew with what %s has first", c.EtcdAlone)
 	case c.EtcdJoining == n.Name && member:
 		return EtcdJoin, fmt.Sprintf("the lost etcd member %s is replaced: quorum is %d of %d voters, then %d of %d, then %d of %d again",
 			n.Name, quorum(voters), voters, quorum(voters-1), voters-1, quorum(voters), voters)

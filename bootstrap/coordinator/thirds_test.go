@@ -115,6 +115,9 @@ func (m *model) act(n *Node) {
 				m.t.Fatalf("%s is to change etcd's members without a quorum: %s", n.Name, d.EtcdReason)
 			}
 			s.EtcdEmpty, s.EtcdMember, s.EtcdHealthy = false, true, true
+		case EtcdAlone:
+			s.EtcdMember, s.EtcdHealthy, s.Etcd.Fit = true, true, true
+			s.EtcdMembers, s.EtcdAlone = []string{n.Name}, m.c.EtcdAloneID
 		case EtcdRun:
 			s.EtcdMember, s.EtcdHealthy = true, m.holds()
 		default:

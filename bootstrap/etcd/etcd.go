@@ -51,6 +51,9 @@ type Member struct {
 	// Bootstrap: this is the first member of a new cluster; otherwise it has been
 	// added to one.
 	Bootstrap bool
+	// ForceNew: it starts with its own data as the only member, and forgets all others. Each
+	// start does it again, so a file that says this must not stay.
+	ForceNew bool
 }
 
 // file is etcd's configuration file (etcd 3.6, server/embed/config.go).
@@ -64,6 +67,7 @@ type file struct {
 	InitialCluster           string    `json:"initial-cluster"`
 	InitialClusterState      string    `json:"initial-cluster-state"`
 	InitialClusterToken      string    `json:"initial-cluster-token"`
+	ForceNewCluster          bool      `json:"force-new-cluster,omitempty"`
 	StrictReconfigCheck      bool      `json:"strict-reconfig-check"`
 	ClientTransportSecurity  transport `json:"client-transport-security"`
 	PeerTransportSecurity    transport `json:"peer-transport-security"`
@@ -112,6 +116,7 @@ func (m Member) Config() ([]byte, error) {
 		InitialCluster:           m.InitialCluster,
 		InitialClusterState:      state,
 		InitialClusterToken:      m.Token,
+		ForceNewCluster:          m.ForceNew,
 		StrictReconfigCheck:      true,
 		ClientTransportSecurity:  transport{CertFile: ServerPath, KeyFile: ServerPath, ClientCertAuth: true, TrustedCAFile: CAPath},
 		PeerTransportSecurity:    transport{CertFile: PeerPath, KeyFile: PeerPath, ClientCertAuth: true, TrustedCAFile: CAPath},

@@ -78,6 +78,7 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceRollAuthorityProcedure: admin,
 
 		apiconnect.OperatorServiceDefragmentEtcdProcedure:   write,
+		apiconnect.OperatorServiceRestoreEtcdProcedure:      admin,
 		apiconnect.OperatorServiceActMachineProcedure:       write,
 		apiconnect.OperatorServiceDrainMachineProcedure:     write,
 		apiconnect.OperatorServiceShowEncryptionProcedure:   read,

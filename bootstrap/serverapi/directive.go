@@ -99,6 +99,8 @@ func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Ch
 		w.Action = api.EtcdWanted_ACTION_JOIN
 	case coordinator.EtcdRun:
 		w.Action = api.EtcdWanted_ACTION_RUN
+	case coordinator.EtcdAlone:
+		w.Action, w.Alone = api.EtcdWanted_ACTION_ALONE, c.EtcdAloneID
 	case coordinator.EtcdWait:
 		w.Action = api.EtcdWanted_ACTION_WAIT
 	default:

@@ -47,6 +47,8 @@ func danger(req any) (Danger, string) {
 		}
 	case *api.ReplaceMachineRequest:
 		return Destroy, "give the name " + r.GetMachine() + " to other hardware"
+	case *api.RestoreEtcdRequest:
+		return Destroy, fmt.Sprintf("have etcd go on with what %s has, without %s", r.GetMachine(), strings.Join(r.GetLost(), ", "))
 	case *api.RetireMachineRequest:
 		return Destroy, "retire " + selectionWords(r.GetSelection())
 	case *api.AddOperatorRequest:

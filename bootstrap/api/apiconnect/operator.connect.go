@@ -109,6 +109,9 @@ const (
 	// OperatorServiceDefragmentEtcdProcedure is the fully-qualified name of the OperatorService's
 	// DefragmentEtcd RPC.
 	OperatorServiceDefragmentEtcdProcedure = "/imagectl.v1.OperatorService/DefragmentEtcd"
+	// OperatorServiceRestoreEtcdProcedure is the fully-qualified name of the OperatorService's
+	// RestoreEtcd RPC.
+	OperatorServiceRestoreEtcdProcedure = "/imagectl.v1.OperatorService/RestoreEtcd"
 	// OperatorServiceActMachineProcedure is the fully-qualified name of the OperatorService's
 	// ActMachine RPC.
 	OperatorServiceActMachineProcedure = "/imagectl.v1.OperatorService/ActMachine"
@@ -180,6 +183,9 @@ type OperatorServiceClient interface {
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
+	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
+	// that it has no quorum any more (FAILED_PRECONDITION while it may have one).
+	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
@@ -359,6 +365,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("DefragmentEtcd")),
 			connect.WithClientOptions(opts...),
 		),
+		restoreEtcd: connect.NewClient[api.RestoreEtcdRequest, api.RestoreEtcdResponse](
+			httpClient,
+			baseURL+OperatorServiceRestoreEtcdProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RestoreEtcd")),
+			connect.WithClientOptions(opts...),
+		),
 		actMachine: connect.NewClient[api.ActMachineRequest, api.ActMachineResponse](
 			httpClient,
 			baseURL+OperatorServiceActMachineProcedure,
@@ -414,6 +426,7 @@ type operatorServiceClient struct {
 	showAuthority       *connect.Client[api.ShowAuthorityRequest, api.ShowAuthorityResponse]
 	rollAuthority       *connect.Client[api.RollAuthorityRequest, api.RollAuthorityResponse]
 	defragmentEtcd      *connect.Client[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse]
+	restoreEtcd         *connect.Client[api.RestoreEtcdRequest, api.RestoreEtcdResponse]
 	actMachine          *connect.Client[api.ActMachineRequest, api.ActMachineResponse]
 	drainMachine        *connect.Client[api.DrainMachineRequest, api.DrainMachineResponse]
 	showEncryption      *connect.Client[api.ShowEncryptionRequest, api.ShowEncryptionResponse]
@@ -550,6 +563,11 @@ func (c *operatorServiceClient) DefragmentEtcd(ctx context.Context, req *connect
 	return c.defragmentEtcd.CallUnary(ctx, req)
 }
 
+// RestoreEtcd calls imagectl.v1.OperatorService.RestoreEtcd.
+func (c *operatorServiceClient) RestoreEtcd(ctx context.Context, req *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error) {
+	return c.restoreEtcd.CallUnary(ctx, req)
+}
+
 // ActMachine calls imagectl.v1.OperatorService.ActMachine.
 func (c *operatorServiceClient) ActMachine(ctx context.Context, req *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error) {
 	return c.actMachine.CallUnary(ctx, req)
@@ -627,6 +645,9 @@ type OperatorServiceHandler interface {
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
+	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
+	// that it has no quorum any more (FAILED_PRECONDITION while it may have one).
+	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
@@ -802,6 +823,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("DefragmentEtcd")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceRestoreEtcdHandler := connect.NewUnaryHandler(
+		OperatorServiceRestoreEtcdProcedure,
+		svc.RestoreEtcd,
+		connect.WithSchema(operatorServiceMethods.ByName("RestoreEtcd")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceActMachineHandler := connect.NewUnaryHandler(
 		OperatorServiceActMachineProcedure,
 		svc.ActMachine,
@@ -880,6 +907,8 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceRollAuthorityHandler.ServeHTTP(w, r)
 		case OperatorServiceDefragmentEtcdProcedure:
 			operatorServiceDefragmentEtcdHandler.ServeHTTP(w, r)
+		case OperatorServiceRestoreEtcdProcedure:
+			operatorServiceRestoreEtcdHandler.ServeHTTP(w, r)
 		case OperatorServiceActMachineProcedure:
 			operatorServiceActMachineHandler.ServeHTTP(w, r)
 		case OperatorServiceDrainMachineProcedure:
@@ -999,6 +1028,10 @@ func (UnimplementedOperatorServiceHandler) RollAuthority(context.Context, *conne
 
 func (UnimplementedOperatorServiceHandler) DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.DefragmentEtcd is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RestoreEtcd is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error) {
