@@ -27,6 +27,10 @@ func (l Libvirtd) Pool() string { return filepath.Join(l.Dir, "pool") }
 // Socket is where it listens.
 func (l Libvirtd) Socket() string { return filepath.Join(l.Run(), "libvirt", "libvirt-sock") }
 
+// DebianPath is where Debian's own programs are. libvirtd takes the first QEMU that it finds,
+// and does not know a newer one than its own Debian's.
+const DebianPath = "/usr/sbin:/usr/bin:/sbin:/bin"
+
 // StartLibvirtd starts one with directories of its own.
 func StartLibvirtd(t testing.TB) Libvirtd {
 	t.Helper()
@@ -38,7 +42,7 @@ func StartLibvirtd(t testing.TB) Libvirtd {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	cmd := exec.Command("/usr/sbin/libvirtd")
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir + "/run", "XDG_CONFIG_HOME=" + dir + "/config", "XDG_CACHE_HOME=" + dir + "/cache"}
+	cmd.Env = []string{"PATH=" + DebianPath, "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir + "/run", "XDG_CONFIG_HOME=" + dir + "/config", "XDG_CACHE_HOME=" + dir + "/cache"}
 	uid, gid := os.Getuid(), os.Getgid()
 	if uid == 0 {
 		nobody, err := user.Lookup("nobody")

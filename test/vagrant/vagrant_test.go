@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/imagectl/imagectl/test/daemon"
 	"github.com/imagectl/imagectl/test/lab"
 	"github.com/imagectl/imagectl/test/vm"
 )
@@ -154,6 +155,7 @@ func startLibvirt(t *testing.T, ctx context.Context) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/usr/sbin/libvirtd")
+	cmd.Env = append(os.Environ(), "PATH="+daemon.DebianPath)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
