@@ -59,14 +59,15 @@ func (p *packets) full() bool { return p.n == atOnce }
 // from is the sender of a packet that was received; the zero value is nobody's.
 func (p *packets) from(i int) netip.AddrPort { return nameOf(&p.names[i]) }
 
-func (p *packets) receive(fd int) error {
+// receive takes what has come, or waits for it, as flags say (recvmmsg(2)).
+func (p *packets) receive(fd, flags int) error {
 	for i := range atOnce {
 		p.vectors[i].Base = unsafe.SliceData(p.buffers[i])
 		p.vectors[i].SetLen(len(p.buffers[i]))
 		p.messages[i].Namelen = uint32(len(p.names[i]))
 	}
 	p.n = 0
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&p.messages)), atOnce, unix.MSG_WAITFORONE, 0, 0)
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&p.messages)), atOnce, uintptr(flags), 0, 0)
 	if errno != 0 {
 		return errno
 	}
