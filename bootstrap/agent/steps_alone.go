@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
@@ -12,6 +13,10 @@ import (
 
 // alonePath names the last time that this node's member went on alone.
 const alonePath = StateDir + "/etcd.alone"
+
+// aloneFor is how long etcd may take to read what it has. Each attempt stops it first, so one
+// that ends too early would never let a large database come up.
+const aloneFor = 10 * time.Minute
 
 func (n *node) lastAlone() string {
 	b, err := n.Host.ReadFile(alonePath)
@@ -72,7 +77,7 @@ func (n *node) etcdAlone(run *api.Run) Step {
 
 // untilAlone waits until the member leads itself.
 func (n *node) untilAlone(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, promoteFor)
+	ctx, cancel := context.WithTimeout(ctx, aloneFor)
 	defer cancel()
 	for {
 		s, err := n.etcdStatus(ctx)

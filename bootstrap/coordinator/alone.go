@@ -18,6 +18,8 @@ func AskAlone(nodes []Node, c Choices, name string, lost []string, id string) (C
 		return c, "" // asked before
 	case c.EtcdAlone != "":
 		return c, fmt.Sprintf("%s goes on as etcd's only member already", c.EtcdAlone)
+	case len(c.EtcdVoters) == 0:
+		return c, "etcd has no members yet"
 	case len(others) == len(c.EtcdVoters):
 		return c, fmt.Sprintf("it is no voter of etcd; they are %s", list(c.EtcdVoters))
 	case len(others) == 0:

@@ -81,6 +81,7 @@ func TestAskAloneIsRefused(t *testing.T) {
 		name, voter, want string
 		change            func(*model)
 	}{
+		{"there is no etcd yet", "cp1", "etcd has no members yet", func(m *model) { m.c.EtcdVoters = nil }},
 		{"a worker", "w1", "it is no voter of etcd; they are cp1, cp2, cp3", nil},
 		{"not all others are named", "cp1", "the other voters are cp2, cp3; name exactly these as lost", nil},
 		{"etcd has a quorum", "cp1", "2 of 3 voters are healthy, and etcd has its quorum: replace the others one by one", func(m *model) {
