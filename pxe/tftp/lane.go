@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -105,9 +106,12 @@ func (l *lane) flush() {
 	}
 }
 
-// run takes in what clients answer, until ctx ends or the socket fails. While nothing is
-// sent it blocks no thread.
+// run takes in what clients answer, until ctx ends or the socket fails. It has a thread of its
+// own: else, whenever it wakes, the runtime may let another thread go on with it, which has to
+// be woken first.
 func (l *lane) run(ctx context.Context) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	in := newPackets(512)
 	looked := l.now()
 	for l.runs(ctx) {

@@ -34,7 +34,7 @@ const (
 	nbpFile  = "snponly.efi"
 	manyFile = "undionly.kpxe"
 
-	largeSize, nbpSize, manySize = 512 << 20, 16 << 20, 1 << 20
+	largeSize, nbpSize, manySize = 512 << 20, 16 << 20, 4 << 20
 )
 
 // The dynamic range, and the first reserved address.

@@ -22,6 +22,9 @@ const (
 	bits          = "/12"
 )
 
+// serverCard is the network card of the servers.
+var serverCard = net.HardwareAddr{0x52, 0x54, 1, 0, 0, 1}
+
 // space is the servers' network namespace at the other end of a veth pair; ours
 // has the clients.
 type space struct {
@@ -37,7 +40,7 @@ func newSpace(ctx context.Context) (*space, error) {
 	s := &space{holder}
 	pid := strconv.Itoa(holder.Process.Pid)
 	for _, argv := range [][]string{
-		{"ip", "link", "add", "probe", "type", "veth", "peer", "name", "rack", "netns", pid},
+		{"ip", "link", "add", "probe", "type", "veth", "peer", "name", "rack", "address", serverCard.String(), "netns", pid},
 		{"ip", "address", "add", clientAddress + bits, "dev", "probe"},
 		{"ip", "link", "set", "probe", "up"},
 		s.argv("ip", "link", "set", "lo", "up"),
@@ -54,6 +57,15 @@ func newSpace(ctx context.Context) (*space, error) {
 
 func (s *space) argv(argv ...string) []string {
 	return append([]string{"nsenter", "--target", strconv.Itoa(s.holder.Process.Pid), "--net"}, argv...)
+}
+
+// run runs a program in the space.
+func (s *space) run(ctx context.Context, argv ...string) error {
+	all := s.argv(argv...)
+	if out, err := exec.CommandContext(ctx, all[0], all[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("running %q: %w: %s", argv, err, out)
+	}
+	return nil
 }
 
 func (s *space) close() {

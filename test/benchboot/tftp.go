@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"sync"
 	"time"
 )
 
@@ -41,13 +40,18 @@ func (b *bench) tftp(ctx context.Context) error {
 		}
 		have = append(have, p)
 	}
+	r, err := newRack(ctx, b.space, tftpClients)
+	if err != nil {
+		return err
+	}
+	defer r.close()
 	for range b.runs {
 		for _, p := range have {
 			d, err := p.start()
 			if err != nil {
 				return err
 			}
-			one, many, err := b.tftpRun(ctx, p.name, d)
+			one, many, err := b.tftpRun(ctx, p.name, d, r)
 			d.stop()
 			if err != nil {
 				return fmt.Errorf("TFTP from %s: %w\n%s", p.name, err, d.said.Bytes())
@@ -63,7 +67,7 @@ func (b *bench) tftp(ctx context.Context) error {
 }
 
 // tftpRun measures MB/s of a server, of one client and of many together.
-func (b *bench) tftpRun(ctx context.Context, name string, d *daemon) (one, many float64, err error) {
+func (b *bench) tftpRun(ctx context.Context, name string, d *daemon, r *rack) (one, many float64, err error) {
 	spent, begin := d.spent(), time.Now()
 	n, err := tftpGet(ctx, nbpFile)
 	if err != nil {
@@ -71,21 +75,11 @@ func (b *bench) tftpRun(ctx context.Context, name string, d *daemon) (one, many 
 	}
 	one = float64(n) / 1e6 / time.Since(begin).Seconds()
 	b.say("%s: one client %.1f MB/s, %.1f µs a block, %.1f µs of the server", name, one, perBlock(time.Since(begin), n), perBlock(d.spent()-spent, n))
-	var all sync.WaitGroup
-	sizes, errs := make([]int, tftpClients), make([]error, tftpClients)
 	spent, begin = d.spent(), time.Now()
-	for i := range tftpClients {
-		all.Go(func() { sizes[i], errs[i] = tftpGet(ctx, manyFile) })
+	if n, err = r.load(ctx, manyFile); err != nil {
+		return 0, 0, err
 	}
-	all.Wait()
 	took := time.Since(begin)
-	n = 0
-	for i := range sizes {
-		if errs[i] != nil {
-			return 0, 0, errs[i]
-		}
-		n += sizes[i]
-	}
 	many = float64(n) / 1e6 / took.Seconds()
 	b.say("%s: %d clients %.1f MB/s, %.1f µs of the server a block", name, tftpClients, many, perBlock(d.spent()-spent, n))
 	return one, many, nil
