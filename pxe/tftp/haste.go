@@ -9,7 +9,7 @@ const (
 	// stolen is a pause between two looks in which something else had the processor.
 	stolen = 50 * time.Microsecond
 	// calm is for how long nobody looks then.
-	calm = time.Second
+	calm = 20 * time.Millisecond
 )
 
 // haste says for how long a thread looks for the next packet of its only client before it

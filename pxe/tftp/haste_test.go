@@ -34,6 +34,6 @@ func TestHaste(t *testing.T) {
 		}
 	}
 	if got := slept(100 * time.Microsecond); got != soon {
-		t.Errorf("a second later it looks for %v", got)
+		t.Errorf("a while later it looks for %v", got)
 	}
 }
