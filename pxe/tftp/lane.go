@@ -115,7 +115,7 @@ func (l *lane) run(ctx context.Context) error {
 	in := newPackets(512)
 	looked := l.now()
 	for l.runs(ctx) {
-		if err := l.socket.receive(in, l.busy() == 1); err != nil {
+		if err := l.socket.receive(in); err != nil {
 			return fmt.Errorf("reading TFTP acknowledgements: %w", err)
 		}
 		l.take(in)

@@ -59,21 +59,21 @@ func (p *packets) full() bool { return p.n == atOnce }
 // from is the sender of a packet that was received; the zero value is nobody's.
 func (p *packets) from(i int) netip.AddrPort { return nameOf(&p.names[i]) }
 
-// receive takes what has come, or waits for it, as flags say (recvmmsg(2)).
+// receive takes what has come, or waits for the first (recvmmsg(2)).
 //
 // What cannot block is no system call to the runtime, here and in send: its watch over threads
 // that are in one takes the processor from each that is for more than 20 millionths of a second,
 // and looks all the time as long as it finds some.
-func (p *packets) receive(fd, flags int) error {
+func (p *packets) receive(fd int) error {
 	for i := range atOnce {
 		p.vectors[i].Base = unsafe.SliceData(p.buffers[i])
 		p.vectors[i].SetLen(len(p.buffers[i]))
 		p.messages[i].Namelen = uint32(len(p.names[i]))
 	}
 	p.n = 0
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&p.messages)), atOnce, uintptr(flags|unix.MSG_DONTWAIT), 0, 0)
-	if errno == unix.EAGAIN && flags&unix.MSG_DONTWAIT == 0 {
-		n, _, errno = unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&p.messages)), atOnce, uintptr(flags), 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&p.messages)), atOnce, unix.MSG_DONTWAIT, 0, 0)
+	if errno == unix.EAGAIN {
+		n, _, errno = unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&p.messages)), atOnce, unix.MSG_WAITFORONE, 0, 0)
 	}
 	if errno != 0 {
 		return errno

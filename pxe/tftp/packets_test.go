@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,7 +48,7 @@ func TestPacketsOfOneBatchDoNotShareABuffer(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := s.receive(in, false); err != nil || in.n != atOnce {
+		if err := s.receive(in); err != nil || in.n != atOnce {
 			t.Fatalf("round %d: %d packets, %v, want %d", round, in.n, err, atOnce)
 		}
 		for i := range want { // not before all are there
@@ -59,31 +58,6 @@ func TestPacketsOfOneBatchDoNotShareABuffer(t *testing.T) {
 			if got, want := in.from(i), clients[i%2].LocalAddr().(*net.UDPAddr).AddrPort(); got != want {
 				t.Errorf("round %d: packet %d comes from %s, want %s", round, i, got, want)
 			}
-		}
-	}
-}
-
-// A packet that comes while it is looked for is taken, and so is one that comes later, when the
-// thread sleeps again.
-func TestAPacketThatIsLookedForIsTaken(t *testing.T) {
-	t.Parallel()
-	s, at, clients := pair(t)
-	in := newPackets(16)
-	for _, span := range []time.Duration{time.Minute, time.Microsecond} {
-		s.haste.span = span
-		sent := make(chan error, 1)
-		go func() {
-			time.Sleep(5 * time.Millisecond) // so that it is looked for in vain first
-			_, err := clients[0].WriteToUDPAddrPort([]byte("ack"), at)
-			sent <- err
-		}()
-		for in.n = 0; in.n == 0; {
-			if err := s.receive(in, true); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := <-sent; err != nil || string(in.data[0]) != "ack" {
-			t.Errorf("looking for %v: %q %v", span, in.data[0], err)
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,8 +25,6 @@ const sendBuffer = 4 << 20
 type socket struct {
 	fd   int
 	four bool
-	// haste is receive's.
-	haste haste
 }
 
 // newSocket opens a socket with the address of another. The caller closes it.
@@ -74,38 +71,13 @@ func (s *socket) prepare(own netip.AddrPort) error {
 }
 
 // receive fills in with what has come: at least one packet, or none when none came for a
-// tick. It blocks a thread until then, whatever happens. With one client it may look for a
-// while before it sleeps; several have their packets taken together when it wakes.
-func (s *socket) receive(in *packets, one bool) error {
-	came, err := false, error(nil)
-	if one && s.haste.span > 0 {
-		came, err = s.look(in)
-	}
-	if !came {
-		began := time.Now()
-		err = in.receive(s.fd, unix.MSG_WAITFORONE)
-		s.haste.slept(began, time.Now())
-	}
+// tick. It blocks a thread until then, whatever happens.
+func (s *socket) receive(in *packets) error {
+	err := in.receive(s.fd)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 		return nil
 	}
 	return err
-}
-
-// look looks for a packet without sleeping, and says whether there was one, or an error.
-func (s *socket) look(in *packets) (came bool, err error) {
-	began := time.Now()
-	for last := began; last.Sub(began) < s.haste.span; {
-		if err = in.receive(s.fd, unix.MSG_DONTWAIT); !errors.Is(err, unix.EAGAIN) {
-			return true, err
-		}
-		now := time.Now()
-		if now.Sub(last) > stolen {
-			s.haste.stole(now)
-		}
-		last = now
-	}
-	return false, nil
 }
 
 // send sends what is in out, and empties it. A packet that cannot leave at once is

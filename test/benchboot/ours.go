@@ -83,16 +83,17 @@ func serveOurs(ctx context.Context, dir string, machines int) error {
 	if err != nil {
 		return err
 	}
-	sockets, err := listen.Open(ctx, listen.Config{Interface: "rack", Address: netip.MustParseAddr(serverAddress), DHCP: true, HTTPPort: 8080})
-	if err != nil {
-		return err
-	}
-	defer sockets.Close()
+	// Before the sockets: who finds those measures.
 	leases, err := dhcp.OpenJournal(filepath.Join(dir, "leases"))
 	if err != nil {
 		return err
 	}
 	defer leases.Close()
+	sockets, err := listen.Open(ctx, listen.Config{Interface: "rack", Address: netip.MustParseAddr(serverAddress), DHCP: true, HTTPPort: 8080})
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
 	boots, err := metrics.New(prometheus.NewRegistry(), funnel.New(names))
 	if err != nil {
 		return err

@@ -119,18 +119,19 @@ func (r *rack) slot(i int) (*unix.Tpacket2Hdr, []byte) {
 	return (*unix.Tpacket2Hdr)(unsafe.Pointer(&s[0])), s
 }
 
-// load lets all machines load a file at once, in lock-step as firmware does, and returns how
+// load lets so many machines load a file at once, in lock-step as firmware does, and returns how
 // many bytes came. What is lost is asked for again after a second.
-func (r *rack) load(ctx context.Context, name string) (int, error) {
+func (r *rack) load(ctx context.Context, name string, clients int) (int, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	r.port++
-	for i := range r.machines {
-		c := &r.machines[i]
+	all := r.machines[:clients]
+	for i := range all {
+		c := &all[i]
 		c.port, c.expected, c.size, c.done = 69, 1, 0, false
 		r.say(c, []byte("\x00\x01"+name+"\x00octet\x00blksize\x00"+strconv.Itoa(blockSize)+"\x00"))
 	}
-	total, left := 0, len(r.machines)
+	total, left := 0, clients
 	for until := time.Now().Add(time.Minute); left > 0; {
 		if err := r.flush(); err != nil {
 			return 0, err
@@ -155,16 +156,16 @@ func (r *rack) load(ctx context.Context, name string) (int, error) {
 		}
 		now := time.Now()
 		if ctx.Err() != nil || now.After(until) {
-			return 0, fmt.Errorf("reading %s: %d of %d machines have not got it: %w", name, left, len(r.machines), errors.Join(ctx.Err(), context.DeadlineExceeded))
+			return 0, fmt.Errorf("reading %s: %d of %d machines have not got it: %w", name, left, clients, errors.Join(ctx.Err(), context.DeadlineExceeded))
 		}
-		for i := range r.machines {
-			if c := &r.machines[i]; !c.done && now.Sub(c.at) > time.Second {
+		for i := range all {
+			if c := &all[i]; !c.done && now.Sub(c.at) > time.Second {
 				r.say(c, c.last)
 			}
 		}
 	}
-	for i := range r.machines {
-		total += r.machines[i].size
+	for i := range all {
+		total += all[i].size
 	}
 	return total, r.flush()
 }

@@ -2,11 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"net"
-	"net/netip"
-	"strconv"
 	"time"
 )
 
@@ -69,14 +65,14 @@ func (b *bench) tftp(ctx context.Context) error {
 // tftpRun measures MB/s of a server, of one client and of many together.
 func (b *bench) tftpRun(ctx context.Context, name string, d *daemon, r *rack) (one, many float64, err error) {
 	spent, begin := d.spent(), time.Now()
-	n, err := tftpGet(ctx, nbpFile)
+	n, err := r.load(ctx, nbpFile, 1)
 	if err != nil {
 		return 0, 0, err
 	}
 	one = float64(n) / 1e6 / time.Since(begin).Seconds()
 	b.say("%s: one client %.1f MB/s, %.1f µs a block, %.1f µs of the server", name, one, perBlock(time.Since(begin), n), perBlock(d.spent()-spent, n))
 	spent, begin = d.spent(), time.Now()
-	if n, err = r.load(ctx, manyFile); err != nil {
+	if n, err = r.load(ctx, manyFile, tftpClients); err != nil {
 		return 0, 0, err
 	}
 	took := time.Since(begin)
@@ -88,58 +84,4 @@ func (b *bench) tftpRun(ctx context.Context, name string, d *daemon, r *rack) (o
 // perBlock is in millionths of a second.
 func perBlock(t time.Duration, bytes int) float64 {
 	return float64(t.Nanoseconds()) / 1e3 / (float64(bytes) / blockSize)
-}
-
-// tftpGet reads a file in lock-step as firmware does, and returns its size. What is
-// lost is asked for again after a second.
-func tftpGet(ctx context.Context, name string) (int, error) {
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(clientAddress)})
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	last := []byte("\x00\x01" + name + "\x00octet\x00blksize\x00" + strconv.Itoa(blockSize) + "\x00")
-	to := netip.MustParseAddrPort(serverAddress + ":69")
-	if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
-		return 0, err
-	}
-	size, expected := 0, uint16(1)
-	buf := make([]byte, 2048)
-	for tries := 0; ; {
-		if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-			return 0, err
-		}
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			if tries++; tries > 20 || ctx.Err() != nil {
-				return 0, fmt.Errorf("reading %s after %d bytes: %w", name, size, err)
-			}
-			if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
-				return 0, err
-			}
-			continue
-		}
-		to = from
-		switch op, number := binary.BigEndian.Uint16(buf), binary.BigEndian.Uint16(buf[2:]); {
-		case op == 5:
-			return 0, fmt.Errorf("reading %s: error %d: %q", name, number, buf[4:n])
-		case op == 6 && size == 0:
-			last = []byte{0, 4, 0, 0}
-		case op == 3 && number == expected:
-			size += n - 4
-			expected++
-			last = []byte{0, 4, buf[2], buf[3]}
-			tries = 0
-		default:
-			continue
-		}
-		if _, err := conn.WriteToUDPAddrPort(last, to); err != nil {
-			return 0, err
-		}
-		if last[1] == 4 && size > 0 && n-4 < blockSize {
-			return size, nil
-		}
-	}
 }

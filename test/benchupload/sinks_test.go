@@ -24,7 +24,8 @@ type sink struct {
 	protocol func(w http.ResponseWriter, r *http.Request)
 
 	// buffer is what is read at once, in bytes.
-	buffer int
+	buffer  int
+	buffers sync.Pool
 
 	mu   sync.Mutex
 	kept map[string]kept
@@ -76,7 +77,12 @@ func (s *sink) take(r io.Reader) (hash.Hash, error) {
 }
 
 func (s *sink) into(h hash.Hash, r io.Reader) error {
-	n, err := io.CopyBuffer(struct{ io.Writer }{h}, r, make([]byte, s.buffer))
+	buffer, ok := s.buffers.Get().([]byte)
+	if !ok {
+		buffer = make([]byte, s.buffer)
+	}
+	defer s.buffers.Put(buffer) //nolint:staticcheck // A slice's header is nothing beside what a request costs.
+	n, err := io.CopyBuffer(struct{ io.Writer }{h}, r, buffer)
 	s.n.Add(n)
 	return err
 }

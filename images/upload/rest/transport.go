@@ -1,7 +1,10 @@
 package rest
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -18,10 +21,39 @@ const (
 
 // NewTransport is what uploads are sent by.
 func NewTransport(trust *tls.Config) *http.Transport {
-	dialer := &net.Dialer{Timeout: connectLimit}
 	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: trust,
+		Proxy: http.ProxyFromEnvironment, DialContext: dial, TLSClientConfig: trust,
 		TLSHandshakeTimeout: connectLimit, ForceAttemptHTTP2: true,
 		MaxIdleConnsPerHost: idleConns, WriteBufferSize: sendBuffer,
 	}
+}
+
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: connectLimit}).DialContext(ctx, network, address)
+	if t, ok := c.(*net.TCPConn); ok {
+		return conn{t}, err
+	}
+	return c, err
+}
+
+// inMemory is the body of a request.
+type inMemory struct{ *bytes.Reader }
+
+// Close implements io.Closer.
+func (inMemory) Close() error { return nil }
+
+// conn sends a body in memory as it is: package net copies it, 32 KiB at a time, and each of them
+// wakes the other side.
+type conn struct{ *net.TCPConn }
+
+// ReadFrom implements io.ReaderFrom.
+func (c conn) ReadFrom(r io.Reader) (int64, error) {
+	if l, ok := r.(*io.LimitedReader); ok {
+		if b, ok := l.R.(inMemory); ok && int64(b.Len()) <= l.N {
+			n, err := b.WriteTo(c.TCPConn)
+			l.N -= n
+			return n, err
+		}
+	}
+	return c.TCPConn.ReadFrom(r)
 }
