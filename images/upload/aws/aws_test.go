@@ -97,6 +97,10 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			locked(func() { f.instances["i-1"] = o.ID })
 			return nil
 		},
+		Absent: map[uploadtest.Case]string{
+			uploadtest.Full:      "Amazon names no place that could be full: what ends is a quota",
+			uploadtest.CalledOff: "nothing is imported: the blocks are sent, and a snapshot that is not sealed is removed",
+		},
 		Settle: func() {
 			locked(func() {
 				for _, s := range f.snaps {

@@ -101,6 +101,10 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			})
 			return nil
 		},
+		Absent: map[uploadtest.Case]string{
+			uploadtest.Full:      "Azure names no place that could be full: what ends is a quota",
+			uploadtest.CalledOff: "the stand-in is done with a version when it is asked how far it is; that an upload breaks off there is among the faults, which Settle ends",
+		},
 		Settle: func() {
 			locked(func() {
 				for _, v := range f.versions {

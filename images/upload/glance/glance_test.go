@@ -106,7 +106,13 @@ func (c *cloud) platform(t *testing.T, conf glance.Config) uploadtest.Platform {
 		}
 		p.Release = c.release
 	}
-	p.Settle = c.imports.Wait
+	p.Settle, p.Absent = c.imports.Wait, map[uploadtest.Case]string{}
+	if p.Fill == nil {
+		p.Absent[uploadtest.Full] = "Glance downloads by itself, and an import that fails for want of space says so in words of its own: TestAnImportThatFailsSaysWhy has how it ends"
+	}
+	if p.Hold == nil {
+		p.Absent[uploadtest.CalledOff] = "the file is sent by this process; what Glance does after that is over when it answers"
+	}
 	return p
 }
 

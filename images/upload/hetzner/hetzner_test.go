@@ -87,6 +87,11 @@ func TestConformance(t *testing.T) {
 			},
 			Leftovers: func() ([]string, error) { return c.leftovers(), nil },
 			Plant:     c.plant,
+			Use:       func(o upload.Object) error { return c.protect(o.ID) },
+			Absent: map[uploadtest.Case]string{
+				uploadtest.Full:      "Hetzner names no place that could be full: what ends is the number of servers or snapshots",
+				uploadtest.CalledOff: "nothing is imported: the disk is written by this process, and its server is removed",
+			},
 			Quota: func() {
 				c.mu.Lock()
 				defer c.mu.Unlock()

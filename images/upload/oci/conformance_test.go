@@ -68,6 +68,10 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 			return left, nil
 		},
 		Plant: func() func() error { return plant(t, plain, foreign) },
+		Absent: map[uploadtest.Case]string{
+			uploadtest.InUse:     "a registry starts no machines, and does not know who reads a manifest",
+			uploadtest.CalledOff: "nothing is imported: a blob without a manifest is the registry's own garbage",
+		},
 	}
 }
 
@@ -108,6 +112,15 @@ func plant(t *testing.T, to *Target, foreign map[string]bool) func() error {
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
+	for _, form := range []Form{Artifact, ContainerDisk} {
+		t.Run(string(form), func(t *testing.T) {
+			t.Parallel()
+			conformance(t, form)
+		})
+	}
+}
+
+func conformance(t *testing.T, form Form) {
 	// The suite has one platform at a time.
 	var inside atomic.Pointer[http.Handler]
 	var refusal atomic.Value
@@ -129,7 +142,7 @@ func TestConformance(t *testing.T) {
 		fresh := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
 		inside.Store(&fresh)
 		refusal.Store("")
-		p := platform(t, Config{Repository: "registry.test/team/images", Transport: server})
+		p := platform(t, Config{Repository: "registry.test/team/images", Form: form, Transport: server})
 		p.Fill = func() { refusal.Store("no space left on device") }
 		p.Quota = func() { refusal.Store("quota exceeded") }
 		return p

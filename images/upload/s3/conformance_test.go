@@ -67,6 +67,10 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 			return slices.Sorted(maps.Keys(dirs)), nil
 		},
 		Plant: func() func() error { return plant(t, operator, c.Bucket) },
+		Absent: map[uploadtest.Case]string{
+			uploadtest.InUse:     "a store starts no machines, and does not know who reads an object",
+			uploadtest.CalledOff: "nothing is imported: the parts are sent, and a half upload is aborted",
+		},
 	}
 }
 

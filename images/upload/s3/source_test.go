@@ -77,8 +77,10 @@ func stagedFor(t *testing.T, c Config) uploadtest.Platform {
 			}
 			return left, nil
 		},
-		Quota: func() { one.Quota(0) },
-		Slow:  true, RawSize: 300<<10 + 512,
+		Plant: one.Plant, Fill: func() { one.Fill(0) }, Quota: func() { one.Quota(0) },
+		Use:  func(o upload.Object) error { return one.Use(o.ID) },
+		Hold: one.Hold, Release: one.Release, Settle: one.Settle,
+		Slow: true, RawSize: 300<<10 + 512,
 	}
 }
 
