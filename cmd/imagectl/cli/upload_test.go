@@ -24,6 +24,8 @@ type uploadSite struct {
 	dir  string
 	home string
 	one  *onedtest.Server
+	// started is cluster.yaml without upload.
+	started string
 }
 
 func newUploadSite(t *testing.T) *uploadSite {
@@ -39,7 +41,8 @@ func newUploadSite(t *testing.T) *uploadSite {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write("cluster.yaml", string(b)+fmt.Sprintf(`
+	s.started = string(b)
+	s.write("cluster.yaml", s.started+fmt.Sprintf(`
 upload:
   - name: one
     type: opennebula
