@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -54,6 +55,21 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			c := config(f, "http://aws.test")
 			c.Transport = faults.Transport(uploadtest.InProcess(f))
 			return made(t, c)
+		},
+		Patient: func(faults *uploadtest.Faults) upload.Target {
+			c := config(f, "http://aws.test")
+			c.Transport, c.Tries = faults.Transport(uploadtest.InProcess(f)), 5
+			return made(t, c)
+		},
+		// All calls name what they make, but for the one that makes the image.
+		Repeats: func(r *http.Request) bool {
+			body, err := r.GetBody()
+			if err != nil {
+				t.Error(err)
+				return false
+			}
+			text, err := io.ReadAll(body)
+			return err == nil && !strings.Contains(string(text), "Action=Register")
 		},
 		Stranger: func() upload.Target {
 			c := config(f, "http://aws.test")

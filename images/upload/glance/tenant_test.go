@@ -90,6 +90,7 @@ func (n *tenant) platform(conf glance.Config) uploadtest.Platform {
 			uploadtest.Quota:     "Glance reads quotas where unified limits are on: \"a site that converts what is imported, and has quotas\" has them",
 			uploadtest.InUse:     "only stores that clone an image refuse to delete it (Ceph), and this one keeps files; the stand-in refuses",
 			uploadtest.CalledOff: "the file is sent by this process",
+			uploadtest.Storm:     storm,
 		},
 		Slow: true,
 	}

@@ -152,6 +152,7 @@ func TestConformanceOfARealDaemon(t *testing.T) {
 			Absent: map[uploadtest.Case]string{
 				uploadtest.Full:      "the pool is a directory of a file system that is not ours to fill; TestKindsOfFailures reads libvirt's words for it",
 				uploadtest.Quota:     "libvirt has no quotas of its own; that of a file system is the same refusal as a full one",
+				uploadtest.Storm:     "libvirt does not speak HTTP",
 				uploadtest.CalledOff: "nothing is imported: the volume is written by this process, and a half one is deleted",
 			},
 		}

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -48,6 +49,12 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 			c.Transport = f.Transport(base)
 			return made(c)
 		},
+		Patient: func(f *uploadtest.Faults) upload.Target {
+			mine := c
+			mine.Transport, mine.Tries, mine.Pause = f.Transport(base), 3, time.Millisecond
+			return made(mine)
+		},
+		Repeats: func(*http.Request) bool { return true },
 		Stranger: func() upload.Target {
 			wrong := c
 			wrong.Password = "guessed"
@@ -126,7 +133,12 @@ func conformance(t *testing.T, form Form) {
 	var refusal atomic.Value
 	server := uploadtest.InProcess(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name, secret, _ := r.BasicAuth()
+		// The library's registry takes what it gets of a manifest for all of it.
+		body, err := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		switch {
+		case err != nil:
+			w.WriteHeader(http.StatusBadRequest)
 		case name != operator || secret != password:
 			w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
 			w.WriteHeader(http.StatusUnauthorized)

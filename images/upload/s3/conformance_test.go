@@ -42,6 +42,12 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 			c.Transport = f.Transport(base)
 			return made(c)
 		},
+		Patient: func(f *uploadtest.Faults) upload.Target {
+			mine := c
+			mine.Transport, mine.Tries = f.Transport(base), 5
+			return made(mine)
+		},
+		Repeats: func(*http.Request) bool { return true },
 		Stranger: func() upload.Target {
 			wrong := c
 			wrong.AccessKey = "stranger"
