@@ -312,7 +312,7 @@ roles:`, "  address: 10.0.0.2", "  address: 10.0.0.2\n  artefacts: c"}, []string
 			`error: upload[0].name: "prune" is a verb of imagectl upload; choose another name`,
 			`error: upload[0].endpoint: "one:2633" is not an http or https URL`,
 			`error: upload[0].bucket: type opennebula has no such key`,
-			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, firmware, frontendDirectory, memoryMB, network, node, stage, vcpu`,
+			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, fingerprint, firmware, frontendDirectory, memoryMB, network, node, stage, vcpu`,
 			`error: upload[0].options.cpu: is empty`,
 		}},
 		{"uploads to a store, a registry and libvirt", []string{"roles:", `upload:
@@ -324,6 +324,17 @@ roles:`}, nil},
   - {name: a, type: vsphere, endpoint: "https://vc.example.org/sdk", datastore: ds1, username: u, password: {env: S}, options: {datacenter: dc1, pool: c1, network: lan, node: node.json, fingerprint: "00"}}
   - {name: b, type: proxmox, endpoint: "https://pve1.example.org:8006", datastore: vms, username: "u@pve!t", password: {file: token}, options: {host: pve1, bridge: vmbr0, vmid: "9000"}}
 roles:`}, nil},
+		{"uploads to servers with certificates of their own", []string{"roles:", `upload:
+  - {name: a, type: s3, endpoint: "https://s3.lab", bucket: vm, username: k, password: {env: S}, options: {fingerprint: "00"}}
+  - {name: b, type: oci, endpoint: "https://registry.lab/vm", options: {fingerprint: "00"}}
+  - {name: c, type: opennebula, endpoint: "https://one.lab/RPC2", datastore: d, username: u, password: {env: S}, options: {fingerprint: "00"}}
+  - {name: d, type: openstack, options: {cloud: lab, fingerprint: "00"}}
+  - {name: e, type: s3, endpoint: "http://127.0.0.1:9000", bucket: vm, username: k, password: {env: S}, options: {fingerprint: "00"}}
+  - {name: f, type: hetzner, password: {env: S}, options: {fingerprint: "00"}}
+roles:`}, []string{
+			`error: upload[4].options.fingerprint: there is no certificate to compare: the endpoint is without TLS`,
+			`error: upload[5].options.fingerprint: type hetzner has no option "fingerprint"; it has serverType`,
+		}},
 		{"uploads to the large clouds", []string{"roles:", `upload:
   - {name: a, type: aws, region: eu-central-1, options: {parameter: /vm}}
   - {name: b, type: azure, datastore: vms, region: westeurope, username: app, password: {env: S}, options: {subscription: s, resourceGroup: g, tenant: t}}

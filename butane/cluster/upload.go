@@ -42,21 +42,21 @@ func uploadTypes() []uploadType {
 		name:     "opennebula",
 		required: []string{"endpoint", "datastore", "username", "password"},
 		allowed:  []string{"insecure"},
-		options:  []string{"bus", "ca", "cpu", "diskMB", "firmware", "frontendDirectory", "memoryMB", "network", "node", "stage", "vcpu"},
+		options:  []string{"bus", "ca", "cpu", "diskMB", "fingerprint", "firmware", "frontendDirectory", "memoryMB", "network", "node", "stage", "vcpu"},
 		files:    []string{"ca", "node"},
 		remote:   true,
 	}, {
 		name:     "s3",
 		required: []string{"endpoint", "bucket", "username", "password"},
 		allowed:  []string{"insecure", "region"},
-		options:  []string{"acl", "ca", "prefix"},
+		options:  []string{"acl", "ca", "fingerprint", "prefix"},
 		files:    []string{"ca"},
 		remote:   true,
 	}, {
 		name:     "oci",
 		required: []string{"endpoint"},
 		allowed:  []string{"insecure", "password", "username"},
-		options:  []string{"ca", "form"},
+		options:  []string{"ca", "fingerprint", "form"},
 		files:    []string{"ca"},
 		remote:   true,
 	}, {
@@ -106,7 +106,7 @@ func uploadTypes() []uploadType {
 	}, {
 		name:    "openstack",
 		allowed: []string{"endpoint", "insecure", "password", "region", "username"},
-		options: []string{"bus", "ca", "cloud", "directory", "firmware", "import", "stage", "visibility"},
+		options: []string{"bus", "ca", "cloud", "directory", "fingerprint", "firmware", "import", "stage", "visibility"},
 		files:   []string{"ca"},
 		remote:  true,
 	}, {
@@ -219,6 +219,9 @@ func (c *checker) upload(r rawUpload, u *Upload) {
 			u.Options[o.Key] = c.path(o.V)
 		} else if o.V.V == "" {
 			c.add(o.V.Pos, o.V.Path, "remove it, or give it a value", "is empty")
+		}
+		if o.Key == "fingerprint" && strings.HasPrefix(r.Endpoint.V, "http://") {
+			c.add(o.V.Pos, o.V.Path, "https:// in endpoint", "there is no certificate to compare: the endpoint is without TLS")
 		}
 	}
 }

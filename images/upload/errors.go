@@ -57,6 +57,10 @@ func CallError(ctx context.Context, err error) error {
 			return err
 		}
 	}
+	// Whoever set the limit may have named it.
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, ctx.Err()) {
+		return fmt.Errorf("%w: %w: %w", ErrTimeout, cause, err)
+	}
 	var slow net.Error
 	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &slow) && slow.Timeout() {
 		return fmt.Errorf("%w: %w", ErrTimeout, err)

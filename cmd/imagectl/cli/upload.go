@@ -75,6 +75,11 @@ func newUpload(g *globals) *cobra.Command {
 	return cmd
 }
 
+// withLimit ends a context after a time, and says which limit that was.
+func withLimit(ctx context.Context, name string, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s %s is over", name, limit))
+}
+
 func atLeastTarget(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return usageError{fmt.Errorf("say where to: the name of an entry of upload: in cluster.yaml; see %s --help", cmd.CommandPath())}
@@ -96,7 +101,7 @@ func (g *globals) upload(ctx context.Context, f uploadFlags, o format, name stri
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	ctx, cancel := withLimit(ctx, "--timeout", f.timeout)
 	defer cancel()
 	f.stage.life = f.timeout
 	fetch := &f.stage

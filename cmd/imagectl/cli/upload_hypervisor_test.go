@@ -44,9 +44,12 @@ func TestUploadToProxmox(t *testing.T) {
     username: ops@pve!imagectl
     password: {env: PVE_SECRET}
     options: {host: pve1, bridge: vmbr0, vlan: "42", memoryMB: "8192"}
+  - {name: filed, type: proxmox, endpoint: "%s", datastore: vmpool, username: "ops@pve!imagectl", password: {file: pve-secret}, options: {host: pve1}}
   - {name: odd, type: proxmox, endpoint: "%s", datastore: vmpool, username: root@pam, password: {env: PVE_SECRET}, options: {host: pve1}}
   - {name: pin, type: proxmox, endpoint: "https://127.0.0.1:1", datastore: vmpool, username: a@pve!b, password: {env: PVE_SECRET}, options: {host: pve1, fingerprint: "AA:BB"}}
-`, pve.URL, pve.URL))
+`, pve.URL, pve.URL, pve.URL))
+	// A line's end after the secret is an editor's.
+	s.write("pve-secret", proxmoxtest.Secret+"\r\n")
 	img := s.build(1)
 	s.wants(exitDone, "is current now", "upload", "pve", "worker", "--out", s.path("out"))
 	s.wants(exitDone, "no changes", "upload", "pve", "worker", "--out", s.path("out"))
@@ -59,6 +62,15 @@ func TestUploadToProxmox(t *testing.T) {
 	if c := pve.Config(id); c["net0"] != "virtio,bridge=vmbr0,tag=42" || c["memory"] != "8192" {
 		t.Errorf("the template is %v", c)
 	}
+	s.wants(exitDone, "lab-worker", "upload", "list", "filed")
+	s.write("pve-secret", "wrong")
+	s.wants(exitAuth, "invalid token value!", "upload", "list", "filed")
+	s.write("pve-secret", "\n")
+	s.wants(exitUsage, "reading the password of upload target filed: it is empty", "upload", "list", "filed")
+	if err := os.Remove(s.path("pve-secret")); err != nil {
+		t.Fatal(err)
+	}
+	s.wants(exitUsage, "reading the password of upload target filed: open ", "upload", "list", "filed")
 	s.wants(exitUsage, "want USER@REALM!ID", "upload", "list", "odd")
 	s.wants(exitUsage, "reading the fingerprint", "upload", "list", "pin")
 	t.Setenv("PVE_SECRET", "wrong")

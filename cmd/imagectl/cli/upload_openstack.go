@@ -22,7 +22,7 @@ import (
 // cluster.yaml's words, a cloud of clouds.yaml, or the environment of OpenStack's own
 // client.
 func (g *globals) openStack(ctx context.Context, d destination, s *stageFlags) (upload.Target, func(), error) {
-	client, err := g.uploadClient(d)
+	base, err := g.uploadTransport(d)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -32,11 +32,15 @@ func (g *globals) openStack(ctx context.Context, d destination, s *stageFlags) (
 	}
 	if trust != nil && d.Options["ca"] == "" {
 		trust.MinVersion = tls.VersionTLS12
-		client.Transport.(*http.Transport).TLSClientConfig = trust
+		base.TLSClientConfig = trust
+	}
+	transport, err := d.trusting(base, auth.IdentityEndpoint)
+	if err != nil {
+		return nil, nil, err
 	}
 	c := glance.Config{
 		Auth: auth, Endpoint: at, Insecure: d.Insecure, Method: glance.Method(d.Options["import"]), Visibility: d.Options["visibility"],
-		Client: client, Wait: pause, Mark: rand.Text, Now: time.Now,
+		Client: &http.Client{Transport: transport}, Wait: pause, Mark: rand.Text, Now: time.Now,
 	}
 	if c.Properties, err = openStackMachine(d); err != nil {
 		return nil, nil, usageError{fmt.Errorf("upload target %s: %w", d.Name, err)}

@@ -3,13 +3,8 @@ package cli
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"fmt"
-	"net/http"
-	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -19,8 +14,6 @@ import (
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/opennebula"
-	"github.com/imagectl/imagectl/images/upload/pin"
-	"github.com/imagectl/imagectl/images/upload/rest"
 )
 
 // destination is an entry of upload: in cluster.yaml.
@@ -162,52 +155,4 @@ func passTime(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	}
-}
-
-// uploadClient is a client with uploadTransport.
-func (g *globals) uploadClient(d destination) (*http.Client, error) {
-	t, err := g.uploadTransport(d)
-	if err != nil {
-		return nil, err
-	}
-	return &http.Client{Transport: t}, nil
-}
-
-// pinnedTransport trusts the endpoint by option fingerprint, where it is set.
-func (g *globals) pinnedTransport(d destination) (*pin.Transport, error) {
-	base, err := g.uploadTransport(d)
-	if err != nil {
-		return nil, err
-	}
-	// govmomi keeps HTTP/2 off with vCenter, and pveproxy has none.
-	base.ForceAttemptHTTP2 = false
-	t := pin.New(base)
-	if text := d.Options["fingerprint"]; text != "" {
-		digest, err := pin.Parse(text)
-		if err != nil {
-			return nil, badDestination(d, err)
-		}
-		u, err := url.Parse(d.Endpoint)
-		if err != nil {
-			return nil, badDestination(d, err)
-		}
-		t.Pin(u.Host, digest)
-	}
-	return t, nil
-}
-
-// uploadTransport trusts the system's authorities, or those of option ca alone.
-func (g *globals) uploadTransport(d destination) (*http.Transport, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if path := d.Options["ca"]; path != "" {
-		b, err := os.ReadFile(g.inDir(path))
-		if err != nil {
-			return nil, usageError{fmt.Errorf("upload target %s: reading option ca: %w", d.Name, err)}
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(b) {
-			return nil, usageError{fmt.Errorf("upload target %s: option ca: %s holds no certificate in PEM form", d.Name, path)}
-		}
-	}
-	return rest.NewTransport(conf), nil
 }

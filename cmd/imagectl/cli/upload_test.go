@@ -24,6 +24,8 @@ type uploadSite struct {
 	dir  string
 	home string
 	one  *onedtest.Server
+	// started is cluster.yaml without upload.
+	started string
 }
 
 func newUploadSite(t *testing.T) *uploadSite {
@@ -39,7 +41,8 @@ func newUploadSite(t *testing.T) *uploadSite {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write("cluster.yaml", string(b)+fmt.Sprintf(`
+	s.started = string(b)
+	s.write("cluster.yaml", s.started+fmt.Sprintf(`
 upload:
   - name: one
     type: opennebula
@@ -188,6 +191,10 @@ func TestUploadFromFirstToPrune(t *testing.T) {
 		t.Errorf("a second time: %d\n%s%s", code, out, errs)
 	}
 	s.wants(0, "good", "upload", "verify", "one", first.Version, "--out", s.path("out"))
+	// The short way reads out/ where one is.
+	t.Chdir(s.dir)
+	s.wants(0, "good", "verify", "one", first.Version)
+	s.wants(0, `"result": "unprovable"`, "verify", "one", first.Version, "-o", "json")
 
 	second := s.build(2)
 	if code, out, errs := s.upload("--promote"); code != exitDone || !strings.Contains(out, "is current now") {
@@ -233,14 +240,15 @@ func TestUploadSaysWhatKindOfFailureItWas(t *testing.T) {
 	// cleaned up.
 	s.one.Hold()
 	fails(exitTimeout, "imagectl upload cleanup one", "--timeout", "3s")
+	fails(exitTimeout, "not done in time: --timeout 1s is over", "--timeout", "1s")
 	if left := s.one.Images(onedtest.Session); len(left) != 1 {
 		t.Fatalf("there is %v", left)
 	}
+	s.one.Release()
 	s.wants(exitDone, "is gone", "upload", "cleanup", "one")
 	if left := s.one.Images(onedtest.Session); len(left) != 0 {
 		t.Errorf("left is %v", left)
 	}
-	s.one.Release()
 
 	// A byte that changed after the build.
 	f, err := os.OpenFile(s.path("out/lab-worker.qcow2"), os.O_WRONLY, 0)

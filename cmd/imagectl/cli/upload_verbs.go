@@ -31,7 +31,7 @@ func (g *globals) at(ctx context.Context, name string, limit time.Duration, f fu
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := withLimit(ctx, "the time limit of", limit)
 	defer cancel()
 	t, stop, err := g.target(ctx, d, nil)
 	if err != nil {
@@ -283,37 +283,45 @@ func newUploadVerify(g *globals) *cobra.Command {
 		Example: "  imagectl upload verify one 4593.2.1-1a2b3c4d",
 		Args:    wants("a target and an image", 2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.at(cmd.Context(), args[0], limit, func(ctx context.Context, d destination, t upload.Target) error {
-				object, err := upload.Find(ctx, t, "", args[1])
-				if err != nil {
-					return err
-				}
-				m, err := store.ReadManifest(out)
-				if err != nil {
-					return usageError{err}
-				}
-				// Other roles may have been built for something else than this platform.
-				role, ours := strings.CutPrefix(object.Name, m.Cluster+"-")
-				if !ours {
-					return usageError{fmt.Errorf("%s has no image of %s to compare %s with: it is of cluster %s", out, object.Name, object.ID, m.Cluster)}
-				}
-				images, err := g.images(ctx, t.Formats(), out, "", []string{role})
-				if err != nil {
-					return err
-				}
-				defer images[0].File.Close()
-				checks, err := t.Verify(ctx, object, images[0])
-				if err != nil {
-					return fmt.Errorf("verifying %s: %w", object.ID, err)
-				}
-				return printUploadChecks(g, o, d.Name, object, checks)
-			})
+			return g.verifyUploaded(cmd.Context(), args[0], args[1], out, limit, o)
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "out", "directory that imagectl build wrote")
-	cmd.Flags().DurationVar(&limit, "timeout", time.Hour, "how long all may take; from some platforms the whole disk is read back")
+	cmd.Flags().DurationVar(&limit, "timeout", verifyLimit, "how long all may take; from some platforms the whole disk is read back")
 	formatFlag(cmd, &o)
 	return cmd
+}
+
+// verifyLimit is how long reading a disk back from a platform may take.
+const verifyLimit = time.Hour
+
+// verifyUploaded compares an image on a platform with what was built in out.
+func (g *globals) verifyUploaded(ctx context.Context, target, ref, out string, limit time.Duration, o format) error {
+	return g.at(ctx, target, limit, func(ctx context.Context, d destination, t upload.Target) error {
+		object, err := upload.Find(ctx, t, "", ref)
+		if err != nil {
+			return err
+		}
+		m, err := store.ReadManifest(out)
+		if err != nil {
+			return usageError{err}
+		}
+		// Other roles may have been built for something else than this platform.
+		role, ours := strings.CutPrefix(object.Name, m.Cluster+"-")
+		if !ours {
+			return usageError{fmt.Errorf("%s has no image of %s to compare %s with: it is of cluster %s", out, object.Name, object.ID, m.Cluster)}
+		}
+		images, err := g.images(ctx, t.Formats(), out, "", []string{role})
+		if err != nil {
+			return err
+		}
+		defer images[0].File.Close()
+		checks, err := t.Verify(ctx, object, images[0])
+		if err != nil {
+			return fmt.Errorf("verifying %s: %w", object.ID, err)
+		}
+		return printUploadChecks(g, o, d.Name, object, checks)
+	})
 }
 
 func printUploadChecks(g *globals, o format, target string, object upload.Object, checks []upload.Check) error {

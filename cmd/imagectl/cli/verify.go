@@ -16,7 +16,7 @@ func newVerify(g *globals) *cobra.Command {
 	var output, keyFile, cache, work string
 	var rebuild bool
 	cmd := &cobra.Command{
-		Use:   "verify [DIR]",
+		Use:   "verify [DIR | TARGET REF]",
 		Short: "Judge what was built by its manifest, checksums, provenance and SBOMs",
 		Long: "Read every file that DIR/manifest.json lists and compare it with the manifest,\n" +
 			"SHA256SUMS, the provenance and the bills of materials, offline. DIR is out by\n" +
@@ -24,17 +24,34 @@ func newVerify(g *globals) *cobra.Command {
 			"known who built it. The exit code is 1 when a file differs or is missing.\n\n" +
 			"With --rebuild, build everything again from cluster.yaml and imagectl.lock in a\n" +
 			"temporary directory, with nothing taken from an earlier build but locked inputs,\n" +
-			"whose digests are checked, and compare the bytes.",
-		Example: "  imagectl verify\n  imagectl verify /srv/images --key sign.pub.pem -o json\n  imagectl verify --rebuild --work /var/tmp",
+			"whose digests are checked, and compare the bytes.\n\n" +
+			"With two arguments it is imagectl upload verify TARGET REF: an image on a platform\n" +
+			"is compared with what is in out. That one has more flags.",
+		Example: "  imagectl verify\n  imagectl verify /srv/images --key sign.pub.pem -o json\n  imagectl verify --rebuild --work /var/tmp\n  imagectl verify one 4593.2.1-1a2b3c4d",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usageError{fmt.Errorf("verify takes one directory, got %d; see %s --help", len(args), cmd.CommandPath())}
+			if len(args) > 2 {
+				return usageError{fmt.Errorf("verify takes one directory, or an upload target and an image, got %d arguments; see %s --help", len(args), cmd.CommandPath())}
+			}
+			if len(args) < 2 {
+				return nil
+			}
+			for _, name := range []string{"rebuild", "work", "cache", "key"} {
+				if cmd.Flags().Changed(name) {
+					return usageError{fmt.Errorf("--%s judges a directory, and %s are an upload target and an image; see %s --help", name, strings.Join(args, " "), cmd.CommandPath())}
+				}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "" && output != "json" {
 				return usageError{fmt.Errorf("output format %q is not known; -o json is", output)}
+			}
+			if len(args) == 2 {
+				o := formatTable
+				if output != "" {
+					o = formatJSON
+				}
+				return g.verifyUploaded(cmd.Context(), args[0], args[1], "out", verifyLimit, o)
 			}
 			key, err := readVerifyKey(keyFile)
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -55,6 +56,21 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			c.Transport = faults.Transport(uploadtest.InProcess(f))
 			return made(t, c)
 		},
+		Patient: func(faults *uploadtest.Faults) upload.Target {
+			c := config(f, "http://aws.test")
+			c.Transport, c.Tries = faults.Transport(uploadtest.InProcess(f)), 5
+			return made(t, c)
+		},
+		// All calls name what they make, but for the one that makes the image.
+		Repeats: func(r *http.Request) bool {
+			body, err := r.GetBody()
+			if err != nil {
+				t.Error(err)
+				return false
+			}
+			text, err := io.ReadAll(body)
+			return err == nil && !strings.Contains(string(text), "Action=Register")
+		},
 		Stranger: func() upload.Target {
 			c := config(f, "http://aws.test")
 			c.Transport, c.AccessKey = uploadtest.InProcess(f), "AKIASTRANGER"
@@ -96,6 +112,10 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 		Use: func(o upload.Object) error {
 			locked(func() { f.instances["i-1"] = o.ID })
 			return nil
+		},
+		Absent: map[uploadtest.Case]string{
+			uploadtest.Full:      "Amazon names no place that could be full: what ends is a quota",
+			uploadtest.CalledOff: "nothing is imported: the blocks are sent, and a snapshot that is not sealed is removed",
 		},
 		Settle: func() {
 			locked(func() {

@@ -57,6 +57,12 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			c.Transport = faults.Transport(uploadtest.InProcess(f))
 			return made(t, c)
 		},
+		Patient: func(faults *uploadtest.Faults) upload.Target {
+			c := config(f)
+			c.Transport, c.Tries = faults.Transport(uploadtest.InProcess(f)), 5
+			return made(t, c)
+		},
+		Repeats: func(r *http.Request) bool { return r.Method != http.MethodPost },
 		Stranger: func() upload.Target {
 			c := config(f)
 			c.Transport, c.ClientSecret = uploadtest.InProcess(f), "guessed"
@@ -101,6 +107,11 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			})
 			return nil
 		},
+		Absent: map[uploadtest.Case]string{
+			uploadtest.Full:      "Azure names no place that could be full: what ends is a quota",
+			uploadtest.CalledOff: "the stand-in is done with a version when it is asked how far it is; that an upload breaks off there is among the faults, which Settle ends",
+		},
+		Unprovable: []string{"stored bytes"},
 		Settle: func() {
 			locked(func() {
 				for _, v := range f.versions {

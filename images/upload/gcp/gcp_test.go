@@ -99,6 +99,15 @@ func (l lab) platform(t *testing.T) uploadtest.Platform {
 			c.Transport = faults.Transport(uploadtest.InProcess(f))
 			return made(t, c)
 		},
+		Patient: func(faults *uploadtest.Faults) upload.Target {
+			c := l.config(t, f)
+			c.Transport, c.Tries = faults.Transport(uploadtest.InProcess(f)), 5
+			return made(t, c)
+		},
+		// What makes something may not be made twice, and the sign-in is not ours.
+		Repeats: func(r *http.Request) bool {
+			return r.Method != http.MethodPost || strings.HasPrefix(r.URL.Path, "/upload/")
+		},
 		Stranger: func() upload.Target {
 			c := l.config(t, f)
 			c.Transport, c.Credentials = uploadtest.InProcess(f), l.credentials(t, "stranger@elsewhere", f.url)
@@ -138,6 +147,11 @@ func (l lab) platform(t *testing.T) uploadtest.Platform {
 			locked(func() { f.disks = append(f.disks, f.url+prefix+"global/images/"+o.ID) })
 			return nil
 		},
+		Absent: map[uploadtest.Case]string{
+			uploadtest.Full:      "Google names no place that could be full: what ends is a quota",
+			uploadtest.CalledOff: "images.insert works on by itself once it is asked, and the stand-in is done when it is asked how far it is; that an upload breaks off there is among the faults, which Settle ends",
+		},
+		Unprovable: []string{"stored bytes"},
 		Settle: func() {
 			locked(func() {
 				for _, i := range f.images {

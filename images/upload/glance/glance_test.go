@@ -56,6 +56,9 @@ func target(t *testing.T, c glance.Config) *glance.Target {
 	return to
 }
 
+// storm is why no request is sent again.
+const storm = "the library that speaks to OpenStack sends nothing again but for a new token; the next run goes on"
+
 func (c *cloud) platform(t *testing.T, conf glance.Config) uploadtest.Platform {
 	p := uploadtest.Platform{
 		RawSize: 300<<10 + 512,
@@ -106,7 +109,13 @@ func (c *cloud) platform(t *testing.T, conf glance.Config) uploadtest.Platform {
 		}
 		p.Release = c.release
 	}
-	p.Settle = c.imports.Wait
+	p.Settle, p.Absent = c.imports.Wait, map[uploadtest.Case]string{uploadtest.Storm: storm}
+	if p.Fill == nil {
+		p.Absent[uploadtest.Full] = "Glance downloads by itself, and an import that fails for want of space says so in words of its own: TestAnImportThatFailsSaysWhy has how it ends"
+	}
+	if p.Hold == nil {
+		p.Absent[uploadtest.CalledOff] = "the file is sent by this process; what Glance does after that is over when it answers"
+	}
 	return p
 }
 

@@ -241,14 +241,18 @@ func (t *Target) send(ctx context.Context, id string, img upload.Image, j upload
 func (t *Target) putFile(ctx context.Context, path string, img upload.Image, ev upload.Events) (string, error) {
 	whole := func() *io.SectionReader { return io.NewSectionReader(img.File, 0, img.Size) }
 	sum := sha512.New()
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return upload.Sum(ctx, sum, whole()) })
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return upload.Sum(gctx, sum, whole()) })
 	group.Go(func() error {
 		// A body for each try: the library may be reading the one before still.
 		body := func() io.Reader { return &counted{r: whole(), total: img.Size, ev: ev} }
-		return t.put(ctx, path, body, img.Size)
+		return t.put(gctx, path, body, img.Size)
 	})
 	if err := group.Wait(); err != nil {
+		if ctx.Err() != nil {
+			// Computing may have noticed it first.
+			err = upload.CallError(ctx, err)
+		}
 		return "", err
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil

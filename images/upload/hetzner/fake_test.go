@@ -134,6 +134,9 @@ func (c *cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	i, one := (*all)[n], strings.TrimSuffix(step[0], "s")
 	switch {
+	case r.Method == http.MethodDelete && i.protected():
+		// The code decides, whatever the status says.
+		refuse(w, 403, "protected", one+" is delete protected")
 	case r.Method == http.MethodDelete:
 		*all = slices.Delete(*all, n, n+1)
 		if one == "server" {
@@ -155,6 +158,24 @@ func (c *cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		answer(w, 200, object{one: i.props})
 	}
+}
+
+func (i *thing) protected() bool {
+	p, _ := i.props["protection"].(object)
+	return p["delete"] == true
+}
+
+// protect lets a snapshot be deleted no more, as its owner does at Hetzner.
+func (c *cloud) protect(id string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, i := range c.images {
+		if strconv.FormatInt(i.id, 10) == id {
+			i.props["protection"] = object{"delete": true}
+			return nil
+		}
+	}
+	return fmt.Errorf("there is no snapshot %s", id)
 }
 
 // pageSize is small, so that lists have several pages.

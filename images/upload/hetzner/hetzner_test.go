@@ -80,13 +80,25 @@ func TestConformance(t *testing.T) {
 				}
 				return target(t, mine)
 			},
+			Patient: func(f *uploadtest.Faults) upload.Target {
+				mine := conf
+				mine.Transport, mine.Tries = f.Transport(uploadtest.InProcess(c)), 5
+				return target(t, mine)
+			},
+			Repeats: func(r *http.Request) bool { return r.Method != http.MethodPost },
 			Stranger: func() upload.Target {
 				theirs := conf
 				theirs.Token = "wrong"
 				return target(t, theirs)
 			},
-			Leftovers: func() ([]string, error) { return c.leftovers(), nil },
-			Plant:     c.plant,
+			Leftovers:  func() ([]string, error) { return c.leftovers(), nil },
+			Unprovable: []string{"stored bytes"},
+			Plant:      c.plant,
+			Use:        func(o upload.Object) error { return c.protect(o.ID) },
+			Absent: map[uploadtest.Case]string{
+				uploadtest.Full:      "Hetzner names no place that could be full: what ends is the number of servers or snapshots",
+				uploadtest.CalledOff: "nothing is imported: the disk is written by this process, and its server is removed",
+			},
 			Quota: func() {
 				c.mu.Lock()
 				defer c.mu.Unlock()

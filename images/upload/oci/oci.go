@@ -13,6 +13,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,8 +54,11 @@ type Config struct {
 	Plain bool
 	// Transport carries the requests; nil for the library's own.
 	Transport http.RoundTripper
-	// Tries of each request before it has failed; 0 for 3. They take four seconds.
+	// Tries of each request before it has failed; 0 for 3, which take four seconds.
 	Tries int
+	// Pause is the time before the second try, and three times that before each that
+	// follows; 0 for a second.
+	Pause time.Duration
 	// Now is the clock that says when a version came.
 	Now func() time.Time
 }
@@ -96,7 +100,7 @@ func New(c Config) (*Target, error) {
 	t.options = []remote.Option{
 		remote.WithTransport(c.Transport),
 		remote.WithUserAgent("imagectl"),
-		remote.WithRetryBackoff(remote.Backoff{Duration: time.Second, Factor: 3, Jitter: 0.1, Steps: c.Tries}),
+		remote.WithRetryBackoff(remote.Backoff{Duration: cmp.Or(c.Pause, time.Second), Factor: 3, Jitter: 0.1, Steps: c.Tries}),
 	}
 	switch {
 	case c.Username != "" || c.Password != "":

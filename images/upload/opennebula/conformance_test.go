@@ -2,8 +2,10 @@ package opennebula_test
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"testing"
 	"time"
 
@@ -54,20 +56,38 @@ func start(t *testing.T) uploadtest.Platform {
 			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
 			return opennebula.New(c)
 		},
+		Patient: func(f *uploadtest.Faults) upload.Target {
+			c := conf
+			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
+			return opennebula.New(c)
+		},
+		Repeats: asks,
 		Stranger: func() upload.Target {
 			c := conf
 			c.Session = "ops:wrong"
 			return opennebula.New(c)
 		},
-		Leftovers: func() ([]string, error) { return one.Images(onedtest.Session), nil },
-		Plant:     one.Plant,
-		Fill:      func() { one.Fill(0) },
-		Quota:     func() { one.Quota(0) },
-		Use:       func(o upload.Object) error { return one.Use(o.ID) },
-		Hold:      one.Hold,
-		Release:   one.Release,
-		Settle:    one.Settle,
+		Leftovers:  func() ([]string, error) { return one.Images(onedtest.Session), nil },
+		Unprovable: []string{"stored bytes"},
+		Plant:      one.Plant,
+		Fill:       func() { one.Fill(0) },
+		Quota:      func() { one.Quota(0) },
+		Use:        func(o upload.Object) error { return one.Use(o.ID) },
+		Hold:       one.Hold,
+		Release:    one.Release,
+		Settle:     one.Settle,
+		Waits:      true,
 	}
+}
+
+// asks: a call that changes nothing.
+func asks(r *http.Request) bool {
+	body, err := r.GetBody()
+	if err != nil {
+		return false
+	}
+	text, err := io.ReadAll(body)
+	return err == nil && regexp.MustCompile(`<methodName>one\.([a-z]+\.info|system\.version)</methodName>`).Match(text)
 }
 
 func TestConformance(t *testing.T) {

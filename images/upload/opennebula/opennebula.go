@@ -186,7 +186,11 @@ func (t *Target) create(ctx context.Context, ds datastore, img upload.Image, j u
 		if err := t.remove(ctx, id); err != nil {
 			return image{}, err
 		}
-		return image{}, errors.Join(fmt.Errorf("importing image %s: %w: OpenNebula says: %s; image %d was deleted", name, upload.ErrServer, made.Template.Error, id), j.Forget(left))
+		kind := upload.ErrServer
+		if errors.Is(&refusal{text: made.Template.Error}, upload.ErrSpace) {
+			kind = upload.ErrSpace
+		}
+		return image{}, errors.Join(fmt.Errorf("importing image %s: %w: OpenNebula says: %s; image %d was deleted", name, kind, made.Template.Error, id), j.Forget(left))
 	}
 	return made, j.Forget(left)
 }

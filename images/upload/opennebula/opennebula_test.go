@@ -1,9 +1,12 @@
 package opennebula_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -176,7 +179,7 @@ func TestFrontEndThatHasNotLookedAtItsDatastoreYet(t *testing.T) {
 func TestFrontEndRefuses(t *testing.T) {
 	t.Parallel()
 	one := onedtest.Start(t)
-	path := stagedRaw(t)
+	path := stagedHeads(t)
 	const session = onedtest.Session
 	for _, tt := range []struct {
 		name, session, method, text string
@@ -186,7 +189,14 @@ func TestFrontEndRefuses(t *testing.T) {
 		{"a stranger", "ops:wrong", "one.image.allocate", "", 256, "authenticated"},
 		{"SOURCE of an image", session, "one.image.allocate", `NAME="a" SOURCE="/dev/sda"`, 512, "restricted attribute"},
 		{"RAW of a template", session, "one.template.allocate", `NAME="a" RAW=[ TYPE="kvm", DATA="x" ]`, 512, "restricted attribute"},
-		{"a raw image that is compressed", session, "one.image.allocate", `NAME="a" PATH="` + path("disk.raw.gz") + `"`, 8192, "Unsupported remote image format"},
+		{"a raw image that is packed by gzip", session, "one.image.allocate", `NAME="a" PATH="` + path("disk.raw.gz") + `"`, 8192, "Unsupported remote image format"},
+		{"by xz", session, "one.image.allocate", `NAME="a" PATH="` + path("disk.raw.xz") + `"`, 8192, "Unsupported remote image format"},
+		{"by bzip2", session, "one.image.allocate", `NAME="a" PATH="` + path("disk.raw.bz2") + `"`, 8192, "Unsupported remote image format"},
+		{"a template", session, "one.template.allocate", `NAME="t" CPU="1"`, 0, "<i4>0</i4>"},
+		{"its name again", session, "one.template.allocate", `NAME="t" CPU="1"`, 16384, "NAME is already taken by TEMPLATE 0."},
+		{"an image", session, "one.image.allocate", `NAME="i" PATH="` + path("disk.qcow2") + `"`, 0, "<i4>1</i4>"},
+		{"its name again", session, "one.image.allocate", `NAME="i" PATH="` + path("disk.qcow2") + `"`, 16384, "NAME is already taken by IMAGE 1."},
+		{"an image that is larger than the datastore", session, "one.image.allocate", `NAME="b" PATH="` + path("big.qcow2") + `"`, 2048, "Not enough space in datastore"},
 		{"a URL with nothing behind it", session, "one.image.allocate", `NAME="a" PATH="` + path("nothing") + `"`, 8192, "(Permission denied)"},
 	} {
 		body := fmt.Sprintf(`<?xml version="1.0"?><methodCall><methodName>%s</methodName><params><param><value><string>%s</string></value></param><param><value><string>%s</string></value></param><param><value><int>1</int></value></param><param><value><boolean>0</boolean></value></param></params></methodCall>`, tt.method, tt.session, tt.text)
@@ -205,18 +215,130 @@ func TestFrontEndRefuses(t *testing.T) {
 	}
 }
 
-// stagedRaw serves the beginning of a gzip file.
-func stagedRaw(t *testing.T) func(name string) string {
+// stagedHeads serves the beginnings of files.
+func stagedHeads(t *testing.T) func(name string) string {
 	t.Helper()
+	qcow2 := func(size uint64) string {
+		return "QFI\xfb" + string(make([]byte, 20)) + string(binary.BigEndian.AppendUint64(nil, size)) + string(make([]byte, 40))
+	}
+	heads := map[string]string{
+		"/disk.raw.gz": "\x1f\x8b\x08\x00", "/disk.raw.xz": "\xfd7zXZ\x00\x00\x04", "/disk.raw.bz2": "BZh91AY&SY",
+		"/disk.qcow2": qcow2(1 << 20), "/big.qcow2": qcow2(1 << 50),
+	}
 	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/disk.raw.gz" {
+		head, is := heads[r.URL.Path]
+		if !is {
 			http.NotFound(w, r)
 			return
 		}
-		_, _ = w.Write([]byte{0x1f, 0x8b, 8, 0})
+		_, _ = io.WriteString(w, head)
 	}))
 	t.Cleanup(h.Close)
 	return func(name string) string { return h.URL + "/" + name }
+}
+
+// Somebody has put the file where the front-end reads: in a directory that is safe, or
+// at a URL.
+func TestFileThatIsThereAlready(t *testing.T) {
+	t.Parallel()
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	want, err := os.ReadFile(img.File.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "prod-worker-"+img.Version+".qcow2"), want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mirror := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(mirror.Close)
+	for _, at := range []string{dir, dir + "/", mirror.URL, mirror.URL + "/"} {
+		one := onedtest.Start(t)
+		one.Safe(dir)
+		conf := config(t, one)
+		conf.Source = staging.Direct(at)
+		tg := opennebula.New(conf)
+		out, err := run(t, tg, img)
+		if err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		if got, err := os.ReadFile(one.File(out.Object.ID)); err != nil || !bytes.Equal(got, want) || !out.Object.Current {
+			t.Errorf("%s: the image has %d bytes, want %d; %v, %+v", at, len(got), len(want), err, out)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "prod-worker-"+img.Version+".qcow2")); err != nil {
+			t.Errorf("%s: the file is not ours to remove: %v", at, err)
+		}
+	}
+}
+
+// Nobody knows how much space there is when the front-end begins to read.
+func TestSpaceThatGoesMeanwhile(t *testing.T) {
+	t.Parallel()
+	img := uploadtest.Image(t, store.QCOW2, "prod-worker", 5)
+	for _, tt := range []struct {
+		name string
+		// goes is called when the image is asked for.
+		goes func(*onedtest.Server)
+		want string
+	}{
+		{"refused", func(one *onedtest.Server) { one.Fill(0) }, "calling one.image.allocate: OpenNebula says (2048): [one.image.allocate] Not enough space in datastore"},
+		{"found by the driver", func(one *onedtest.Server) { one.Spoil("write error: No space left on device") }, "no space: OpenNebula says: Error copying image in the datastore: write error: No space left on device; image 0 was deleted"},
+	} {
+		one := onedtest.Start(t)
+		conf := config(t, one)
+		conf.Client.Transport = before{"one.image.allocate", func() { tt.goes(one) }}
+		if _, err := run(t, opennebula.New(conf), img); !errors.Is(err, upload.ErrSpace) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want ErrSpace with %q", tt.name, err, tt.want)
+		}
+		if left := one.Images(onedtest.Session); len(left) > 0 {
+			t.Errorf("%s: left is %v", tt.name, left)
+		}
+	}
+}
+
+// before calls a function before each call of a method.
+type before struct {
+	method string
+	do     func()
+}
+
+// RoundTrip implements http.RoundTripper.
+func (b before) RoundTrip(r *http.Request) (*http.Response, error) {
+	body, err := r.GetBody()
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(body)
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(string(text), "<methodName>"+b.method+"<") {
+		b.do()
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// What somebody has locked stays, and is no failure of prune.
+func TestAnImageThatIsLockedIsInUse(t *testing.T) {
+	t.Parallel()
+	one := onedtest.Start(t)
+	tg := opennebula.New(config(t, one))
+	var ids []string
+	for seed := range uint64(3) {
+		out, err := run(t, tg, uploadtest.Image(t, store.QCOW2, "prod-worker", seed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, out.Object.ID)
+	}
+	if err := one.Lock(ids[0]); err != nil {
+		t.Fatal(err)
+	}
+	got, err := upload.Prune(t.Context(), tg, "prod-worker", 1, false, nil)
+	if err != nil || len(got) != 3 || got[0].Deleted || !strings.Contains(got[0].Reason, "OpenNebula says (512): [one.image.delete] User [2] : IMAGE is locked. ["+ids[0]+"].") {
+		t.Errorf("got %+v, %v", got, err)
+	}
 }
 
 // An image that a template names is not deleted, even one that no machine uses and

@@ -278,6 +278,8 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 
 // Clean implements upload.Target: it removes the very image that the broken upload
 // made, which its mark tells from one that another upload makes under the same name.
+// oned lets no owner remove an image that is still being imported, so that is waited
+// for; without its source an import fails soon.
 func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
 	if mine, err := upload.CleanStaged(ctx, t.conf.Source, left); mine {
 		return err
@@ -287,7 +289,17 @@ func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
 		return err
 	}
 	for _, i := range all {
-		if i.Template.Upload != left.Note || left.Note == "" || i.stage() == finished {
+		if i.Template.Upload != left.Note || left.Note == "" {
+			continue
+		}
+		if i.stage() == pending {
+			if i, err = t.settled(ctx, i.ID); errors.Is(err, upload.ErrNotFound) {
+				continue
+			} else if err != nil {
+				return err
+			}
+		}
+		if i.stage() == finished {
 			continue
 		}
 		if err := t.remove(ctx, i.ID); err != nil && !errors.Is(err, upload.ErrNotFound) {

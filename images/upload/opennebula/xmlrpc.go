@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/pin"
 )
 
 // maxReply bounds an answer; the pool of 10,000 images has about 20 MB.
@@ -214,7 +215,7 @@ func (t *Target) ask(ctx context.Context, method string, args ...any) (string, e
 		}
 		var result string
 		result, err = t.call(ctx, method, args...)
-		if err == nil || !errors.Is(err, upload.ErrServer) {
+		if err == nil || !errors.Is(err, upload.ErrServer) || pin.Untrusted(err) {
 			return result, err
 		}
 	}

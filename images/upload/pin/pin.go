@@ -1,6 +1,8 @@
 // Package pin trusts servers by their certificate itself: Proxmox VE and vCenter
-// make certificates of their own, which no authority signs, and vCenter names the
-// certificates of its hosts. A server without a pin is checked in the usual way.
+// make certificates of their own, which no authority signs, so do many who run a
+// store or a registry, and vCenter names the certificates of its hosts. A server
+// without a pin is checked in the usual way. With one, nothing else counts: neither
+// who signed the certificate nor its name, nor whether it has expired.
 package pin
 
 import (
@@ -36,6 +38,13 @@ func decode(text string) (Digest, error) {
 	return hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(text), ":", ""))
 }
 
+// Untrusted tells whether a call failed because of the server's certificate: nothing
+// was sent, and asking again changes nothing.
+func Untrusted(err error) bool {
+	var bad *tls.CertificateVerificationError
+	return errors.Is(err, ErrMismatch) || errors.As(err, &bad)
+}
+
 // ErrMismatch: the server has another certificate than the pinned one.
 var ErrMismatch = errors.New("the server's certificate is not the pinned one")
 
@@ -58,10 +67,14 @@ func New(base *http.Transport) *Transport {
 }
 
 // Pin trusts a server, HOST or HOST:PORT of its URL, by its certificate alone.
-func (t *Transport) Pin(host string, d Digest) {
+func (t *Transport) Pin(host string, d Digest) { t.pin(withPort(host), d) }
+
+// PinAll is Pin for all ports of a host whose services have one certificate.
+func (t *Transport) PinAll(hostname string, d Digest) { t.pin(atAnyPort(hostname), d) }
+
+func (t *Transport) pin(key string, d Digest) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key := withPort(host)
 	if old := t.pinned[key]; old != nil && bytes.Equal(old.digest, d) {
 		return
 	}
@@ -83,13 +96,20 @@ func (t *Transport) Name(host, thumbprint string) error {
 	if err != nil || len(d) != sha1.Size && len(d) != sha256.Size {
 		return fmt.Errorf("reading the thumbprint %q of %s: it is neither SHA-1 nor SHA-256", thumbprint, host)
 	}
-	t.mu.Lock()
-	_, fixed := t.pinned[withPort(host)]
-	t.mu.Unlock()
-	if !fixed {
+	if t.find(host) == nil {
 		t.Pin(host, d)
 	}
 	return nil
+}
+
+// find gives the pin of a server; nil when it has none.
+func (t *Transport) find(host string) *pinned {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if own := t.pinned[withPort(host)]; own != nil {
+		return own
+	}
+	return t.pinned[atAnyPort((&url.URL{Host: host}).Hostname())]
 }
 
 func (d Digest) check(s tls.ConnectionState) error {
@@ -109,7 +129,11 @@ func (d Digest) check(s tls.ConnectionState) error {
 	return nil
 }
 
+func atAnyPort(hostname string) string { return net.JoinHostPort(strings.ToLower(hostname), "*") }
+
+// withPort names a server as RoundTrip looks for it.
 func withPort(host string) string {
+	host = strings.ToLower(host)
 	if u := (&url.URL{Host: host}); u.Port() == "" {
 		return net.JoinHostPort(u.Hostname(), "443")
 	}
@@ -118,10 +142,7 @@ func withPort(host string) string {
 
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	t.mu.Lock()
-	own := t.pinned[withPort(r.URL.Host)]
-	t.mu.Unlock()
-	if own != nil && r.URL.Scheme == "https" {
+	if own := t.find(r.URL.Host); own != nil && r.URL.Scheme == "https" {
 		return own.transport.RoundTrip(r)
 	}
 	return t.base.RoundTrip(r)

@@ -39,6 +39,9 @@ func TestTransportTrustsThePinnedCertificateAlone(t *testing.T) {
 		{"the right one", func(t *pin.Transport) error { t.Pin(host, right); return nil }, true, nil},
 		{"another one", func(t *pin.Transport) error { t.Pin(host, wrong); return nil }, false, pin.ErrMismatch},
 		{"that of another server", func(t *pin.Transport) error { t.Pin("other.example.org", right); return nil }, false, nil},
+		{"all ports of the host", func(t *pin.Transport) error { t.PinAll("127.0.0.1", right); return nil }, true, nil},
+		{"all ports of the host, and another certificate", func(t *pin.Transport) error { t.PinAll("127.0.0.1", wrong); return nil }, false, pin.ErrMismatch},
+		{"all ports of another host", func(t *pin.Transport) error { t.PinAll("127.0.0.2", right); return nil }, false, nil},
 		{"SHA-1 that vCenter names", func(t *pin.Transport) error { return t.Name(host, colons(short[:])) }, true, nil},
 		{"vCenter does not overrule a person", func(t *pin.Transport) error {
 			t.Pin(host, wrong)
@@ -55,6 +58,24 @@ func TestTransportTrustsThePinnedCertificateAlone(t *testing.T) {
 		}
 		if (err == nil) != tt.ok || tt.want != nil && !errors.Is(err, tt.want) {
 			t.Errorf("%s: got %v", tt.name, err)
+		}
+		if err != nil && !pin.Untrusted(err) {
+			t.Errorf("%s: that is because of the certificate: %v", tt.name, err)
+		}
+	}
+}
+
+func TestOtherFailuresAreNotTheCertificates(t *testing.T) {
+	t.Parallel()
+	plain := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(plain.Close)
+	for _, url := range []string{"https://" + plain.Listener.Addr().String(), "https://127.0.0.1:1"} {
+		resp, err := (&http.Client{Transport: pin.New(&http.Transport{})}).Get(url)
+		if err == nil {
+			resp.Body.Close()
+		}
+		if err == nil || pin.Untrusted(err) {
+			t.Errorf("%s: got %v", url, err)
 		}
 	}
 }

@@ -178,7 +178,8 @@ func (t *Target) end(ctx context.Context, upid string) (path, exit string, err e
 		}
 		err := t.get(ctx, path+"/status", nil, &s)
 		switch {
-		case errors.Is(err, upload.ErrServer) && missed < taskPolls:
+		case (errors.Is(err, upload.ErrServer) || errors.Is(err, upload.ErrTimeout) && ctx.Err() == nil) && missed < taskPolls:
+			// 504 is a proxy's, and no limit of ours.
 			missed++
 		case err != nil:
 			return "", "", err

@@ -61,19 +61,31 @@ func platform(t *testing.T, s *proxmoxtest.Server, from upload.Source) uploadtes
 			c.Client = &http.Client{Transport: f.Transport(uploadtest.InProcess(s))}
 			return target(t, c)
 		},
+		Patient: func(f *uploadtest.Faults) upload.Target {
+			c := config(s)
+			c.Source = from
+			c.Client = &http.Client{Transport: f.Transport(uploadtest.InProcess(s))}
+			return target(t, c)
+		},
+		// Only a task is asked about again; all else is a call or two, and is begun again
+		// by hand.
+		Repeats: func(r *http.Request) bool {
+			return strings.HasSuffix(r.URL.Path, "/status") && strings.Contains(r.URL.Path, "/tasks/")
+		},
 		Stranger: func() upload.Target {
 			c := config(s)
 			c.Secret = "wrong"
 			return target(t, c)
 		},
-		Leftovers: func() ([]string, error) { return s.Things(), nil },
-		Plant:     s.Plant,
-		Fill:      s.Fill,
-		Quota:     s.Break,
-		Use:       func(o upload.Object) error { return s.Clone(o.ID) },
-		Hold:      s.Hold,
-		Release:   s.Release,
-		Settle:    s.Settle,
+		Leftovers:  func() ([]string, error) { return s.Things(), nil },
+		Unprovable: []string{"stored bytes"},
+		Plant:      s.Plant,
+		Fill:       s.Fill,
+		Quota:      s.Break,
+		Use:        func(o upload.Object) error { return s.Clone(o.ID) },
+		Hold:       s.Hold,
+		Release:    s.Release,
+		Settle:     s.Settle,
 	}
 }
 

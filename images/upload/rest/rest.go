@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/pin"
 )
 
 // API is how one platform is called. It may be used by several goroutines.
@@ -65,7 +66,7 @@ func (a *API) Do(ctx context.Context, r Request) (Answer, error) {
 	pause := firstPause
 	for try := 1; ; try++ {
 		answer, err := a.once(ctx, r)
-		again := r.Repeatable && ctx.Err() == nil
+		again := r.Repeatable && ctx.Err() == nil && !pin.Untrusted(err)
 		if err == nil {
 			if err = a.Refusal(answer); err == nil {
 				return answer, nil

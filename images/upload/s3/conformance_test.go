@@ -42,6 +42,12 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 			c.Transport = f.Transport(base)
 			return made(c)
 		},
+		Patient: func(f *uploadtest.Faults) upload.Target {
+			mine := c
+			mine.Transport, mine.Tries = f.Transport(base), 5
+			return made(mine)
+		},
+		Repeats: func(*http.Request) bool { return true },
 		Stranger: func() upload.Target {
 			wrong := c
 			wrong.AccessKey = "stranger"
@@ -67,6 +73,10 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 			return slices.Sorted(maps.Keys(dirs)), nil
 		},
 		Plant: func() func() error { return plant(t, operator, c.Bucket) },
+		Absent: map[uploadtest.Case]string{
+			uploadtest.InUse:     "a store starts no machines, and does not know who reads an object",
+			uploadtest.CalledOff: "nothing is imported: the parts are sent, and a half upload is aborted",
+		},
 	}
 }
 

@@ -66,7 +66,10 @@ func TestConformanceOfARealStore(t *testing.T) {
 	n := 0
 	uploadtest.Run(t, func(t *testing.T) uploadtest.Platform {
 		n++
-		return platform(t, withBucket(t, c, fmt.Sprintf("bucket-%d", n)))
+		p := platform(t, withBucket(t, c, fmt.Sprintf("bucket-%d", n)))
+		p.Absent[uploadtest.Full] = "versitygw writes into a file system that is not ours to fill; the stand-in of make unit refuses"
+		p.Absent[uploadtest.Quota] = "versitygw has no quotas for buckets; the stand-in of make unit refuses"
+		return p
 	})
 }
 

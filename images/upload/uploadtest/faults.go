@@ -1,11 +1,11 @@
 package uploadtest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -25,6 +25,15 @@ const (
 	// Hangs: no answer comes until the caller's patience ends, which it does at once:
 	// Patience is what to call with.
 	Hangs Kind = "hangs"
+	// Cut: the connection is cut when half of the request's body has gone. A call
+	// without a body is Refused.
+	Cut Kind = "cut"
+	// Stalls: nothing goes on when half of the request's body has gone, or of the answer
+	// where the request has none, until the caller's patience ends, which it does then.
+	Stalls Kind = "stalls"
+	// Trickles: the request's body is taken and the answer given in small pieces, with a
+	// pause before each. The call succeeds. Where there is no HTTP nothing happens.
+	Trickles Kind = "trickles"
 )
 
 // Faults lets remote calls fail. All of a target's calls go through it, as an
@@ -36,7 +45,15 @@ type Faults struct {
 	dead  bool
 	kind  Kind
 	out   chan struct{}
+	// sent are the sizes of the calls' bodies; least is the size that the first call
+	// to fail has, where that is what it is chosen by.
+	sent  []int64
+	least int64
+	storm squall
 }
+
+// unknown is the size of a body whose length is not said before.
+const unknown = 1 << 20
 
 // errInjected is what a caller sees of a broken connection.
 var errInjected = errors.New("connection reset by the test")
@@ -53,44 +70,83 @@ func (f *Faults) Calls() int {
 func (f *Faults) Fail(n int, kind Kind, dead bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.calls, f.at, f.kind, f.dead = 0, n, kind, dead
+	f.calls, f.at, f.kind, f.dead, f.sent, f.least, f.storm = 0, n, kind, dead, nil, 0, squall{}
+}
+
+// FailSending lets the first call from now fail whose body has at least so many bytes,
+// and all after it.
+func (f *Faults) FailSending(least int64, kind Kind) {
+	f.Fail(0, kind, true)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.least = least
+}
+
+// Sent are the sizes of the bodies of all calls since the last Fail.
+func (f *Faults) Sent() []int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.sent)
 }
 
 // Heal lets all calls pass.
 func (f *Faults) Heal() { f.Fail(0, Refused, false) }
 
-func (f *Faults) next() (Kind, bool) {
+// next says what becomes of a call with a body of so many bytes.
+func (f *Faults) next(size int64) (Kind, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++
+	f.sent = append(f.sent, size)
+	if f.at == 0 && f.least > 0 && size >= f.least {
+		f.at = f.calls
+	}
 	if f.at == 0 || f.calls < f.at || f.calls > f.at && !f.dead {
 		return "", false
 	}
-	if f.calls > f.at && (f.kind == Lost || f.kind == Hangs) {
+	if f.calls > f.at && (f.kind == Lost || f.kind == Hangs || f.kind == Cut || f.kind == Stalls) {
 		// Only the first reached the server, or took all the patience there was.
 		return Refused, true
 	}
-	if f.kind == Hangs && f.out != nil {
-		select {
-		case <-f.out:
-		default:
-			close(f.out)
-		}
+	if f.kind == Hangs {
+		f.giveUp()
 	}
 	return f.kind, true
 }
 
+// giveUp ends the caller's patience. The lock is held.
+func (f *Faults) giveUp() {
+	if f.out == nil {
+		return
+	}
+	select {
+	case <-f.out:
+	default:
+		close(f.out)
+	}
+}
+
+// stall ends the caller's patience, and fails when it has ended.
+func (f *Faults) stall(ctx context.Context) error {
+	f.mu.Lock()
+	f.giveUp()
+	f.mu.Unlock()
+	return f.hang(ctx)
+}
+
 // Call makes a call that is no HTTP request.
 func (f *Faults) Call(ctx context.Context, do func() error) error {
-	kind, bad := f.next()
+	kind, bad := f.next(0)
 	switch {
-	case !bad:
+	case !bad || kind == Trickles:
 		return do()
 	case kind == Lost:
 		// What it did counts, what it said is lost.
 		_ = do()
 	case kind == Hangs:
 		return f.hang(ctx)
+	case kind == Stalls:
+		return f.stall(ctx)
 	}
 	return errInjected
 }
@@ -121,18 +177,35 @@ type transport struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	kind, bad := t.f.next()
+	if status := t.f.stormy(r); status != 0 {
+		return answered(r, status), nil
+	}
+	size := r.ContentLength
+	if r.Body == nil || r.Body == http.NoBody {
+		size = 0
+	} else if size < 0 {
+		size = unknown
+	}
+	kind, bad := t.f.next(size)
 	if !bad {
 		return t.base.RoundTrip(r)
 	}
-	if kind == Lost {
-		resp, err := t.base.RoundTrip(r)
-		if err != nil {
+	switch kind {
+	case Lost:
+		if err := t.lose(r); err != nil {
 			return nil, err
 		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
 		return nil, errInjected
+	case Cut:
+		if size > 0 {
+			// What the server makes of half a body counts, what it says is lost.
+			_ = t.lose(withBody(r, &part{ReadCloser: r.Body, left: size / 2, end: func() error { return io.ErrUnexpectedEOF }}))
+			return nil, errInjected
+		}
+	case Stalls:
+		return t.stall(r, size)
+	case Trickles:
+		return t.trickle(r, size)
 	}
 	if r.Body != nil {
 		r.Body.Close()
@@ -141,12 +214,19 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	case Hangs:
 		return nil, t.f.hang(r.Context())
 	case Unavailable:
-		return &http.Response{
-			Status: "503 Service Unavailable", StatusCode: http.StatusServiceUnavailable, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-			Header: http.Header{"Content-Type": {"text/html"}}, Body: io.NopCloser(bytes.NewReader([]byte("<h1>maintenance</h1>"))), Request: r,
-		}, nil
+		return answered(r, http.StatusServiceUnavailable), nil
 	}
 	return nil, errInjected
+}
+
+// lose makes a call whose answer does not arrive.
+func (t transport) lose(r *http.Request) error {
+	resp, err := t.base.RoundTrip(r)
+	if err != nil {
+		return err
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.Body.Close()
 }
 
 // Patience is a context whose deadline passes when a call hangs, and no sooner.

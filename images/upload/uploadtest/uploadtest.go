@@ -10,6 +10,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -19,8 +21,8 @@ import (
 	"github.com/imagectl/imagectl/images/upload"
 )
 
-// Platform is one fresh platform with a server that ends with the test. Functions
-// that are nil name what the platform has not got: their tests are not run.
+// Platform is one fresh platform with a server that ends with the test. A hook that
+// is nil needs a reason in Absent.
 type Platform struct {
 	// Target is ours with right credentials; all its remote calls go through f.
 	Target func(f *Faults) upload.Target
@@ -36,9 +38,21 @@ type Platform struct {
 	Fill, Quota func()
 	// Use has something need an object that is not current.
 	Use func(o upload.Object) error
+	// Patient is Target with as many tries as users have, and Repeats tells which of its
+	// requests are sent again after a 5xx.
+	Patient func(f *Faults) upload.Target
+	Repeats func(r *http.Request) bool
+	// Absent says for each case without a hook why the platform has no such thing, or
+	// where else it is tried. The case is skipped with these words.
+	Absent map[Case]string
 	// Hold keeps imports from ending until Release, where the platform imports; Settle
 	// waits until all that it does by itself has ended, well or not.
 	Hold, Release, Settle func()
+	// Unprovable are the checks of an image that was uploaded just now that the platform
+	// gives no means for, by name. All others have to be good.
+	Unprovable []string
+	// Waits: what is being imported cannot be removed, so that a cleanup waits for its end.
+	Waits bool
 	// Slow has each fault of each call tried in one of its four circumstances, which
 	// change from one to the next, and not in all: for a server that takes long.
 	Slow bool
@@ -64,6 +78,9 @@ const (
 func set(t *testing.T, start func(*testing.T) Platform) *bench {
 	t.Helper()
 	b := &bench{T: t, Platform: start(t), faults: &Faults{}, state: t.TempDir()}
+	if gaps := b.gaps(); len(gaps) > 0 {
+		t.Fatalf("the platform leaves cases out without a word:\n%s", strings.Join(gaps, "\n"))
+	}
 	b.target = b.Target(b.faults)
 	return b
 }
@@ -131,20 +148,74 @@ func Run(t *testing.T, start func(*testing.T) Platform) {
 		{"a second upload does nothing and says so", second},
 		{"a dry run changes nothing", dry},
 		{"a newer version is current only when it is promoted, and rollback goes back", promotion},
-		{"prune leaves what is current, newest and in use", prune},
+		{"prune leaves what is current, before it, and newest", prune},
+		{"prune leaves what is in use", pruneInUse},
 		{"wrong credentials are ErrAuth and leave nothing", stranger},
 		{"a full platform is ErrSpace and leaves nothing", full},
 		{"a quota is ErrSpace and leaves nothing", quota},
 		{"two uploads of one image at once make one", twoAtOnce},
 		{"a storm of 503 is ErrServer", storm},
 		{"a server that does not answer is ErrTimeout, and the next run ends it", hangs},
+		{"a server that stops in the middle is ErrTimeout, and the next run ends it", stalls},
+		{"a server that answers bit by bit is waited for", trickles},
 		{"an upload that is called off leaves nothing after a cleanup", calledOff},
 		{"objects of others stay as they are", foreign},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(set(t, start)) })
 	}
+	t.Run("a server that fails for a while is asked again", func(t *testing.T) { storms(t, start) })
 	t.Run("every remote call may fail", func(t *testing.T) { everyCall(t, start) })
+}
+
+// Case is one that not every platform can be brought into.
+type Case string
+
+// The cases, each with the hook that it needs.
+const (
+	Credentials Case = "wrong credentials"               // Stranger
+	Full        Case = "a full platform"                 // Fill
+	Quota       Case = "a quota"                         // Quota
+	InUse       Case = "an object in use"                // Use
+	CalledOff   Case = "an import that is held"          // Hold and Release
+	Others      Case = "objects of somebody else's"      // Plant
+	Storm       Case = "a server that fails for a while" // Patient and Repeats
+)
+
+// hooks says which cases the platform can be brought into.
+func (p Platform) hooks() map[Case]bool {
+	return map[Case]bool{
+		Credentials: p.Stranger != nil, Full: p.Fill != nil, Quota: p.Quota != nil,
+		InUse: p.Use != nil, CalledOff: p.Hold != nil && p.Release != nil, Others: p.Plant != nil, Storm: p.Patient != nil && p.Repeats != nil,
+	}
+}
+
+// gaps are the cases with neither a hook nor a reason, or with both.
+func (p Platform) gaps() (all []string) {
+	for c, has := range p.hooks() {
+		why := strings.TrimSpace(p.Absent[c])
+		switch {
+		case !has && why == "":
+			all = append(all, fmt.Sprintf("%s: there is neither a hook nor a reason in Absent", c))
+		case has && why != "":
+			all = append(all, fmt.Sprintf("%s: there is a hook, and a reason for there being none: %s", c, why))
+		}
+	}
+	for c := range p.Absent {
+		if _, known := p.hooks()[c]; !known {
+			all = append(all, fmt.Sprintf("%s: there is no such case", c))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// needs skips a case that the platform cannot be brought into.
+func (b *bench) needs(c Case) {
+	b.Helper()
+	if !b.hooks()[c] {
+		b.Skipf("%s: %s", c, b.Absent[c])
+	}
 }
 
 func fresh(b *bench) {
@@ -162,13 +233,22 @@ func fresh(b *bench) {
 		b.Fatal(err)
 	}
 	good := 0
+	var unprovable []string
 	for _, c := range checks {
 		switch c.Result {
 		case upload.Good:
 			good++
-		case upload.Bad:
-			b.Errorf("check %s: %s", c.Name, c.Detail)
+		case upload.Unprovable:
+			unprovable = append(unprovable, c.Name)
+			if c.Detail == "" {
+				b.Errorf("check %s cannot be proven, without a reason", c.Name)
+			}
+		default:
+			b.Errorf("check %s is %q: %s", c.Name, c.Result, c.Detail)
 		}
+	}
+	if !slices.Equal(unprovable, b.Unprovable) {
+		b.Errorf("what cannot be proven is %q, want %q", unprovable, b.Unprovable)
 	}
 	if good == 0 {
 		b.Error("nothing was verified")
@@ -246,16 +326,25 @@ func promotion(b *bench) {
 	b.clean(2)
 }
 
-func prune(b *bench) {
+func prune(b *bench) { b.prune(nil) }
+
+func pruneInUse(b *bench) {
+	b.needs(InUse)
+	b.prune(b.Use)
+}
+
+// prune has six versions, of which something needs one where use is not nil.
+func (b *bench) prune(use func(upload.Object) error) {
+	b.Helper()
 	var all []upload.Outcome
 	for seed := range uint64(6) {
 		all = append(all, b.must(b.image(seed+1), seed == 1 || seed == 2))
 	}
 	want := map[string]bool{all[0].Object.ID: true}
 	inUse := ""
-	if b.Use != nil {
+	if use != nil {
 		inUse = all[3].Object.ID
-		if err := b.Use(all[3].Object); err != nil {
+		if err := use(all[3].Object); err != nil {
 			b.Fatal(err)
 		}
 	} else {
@@ -290,9 +379,7 @@ func prune(b *bench) {
 }
 
 func stranger(b *bench) {
-	if b.Stranger == nil {
-		return
-	}
+	b.needs(Credentials)
 	b.target = b.Stranger()
 	_, err := b.run(b.Context(), b.image(1), true)
 	if !errors.Is(err, upload.ErrAuth) {
@@ -302,13 +389,18 @@ func stranger(b *bench) {
 	b.clean(0)
 }
 
-func full(b *bench)  { b.noSpace(b.Fill) }
-func quota(b *bench) { b.noSpace(b.Quota) }
+func full(b *bench) {
+	b.needs(Full)
+	b.noSpace(b.Fill)
+}
+
+func quota(b *bench) {
+	b.needs(Quota)
+	b.noSpace(b.Quota)
+}
 
 func (b *bench) noSpace(exhaust func()) {
-	if exhaust == nil {
-		return
-	}
+	b.Helper()
 	exhaust()
 	img := b.image(1)
 	if _, err := b.run(b.Context(), img, true); !errors.Is(err, upload.ErrSpace) {
@@ -391,12 +483,48 @@ func hangs(b *bench) {
 	b.clean(1)
 }
 
+// stalls has the platform stop while it answers the first call, and then in the
+// middle of the largest body: of the file, where a request has it.
+func stalls(b *bench) {
+	b.faults.Heal()
+	b.must(b.image(1), true)
+	largest := slices.Max(b.faults.Sent())
+	for n, at := range []string{"the first answer", "the largest body"} {
+		if n > 0 && largest == 0 {
+			continue
+		}
+		img := b.image(uint64(2 + n))
+		if n == 0 {
+			b.faults.Fail(1, Stalls, true)
+		} else {
+			// Another image's file has another size, and may be packed on the way.
+			b.faults.FailSending(min(largest, img.Size)/8+1, Stalls)
+		}
+		_, err := b.run(b.faults.Patience(b.Context()), img, true)
+		if !errors.Is(err, upload.ErrTimeout) {
+			b.Errorf("stopping at %s: got %v, want ErrTimeout", at, err)
+		}
+		b.faults.Heal()
+		b.must(img, true)
+		b.clean(2 + n)
+	}
+}
+
+func trickles(b *bench) {
+	img := b.image(1)
+	b.faults.Fail(1, Trickles, true)
+	out := b.must(img, true)
+	b.faults.Heal()
+	b.clean(1)
+	if all := b.list(); out.Unchanged || !all[0].Current || all[0].ID != out.Object.ID {
+		b.Errorf("listed is %+v after %+v", all, out)
+	}
+}
+
 // calledOff ends the process while the platform imports; the cleanup comes before
 // the platform has noticed.
 func calledOff(b *bench) {
-	if b.Hold == nil {
-		return
-	}
+	b.needs(CalledOff)
 	b.Hold()
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
@@ -417,7 +545,24 @@ func calledOff(b *bench) {
 	if !errors.Is(err, context.Canceled) {
 		b.Errorf("got %v, want that it was called off", err)
 	}
-	if _, err := upload.Cleanup(b.Context(), b.target, b.state, targetName); err != nil {
+	cleaned := make(chan error, 1)
+	before := b.faults.Calls()
+	go func() {
+		_, err := upload.Cleanup(b.Context(), b.target, b.state, targetName)
+		cleaned <- err
+	}()
+	if b.Waits {
+		// Enough calls for it to have found out, and to have asked again.
+		const asks = 10
+		for b.faults.Calls() < before+asks && len(cleaned) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		if len(cleaned) > 0 {
+			b.Error("the cleanup did not wait for the import")
+		}
+		b.Release()
+	}
+	if err := <-cleaned; err != nil {
 		b.Error(err)
 	}
 	b.clean(0)
@@ -428,9 +573,7 @@ func calledOff(b *bench) {
 }
 
 func foreign(b *bench) {
-	if b.Plant == nil {
-		return
-	}
+	b.needs(Others)
 	untouched := b.Plant()
 	one, two := b.must(b.image(1), true), b.must(b.image(2), true)
 	if _, _, err := upload.Rollback(b.Context(), b.target, family); err != nil {

@@ -287,6 +287,10 @@ func (l *Library) put(ctx context.Context, session, name string, body io.Reader,
 	return nil
 }
 
+// noResource is what vCenter calls a datastore that is full, as shown in
+// ansible-collections/vmware.vmware_rest, pull request 299.
+const noResource = "com.vmware.vdcs.util.unable_to_allocate_resource"
+
 // complete ends a session and waits until vCenter has looked at the files.
 func (l *Library) complete(ctx context.Context, session string, ev upload.Events) error {
 	at := idPath(updatePath, session)
@@ -298,6 +302,7 @@ func (l *Library) complete(ctx context.Context, session string, ev upload.Events
 		var s struct {
 			State string `json:"state"`
 			Error struct {
+				ID   string `json:"id"`
 				Text string `json:"default_message"`
 			} `json:"error_message"`
 		}
@@ -309,7 +314,11 @@ func (l *Library) complete(ctx context.Context, session string, ev upload.Events
 			return nil
 		case "ACTIVE":
 		default:
-			return fmt.Errorf("%w: the update is %s: %s", upload.ErrServer, s.State, s.Error.Text)
+			kind := upload.ErrServer
+			if s.Error.ID == noResource {
+				kind = upload.ErrSpace
+			}
+			return fmt.Errorf("%w: the update is %s: %s", kind, s.State, s.Error.Text)
 		}
 		if err := l.Wait(ctx); err != nil {
 			return fmt.Errorf("waiting for vCenter: %w", upload.CallError(ctx, err))

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,10 +116,11 @@ func (u unique) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (s *shelf) platform() uploadtest.Platform {
+	var no atomic.Pointer[refusal]
 	return uploadtest.Platform{
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c := s.config()
-			c.Transport = f.Transport(c.Transport)
+			c.Transport = f.Transport(refusing{c.Transport, &no})
 			return s.target(c)
 		},
 		Stranger: func() upload.Target {
@@ -148,7 +150,15 @@ func (s *shelf) platform() uploadtest.Platform {
 				return err
 			}
 		},
-		Slow: !everyFault,
+		Fill:  func() { no.Store(fullLibrary()) },
+		Quota: func() { no.Store(noMoreFiles()) },
+		Absent: map[uploadtest.Case]string{
+			uploadtest.InUse:     "machines are deployed as copies: vCenter deletes an item whatever was made of it",
+			uploadtest.Storm:     "nothing is sent again: each call makes or ends something; the next run begins anew",
+			uploadtest.CalledOff: "the files are sent by this process, in a session that is cancelled",
+		},
+		Unprovable: []string{"size of the disk's file", "stored bytes"},
+		Slow:       !everyFault,
 	}
 }
 

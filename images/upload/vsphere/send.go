@@ -160,6 +160,10 @@ func (t *Target) fill(ctx context.Context, s *session, lease types.ManagedObject
 		}, func(ctx context.Context) error { return t.post(ctx, s, device, item, body, src.size) })
 	})
 	if err := group.Wait(); err != nil {
+		if ctx.Err() != nil {
+			// Computing may have noticed it first.
+			err = upload.CallError(ctx, err)
+		}
 		return err
 	}
 	return compareManifest(ctx, s, lease, device.Key, src.size, hex.EncodeToString(sum.Sum(nil)), ev)

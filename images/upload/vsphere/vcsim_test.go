@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -282,10 +283,11 @@ func (v *vcenter) plant() func() error {
 }
 
 func (v *vcenter) platform() uploadtest.Platform {
+	var no atomic.Pointer[refusal]
 	return uploadtest.Platform{
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c := v.config()
-			c.Transport = f.Transport(c.Transport)
+			c.Transport = f.Transport(refusing{c.Transport, &no})
 			return v.target(c)
 		},
 		Stranger: func() upload.Target {
@@ -293,10 +295,16 @@ func (v *vcenter) platform() uploadtest.Platform {
 			c.Password = "wrong"
 			return v.target(c)
 		},
-		Leftovers: func() ([]string, error) { return v.names(), nil },
-		Plant:     v.plant,
-		Fill:      v.full,
-		Use:       v.clone,
+		Leftovers:  func() ([]string, error) { return v.names(), nil },
+		Unprovable: []string{"stored bytes"},
+		Plant:      v.plant,
+		Fill:       v.full,
+		Quota:      func() { no.Store(limitExceeded()) },
+		Use:        v.clone,
+		Absent: map[uploadtest.Case]string{
+			uploadtest.CalledOff: "the disk is sent by this process, under a lease that ends with it",
+			uploadtest.Storm:     "nothing is sent again: vCenter says 500 for each refusal; the next run begins anew",
+		},
 	}
 }
 

@@ -95,6 +95,9 @@ func (s *Server) copyImage(i *image, src *source, hold chan struct{}) {
 		// It was deleted meanwhile.
 		return
 	}
+	if err == nil && s.spoilt != "" {
+		err = errors.New(s.spoilt)
+	}
 	if err == nil {
 		err = s.write(i.id, b)
 	}
@@ -145,7 +148,7 @@ func (f *source) stat() error {
 	case bytes.HasPrefix(head, []byte("QFI\xfb")) && len(head) > 32:
 		f.size = int64(binary.BigEndian.Uint64(head[24:]))
 		return nil
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}), bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")), bytes.HasPrefix(head, []byte("BZh")):
 		return errors.New("Unsupported remote image format") //nolint:staticcheck // OpenNebula's words.
 	}
 	f.raw = true
@@ -167,7 +170,10 @@ func (f *source) stat() error {
 // readAll reads as often as the scripts do; the last reading counts.
 func (f *source) readAll() ([]byte, error) {
 	if !strings.HasPrefix(f.path, "http") {
-		if !strings.HasPrefix(f.path, "/var/tmp/") {
+		f.s.mu.Lock()
+		safe := f.s.safe
+		f.s.mu.Unlock()
+		if !strings.HasPrefix(f.path, "/var/tmp/") && (safe == "" || !strings.HasPrefix(f.path, safe+"/")) {
 			return nil, fmt.Errorf("Not allowed to copy image file %s", f.path) //nolint:staticcheck // OpenNebula's words.
 		}
 		return os.ReadFile(f.path)

@@ -60,6 +60,8 @@ type Server struct {
 	freeMB    int64
 	quota     int
 	hold      chan struct{}
+	spoilt    string
+	safe      string
 	imports   sync.WaitGroup
 	gets      int
 	heads     int
@@ -67,10 +69,12 @@ type Server struct {
 
 type image struct {
 	id, state, vms int
-	owner, name    string
-	regTime        int64
-	sizeMB         int64
-	attrs          attrs
+	// kept is locked by its owner, with one.image.lock.
+	kept        bool
+	owner, name string
+	regTime     int64
+	sizeMB      int64
+	attrs       attrs
 }
 
 type vmTemplate struct {
@@ -153,6 +157,33 @@ func (s *Server) Use(id string) error {
 	}
 	i.vms, i.state = i.vms+1, used
 	return nil
+}
+
+// Safe adds a directory to those that images may be read from.
+func (s *Server) Safe(dir string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.safe = filepath.Clean(dir)
+}
+
+// Lock is one.image.lock: nobody deletes the image any more.
+func (s *Server) Lock(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, _ := strconv.Atoi(id)
+	i := s.images[n]
+	if i == nil {
+		return fmt.Errorf("there is no image %q", id)
+	}
+	i.kept = true
+	return nil
+}
+
+// Spoil lets all imports end in state ERROR with these words of the driver.
+func (s *Server) Spoil(words string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spoilt = words
 }
 
 // File is where the bytes of an image lie.

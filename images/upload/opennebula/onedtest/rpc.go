@@ -132,6 +132,13 @@ func (s *Server) deleteImage(session string, id int) answer {
 		return refuse(noExists, "Error getting image [%d].", id)
 	case i.owner != session:
 		return refuse(authorization, "User [2] : Not authorized to perform MANAGE IMAGE [%d].", id)
+	case i.kept:
+		// OpenNebula/one, issue 2626, has the words.
+		return refuse(authorization, "User [2] : IMAGE is locked. [%d].", id)
+	case i.state == locked:
+		// ImageAPI::del_image: while it is imported only who has ADMIN rights removes it,
+		// by force. An owner has not.
+		return refuse(internal, "Image locked, use --force flag to remove the image. Force delete may leave some files on Datastore")
 	case i.vms > 0:
 		return refuse(action, "Cannot delete image. There are %d VMs using it.", i.vms)
 	}

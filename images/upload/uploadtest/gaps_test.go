@@ -1,0 +1,58 @@
+package uploadtest
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/imagectl/imagectl/images/upload"
+)
+
+// A platform without hooks has the whole suite fail, and not pass.
+func TestACaseIsTriedOrSaysWhyNot(t *testing.T) {
+	t.Parallel()
+	all := []Case{Credentials, Full, Quota, InUse, CalledOff, Others, Storm}
+	why := map[Case]string{}
+	for _, c := range all {
+		why[c] = "a reason"
+	}
+	hooks := Platform{
+		Stranger: func() upload.Target { return nil }, Fill: func() {}, Quota: func() {}, Use: func(upload.Object) error { return nil },
+		Hold: func() {}, Release: func() {}, Plant: func() func() error { return nil },
+		Patient: func(*Faults) upload.Target { return nil }, Repeats: func(*http.Request) bool { return true },
+	}
+	both := hooks
+	both.Absent = map[Case]string{Full: "a reason"}
+	half := hooks
+	half.Release = nil
+	for _, tt := range []struct {
+		name string
+		p    Platform
+		want []Case
+		text string
+	}{
+		{"nothing", Platform{}, all, "there is neither a hook nor a reason in Absent"},
+		{"all hooks", hooks, nil, ""},
+		{"all reasons", Platform{Absent: why}, nil, ""},
+		{"both", both, []Case{Full}, "there is a hook, and a reason for there being none"},
+		{"imports that are held for ever", half, []Case{CalledOff}, "there is neither"},
+		{"a reason that says nothing", Platform{Absent: map[Case]string{Full: " ", Credentials: "a", Quota: "a", InUse: "a", CalledOff: "a", Others: "a", Storm: "a"}}, []Case{Full}, "there is neither"},
+		{"a case that is none", Platform{Absent: func() map[Case]string {
+			more := map[Case]string{"full": "a reason"}
+			for c, w := range why {
+				more[c] = w
+			}
+			return more
+		}()}, []Case{"full"}, "there is no such case"},
+	} {
+		got := tt.p.gaps()
+		ok := len(got) == len(tt.want)
+		for _, c := range tt.want {
+			ok = ok && slices.ContainsFunc(got, func(text string) bool { return strings.HasPrefix(text, string(c)+": "+tt.text) })
+		}
+		if !ok {
+			t.Errorf("%s: got %q, want gaps %q, each %q", tt.name, got, tt.want, tt.text)
+		}
+	}
+}
