@@ -66,7 +66,8 @@ ETH1_METRIC='100'
 		}
 	}()
 	for _, line := range s["log"] {
-		if strings.Contains(line, "30-imagectl-context-") && !strings.Contains(line, "onfiguring with") || strings.Contains(strings.ToLower(line), "could not") {
+		low := strings.ToLower(line)
+		if strings.Contains(line, "30-imagectl-context-") && !strings.Contains(line, "onfiguring with") || strings.Contains(low, "could not") || strings.Contains(low, "failed") {
 			t.Errorf("networkd does not like a file: %s", line)
 		}
 	}

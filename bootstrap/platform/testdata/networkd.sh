@@ -13,6 +13,7 @@ mount -t tmpfs tmp /run
 mount -t tmpfs tmp /etc/systemd
 mkdir -p /etc/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp /run/dbus
 chown -R systemd-network: /run/systemd/netif
+modprobe -d "$WORK" ipv6
 ip link set lo up
 
 ip netns add router
