@@ -288,12 +288,10 @@ func address4(vars map[string]string, name string) (netip.Prefix, error) {
 	}
 	text := cmp.Or(strings.TrimSpace(vars[name+"_MASK"]), "255.255.255.0")
 	mask, err := netip.ParseAddr(text)
-	bits := -1
+	bits := 0
 	if err == nil && mask.Is4() {
 		b := mask.As4()
-		if ones, size := net.IPMask(b[:]).Size(); size == 32 { // 0 of 0 for a mask with holes
-			bits = ones
-		}
+		bits, _ = net.IPMask(b[:]).Size() // 0 for a mask with holes
 	}
 	if bits < 1 {
 		return netip.Prefix{}, fmt.Errorf("%s_MASK %.60q is no mask of a network", name, text)

@@ -351,7 +351,8 @@ func isLetIn(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c 
 	}
 }
 
-// hasWhatItsPlatformSaid looks that a machine has the address and the name of its CONTEXT.
+// hasWhatItsPlatformSaid looks that a machine has the address and the name of its CONTEXT,
+// whose mask nobody else knows.
 func hasWhatItsPlatformSaid(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) {
 	t.Helper()
 	if _, err := rack.Guests[m.Name].Console.Wait(ctx, 0, regexp.MustCompile("clone: hostname="+apartName+" /etc/hostname="+apartName)); err != nil {
@@ -362,8 +363,8 @@ func hasWhatItsPlatformSaid(t *testing.T, ctx context.Context, rack *lab.Lab, m 
 		t.Fatal(err)
 	}
 	cards := views[m.Name].Facts.Interfaces
-	if !slices.ContainsFunc(cards, func(c lab.Card) bool { return c.MAC == m.MAC && slices.Equal(c.Addresses, []string{m.Address + "/24"}) }) {
-		t.Errorf("%s has the cards %+v, want %s/24", m.Name, cards, m.Address)
+	if !slices.ContainsFunc(cards, func(c lab.Card) bool { return c.MAC == m.MAC && slices.Equal(c.Addresses, []string{m.Address + "/25"}) }) {
+		t.Errorf("%s has the cards %+v, want %s/25", m.Name, cards, m.Address)
 	}
 	for _, e := range audited(t, ctx, rack, m) {
 		if e.Action == "token-used" && e.Actor.Source != m.Address {
@@ -493,7 +494,7 @@ ETH0_IP6_METRIC=''
 ETH0_IP6_PREFIX_LENGTH=''
 ETH0_IP6_ULA=''
 ETH0_MAC='%[3]s'
-ETH0_MASK='255.255.255.0'
+ETH0_MASK='255.255.255.128'
 ETH0_METHOD=''
 ETH0_METRIC=''
 ETH0_MTU=''
