@@ -18,16 +18,21 @@ import (
 const lookAgain = 2 * time.Second
 
 // Configure returns node.json, or what the platform of a virtual machine says
-// when there is none, which it keeps: a platform speaks once in a machine's life,
-// as Ignition does. It waits until there is something, and says on the console
-// what it looked for; waiting is called once before that and may be nil.
+// when there is none, which it keeps: of its server a platform speaks once in a
+// machine's life, as Ignition does. It waits until there is something, and says on the
+// console what it looked for; waiting is called once before that and may be nil.
+//
+// Where the platform has addresses for the machine it gets them before that, and at each
+// start again.
 func Configure(ctx context.Context, h *host.Host, log *slog.Logger, waiting func()) (nodeconf.Config, error) {
+	network := &addresses{host: h, log: log}
 	b, err := h.ReadFile(nodeconf.Path)
 	if err == nil {
 		conf, err := nodeconf.Parse(b)
 		if err != nil {
 			return nodeconf.Config{}, fmt.Errorf("reading %s: %w", nodeconf.Path, err)
 		}
+		network.again(ctx)
 		return conf, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -39,6 +44,7 @@ func Configure(ctx context.Context, h *host.Host, log *slog.Logger, waiting func
 	}
 	web := platform.Client()
 	for said := ""; ; {
+		network.look(ctx) // first: a metadata service may need it
 		conf, from, err := platform.Find(ctx, h, web)
 		if err == nil {
 			log.Info("the platform says which server this machine belongs to", "from", from, "cluster", conf.Cluster, "servers", conf.Servers)

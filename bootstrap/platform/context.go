@@ -1,36 +1,89 @@
 package platform
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"regexp"
 	"strings"
 )
 
-// contextValue returns a variable of OpenNebula's context.sh: lines NAME='VALUE',
-// where a value may go over several lines and has '\” for a quote
-// (OpenNebula's src/tm_mad/common/context). Nothing of it is executed.
+const (
+	contextLabel, contextFile = "CONTEXT", "context.sh"
+	// maxContext bounds context.sh, in bytes. Besides what is of use here it holds
+	// scripts, keys and user data.
+	maxContext = 1 << 20
+)
+
+// contextName is OpenNebula's VARIABLE (src/parsers/template_parser.l).
+var contextName = regexp.MustCompile(`^[A-Za-z0-9_]+$`)
+
+// Addresses returns what OpenNebula says of the machine's network cards and of its name.
+// Without a CONTEXT medium the error wraps fs.ErrNotExist. Any other error may come with
+// cards: it says what is wrong with those that are not among them.
+func Addresses(ctx context.Context, m Machine) (Network, error) {
+	b, err := m.ReadMedium(ctx, contextLabel, contextFile, maxContext+1)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%s %s: %w", contextLabel, contextFile, err)
+		}
+		return Network{}, err
+	}
+	vars, err := variables(b)
+	if err != nil {
+		return Network{}, fmt.Errorf("%s %s: %w", contextLabel, contextFile, err)
+	}
+	return network(vars)
+}
+
+// contextValue returns a variable of OpenNebula's context.sh.
 func contextValue(script []byte, name string) ([]byte, error) {
+	vars, err := variables(script)
+	if err != nil {
+		return nil, err
+	}
+	value, ok := vars[name]
+	if !ok {
+		return nil, fmt.Errorf("it has no variable %s", name)
+	}
+	return []byte(value), nil
+}
+
+// variables reads OpenNebula's context.sh: comments, and NAME='VALUE' where a value may go
+// over several lines and has its quotation marks outside of the quotes, behind a backslash,
+// as oned writes it (src/vm/VirtualMachineContext.cc, generate_context). A shell makes the
+// same of it. More of the shell's language than that is refused, and nothing is executed.
+func variables(script []byte) (map[string]string, error) {
+	if len(script) > maxContext {
+		return nil, fmt.Errorf("it has more than %d bytes", maxContext)
+	}
+	vars := map[string]string{}
 	rest := string(script)
+	if strings.ContainsRune(rest, 0) {
+		return nil, errors.New("it holds a NUL, which is in no shell script")
+	}
 	for rest != "" {
 		line, after, _ := strings.Cut(rest, "\n")
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+		if trimmed := strings.TrimSpace(line); trimmed == "" || trimmed[0] == '#' {
 			rest = after
 			continue
 		}
-		key, value, ok := strings.Cut(rest, "=")
-		if !ok || strings.ContainsAny(key, "\n'\" ") {
-			return nil, fmt.Errorf("the line %.40q is not NAME='VALUE'", line)
+		name, value, ok := strings.Cut(rest, "=")
+		if !ok || !contextName.MatchString(name) {
+			return nil, fmt.Errorf("the line %.40q is not NAME='VALUE'", strings.TrimSpace(line))
 		}
 		text, after, err := quoted(value)
 		if err != nil {
-			return nil, fmt.Errorf("the value of %.40q: %w", key, err)
+			return nil, fmt.Errorf("the value of %.40q: %w", name, err)
 		}
-		if key == name {
-			return []byte(text), nil
+		if _, twice := vars[name]; twice {
+			return nil, fmt.Errorf("it sets %.40q twice", name)
 		}
+		vars[name] = text
 		rest = after
 	}
-	return nil, fmt.Errorf("it has no variable %s", name)
+	return vars, nil
 }
 
 // quoted reads a shell word of single-quoted parts and \' up to the line's end.
@@ -40,8 +93,6 @@ func quoted(s string) (text, rest string, err error) {
 		switch {
 		case s == "" || s[0] == '\n':
 			return b.String(), strings.TrimPrefix(s, "\n"), nil
-		case s[0] == '\r':
-			s = s[1:]
 		case strings.HasPrefix(s, `\'`):
 			b.WriteByte('\'')
 			s = s[2:]

@@ -17,6 +17,10 @@
 //
 // Each holds node.json (nodeconf), as it is or in base64. It is public, as
 // node.json is: who changes it on the way changes the enrolment code.
+//
+// OpenNebula has addresses for its machines, and often no DHCP: [Addresses] reads what its
+// CONTEXT says of network cards and of the machine's name, and [Network.Files] is that for
+// systemd-networkd. Nothing else of a CONTEXT is of any effect: no key, user or script.
 package platform
 
 import (
@@ -37,7 +41,7 @@ const (
 	ContextVariable = "IMAGECTL_NODE"
 	// Property is the key of the OVF property; the OVA has it (images/ova).
 	Property = "guestinfo.imagectl.node"
-	// Max bounds what is read, in bytes.
+	// Max bounds node.json and the files that hold it, in bytes; but a context.sh.
 	Max = 64 << 10
 )
 
@@ -59,6 +63,8 @@ type medium struct {
 	label, file string
 	// find takes node.json out of the file.
 	find func([]byte) ([]byte, error)
+	// max bounds the file, in bytes.
+	max int64
 }
 
 // media are in the order in which they are asked. A FAT label is in capitals. OVF
@@ -68,15 +74,15 @@ func media() []medium {
 	all := func(b []byte) ([]byte, error) { return b, nil }
 	ovf := func(b []byte) ([]byte, error) { return property(b, Property) }
 	return []medium{
-		{"CONTEXT", "context.sh", func(b []byte) ([]byte, error) { return contextValue(b, ContextVariable) }},
-		{"cidata", "user-data", all},
-		{"CIDATA", "user-data", all},
-		{"config-2", "openstack/latest/user_data", all},
-		{"CONFIG-2", "openstack/latest/user_data", all},
-		{"OVF ENV", "ovf-env.xml", ovf},
-		{"OVF ENV", "ovf_env.xml", ovf},
-		{"OVFENV", "ovf-env.xml", ovf},
-		{"OVF-TRANSPORT", "ovf-env.xml", ovf},
+		{contextLabel, contextFile, func(b []byte) ([]byte, error) { return contextValue(b, ContextVariable) }, maxContext},
+		{"cidata", "user-data", all, Max},
+		{"CIDATA", "user-data", all, Max},
+		{"config-2", "openstack/latest/user_data", all, Max},
+		{"CONFIG-2", "openstack/latest/user_data", all, Max},
+		{"OVF ENV", "ovf-env.xml", ovf, Max},
+		{"OVF ENV", "ovf_env.xml", ovf, Max},
+		{"OVFENV", "ovf-env.xml", ovf, Max},
+		{"OVF-TRANSPORT", "ovf-env.xml", ovf, Max},
 	}
 }
 
@@ -104,7 +110,7 @@ func Find(ctx context.Context, m Machine, web Web) (conf nodeconf.Config, from s
 		return conf, from, nil
 	}
 	for _, d := range media() {
-		b, err := m.ReadMedium(ctx, d.label, d.file, Max+1)
+		b, err := m.ReadMedium(ctx, d.label, d.file, d.max+1)
 		if err == nil {
 			b, err = d.find(b)
 		}

@@ -1,7 +1,6 @@
 package platform
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -13,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/big"
 	"strings"
 	"testing"
@@ -181,16 +181,26 @@ func FuzzProperty(f *testing.F) {
 	})
 }
 
-// FuzzContext looks that no script makes the parser run away, and that a value it
-// returns stands in the script.
+// FuzzContext looks that what is read of a script is what oned would have written it from:
+// its own form of the values gives them again.
 func FuzzContext(f *testing.F) {
 	f.Add("# c\nA='1'\nIMAGECTL_NODE='a'\\''b'\n")
 	f.Add("IMAGECTL_NODE='a\nb'")
 	f.Add("=''\n'=")
 	f.Fuzz(func(t *testing.T, script string) {
-		got, err := contextValue([]byte(script), ContextVariable)
-		if err == nil && !bytes.Contains([]byte(script), []byte(ContextVariable+"=")) {
-			t.Errorf("%q from %q", got, script)
+		vars, err := variables([]byte(script))
+		if err != nil {
+			return
+		}
+		var again strings.Builder
+		for name, value := range vars {
+			if !strings.Contains(script, name+"=") {
+				t.Errorf("%q is not in %q", name, script)
+			}
+			again.WriteString(name + "='" + strings.ReplaceAll(value, "'", `'\''`) + "'\n")
+		}
+		if got, err := variables([]byte(again.String())); err != nil || !maps.Equal(got, vars) {
+			t.Errorf("%q, %v from %q", got, err, again.String())
 		}
 	})
 }

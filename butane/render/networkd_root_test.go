@@ -3,89 +3,17 @@
 package render
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/butane/plan"
+	"github.com/imagectl/imagectl/test/uml"
 )
-
-// said is what testdata/networkd.sh printed, by its first word.
-type said map[string][]string
-
-// inLinux starts a Linux of its own, as a program (Debian's user-mode-linux), with a script
-// as its first process. This machine's kernel may lack what that one has: bonds and VLANs.
-func inLinux(t *testing.T, script, work string, args ...string) said {
-	t.Helper()
-	const linux, modules = "/usr/bin/linux.uml", "/usr/lib/uml/modules"
-	for _, f := range []string{linux, modules, "/lib/systemd/systemd-networkd"} {
-		if _, err := os.Stat(f); err != nil {
-			t.Fatalf("a judge is missing: %v (make deps installs it)", err)
-		}
-	}
-	if err := os.MkdirAll(filepath.Join(work, "lib"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(modules, filepath.Join(work, "lib/modules")); err != nil {
-		t.Fatal(err)
-	}
-	script, err := filepath.Abs(script)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// It takes 20 seconds here; beside a hundred other programs, more.
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, linux, append([]string{
-		"mem=256M", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + script, "WORK=" + work,
-		"con=null", "con0=fd:0,fd:1", "quiet", "panic=-1",
-	}, args...)...)
-	cmd.Dir = work
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + work, "TMPDIR=" + work}
-	// It is several processes, and stops when all of them do.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		t.Logf("linux.uml: %v", err) // it ends with 0 or 1, as the console goes
-	}
-	s := said{}
-	for line := range strings.Lines(out.String()) {
-		if rest, ok := strings.CutPrefix(line, "@@"); ok {
-			word, value, _ := strings.Cut(strings.TrimRight(rest, "\r\n"), " ")
-			s[word] = append(s[word], value)
-		}
-	}
-	if s["end"] == nil {
-		t.Fatalf("the script did not come to its end:\n%s", out.String())
-	}
-	return s
-}
-
-// what decodes the one JSON value of a word.
-func what[T any](t *testing.T, s said, word string) T {
-	t.Helper()
-	var v T
-	if len(s[word]) != 1 {
-		t.Fatalf("%d lines of %s", len(s[word]), word)
-	}
-	if err := json.Unmarshal([]byte(s[word][0]), &v); err != nil {
-		t.Fatalf("%s: %v: %s", word, err, s[word][0])
-	}
-	return v
-}
 
 // Debian's systemd-networkd and Linux make of the files what cluster.yaml says: a bond that
 // agrees with a switch by LACP, VLANs, addresses and routes. Packets go over them, also with a
@@ -117,12 +45,9 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cable := func(card, mac, from, to string) string {
-		return card + "=ucast," + mac + ",127.0.0.1," + from + "," + to
-	}
-	s := inLinux(t, "testdata/networkd.sh", work,
-		cable("eth0", "02:00:00:00:00:10", "21000", "21002"), cable("eth2", "02:00:00:00:00:12", "21002", "21000"),
-		cable("eth1", "02:00:00:00:00:11", "21001", "21003"), cable("eth3", "02:00:00:00:00:13", "21003", "21001"))
+	s := uml.Run(t, "testdata/networkd.sh", work,
+		uml.Cable("eth0", "02:00:00:00:00:10", "21000", "21002"), uml.Cable("eth2", "02:00:00:00:00:12", "21002", "21000"),
+		uml.Cable("eth1", "02:00:00:00:00:11", "21001", "21003"), uml.Cable("eth3", "02:00:00:00:00:13", "21003", "21001"))
 	defer func() {
 		if t.Failed() {
 			for word, lines := range s {
@@ -165,7 +90,7 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 		}
 	}
 	links := map[string]link{}
-	for _, l := range what[[]link](t, s, "links") {
+	for _, l := range uml.JSON[[]link](t, s, "links") {
 		links[l.Name] = l
 	}
 	bond := links["bond0"]
@@ -205,7 +130,7 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 		} `json:"addr_info"`
 	}
 	has := map[string][]string{}
-	for _, a := range what[[]address](t, s, "addresses") {
+	for _, a := range uml.JSON[[]address](t, s, "addresses") {
 		for _, i := range a.Info {
 			if i.Scope == "global" {
 				has[a.Name] = append(has[a.Name], netip.PrefixFrom(addr(i.Local), i.Length).String())
@@ -221,7 +146,7 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 		Dst, Gateway, Dev string
 		Metric            int
 	}
-	routes := what[[]route](t, s, "routes")
+	routes := uml.JSON[[]route](t, s, "routes")
 	for _, want := range []route{{"default", "10.42.0.1", "nodes", 0}, {"10.50.0.0/16", "10.5.0.1", "bond1", 50}} {
 		if !slices.Contains(routes, want) {
 			t.Errorf("there is no route %+v in %+v", want, routes)

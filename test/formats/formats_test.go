@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"net"
@@ -49,7 +50,21 @@ type clone struct {
 	from string
 	// as is its name where the format's is taken.
 	as string
+	// token: it enrols itself by a token that its platform gives it, and no operator
+	// compares anything.
+	token bool
+	// apart: it is in a network where nobody gives addresses.
+	apart bool
 }
+
+// The network without DHCP. Behind its router is the server.
+const (
+	apartBridge = "br1"
+	apartRouter = "10.78.0.1"
+	apartSubnet = "    - {cidr: 10.78.0.0/24, router: 10.78.0.1}\n"
+	// apartName is what the machine is called on its platform.
+	apartName = "vm-from-context"
+)
 
 const isoFormat = "iso"
 
@@ -60,8 +75,9 @@ func (c clone) name() string {
 	return cmp.Or(c.as, c.format)
 }
 
-// channel puts node.json where the machine finds it.
-type channel func(t *testing.T, c *vm.Config, nodeJSON []byte)
+// channel puts node.json where the machine finds it. address is the machine's, for channels
+// that have it too.
+type channel func(t *testing.T, c *vm.Config, address string, nodeJSON []byte)
 
 // clones come in groups of atOnce that take equally long.
 func clones() []clone {
@@ -70,9 +86,9 @@ func clones() []clone {
 		{format: isoFormat, firmware: vm.SeaBIOS},
 		{format: "ova", driver: "vmdk", firmware: vm.OVMF, channel: ovfEnvironment, from: "OVF ENV ovf-env.xml"},
 		{format: "raw", driver: "raw", firmware: vm.SeaBIOS, channel: firmwareKey, from: "fw_cfg opt/org.imagectl/node"},
-		{format: "qcow2", driver: "qcow2", firmware: vm.SeaBIOS, channel: openNebula, from: "CONTEXT context.sh"},
+		{format: "qcow2", driver: "qcow2", firmware: vm.SeaBIOS, channel: openNebula, from: "CONTEXT context.sh", token: true, apart: true},
 		{format: "vmdk", driver: "vmdk", firmware: vm.SeaBIOS, channel: cidata, from: "cidata user-data"},
-		{format: "vhd", driver: "vpc", firmware: vm.SeaBIOS, channel: configDrive, from: "config-2 openstack/latest/user_data"},
+		{format: "vhd", driver: "vpc", firmware: vm.SeaBIOS, channel: configDrive, from: "config-2 openstack/latest/user_data", token: true},
 		{format: "raw", driver: "raw", firmware: vm.SeaBIOS, channel: hetzner, from: "the metadata of Hetzner", as: "cloud"},
 	}
 	if *only == "" {
@@ -96,6 +112,20 @@ systemd:
         ExecStart=/bin/sh -c 'echo "clone: machine-id=$(cat /etc/machine-id) ssh-host-keys=$(ls /etc/ssh | grep -c ssh_host_) root-MiB=$(($(stat -f -c "%%S * %%b" /) >> 20))" > /dev/console'
         [Install]
         WantedBy=multi-user.target
+    # The platform has given addresses and a name; the server gives another one soon.
+    - name: clone-name.path
+      enabled: true
+      contents: |
+        [Path]
+        PathExists=/etc/imagectl/addressed
+        [Install]
+        WantedBy=multi-user.target
+    - name: clone-name.service
+      contents: |
+        [Service]
+        Type=oneshot
+        RemainAfterExit=yes
+        ExecStart=/bin/sh -c 'echo "clone: hostname=$(cat /proc/sys/kernel/hostname) /etc/hostname=$(cat /etc/hostname)" > /dev/console'
 `
 
 var reported = regexp.MustCompile(`clone: machine-id=([0-9a-f]{32}) ssh-host-keys=(\d+) root-MiB=(\d+)`)
@@ -126,11 +156,6 @@ func TestEveryFormatBootsToEnrolled(t *testing.T) {
 	if err := rack.Serve(ctx); err != nil {
 		t.Fatal(err)
 	}
-	nodeJSON, err := rack.Imagectl(ctx, "machines", "config")
-	if err != nil {
-		t.Fatal(err)
-	}
-
 	start := func(i int) {
 		c := rack.Config(machines[i])
 		c.DiskFirst = true
@@ -143,7 +168,15 @@ func TestEveryFormatBootsToEnrolled(t *testing.T) {
 			run(t, "qemu-img", "create", "-q", "-f", "qcow2", c.Disk, "24G")
 		} else {
 			c.Disk, c.DiskFormat = overlay(t, rack, all[i]), "qcow2"
-			all[i].channel(t, &c, []byte(nodeJSON))
+			args := []string{"machines", "config"}
+			if all[i].token {
+				args = append(args, "--token", c.Name, "--lifetime", "1h")
+			}
+			nodeJSON, err := rack.Imagectl(ctx, args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[i].channel(t, &c, machines[i].Address, []byte(nodeJSON))
 		}
 		if err := rack.Start(c); err != nil {
 			t.Fatal(err)
@@ -176,6 +209,10 @@ func TestEveryFormatBootsToEnrolled(t *testing.T) {
 				installsItself(t, ctx, rack, m)
 			}
 			isItself(t, ctx, rack, m, seen)
+			isLetIn(t, ctx, rack, m, all[i])
+			if all[i].apart {
+				hasWhatItsPlatformSaid(t, ctx, rack, m)
+			}
 			rack.Guests[m.Name].Stop()
 			rack.Log("%s: enrolled on %s, %s after power on", m.Name, m.Firmware, time.Since(began).Round(time.Second))
 		}
@@ -221,6 +258,9 @@ func findsItsServer(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Mach
 		t.Fatal(err)
 	}
 	rack.Log("%s: told by %s", m.Name, c.from)
+	if c.token {
+		return
+	}
 	if err := rack.Approve(ctx, m); err != nil {
 		t.Fatal(err)
 	}
@@ -244,15 +284,92 @@ func isItself(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, s
 	if err := rack.WaitState(ctx, m.Name, "enrolled"); err != nil {
 		t.Fatal(err)
 	}
-	code, err := rack.ReadCode(ctx, m, 0)
-	if err != nil {
-		t.Fatal(err)
+	own := []string{"machine-id " + got[1]}
+	for _, e := range audited(t, ctx, rack, m) {
+		if key := keyOf.FindString(e.Detail); key != "" && !slices.Contains(own, key) {
+			own = append(own, key)
+		}
 	}
-	for _, own := range []string{"machine-id " + got[1], "key with the code " + code} {
+	if len(own) < 2 {
+		t.Errorf("the audit log names no key of %s", m.Name)
+	}
+	for _, own := range own {
 		if other := seen[own]; other != "" {
 			t.Errorf("%s and %s share the %s", m.Name, other, own)
 		}
 		seen[own] = m.Name
+	}
+}
+
+// entry is one of the audit log's.
+type entry struct {
+	Actor           struct{ Subject, Source string }
+	Action, Machine string
+	Detail          string
+}
+
+// keyOf finds the fingerprint of a machine's key.
+var keyOf = regexp.MustCompile(`\bkey [0-9a-f]{64}\b`)
+
+// audited lists what the audit log says of a machine.
+func audited(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) []entry {
+	t.Helper()
+	out, err := rack.Imagectl(ctx, "audit", "ls", "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []entry
+	for line := range strings.Lines(out) {
+		var sealed struct {
+			Entry entry `json:"entry"`
+		}
+		if err := json.Unmarshal([]byte(line), &sealed); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		if sealed.Entry.Machine == m.Name {
+			all = append(all, sealed.Entry)
+		}
+	}
+	return all
+}
+
+// isLetIn looks who let a machine in: its token and no person, or a person and no token.
+func isLetIn(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c clone) {
+	t.Helper()
+	persons, tokens := 0, 0
+	for _, e := range audited(t, ctx, rack, m) {
+		switch {
+		case e.Action == "token-used":
+			tokens++
+			rack.Log("%s: %s, from %s, %s", m.Name, e.Action, e.Actor.Source, e.Detail)
+		case e.Action == "key-approved" && strings.Contains(e.Actor.Subject, "/operator/"):
+			persons++
+		}
+	}
+	if c.token != (persons == 0) || c.token != (tokens == 1) {
+		t.Errorf("%s was let in by %d persons and %d tokens; has it a token: %t", m.Name, persons, tokens, c.token)
+	}
+}
+
+// hasWhatItsPlatformSaid looks that a machine has the address and the name of its CONTEXT,
+// whose mask nobody else knows.
+func hasWhatItsPlatformSaid(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) {
+	t.Helper()
+	if _, err := rack.Guests[m.Name].Console.Wait(ctx, 0, regexp.MustCompile("clone: hostname="+apartName+" /etc/hostname="+apartName)); err != nil {
+		t.Error(err)
+	}
+	views, err := rack.Views(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cards := views[m.Name].Facts.Interfaces
+	if !slices.ContainsFunc(cards, func(c lab.Card) bool { return c.MAC == m.MAC && slices.Equal(c.Addresses, []string{m.Address + "/25"}) }) {
+		t.Errorf("%s has the cards %+v, want %s/25", m.Name, cards, m.Address)
+	}
+	for _, e := range audited(t, ctx, rack, m) {
+		if e.Action == "token-used" && e.Actor.Source != m.Address {
+			t.Errorf("%s enrolled from %s, want %s", m.Name, e.Actor.Source, m.Address)
+		}
 	}
 }
 
@@ -277,21 +394,34 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 		if installs(c) {
 			memory = 3072 // its root file system is in memory too
 		}
+		network := "10.77.0"
+		if c.apart {
+			network = "10.78.0"
+		}
 		machines = append(machines, lab.Machine{
 			Name: c.name(), Role: "worker", Firmware: c.firmware, CPUs: 2, MiB: memory,
-			Address: fmt.Sprintf("10.77.0.%d", 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
+			Address: fmt.Sprintf("%s.%d", network, 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
 		})
 	}
 	upstream := t.TempDir()
 	if err := lab.StandIns(upstream); err != nil {
 		t.Fatal(err)
 	}
-	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Cache: *cache, Butane: report, Boot: isoBoot, Machines: machines,
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Cache: *cache, Butane: report, Boot: isoBoot, Subnets: apartSubnet, Identity: "token", Machines: machines,
 		Log: lab.Stamped(os.Stderr)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(rack.Close)
+	if err := vm.Bridge(apartBridge, apartRouter+"/24"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vm.Unplug(apartBridge) })
+	for i, c := range all {
+		if c.apart {
+			run(t, "ip", "link", "set", rack.Config(machines[i+1]).Tap, "master", apartBridge)
+		}
+	}
 	return rack, machines[1:]
 }
 
@@ -326,14 +456,14 @@ func overlay(t *testing.T, rack *lab.Lab, c clone) string {
 	return disk
 }
 
-func firmwareKey(t *testing.T, c *vm.Config, nodeJSON []byte) {
+func firmwareKey(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
 	c.FirmwareKey, c.FirmwareData = "opt/org.imagectl/node", filepath.Join(t.TempDir(), "node.json")
 	write(t, c.FirmwareData, nodeJSON)
 }
 
 // hetzner makes the machine one of Hetzner's, with a metadata service as Hetzner
 // documents it. The machine reaches it by its router.
-func hetzner(t *testing.T, c *vm.Config, nodeJSON []byte) {
+func hetzner(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
 	c.Manufacturer = "Hetzner"
 	run(t, "ip", "address", "add", "169.254.169.254/32", "dev", "lo")
 	l, err := net.Listen("tcp4", "169.254.169.254:80")
@@ -347,20 +477,46 @@ func hetzner(t *testing.T, c *vm.Config, nodeJSON []byte) {
 	t.Cleanup(func() { s.Close() })
 }
 
-// openNebula makes the CD of OpenNebula's context (its tm/common/context calls
-// genisoimage in this way).
-func openNebula(t *testing.T, c *vm.Config, nodeJSON []byte) {
+// openNebula makes the CD of OpenNebula's context (its tm/common/context calls xorriso in
+// this way), with the variables that it makes of a card in a network with addresses.
+func openNebula(t *testing.T, c *vm.Config, address string, nodeJSON []byte) {
 	var script bytes.Buffer
-	fmt.Fprintf(&script, "# Context variables generated by OpenNebula\nDISK_ID='1'\nETH0_MAC='%s'\nIMAGECTL_NODE='%s'\nTARGET='hda'\n", c.MAC, base64.StdEncoding.EncodeToString(nodeJSON))
+	fmt.Fprintf(&script, `# Context variables generated by OpenNebula
+DISK_ID='1'
+ETH0_DNS='%[1]s'
+ETH0_EXTERNAL=''
+ETH0_GATEWAY='%[1]s'
+ETH0_IP='%[2]s'
+ETH0_IP6=''
+ETH0_IP6_GATEWAY=''
+ETH0_IP6_METHOD=''
+ETH0_IP6_METRIC=''
+ETH0_IP6_PREFIX_LENGTH=''
+ETH0_IP6_ULA=''
+ETH0_MAC='%[3]s'
+ETH0_MASK='255.255.255.128'
+ETH0_METHOD=''
+ETH0_METRIC=''
+ETH0_MTU=''
+ETH0_NETWORK='10.78.0.0'
+ETH0_ROUTES=''
+ETH0_SEARCH_DOMAIN=''
+ETH0_VLAN_ID=''
+IMAGECTL_NODE='%[4]s'
+NETWORK='YES'
+SET_HOSTNAME='%[5]s'
+START_SCRIPT='echo it'\''s executed > /dev/console'
+TARGET='hda'
+`, apartRouter, address, c.MAC, base64.StdEncoding.EncodeToString(nodeJSON), apartName)
 	c.Medium = iso(t, "CONTEXT", "context.sh", script.Bytes())
 }
 
-func cidata(t *testing.T, c *vm.Config, nodeJSON []byte) {
+func cidata(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
 	c.Medium = iso(t, "cidata", "user-data", nodeJSON)
 }
 
 // ovfEnvironment makes the CD of OVF's transport "iso", as vSphere would.
-func ovfEnvironment(t *testing.T, c *vm.Config, nodeJSON []byte) {
+func ovfEnvironment(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
 	var document bytes.Buffer
 	fmt.Fprintf(&document, `<?xml version="1.0" encoding="UTF-8"?>
 <Environment xmlns="http://schemas.dmtf.org/ovf/environment/1" xmlns:oe="http://schemas.dmtf.org/ovf/environment/1" oe:id="">
@@ -381,7 +537,7 @@ func iso(t *testing.T, label, name string, content []byte) string {
 	return image
 }
 
-func configDrive(t *testing.T, c *vm.Config, nodeJSON []byte) {
+func configDrive(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
 	c.Medium = iso(t, "config-2", "openstack/latest/user_data", nodeJSON)
 }
 

@@ -20,9 +20,18 @@ type View struct {
 	KeyConflict bool   `json:"keyConflict"`
 	BootStage   string `json:"bootStage"`
 	Address     string `json:"address"`
-	Steps       []struct {
+	Facts       struct {
+		Interfaces []Card `json:"interfaces"`
+	} `json:"facts"`
+	Steps []struct {
 		Name, State, Detail string
 	} `json:"steps"`
+}
+
+// Card is a network card of a machine, with its addresses in CIDR form.
+type Card struct {
+	MAC       string   `json:"mac"`
+	Addresses []string `json:"addresses"`
 }
 
 // Views lists the machines by name.

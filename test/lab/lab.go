@@ -93,8 +93,9 @@ type Lab struct {
 	Butane string
 	// Identity is cluster.yaml's identity.policy; empty for its default.
 	Identity string
-	// Boot are more lines of cluster.yaml's boot, indented by two.
-	Boot string
+	// Boot are more lines of cluster.yaml's boot, indented by two; Subnets are more of its
+	// subnets, indented by four.
+	Boot, Subnets string
 	// Log receives one line per step; it may be nil.
 	Log func(format string, args ...any)
 

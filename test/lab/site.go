@@ -107,7 +107,7 @@ boot:
     - cidr: 10.77.0.0/24
       range: {first: 10.77.0.100, last: 10.77.0.199}
       router: %[9]s
-  ipxe:
+%[15]s  ipxe:
     bios: /usr/lib/ipxe/undionly.kpxe
     uefi: /usr/lib/ipxe/snponly.efi
   installerArgs: [%[14]s]
@@ -122,7 +122,7 @@ boot:
   - name: flannel
     source: addons/flannel.yaml
 machines:
-`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot, strings.Join(vm.KernelArgs(), ", "))
+`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot, strings.Join(vm.KernelArgs(), ", "), l.Subnets)
 	for _, m := range l.Machines {
 		fmt.Fprintf(&b, `  - name: %s
     role: %s

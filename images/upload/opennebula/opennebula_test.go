@@ -82,8 +82,8 @@ func TestTemplateHasWhatAMachineNeeds(t *testing.T) {
 		"<MACHINE>q35</MACHINE><FIRMWARE>/usr/share/OVMF/OVMF_CODE_4M.fd</FIRMWARE><FIRMWARE_SECURE>NO</FIRMWARE_SECURE>",
 		"<VIRTIO_SCSI_QUEUES>auto</VIRTIO_SCSI_QUEUES>", "<MEMORY>4096</MEMORY>", "<VCPU>2</VCPU>",
 		"<NIC><NETWORK>rack</NETWORK><MODEL>virtio</MODEL></NIC>",
-		// base64 of {"cluster":"prod"}
-		"<IMAGECTL_NODE>eyJjbHVzdGVyIjoicHJvZCJ9</IMAGECTL_NODE>",
+		// oned puts the cards' addresses and the machine's name there. base64 of {"cluster":"prod"}
+		"<CONTEXT><NETWORK>YES</NETWORK><SET_HOSTNAME>$NAME</SET_HOSTNAME><IMAGECTL_NODE>eyJjbHVzdGVyIjoicHJvZCJ9</IMAGECTL_NODE></CONTEXT>",
 		"<IMAGECTL_DIGEST>" + img.Digest + "</IMAGECTL_DIGEST>",
 	} {
 		if !strings.Contains(got, want) {

@@ -13,10 +13,11 @@ import (
 // (bootstrap/platform).
 const contextVariable = "IMAGECTL_NODE"
 
-// context64 is the template's CONTEXT. TARGET gives the machine the medium even
-// where there is no node.json yet to put on it.
+// context64 is the template's CONTEXT, by which each machine gets a medium of its own: its
+// cards' addresses (NETWORK), which oned fills in, its name in OpenNebula, and node.json, if
+// there is one.
 func context64(node []byte) [][2]string {
-	return [][2]string{{"NETWORK", "YES"}, {contextVariable, base64.StdEncoding.EncodeToString(node)}}
+	return [][2]string{{"NETWORK", "YES"}, {"SET_HOSTNAME", "$NAME"}, {contextVariable, base64.StdEncoding.EncodeToString(node)}}
 }
 
 // Verify implements upload.Target.
