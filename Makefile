@@ -82,6 +82,14 @@ unit: ## no root and no network
 	go test -timeout 30m ./...
 	cd test/terraform && go test ./...
 
+# FUZZTIME=10m for a night.
+FUZZTIME ?= 20s
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (20s), one after the other, until one finds something
+	$(call say,every fuzz target for $(FUZZTIME))
+	test/fuzz $(FUZZTIME)
+
 # Three at a time, and those that wait for firmware's time-outs (pxe) first.
 ROOTTESTS := $(shell grep -rl --include='*_test.go' '^//go:build root$$' pxe cmd butane images bootstrap test/vm)
 

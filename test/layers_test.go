@@ -98,6 +98,7 @@ var layers = map[string][]string{
 	"pxe/boot":     {},
 	"pxe/limit":    {},
 	"pxe/listen":   {},
+	"pxe/routes":   {},
 	"pxe/bmc":      {},
 	"pxe/quirk":    {},
 	"pxe/tftp":     {"pxe/boot", "pxe/quirk"},
@@ -106,7 +107,7 @@ var layers = map[string][]string{
 	"pxe/journal":  {},
 	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/journal", "pxe/quirk", "pxe/selector"},
 	"pxe/dhcp6":    {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/journal"},
-	"pxe/httpboot": {"pxe/boot"},
+	"pxe/httpboot": {"pxe/boot", "pxe/routes"},
 	"pxe/grub":     {"pxe/boot", "pxe/httpboot"},
 	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/grub", "pxe/quirk", "pxe/tftp"},
 	"pxe/leases":   {"bootstrap/store", "pxe/dhcp", "pxe/dhcp6", "pxe/journal"},
@@ -136,7 +137,7 @@ var layers = map[string][]string{
 	"bootstrap/tpm/tpmtest":     {"bootstrap/host", "bootstrap/tpm"},
 	"bootstrap/enrol":           {"bootstrap/machine", "bootstrap/pki", "bootstrap/tpm"},
 	"bootstrap/coordinator":     {"bootstrap/machine"},
-	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/backup/files", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit"},
+	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/backup/files", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit", "pxe/routes"},
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
@@ -158,6 +159,31 @@ var layers = map[string][]string{
 var only = map[string][]string{
 	"os/exec":                {"bootstrap/host", "bootstrap/tpm/tpmtest", "images/fstree/fstreetest"},
 	"github.com/spf13/cobra": {"cmd/imagectl/cli"},
+}
+
+// inMemory are packages that are asked for every packet: they reach neither a disk nor the
+// network nor a store. That the DHCP server's decisions do not wait for its store either is
+// tested where it is (pxe/dhcp).
+var inMemory = []string{"bootstrap/machine", "pxe/admit", "pxe/boot", "pxe/catalog", "pxe/grub", "pxe/quirk", "pxe/selector"}
+
+func TestPacketsAreAnsweredFromMemory(t *testing.T) {
+	reach := []string{"os", "os/exec", "io/fs", "io/ioutil", "path/filepath", "net/http", "syscall", "golang.org/x/sys/unix", module + "bootstrap/store", module + "images/store", module + "pxe/journal", module + "pxe/leases"}
+	seen := 0
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if !slices.Contains(inMemory, name) {
+			continue
+		}
+		seen++
+		for _, imp := range p.Imports {
+			if slices.Contains(reach, imp) {
+				t.Errorf("%s → %s: it is asked for every packet, and answers from memory", name, imp)
+			}
+		}
+	}
+	if seen != len(inMemory) {
+		t.Errorf("%d of the %d packages are there", seen, len(inMemory))
+	}
 }
 
 type listed struct {

@@ -77,6 +77,28 @@ func TestLibrariesNeitherExitNorPanicNorRunAtImport(t *testing.T) {
 	})
 }
 
+// unlisted may serve by a mux that lists nothing: the list itself, and the nodes' API, which
+// is one service of the contract.
+var unlisted = []string{"pxe/routes/routes.go", "bootstrap/nodeapi/nodeapi.go"}
+
+// What strangers may ask for is found by the lists of pxe/routes: a page in no list would be
+// walked by no test.
+func TestServersListWhatTheyServe(t *testing.T) {
+	walkSource(t, func(path string, fset *token.FileSet, file *ast.File) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok || slices.Contains(unlisted, path) {
+				return true
+			}
+			pkg, ok := sel.X.(*ast.Ident)
+			if ok && pkg.Obj == nil && pkg.Name == "http" && slices.Contains([]string{"NewServeMux", "ServeMux", "DefaultServeMux", "Handle", "HandleFunc"}, sel.Sel.Name) {
+				t.Errorf("%s: http.%s: serve by a routes.Mux", fset.Position(n.Pos()), sel.Sel.Name)
+			}
+			return true
+		})
+	})
+}
+
 func TestPackagesAreNamedAfterWhatTheyProvide(t *testing.T) {
 	walkSource(t, func(path string, _ *token.FileSet, _ *ast.File) {
 		for _, part := range strings.Split(strings.TrimSuffix(path, ".go"), "/") {

@@ -295,11 +295,12 @@ func TestPageNeedsNothingElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	loaded := 0
+	loaded, phone := 0, false
 	for n := range doc.Descendants() {
 		if n.Type != html.ElementNode {
 			continue
 		}
+		phone = phone || n.Data == "meta" && slices.Contains(n.Attr, html.Attribute{Key: "name", Val: "viewport"}) && slices.Contains(n.Attr, html.Attribute{Key: "content", Val: "width=device-width, initial-scale=1"})
 		if (n.Data == "script" || n.Data == "style") && n.FirstChild != nil {
 			t.Errorf("a %s stands in the page", n.Data)
 		}
@@ -318,8 +319,12 @@ func TestPageNeedsNothingElse(t *testing.T) {
 			}
 		}
 	}
-	if loaded != 2 {
-		t.Errorf("it loads %d files", loaded)
+	if loaded != 2 || !phone {
+		t.Errorf("it loads %d files, and has a viewport for phones: %v", loaded, phone)
+	}
+	style, err := io.ReadAll(fetch("/dashboard.css").Body)
+	if err != nil || strings.Contains(string(style), "url(") || strings.Contains(string(style), "@import") {
+		t.Errorf("the style loads something, or %v", err)
 	}
 	script, err := io.ReadAll(fetch("/dashboard.js").Body)
 	if err != nil {

@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"bufio"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
@@ -116,6 +117,24 @@ func (d dressed) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Header[k] = v
 	}
 	return d.RoundTripper.RoundTrip(r)
+}
+
+// A header that is longer than any of ours is refused before all of it has come.
+func TestLongHeadersAreRefused(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	for name, header := range map[string]string{"one": "X: " + strings.Repeat("x", 40<<10), "many": strings.Repeat("X: y\r\n", 8<<10) + "X: y"} {
+		conn, err := tls.Dial("tcp4", strings.TrimPrefix(r.url, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		go io.WriteString(conn, "GET /readyz HTTP/1.1\r\nHost: x\r\n"+header+"\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("%s: got %v, %v", name, resp, err)
+		}
+	}
 }
 
 // Who begins a handshake or a request and does not go on is gone after a while, however

@@ -17,6 +17,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/pxe/limit"
+	"github.com/imagectl/imagectl/pxe/routes"
 )
 
 // Limits of the https listener.
@@ -36,9 +37,11 @@ const (
 
 // Handler serves all three services and the pages, and passes calls on to nodes. Requests must come through the TLS of
 // TLSConfig.
-func (s *Server) Handler() http.Handler {
+func (s *Server) Handler() http.Handler { return s.authenticate(unhurried(s.mux())) }
+
+func (s *Server) mux() *routes.Mux {
 	options := []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(s.calls, secondPerson{s})}
-	mux := http.NewServeMux()
+	mux := &routes.Mux{}
 	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, options...))
 	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, options...))
 	mux.Handle(apiconnect.NewOperatorServiceHandler(operators{s}, options...))
@@ -50,7 +53,7 @@ func (s *Server) Handler() http.Handler {
 		}
 		mux.Handle(pattern, s.calls.page(p))
 	}
-	return s.authenticate(unhurried(mux))
+	return mux
 }
 
 // unhurried lifts the write deadline for the calls that stream for long, and for those
@@ -170,6 +173,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	limited := limit.New(l, maxConns, maxConnsEach)
+	s.cfg.Log.Debug("routes", "server", "https", "patterns", s.mux().Patterns())
 	srv := &http.Server{
 		Handler:           s.Handler(),
 		TLSConfig:         config,

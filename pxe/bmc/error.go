@@ -33,14 +33,16 @@ type Error struct {
 
 func (e *Error) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "asking %s: %s: ", e.BMC, e.Call)
+	// Both have words of the BMC's.
+	call, answer := shorten(e.Call), shorten(e.Answer)
+	fmt.Fprintf(&b, "asking %s: %s: ", e.BMC, call)
 	if e.Status != 0 {
 		fmt.Fprintf(&b, "it answered %s", statusText(e.BMC, e.Status))
-		if e.Answer != "" {
+		if answer != "" {
 			b.WriteString(": ")
 		}
 	}
-	b.WriteString(e.Answer)
+	b.WriteString(answer)
 	if e.Hint != "" {
 		b.WriteString("; " + e.Hint)
 	}

@@ -40,7 +40,10 @@ func openRedfish(ctx context.Context, t Target, quirks []Quirk, pause Pause) (*r
 	if t.TLS == nil {
 		return nil, fmt.Errorf("opening %s: nothing says whose certificate to trust", t)
 	}
-	calls := newTransport(t, pause)
+	return loginRedfish(ctx, t, newTransport(t, pause), quirks, pause)
+}
+
+func loginRedfish(ctx context.Context, t Target, calls *transport, quirks []Quirk, pause Pause) (*redfish, error) {
 	r := &redfish{name: t.String(), calls: calls, pause: pause}
 	config := gofish.ClientConfig{
 		Endpoint: "https://" + calls.host, Username: t.Username, Password: string(t.Password),
@@ -58,6 +61,7 @@ func openRedfish(ctx context.Context, t Target, quirks []Quirk, pause Pause) (*r
 		r.api, err = gofish.ConnectContext(ctx, config)
 	}
 	if err != nil {
+		calls.CloseIdleConnections()
 		return nil, r.failed(err)
 	}
 	if err := r.find(ctx, t.System, quirks); err != nil {

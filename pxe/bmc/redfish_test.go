@@ -11,6 +11,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +144,39 @@ func TestSessionsAreEnded(t *testing.T) {
 	c.Close()
 	if n := f.open(); n != 0 {
 		t.Errorf("%d sessions are left", n)
+	}
+}
+
+// A BMC has few places for connections.
+func TestConnectionsAreGivenBack(t *testing.T) {
+	t.Parallel()
+	for _, password := range []Password{"s3cret", "guess"} {
+		f := newFake()
+		s := httptest.NewUnstartedServer(f)
+		ended := make(chan struct{}, 16)
+		s.Config.ConnState = func(_ net.Conn, now http.ConnState) {
+			if now == http.StateClosed {
+				ended <- struct{}{}
+			}
+		}
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		config, err := Trust{Pin: sha256.Sum256(s.Certificate().Raw)}.Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := Open(t.Context(), Target{Kind: Redfish, Address: s.Listener.Addr().String(), Username: f.user, Password: password, TLS: config}, noPause)
+		if (err == nil) != (password == "s3cret") {
+			t.Fatal(err)
+		}
+		if err == nil {
+			c.Close()
+		}
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Errorf("with the password %q a connection is open a minute later", string(password))
+		}
 	}
 }
 

@@ -92,6 +92,14 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
+// CloseIdleConnections is called by http.Client's method of that name, which gofish calls
+// when it has logged out: a BMC has few places, and not all give one back by themselves.
+func (t *transport) CloseIdleConnections() {
+	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
 // again says whether reading once more may help.
 func again(resp *http.Response, err error) bool {
 	if err != nil {

@@ -30,7 +30,7 @@ func answered(t *testing.T, conn *wire) *dhcpv4.DHCPv4 {
 }
 
 func TestLateAnswerHoldsUpNobodyElse(t *testing.T) {
-	conn := serveLate(t, "1000h")
+	conn := serveLate(t, "1m")
 	for _, m := range []*dhcpv4.DHCPv4{discover(node1, pxe(0)), discover(node2, pxe(0))} {
 		if _, err := conn.WriteTo(m.ToBytes(), nil); err != nil {
 			t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/routes"
 )
 
 const (
@@ -89,7 +90,7 @@ func New(cfg Config) http.Handler {
 		cfg.Transfers = defaultTransfers
 	}
 	h := handler{Config: cfg, places: newPlaces(cfg.Transfers)}
-	mux := http.NewServeMux()
+	mux := &routes.Mux{}
 	mux.HandleFunc("GET /boot.ipxe", h.script)
 	mux.HandleFunc("GET /ignition", h.ignition)
 	mux.HandleFunc("GET /files/{sha256}/{name}", h.file)

@@ -3,6 +3,8 @@ package httpboot
 import (
 	"io"
 	"net/http"
+
+	"github.com/imagectl/imagectl/pxe/routes"
 )
 
 // Meter counts. Its methods do not block and are safe for concurrent use.
@@ -16,17 +18,16 @@ type Meter interface {
 
 // metered counts what its mux serves.
 type metered struct {
-	*http.ServeMux
+	*routes.Mux
 	meter Meter
 }
 
 func (m metered) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	_, pattern := m.Handler(r)
-	route := routeOf(pattern)
+	route := routeOf(m.Pattern(r))
 	c := &counting{ResponseWriter: w, status: http.StatusOK}
 	m.meter.Begun(route)
 	defer func() { m.meter.Ended(route, c.status, c.sent) }()
-	m.ServeMux.ServeHTTP(c, r)
+	m.Mux.ServeHTTP(c, r)
 }
 
 // routeOf names a pattern: what a stranger asks for never becomes a word of ours.

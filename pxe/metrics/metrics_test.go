@@ -112,6 +112,22 @@ imagectl_tftp_transfers_in_flight 1
 	if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v, %v", problems, err)
 	}
+	// cp1 came from DHCP to its boot program in 1 s, a stranger at once, nobody came further.
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	took := map[string]string{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if h := m.GetHistogram(); h != nil && f.GetName() == "imagectl_boot_stage_duration_seconds" {
+				took[m.GetLabel()[0].GetValue()] = fmt.Sprint(h.GetSampleCount(), h.GetSampleSum(), h.GetBucket()[1].GetCumulativeCount(), h.GetBucket()[2].GetCumulativeCount())
+			}
+		}
+	}
+	if len(took) != len(boot.Stages()) || took["nbp"] != "2 1 1 2" || took["script"] != "0 0 0 0" {
+		t.Errorf("stages took %v", took)
+	}
 }
 
 // A flood of invented machines makes no series.

@@ -161,6 +161,13 @@ var (
 	macForm  = regexp.MustCompile(`^[0-9a-f]{2}(:[0-9a-f]{2}){0,5}$`)
 )
 
+const (
+	// maxDelay is how long UEFI asks: again after 4, 8, 16 and 32 s (EDK2, PxeBcDhcp4.c).
+	maxDelay = time.Minute
+	// minBlock and maxBlock are RFC 2348's.
+	minBlock, maxBlock = 8, 65464
+)
+
 func (q Quirk) incomplete() string {
 	bad := func(mac string) bool { return !macForm.MatchString(mac) }
 	m := q.Match
@@ -178,6 +185,10 @@ func (q Quirk) incomplete() string {
 		return "it has no effect"
 	case q.Handled != Matched && (m.Named || packet || !q.Effect.none()):
 		return "only what is matched has match and effect"
+	case q.Effect.Delay < 0 || q.Effect.Delay > maxDelay:
+		return fmt.Sprintf("delay: %s is not between 0 and %s, after which firmware has given up", q.Effect.Delay, maxDelay)
+	case q.Effect.BlockSize != 0 && (q.Effect.BlockSize < minBlock || q.Effect.BlockSize > maxBlock):
+		return fmt.Sprintf("blockSize: %d is not between %d and %d", q.Effect.BlockSize, minBlock, maxBlock)
 	case slices.ContainsFunc(m.MAC, bad):
 		return "mac: want the beginning of an address in lower case with colons"
 	}

@@ -47,6 +47,24 @@ func TestEveryHandledQuirkIsShown(t *testing.T) {
 	}
 }
 
+// The figures in README.md are those of the data.
+func TestReadmeCountsTheHabits(t *testing.T) {
+	shown, named, not := len(transcripts(t)), 0, 0
+	all := load(t).All()
+	for _, q := range all {
+		switch {
+		case q.Handled == quirk.Not:
+			not++
+		case !slices.Contains(transcripts(t), file(q)):
+			named++
+		}
+	}
+	want := fmt.Sprintf("of %d that are listed, %d by a transcript, byte for byte, %d by a named test; %d are not handled", len(all), shown, named, not)
+	if b, err := os.ReadFile("../../README.md"); err != nil || !strings.Contains(string(b), want) {
+		t.Errorf("README.md does not say %q: %v", want, err)
+	}
+}
+
 func testExists(t *testing.T, dir, name string) bool {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
@@ -120,6 +138,8 @@ func TestDataIsReadStrictly(t *testing.T) {
 		"- {name: a, handled: always, effect: {program: true}, " + rest + "}":                                   "only what is matched",
 		"- {name: a, handled: matched, match: {named: true, arch: [0]}, effect: {program: true}, " + rest + "}": "match is either",
 		"- {name: a, handled: matched, match: {mac: [B8]}, effect: {program: true}, " + rest + "}":              "mac: want the beginning",
+		"- {name: a, handled: matched, match: {named: true}, effect: {delay: -1s}, " + rest + "}":               "delay: -1s is not between 0 and 1m0s, after which firmware has given up",
+		"- {name: a, handled: matched, match: {named: true}, effect: {blockSize: 7}, " + rest + "}":             "blockSize: 7 is not between 8 and 65464",
 		"- {name: a, effects: {}}":                                                                              "field effects not found",
 		"- {name: a, effect: {vendorOptions: xyz}}":                                                             "invalid byte",
 		"- {name: a, effect: {delay: 2}, match: {arch: [-1]}}":                                                  "cannot unmarshal",

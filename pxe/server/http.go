@@ -45,6 +45,9 @@ func bootTLSTask(l net.Listener, h http.Handler, cfg *tls.Config, log *slog.Logg
 type patience struct{ header, idle, stop time.Duration }
 
 func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wait patience) Task {
+	if m, ok := h.(interface{ Patterns() []string }); ok {
+		log.Debug("routes", "server", name, "patterns", m.Patterns())
+	}
 	return Task{name, func(ctx context.Context) error {
 		limited := limit.New(l, maxConns, maxConnsEach)
 		s := &http.Server{

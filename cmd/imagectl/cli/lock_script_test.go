@@ -2,7 +2,9 @@ package cli
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +15,9 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"github.com/gopacket/gopacket/pcapgo"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -24,6 +29,7 @@ import (
 //	                 stranger; a second argument is the image instead
 //	flip FILE        change one bit in the middle
 //	cut FILE         drop the last byte
+//	pcap HEX FILE    the messages of a capture in hexadecimal, as tcpdump writes them
 func TestLockScripts(t *testing.T) {
 	p := newPublisher(t)
 	testscript.Run(t, testscript.Params{
@@ -35,11 +41,39 @@ func TestLockScripts(t *testing.T) {
 			"flip": func(ts *testscript.TestScript, neg bool, args []string) {
 				change(ts, args, func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
 			},
+			"pcap": pcap,
 			"cut": func(ts *testscript.TestScript, neg bool, args []string) {
 				change(ts, args, func(b []byte) []byte { return b[:len(b)-1] })
 			},
 		},
 	})
+}
+
+// pcap writes DHCP messages of clients, one in each line, as frames a second apart.
+func pcap(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: pcap HEX FILE")
+	}
+	out, err := os.Create(ts.MkAbs(args[1]))
+	ts.Check(err)
+	defer out.Close()
+	w := pcapgo.NewWriter(out)
+	ts.Check(w.WriteFileHeader(65536, layers.LinkTypeEthernet))
+	at := time.Unix(0, 0)
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		message, err := hex.DecodeString(strings.TrimSpace(line))
+		if err != nil || len(message) == 0 {
+			continue // what it says about itself
+		}
+		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IPv4zero, DstIP: net.IPv4bcast}
+		udp := &layers.UDP{SrcPort: 68, DstPort: 67}
+		ts.Check(udp.SetNetworkLayerForChecksum(ip))
+		b := gopacket.NewSerializeBuffer()
+		ts.Check(gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+			&layers.Ethernet{SrcMAC: message[28:34], DstMAC: net.HardwareAddr{255, 255, 255, 255, 255, 255}, EthernetType: layers.EthernetTypeIPv4}, ip, udp, gopacket.Payload(message)))
+		ts.Check(w.WritePacket(gopacket.CaptureInfo{Timestamp: at, CaptureLength: len(b.Bytes()), Length: len(b.Bytes())}, b.Bytes()))
+		at = at.Add(time.Second)
+	}
 }
 
 // publisher signs as Flatcar's build machine does, and as somebody else.

@@ -21,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/funnel"
 	"github.com/imagectl/imagectl/pxe/metrics"
+	"github.com/imagectl/imagectl/pxe/routes"
 	"github.com/imagectl/imagectl/pxe/server"
 	"github.com/imagectl/imagectl/pxe/syslog"
 )
@@ -148,7 +149,7 @@ func (m *monitor) metrics() http.Handler {
 
 // metricsOnly is for the loopback listener.
 func (m *monitor) metricsOnly() http.Handler {
-	mux := http.NewServeMux()
+	mux := &routes.Mux{}
 	mux.Handle("GET /metrics", m.metrics())
 	return mux
 }

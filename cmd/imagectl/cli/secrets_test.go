@@ -31,13 +31,11 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	statestore "github.com/imagectl/imagectl/bootstrap/store"
-	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/listen"
 )
@@ -52,6 +50,7 @@ func TestNoStrangerGetsASecret(t *testing.T) {
 		walk(t, d, r.found)
 	}
 	r.walkTFTP()
+	r.walkDHCP()
 	if after := r.machines(); after != before {
 		t.Errorf("the walk changed what is known of the machines\nfrom %s\nto   %s", before, after)
 	}
@@ -82,6 +81,9 @@ type rack struct {
 	found finds
 	on    opened
 	tftp  net.Addr
+	dhcp  *dhcpWire
+	// routes are what its HTTP servers say that they serve.
+	routes *routeList
 	// issued are secrets that were handed out while it ran.
 	issued map[string][]byte
 }
@@ -90,11 +92,11 @@ type rack struct {
 // that waits for its code to be compared, and a token.
 func serveRack(t *testing.T) *rack {
 	t.Helper()
-	r := &rack{T: t, log: &lockedBuffer{}, found: finds{}, issued: map[string][]byte{}}
+	r := &rack{T: t, log: &lockedBuffer{}, found: finds{}, issued: map[string][]byte{}, dhcp: newDHCPWire()}
 	password, variable := randomText(t), randomText(t)
 	r.issued["the BMC's password"], r.issued["the other BMC's password"] = password, variable
 	t.Setenv("W2_BMC", string(variable))
-	canaries := map[string]string{"secrets/w1-bmc": string(password) + "\n", "ipxe/undionly.kpxe": "no PE header", "ipxe/snponly.efi": efiProgram(t)}
+	canaries := map[string]string{"secrets/w1-bmc": string(password) + "\n", "ipxe/undionly.kpxe": "no PE header", "ipxe/snponly.efi": efiProgram(t), "ipxe/shim.efi": efiProgram(t), "ipxe/grub.efi": efiProgram(t)}
 	for _, name := range []string{"out/notes.txt", "state/notes.txt", "notes.txt", "cache/notes.txt"} {
 		text := randomText(t)
 		canaries[name], r.issued["the file "+name] = string(text), text
@@ -102,14 +104,16 @@ func serveRack(t *testing.T) *rack {
 	r.dir = siteWith(t, `server: {address: 192.0.2.1}
 boot:
   interface: lo
-  dhcp: proxy
+  dhcp: authoritative
+  subnets: [{cidr: 192.0.2.0/24, range: {first: 192.0.2.100, last: 192.0.2.120}}, {cidr: 127.0.0.0/24, router: 127.0.0.254}]
   ipxe: {bios: ipxe/undionly.kpxe, uefi: ipxe/snponly.efi}
+  grub: {shim: ipxe/shim.efi, grub: ipxe/grub.efi}
 identity: {policy: token}
 machines:
   - {name: cp1, role: control-plane, match: {mac: ["52:54:00:00:00:00"]}, address: 127.0.0.1, disk: {path: /dev/vda}}
   - {name: w1, role: worker, match: {mac: ["52:54:00:00:00:01"]}, address: 192.0.2.11, disk: {path: /dev/vda},
      bmc: {kind: redfish, address: 127.0.0.1:1, username: imagectl, password: {file: secrets/w1-bmc}, tls: {insecure: nobody is asked here}}}
-  - {name: w2, role: worker, match: {mac: ["52:54:00:00:00:02"]}, address: 192.0.2.12, disk: {path: /dev/vda},
+  - {name: w2, role: worker, match: {mac: ["52:54:00:00:00:02"]}, address: 192.0.2.12, disk: {path: /dev/vda}, firmware: {nbp: grub},
      bmc: {kind: redfish, address: 127.0.0.1:1, username: imagectl, password: {env: W2_BMC}, tls: {insecure: nobody is asked here}}}
 `, canaries)
 
@@ -145,12 +149,14 @@ machines:
 		t.Fatal(err)
 	}
 	r.tftp, r.on.metrics = udp.LocalAddr(), tcp()
-	r.on.sockets = listen.Sockets{Syslog: said, TFTP: udp, HTTP: tcp(), HTTPS: tcp(), BootTLS: tcp(), MTU: 1500}
+	r.on.sockets = listen.Sockets{DHCP: r.dhcp, Syslog: said, TFTP: udp, HTTP: tcp(), HTTPS: tcp(), BootTLS: tcp(), MTU: 1500}
+	r.nothingLeftOut()
+	r.routes = &routeList{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}), patterns: map[string][]string{}}
 
 	ended := make(chan error, 1)
 	out.wait = make(chan struct{})
 	go func() {
-		ended <- g.serveOn(ctx, p, serveFlags{state: filepath.Join(r.dir, "state"), dashboard: dashboardOpen, operator: "ada"}, r.on, slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		ended <- g.serveOn(ctx, p, serveFlags{state: filepath.Join(r.dir, "state"), dashboard: dashboardOpen, operator: "ada"}, r.on, slog.New(r.routes))
 	}()
 	select {
 	case <-out.wait:
@@ -172,7 +178,7 @@ machines:
 func (r *rack) occupy() {
 	r.Helper()
 	c := r.operator()
-	if _, err := c.ArmMachine(r.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{"w1"}}})); err != nil {
+	if _, err := c.ArmMachine(r.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{"w1", "w2"}}})); err != nil {
 		r.Fatal(err)
 	}
 	token, err := c.IssueToken(r.Context(), connect.NewRequest(&api.IssueTokenRequest{Machine: "w2"}))
@@ -212,9 +218,32 @@ func (r *rack) say() {
 			r.Fatal(err)
 		}
 		if said := why.Msg.GetConsole(); len(said) == 1 && said[0].GetStage() == "ipxe" && said[0].GetDetail() == "the password is "+string(text) {
+			r.pageShows(`"stage":"ipxe","detail":"the password is ` + string(text) + `"}]`)
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// pageShows wants something in the console of cp1 on an operator's page.
+func (r *rack) pageShows(want string) {
+	r.Helper()
+	remote, err := dial()
+	if err != nil {
+		r.Fatal(err)
+	}
+	resp, err := remote.client("").Get("https://" + r.on.sockets.HTTPS.Addr().String() + "/events")
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer resp.Body.Close()
+	in := bufio.NewReader(resp.Body)
+	line := ""
+	for err == nil && !strings.HasPrefix(line, "data: ") {
+		line, err = in.ReadString('\n')
+	}
+	if _, console, _ := strings.Cut(line, `"console":[`); !strings.Contains(console, want) {
+		r.Errorf("an operator's page has %s, %v, without %s", line, err, want)
 	}
 }
 
@@ -310,32 +339,25 @@ func (r *rack) doors() []door {
 			return tls.Dial("tcp4", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 		}
 	}
-	boot := []string{"/boot.ipxe", "/boot.ipxe?mac=52:54:00:00:00:01&uuid=x&serial=y&platform=efi", "/ignition?mac=52:54:00:00:00:01", "/ignition", "/ignition?mac=52:54:00:00:00:02", "/healthz",
-		"/boot/52:54:00:00:00:01/snponly.efi", "/boot/52:54:00:00:00:02/snponly.efi"}
-	for _, b := range r.on.site.public {
-		boot = append(boot, "/files/"+b.SHA256+"/"+b.Name)
-	}
-	for _, path := range []string{"notes.txt", "secrets/w1-bmc", "state/identity.age", "context.json"} {
-		sha, _, err := store.HashFile(r.Context(), filepath.Join(r.dir, path))
-		if err != nil {
-			r.Fatal(err)
+	examples := r.examples()
+	served := map[string][]string{}
+	all := []string{"/", "*", "/debug/pprof/", "/debug/vars", "/v3/kv/range"}
+	for _, name := range []string{"http", "https boot", "https", "metrics"} {
+		patterns := r.routes.of(name)
+		if len(patterns) == 0 {
+			r.Errorf("%s does not say what it serves", name)
 		}
-		boot = append(boot, "/files/"+sha+"/"+filepath.Base(path))
-	}
-	https := []string{"/events", "/dashboard.js", "/metrics"}
-	for _, f := range []protoreflect.FileDescriptor{api.File_imagectl_v1_enrol_proto, api.File_imagectl_v1_agent_proto, api.File_imagectl_v1_operator_proto, api.File_imagectl_v1_node_proto} {
-		for i := range f.Services().Len() {
-			s := f.Services().Get(i)
-			for j := range s.Methods().Len() {
-				https = append(https, fmt.Sprintf("/%s/%s", s.FullName(), s.Methods().Get(j).Name()))
-			}
+		for _, pattern := range patterns {
+			served[name] = append(served[name], r.paths(pattern, examples)...)
 		}
+		all = append(all, served[name]...)
 	}
-	all := slices.Concat([]string{"/", "*", "/debug/pprof/", "/debug/vars", "/v3/kv/range"}, boot, https)
+	slices.Sort(all)
+	all = slices.Compact(all)
 	s := r.on.sockets
 	return []door{
 		{"boot by HTTP", plain(s.HTTP), all},
-		{"boot by HTTPS", secure(s.BootTLS), boot}, // the same handler
+		{"boot by HTTPS", secure(s.BootTLS), served["https boot"]}, // the same handler
 		{"HTTPS", secure(s.HTTPS), all},
 		{"metrics", plain(r.on.metrics), all},
 	}
@@ -458,29 +480,6 @@ func (a *asker) tryOnce(method, path, headers string) bool {
 		a.hangUp()
 	}
 	return true
-}
-
-// walkTFTP asks for the files around, and for those that are there.
-func (r *rack) walkTFTP() {
-	r.Helper()
-	for _, name := range []string{"snponly.efi", "undionly.kpxe", "autoexec.ipxe", "notes.txt", "../notes.txt", "..\\notes.txt", "/" + r.dir + "/notes.txt", "state/identity.age", "../../../../../../../../" + r.dir + "/secrets/w1-bmc", "..%2fcontext.json"} {
-		conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-		if err != nil {
-			r.Fatal(err)
-		}
-		buf := make([]byte, 2048)
-		if _, err = conn.WriteTo(fmt.Appendf(nil, "\x00\x01%s\x00octet\x00", name), r.tftp); err == nil {
-			if err = conn.SetReadDeadline(time.Now().Add(time.Minute)); err == nil {
-				var n int
-				n, _, err = conn.ReadFrom(buf)
-				r.found.add("TFTP", buf[:n])
-			}
-		}
-		conn.Close()
-		if err != nil {
-			r.Errorf("asking TFTP for %s: %v", name, err)
-		}
-	}
 }
 
 // finds are what came back, by what it came from.
