@@ -48,11 +48,11 @@ func TestVLANInterface(t *testing.T) {
 	})
 
 	on := func(card string, args []string) []string { return append(args[:len(args)-1:len(args)-1], card) }
-	trunk.start(on("cable.42", dhclient(t))...).wait(`^DHCPACK of 10\.97\.0\.1[01]\d from 10\.97\.0\.1$`)
 	udhcpc := func(card, times string) *process {
 		return trunk.start("busybox", "udhcpc", "-i", card, "-f", "-n", "-q", "-t", times, "-T", "1", "-s", "/bin/true")
 	}
-	udhcpc("cable.42", "900").wait(`lease of 10\.97\.0\.1[01]\d obtained from 10\.97\.0\.1,`)
+	udhcpc("cable.42", "180").wait(`lease of 10\.97\.0\.1[01]\d obtained from 10\.97\.0\.1,`)
+	trunk.start(on("cable.42", dhclient(t))...).wait(`^DHCPACK of 10\.97\.0\.1[01]\d from 10\.97\.0\.1$`)
 	for _, card := range []string{"cable.43", "cable"} {
 		udhcpc(card, "3").wait(`no lease, failing`)
 	}
