@@ -27,14 +27,18 @@ func TestUnknownMachineIsDiscoveredAndItsDiskStays(t *testing.T) {
 	stranger := lab.Machine{Name: "stranger", Firmware: vm.SeaBIOS, CPUs: 1, MiB: 2048, Address: "10.77.0.61", MAC: "52:54:00:77:00:61", Unlisted: true}
 	const name = "unknown-525400770061"
 	rack := newRack(ctx, t, "", stranger)
-	for _, args := range [][]string{{"validate"}, {"lock"}, {"build", "--format", "raw,pxe"}} {
+	for _, args := range [][]string{{"validate"}, {"lock"}, {"build", "--format", "pxe"}, {"build", "worker", "--format", "raw"}} {
 		if _, err := rack.Imagectl(ctx, args...); err != nil {
 			t.Fatal(err)
 		}
 		rack.Log("imagectl %s", strings.Join(args, " "))
 	}
 	disk := rack.Disk(stranger)
-	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", filepath.Join(rack.Site, "out", "demo-control-plane.raw"), disk).CombinedOutput(); err != nil {
+	images, err := filepath.Glob(filepath.Join(rack.Site, "out", "demo-worker-*.raw"))
+	if err != nil || len(images) != 1 {
+		t.Fatalf("want one image of a worker, found %v, %v", images, err)
+	}
+	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", images[0], disk).CombinedOutput(); err != nil {
 		t.Fatalf("copying a node's image: %v: %s", err, out)
 	}
 	before := digest(t, disk)
