@@ -108,6 +108,9 @@ func (p *plainROM) loadsIPXE(t *testing.T, r *rack, steps ...string) {
 	t.Helper()
 	start := time.Now()
 	g := p.boots(t, r)
+	if r.came(p.n, boot.StageNBP) == 0 {
+		t.Fatalf("it asked for its script and has loaded no boot program:\n%s", stages(r.Events(mac(p.n))))
+	}
 	wait(t, g, `using undionly on`)
 	wait(t, g, `imagectl: discover \(unknown-machine\)`)
 	t.Logf("script after %s", time.Since(start))
