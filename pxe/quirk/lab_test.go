@@ -17,6 +17,7 @@ import (
 
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/grub"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/quirk"
 	"github.com/imagectl/imagectl/pxe/tftp"
@@ -120,6 +121,11 @@ func newTFTPLab(tb testing.TB, t transcript, quirks quirk.Set) *tftpLab {
 			e, _ := quirks.Apply(quirk.TFTP, quirk.Client{MAC: mac}, decide(boot.Machine{MAC: mac}).Quirks)
 			return e
 		},
+	}
+	if t.grub {
+		cfg.Files[grub.ShimName], cfg.Files[grub.ProgramName] = bytes.Repeat([]byte("s"), 2000), bytes.Repeat([]byte("g"), 2000)
+		cfg.Files[grub.ConfigName] = []byte(grub.Config(server.Addr()))
+		cfg.Find = func(_ netip.Addr, name string) (io.ReadSeekCloser, bool) { return nil, grub.Spare(name) }
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -16,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 	"github.com/imagectl/imagectl/pxe/quirk"
+	bootserver "github.com/imagectl/imagectl/pxe/server"
 )
 
 var update = flag.Bool("update", false, "rewrite the answers in testdata and the table in docs/netboot.md")
@@ -26,8 +27,10 @@ var update = flag.Bool("update", false, "rewrite the answers in testdata and the
 //	machine 52:54:00:00:00:01 node1 10.0.0.11 local [QUIRK…]   one of cluster.yaml
 //	sessions N                                                TFTP transfers at a time
 //	proxy                                                     another server gives addresses
+//	https PORT                                                UEFI boots by HTTPS
+//	grub                                                      nbp: grub
 //	at 4s                                                     the time since the start
-//	> dhcp, > dhcp 4011, > tftp CLIENT, > http                what comes, and then
+//	> dhcp, > dhcp 4011, > dhcp6, > tftp CLIENT, > http       what comes, and then
 //	< …                                                       what is answered
 //
 // -update rewrites what is answered; its diff is to be read.
@@ -35,7 +38,9 @@ type transcript struct {
 	blocks   [][]string
 	machines map[string]boot.Answer
 	sessions int
+	tlsPort  int
 	proxy    bool
+	grub     bool
 }
 
 func read(path string) (transcript, error) {
@@ -61,8 +66,12 @@ func read(path string) (transcript, error) {
 				t.machines[word[1]] = a
 			case line == "proxy":
 				t.proxy = true
+			case line == "grub":
+				t.grub = true
 			case strings.HasPrefix(line, "sessions "):
 				_, err = fmt.Sscan(word[1], &t.sessions)
+			case strings.HasPrefix(line, "https "):
+				_, err = fmt.Sscan(word[1], &t.tlsPort)
 			}
 		}
 		if err != nil {
@@ -73,9 +82,10 @@ func read(path string) (transcript, error) {
 }
 
 var (
-	server  = netip.MustParseAddrPort("10.0.0.1:8080")
-	start   = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
-	network = boot.Network{
+	server   = netip.MustParseAddrPort("10.0.0.1:8080")
+	programs = map[boot.Firmware]string{boot.UEFIx64: loaderBlob.Name}
+	start    = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	network  = boot.Network{
 		Subnets: []boot.Subnet{
 			{Prefix: netip.MustParsePrefix("10.0.0.0/24"), First: netip.MustParseAddr("10.0.0.100"), Last: netip.MustParseAddr("10.0.0.109"), Lease: time.Hour},
 			{Prefix: netip.MustParsePrefix("10.0.7.0/24"), First: netip.MustParseAddr("10.0.7.100"), Last: netip.MustParseAddr("10.0.7.109"), Lease: time.Hour},
@@ -94,6 +104,9 @@ func (t transcript) decide(quirks quirk.Set) func(boot.Machine) boot.Answer {
 		if e, _ := quirks.Apply(quirk.Disk, quirk.Client{}, a.Quirks); e.LocalBoot != "" {
 			a.LocalBoot = e.LocalBoot
 		}
+		if t.grub {
+			a.Program = boot.GRUB
+		}
 		return a
 	}
 }
@@ -104,7 +117,8 @@ func (t transcript) play(tb testing.TB, quirks quirk.Set) ([][]string, error) {
 	network := network
 	network.Proxy = t.proxy
 	replay := dhcp.NewReplay(dhcp.Env{Server: server.Addr(), Network: &network, Answer: decide, Quirks: quirks,
-		Files: dhcp.BootFiles{BIOS: "undionly.kpxe", UEFI: "snponly.efi", Script: dhcp.ScriptURL(server), HTTP: "http://10.0.0.1:8080", Programs: map[boot.Firmware]string{boot.UEFIx64: "snponly.efi"}}})
+		Files: bootserver.BootFiles(server, bootserver.UEFIURL(server, t.tlsPort), programs)})
+	replay6 := t.replay6(decide)
 	now := start
 	var files *tftpLab
 	var out [][]string
@@ -127,6 +141,8 @@ func (t transcript) play(tb testing.TB, quirks quirk.Set) ([][]string, error) {
 			answer, err = playDHCP(replay, now, 67, block[1:])
 		case "> dhcp 4011":
 			answer, err = playDHCP(replay, now, 4011, block[1:])
+		case "> dhcp6":
+			answer, err = playDHCP6(replay6, now, block[1:])
 		case "> http":
 			answer, err = playHTTP(decide, block[1:])
 		default:
@@ -141,6 +157,9 @@ func (t transcript) play(tb testing.TB, quirks quirk.Set) ([][]string, error) {
 			return nil, fmt.Errorf("block %d, %s: %w", i+1, block[0], err)
 		}
 		out = append(out, answer...)
+	}
+	if files != nil && len(files.refused) > 0 {
+		return nil, fmt.Errorf("the transcript says nothing of a refusal: %s", <-files.refused)
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/listen"
@@ -76,35 +77,57 @@ func udhcpc() []string {
 	return []string{"busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q", "-t", "900", "-T", "1", "-s", "/bin/true"}
 }
 
-// A relay of ISC's forwards between the machines' network and ours.
-func TestMachinesBehindARelay(t *testing.T) {
-	r := startRack(t, nil, nil)
-	const far = "br1"
+// farBridge is the network behind the relay.
+const farBridge = "br1"
+
+// relayed puts a relay of ISC's between our network and the machines' of farBridge.
+func relayed(t *testing.T) *host {
+	t.Helper()
 	relay := newHost(t, "relay")
-	for _, args := range [][]string{{"link", "add", far, "type", "bridge", "forward_delay", "0"}, {"link", "set", far, "up"}} {
+	for _, args := range [][]string{{"link", "add", farBridge, "type", "bridge", "forward_delay", "0"}, {"link", "set", farBridge, "up"}} {
 		relay.must(append([]string{"ip"}, args...)...)
 	}
+	t.Cleanup(func() { vm.Unplug(farBridge) })
 	relay.plug("wan", bridge, "10.98.0.254/24")
-	relay.plug("lan", far, relayAddr+"/24")
+	relay.plug("lan", farBridge, relayAddr+"/24")
 	relay.must(relay.inside("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")...)
-	relay.must("ip", "route", "add", "10.97.0.0/24", "via", "10.98.0.254")
+	relay.must("ip", "route", "replace", "10.97.0.0/24", "via", "10.98.0.254")
 	relay.start("dhcrelay", "-4", "-d", "-a", "-id", "lan", "-iu", "wan", serverAddr).wait("Socket/fallback")
-
-	client := newHost(t, "client")
-	client.plug("eth0", far, "")
-	client.start(dhclient(t)...).wait(`^bound to 10\.97\.0\.1[01]\d`)
-
-	const n = 41
-	g, _ := guest(t, vm.SeaBIOS, n, func(c *vm.Config) { relay.must("ip", "link", "set", c.Tap, "master", far) })
-	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
-	r.waitEvent(t, n, boot.StageKernel, 1)
-	starts(t, g)
-	if got := stages(r.Events(mac(n))); !strings.Contains(got, "gave 10.97.0.1") {
-		t.Errorf("no address of the far subnet in:\n%s", got)
-	}
+	return relay
 }
 
-// A second card of the server is in a network of its own, as a VLAN's would be.
+// bootsBehind boots a machine in the network behind the relay.
+func (r *rack) bootsBehind(t *testing.T, relay *host, fw vm.Firmware, n int, byHTTP bool, want ...string) {
+	t.Helper()
+	start := time.Now()
+	g, _ := guest(t, fw, n, func(c *vm.Config) {
+		c.HTTPBoot = byHTTP
+		relay.must("ip", "link", "set", c.Tap, "master", farBridge)
+	})
+	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	t.Logf("script after %s", time.Since(start))
+	r.waitEvent(t, n, boot.StageKernel, 1)
+	starts(t, g)
+	g.Stop()
+	got := stages(r.Events(mac(n)))
+	for _, want := range append(want, "gave 10.97.0.1", "script: discover", "kernel: fetches vmlinuz") {
+		if !strings.Contains(got, want) {
+			t.Errorf("no event %q in:\n%s", want, got)
+		}
+	}
+	t.Logf("events:\n%s", got)
+}
+
+func TestMachinesBehindARelay(t *testing.T) {
+	r := startRack(t, nil, nil)
+	relay := relayed(t)
+	client := newHost(t, "client")
+	client.plug("eth0", farBridge, "")
+	client.start(dhclient(t)...).wait(`^bound to 10\.97\.0\.1[01]\d`)
+	r.bootsBehind(t, relay, vm.SeaBIOS, 41, false)
+}
+
+// A second card of the server is in a network of its own.
 func TestSecondInterface(t *testing.T) {
 	const second = "br2"
 	if err := vm.Bridge(second, relayAddr+"/24"); err != nil {

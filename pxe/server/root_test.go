@@ -236,6 +236,9 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 	if *capture != "" && sockets.DHCP != nil {
 		sockets.DHCP = &recording{PacketConn: sockets.DHCP, t: t}
 	}
+	if rom, ok := changed.Sockets.DHCP.(*plainROM); ok {
+		rom.PacketConn, sockets.DHCP = sockets.DHCP, rom
+	}
 	if *capture != "" && sockets.DHCP6 != nil {
 		sockets.DHCP6 = &recording{PacketConn: sockets.DHCP6, t: t}
 	}

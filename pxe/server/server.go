@@ -39,6 +39,19 @@ func BootFiles(at netip.AddrPort, uefi string, programs map[boot.Firmware]string
 	return dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Shim: grub.ShimName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
 }
 
+// UEFIURL begins the URLs that UEFI HTTP boot gets of a server at an address. With a
+// tlsPort other than 0 they are HTTPS for IPv4 and, since its certificate is for that
+// address only, none for IPv6.
+func UEFIURL(at netip.AddrPort, tlsPort int) string {
+	switch {
+	case tlsPort == 0:
+		return "http://" + at.String()
+	case at.Addr().Is4():
+		return "https://" + netip.AddrPortFrom(at.Addr(), uint16(tlsPort)).String()
+	}
+	return ""
+}
+
 // TFTPNames are the files that TFTP has for everybody; those of GRUB only where it is
 // served.
 func TFTPNames(withGRUB bool) []string {
@@ -154,16 +167,16 @@ func BootTasks(cfg Config) ([]Task, error) {
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
 	line, httpLine := &admit.Line{}, lineByHTTP(cfg.HTTPBoot)
-	uefi := "http://" + at.String()
+	tlsPort := 0
 	if cfg.Sockets.BootTLS != nil {
-		uefi = "https://" + netip.AddrPortFrom(cfg.Address, uint16(cfg.BootTLSPort)).String()
+		tlsPort = cfg.BootTLSPort
 	}
 	programs := map[boot.Firmware]string{}
 	for firmware, p := range cfg.HTTPBoot {
 		programs[firmware] = p.Name
 	}
 	if sockets := dhcpSockets(cfg.Sockets); len(sockets) > 0 {
-		files := BootFiles(at, uefi, programs)
+		files := BootFiles(at, UEFIURL(at, tlsPort), programs)
 		if cfg.Sockets.Syslog != nil {
 			files.Syslog = cfg.Address
 		}
@@ -178,12 +191,8 @@ func BootTasks(cfg Config) ([]Task, error) {
 		tasks = append(tasks, Task{"dhcp", func(ctx context.Context) error { return s.Serve(ctx, sockets...) }})
 	}
 	if cfg.Sockets.DHCP6 != nil {
-		uefi := "http://" + at6.String()
-		if cfg.Sockets.BootTLS != nil {
-			uefi = "" // its certificate is for the other address
-		}
 		s, err := dhcp6.NewServer(dhcp6.Config{
-			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Line: line, HTTPLine: httpLine, Files: BootFiles6(at6, uefi, programs),
+			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Line: line, HTTPLine: httpLine, Files: BootFiles6(at6, UEFIURL(at6, tlsPort), programs),
 			Source: cfg.Source, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
 		})
 		if err != nil {

@@ -43,6 +43,8 @@ type Machine struct {
 	// Idle machines stand in cluster.yaml but are never armed: Form leaves them
 	// alone.
 	Idle bool
+	// Unlisted machines do not stand in cluster.yaml.
+	Unlisted bool
 }
 
 // Rack is the rack of the scenario: the smallest cluster with both roles and

@@ -124,6 +124,9 @@ boot:
 machines:
 `, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot, strings.Join(vm.KernelArgs(), ", "), l.Subnets)
 	for _, m := range l.Machines {
+		if m.Unlisted {
+			continue
+		}
 		fmt.Fprintf(&b, `  - name: %s
     role: %s
     match: {mac: ["%s"]}

@@ -4,16 +4,14 @@
 package uml
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/imagectl/imagectl/test/vm"
 )
 
 // Said is what a script printed, by the first word of lines that begin with @@.
@@ -24,49 +22,25 @@ type Said map[string][]string
 // arguments are the kernel's: Cable makes those of network cards.
 func Run(t *testing.T, script, work string, args ...string) Said {
 	t.Helper()
-	const linux, modules = "/usr/bin/linux.uml", "/usr/lib/uml/modules"
-	for _, f := range []string{linux, modules, "/lib/systemd/systemd-networkd"} {
-		if _, err := os.Stat(f); err != nil {
-			t.Fatalf("a judge is missing: %v (make deps installs it)", err)
-		}
-	}
-	if err := os.MkdirAll(filepath.Join(work, "lib"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(modules, filepath.Join(work, "lib/modules")); err != nil {
-		t.Fatal(err)
-	}
-	script, err := filepath.Abs(script)
-	if err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat("/lib/systemd/systemd-networkd"); err != nil {
+		t.Fatalf("a judge is missing: %v (make deps installs it)", err)
 	}
 	// It takes 20 seconds here; beside a hundred other programs, more.
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, linux, append([]string{
-		"mem=256M", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + script, "WORK=" + work,
-		"con=null", "con0=fd:0,fd:1", "quiet", "panic=-1",
-	}, args...)...)
-	cmd.Dir = work
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + work, "TMPDIR=" + work}
-	// It is several processes, and stops when all of them do.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		t.Logf("linux.uml: %v", err) // it ends with 0 or 1, as the console goes
+	out, err := vm.RunLinux(ctx, script, work, args...)
+	if err != nil {
+		t.Fatalf("%v; it printed:\n%s", err, out)
 	}
 	s := Said{}
-	for line := range strings.Lines(out.String()) {
+	for line := range strings.Lines(string(out)) {
 		if rest, ok := strings.CutPrefix(line, "@@"); ok {
 			word, value, _ := strings.Cut(strings.TrimRight(rest, "\r\n"), " ")
 			s[word] = append(s[word], value)
 		}
 	}
 	if s["end"] == nil {
-		t.Fatalf("the script did not come to its end:\n%s", out.String())
+		t.Fatalf("the script did not come to its end:\n%s", out)
 	}
 	return s
 }

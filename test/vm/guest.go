@@ -313,17 +313,23 @@ func (g *Guest) dial(ctx context.Context, path string) (net.Conn, error) {
 
 // qmp runs one command of the QEMU Machine Protocol.
 func (g *Guest) qmp(ctx context.Context, command string, arguments map[string]any) error {
+	_, err := g.ask(ctx, command, arguments)
+	return err
+}
+
+// ask is qmp with what the command returns.
+func (g *Guest) ask(ctx context.Context, command string, arguments map[string]any) (returned json.RawMessage, err error) {
 	conn, err := g.dial(ctx, g.qmpPath())
 	if err != nil {
-		return fmt.Errorf("controlling guest %s: %w", g.Name, err)
+		return nil, fmt.Errorf("controlling guest %s: %w", g.Name, err)
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil {
-		return err
+		return nil, err
 	}
 	r := bufio.NewReader(conn)
 	if _, err := r.ReadString('\n'); err != nil {
-		return fmt.Errorf("controlling guest %s: reading the greeting: %w", g.Name, err)
+		return nil, fmt.Errorf("controlling guest %s: reading the greeting: %w", g.Name, err)
 	}
 	for _, c := range []string{"qmp_capabilities", command} {
 		request := map[string]any{"execute": c}
@@ -331,27 +337,28 @@ func (g *Guest) qmp(ctx context.Context, command string, arguments map[string]an
 			request["arguments"] = arguments
 		}
 		if err := json.NewEncoder(conn).Encode(request); err != nil {
-			return err
+			return nil, err
 		}
 		for {
 			line, err := r.ReadString('\n')
 			if err != nil {
-				return fmt.Errorf("controlling guest %s: %s: %w", g.Name, c, err)
+				return nil, fmt.Errorf("controlling guest %s: %s: %w", g.Name, c, err)
 			}
 			var reply struct {
 				Return json.RawMessage `json:"return"`
 				Error  *struct{ Desc string }
 			}
 			if err := json.Unmarshal([]byte(line), &reply); err != nil {
-				return err
+				return nil, err
 			}
 			if reply.Error != nil {
-				return fmt.Errorf("controlling guest %s: %s: %s", g.Name, c, reply.Error.Desc)
+				return nil, fmt.Errorf("controlling guest %s: %s: %s", g.Name, c, reply.Error.Desc)
 			}
 			if reply.Return != nil {
+				returned = reply.Return
 				break
 			}
 		}
 	}
-	return nil
+	return returned, nil
 }
