@@ -172,12 +172,12 @@ formats: build release ## every format boots in a virtual machine until it is en
 	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
 .PHONY: netboot-test
-netboot-test: build release ## beside Kea and dnsmasq; UEFI boots by IPv6, loads iPXE by HTTPS, shim and GRUB, and with Secure Boot the signed installer by HTTP
-	$(call say,other DHCP servers and HTTPS and Secure Boot from the network in virtual machines (about 15 minutes without KVM))
+netboot-test: build release ## beside Kea and dnsmasq; UEFI boots by IPv6, loads iPXE by HTTPS, shim and GRUB, and with Secure Boot the signed installer by HTTP; a BMC has the power
+	$(call say,other DHCP servers and HTTPS and Secure Boot from the network in virtual machines (about 20 minutes without KVM))
 	go test -c -tags root,netboot -o bin/netboot-https.test ./pxe/server
 	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^Test(BIOSLoadsIPXE|BIOSLoadsIPXEBesideDnsmasq|UEFIBootsByHTTPS|UEFIBootsByIPv6|UEFIBootsByGRUB|UEFIBootsByHTTP|MachinesBehindARelay|UEFIBehindARelay|ProxyBesideDnsmasq|ProxyBesideKea|HTTPBootBesideDnsmasq|BootServerOnTheOtherServersHost)$$'
 	go test -c -tags e2e -o bin/netboot.test ./test/netboot
-	@cd test/netboot && for t in UnknownMachineIsDiscoveredAndItsDiskStays SecureBootFromTheNetwork InstallerNeedsNoServerToStart KernelStartsByIPv6; do \
+	@cd test/netboot && for t in UnknownMachineIsDiscoveredAndItsDiskStays SecureBootFromTheNetwork InstallerNeedsNoServerToStart KernelStartsByIPv6 IPMIProvisionsAMachine; do \
 	    $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -test.run "^Test$$t\$$" -bin $(CURDIR)/bin -release $(RELEASE) || exit 1; done
 
 .PHONY: netboot-grub

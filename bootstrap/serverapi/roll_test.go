@@ -280,6 +280,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, rollForever(dir))
 		os.Exit(1)
 	}
+	if dir := os.Getenv("SERVE_FOREVER"); dir != "" {
+		fmt.Fprintln(os.Stderr, serveForever(dir, os.Getenv("SERVE_AT")))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 

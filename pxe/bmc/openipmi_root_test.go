@@ -3,92 +3,24 @@
 package bmc
 
 import (
-	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/imagectl/imagectl/test/ipmisim"
 )
 
-// OpenIPMI's BMC simulator judges our IPMI: another hand wrote it. Its chassis is a
-// script that keeps power and boot device in files.
-func startSimulator(t *testing.T) (Target, string) {
-	t.Helper()
-	dir := t.TempDir()
-	chassis := filepath.Join(dir, "chassis")
-	write(t, chassis, 0o755, `#!/bin/sh
-# OpenIPMI's chassis_control: DEVICE get WHAT... | set WHAT VALUE...
-cd `+dir+`
-shift
-do=$1; shift
-while [ $# -gt 0 ]; do
-	what=$1; shift
-	case $do in
-	get) case $what in
-		power) echo "power:$(cat power)" ;;
-		boot) echo "boot:$(cat boot)" ;;
-		*) exit 1 ;;
-		esac ;;
-	set) case $what in
-		power|boot) echo "$1" >$what; echo "$what $1" >>log ;;
-		shutdown|reset) echo "$what" >>log ;;
-		esac
-		shift ;;
-	check) exit 0 ;;
-	esac
-done
-`)
-	write(t, filepath.Join(dir, "power"), 0o644, "0\n")
-	write(t, filepath.Join(dir, "boot"), 0o644, "none\n")
-	write(t, filepath.Join(dir, "lan.conf"), 0o644, `
-name "test"
-set_working_mc 0x20
-startlan 1
-  addr 127.0.0.1 6230
-  priv_limit admin
-  allowed_auths_callback none md2 md5 straight
-  allowed_auths_user none md2 md5 straight
-  allowed_auths_operator none md2 md5 straight
-  allowed_auths_admin none md2 md5 straight
-  guid a123456789abcdefa123456789abcdef
-endlan
-chassis_control "`+chassis+` 0x20"
-user 1 true "" "s3cret" user 10 none md2 md5 straight
-user 2 true "imagectl" "s3cret" admin 10 none md2 md5 straight
-`)
-	write(t, filepath.Join(dir, "sim.emu"), 0o644, "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x2a7c 0xf02 persist_sdr\nmc_enable 0x20\n")
-	cmd := exec.Command("ipmi_sim", "-d", "-n", "-c", filepath.Join(dir, "lan.conf"), "-f", filepath.Join(dir, "sim.emu"), "-s", dir)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting OpenIPMI's simulator: %v; apt-get install openipmi", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("simulator: %s", out.String())
-		}
-	})
-	return Target{Kind: IPMI, Address: "127.0.0.1:6230", Username: "imagectl", Password: "s3cret", patience: 20}, dir
-}
-
-func write(t *testing.T, path string, mode os.FileMode, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), mode); err != nil {
-		t.Fatal(err)
-	}
-}
-
+// OpenIPMI's BMC simulator judges our IPMI: another hand wrote it. Its chassis keeps power
+// and boot device in files.
 func TestOpenIPMIsSimulatorIsBootedFromTheNetwork(t *testing.T) {
-	target, dir := startSimulator(t)
+	dir := t.TempDir()
+	ipmisim.Start(t, dir, `case $1 in power|boot) echo "$2" >$1 ;; esac`)
+	target := Target{Kind: IPMI, Address: ipmisim.Address, Username: ipmisim.Username, Password: ipmisim.Password, patience: 20}
 	ctx := t.Context()
 	var c Controller
 	for try := 0; ; try++ {

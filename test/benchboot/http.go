@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -86,6 +88,7 @@ func download(ctx context.Context, url string) (float64, error) {
 // second, a figure a round.
 type asked struct {
 	machines         int
+	said             string // the same number, for people
 	path             string
 	start            func() (*daemon, error)
 	script, ignition []float64
@@ -93,21 +96,28 @@ type asked struct {
 
 // requests measures scripts and Ignition configs per second.
 func (b *bench) requests(ctx context.Context) error {
-	ours := func(machines int) *asked {
-		return &asked{machines: machines, path: "/boot.ipxe?mac=%s&uuid=&serial=&platform=efi",
+	ours := func(machines int, said string) *asked {
+		return &asked{machines: machines, said: said, path: "/boot.ipxe?mac=%s&uuid=&serial=&platform=efi",
 			start: func() (*daemon, error) { return b.ours(ctx, machines) }}
 	}
-	few, some, most := ours(10), ours(1000), ours(100000)
-	if err := b.ask(ctx, few, most); err != nil {
+	few, most := ours(10, "10"), ours(100000, "100,000")
+	more := []*asked{ours(1000, "1,000"), ours(10000, "10,000"), most}
+	if err := b.ask(ctx, append([]*asked{few}, more...)...); err != nil {
 		return err
 	}
 	b.row("scripts, 100,000 machines", "ours with 10", most.script, few.script, "/s", 0.8)
 	b.row("Ignition, 100,000 machines", "ours with 10", most.ignition, few.ignition, "/s", 0.8)
+	// Flat is not only the end: 1,000 and 10,000 count as well.
+	slow := worst(few, more, (*asked).scripts)
+	b.row("scripts, worst at "+slow.said, "ours with 10", slow.script, few.script, "/s", 0.8)
+	slow = worst(few, more, (*asked).configs)
+	b.row("Ignition, worst at "+slow.said, "ours with 10", slow.ignition, few.ignition, "/s", 0.8)
 	if b.matchbox == "" {
 		b.skip("scripts and Ignition", "matchbox", fmt.Errorf("%w: say with -matchbox where it is", errNotCompared))
 		return nil
 	}
 	data := filepath.Join(b.dir, "matchbox")
+	some := ours(1000, "1,000")
 	if err := matchboxData(data, some.machines); err != nil {
 		return err
 	}
@@ -124,7 +134,17 @@ func (b *bench) requests(ctx context.Context) error {
 	return nil
 }
 
-// ask measures two servers in turn.
+func (a *asked) scripts() []float64 { return a.script }
+func (a *asked) configs() []float64 { return a.ignition }
+
+// worst is the one of all that has the least ratio to base.
+func worst(base *asked, all []*asked, of func(*asked) []float64) *asked {
+	return slices.MinFunc(all, func(a, b *asked) int {
+		return cmp.Compare(ratio(of(a), of(base)).median, ratio(of(b), of(base)).median)
+	})
+}
+
+// ask measures servers in turn.
 func (b *bench) ask(ctx context.Context, sides ...*asked) error {
 	for range b.runs {
 		for _, s := range sides {

@@ -40,6 +40,8 @@ type Machine struct {
 	// EK is the TPM that cluster.yaml says it has; empty for none. TPM is the control
 	// socket of the one that it has.
 	EK, TPM string
+	// BMC is what cluster.yaml says of its BMC; empty for none.
+	BMC string
 	// Idle machines stand in cluster.yaml but are never armed: Form leaves them
 	// alone.
 	Idle bool

@@ -133,6 +133,9 @@ machines:
     address: %s
     disk: {serial: disk-%s, minSize: 16GiB}
 `, m.Name, m.Role, m.MAC, m.Address, m.Name)
+		if m.BMC != "" {
+			fmt.Fprintf(&b, "    bmc: %s\n", m.BMC)
+		}
 		if m.EK != "" {
 			fmt.Fprintf(&b, "    tpm: {ek: %s}\n", m.EK)
 		}

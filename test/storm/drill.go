@@ -27,7 +27,9 @@ import (
 // the server that coordinates and etcd's leader, both at once, and in another round the
 // other server, and later a member that follows. Every machine must get there by itself,
 // no address may be given twice, and no disk may be written twice. The second server has
-// nothing of the build but its manifest, and the rest from a registry.
+// nothing of the build but its manifest, and the rest from a registry. At the end the state
+// goes back into the first server's directory with one command, and a server that is alone
+// has all of it.
 
 const (
 	secondAddress = "10.97.0.2"
@@ -150,5 +152,11 @@ func (d *drill) run(ctx context.Context, leading bool, seed uint64) error {
 	all.Wait()
 	stop()
 	hands.Wait()
-	return d.judge(begin)
+	if err := d.judge(begin); err != nil {
+		return err
+	}
+	if err := d.home(ctx, begin); err != nil {
+		return fmt.Errorf("moving the state back: %w", err)
+	}
+	return nil
 }

@@ -69,20 +69,12 @@ exec `+filepath.Join(d.etcdDir, "etcd")+` --name e`+strconv.Itoa(i)+` --data-dir
 	if err := d.second(); err != nil {
 		return err
 	}
-	for i, a := range d.servers {
-		n := strconv.Itoa(i + 1)
+	for i := range d.servers {
 		dir := d.dir
 		if i > 0 {
 			dir = filepath.Join(d.dir, "second")
 		}
-		p, err := spawn(ctx, "s"+n, dir, `ip address add `+a.String()+`/16 dev rack && ip link set rack addrgenmode none txqueuelen 20000 up || exit 1
-ip address add `+etcdNet+"1"+n+`/24 dev store && ip link set store up || exit 1
-exec `+d.imagectl+` serve --state `+filepath.Join(d.dir, "state"+n), []string{"IMAGECTL_CONFIG=" + d.context(i), "IMAGECTL_CACHE=" + filepath.Join(d.dir, "cache"+n)}, link{"rack", "bootbr"}, link{"store", "storebr"})
-		if err != nil {
-			return err
-		}
-		d.serve = append(d.serve, p)
-		if err := p.says("imagectl serve: ready: "); err != nil {
+		if err := d.start(ctx, "s"+strconv.Itoa(i+1), dir, i); err != nil {
 			return err
 		}
 	}
@@ -91,6 +83,19 @@ exec `+d.imagectl+` serve --state `+filepath.Join(d.dir, "state"+n), []string{"I
 		return err
 	}
 	return d.learn()
+}
+
+// start runs imagectl serve in dir, with the state directory and the address of server i.
+func (d *drill) start(ctx context.Context, name, dir string, i int) error {
+	n := strconv.Itoa(i + 1)
+	p, err := spawn(ctx, name, dir, `ip address add `+d.servers[i].String()+`/16 dev rack && ip link set rack addrgenmode none txqueuelen 20000 up || exit 1
+ip address add `+etcdNet+"1"+n+`/24 dev store && ip link set store up || exit 1
+exec `+d.imagectl+` serve --state `+filepath.Join(d.dir, "state"+n), []string{"IMAGECTL_CONFIG=" + d.context(i), "IMAGECTL_CACHE=" + filepath.Join(d.dir, "cache"+n)}, link{"rack", "bootbr"}, link{"store", "storebr"})
+	if err != nil {
+		return err
+	}
+	d.serve = append(d.serve, p)
+	return p.says("imagectl serve: ready: ")
 }
 
 // shop runs the registry that the servers share, and has the build put into it.

@@ -92,18 +92,7 @@ func (d *drill) coordinator(ctx context.Context) (int, error) {
 
 // leader is the index of etcd's leader.
 func (d *drill) leader(ctx context.Context) (int, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(d.dir, "etcd.pem"), filepath.Join(d.dir, "etcd.key"))
-	if err != nil {
-		return 0, err
-	}
-	ca, err := os.ReadFile(filepath.Join(d.dir, "ca.pem"))
-	if err != nil {
-		return 0, err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{d.client(0)}, DialTimeout: 20 * time.Second,
-		TLS: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}}})
+	client, err := d.etcdClient(d.client(0))
 	if err != nil {
 		return 0, err
 	}
@@ -118,6 +107,22 @@ func (d *drill) leader(ctx context.Context) (int, error) {
 		}
 	}
 	return 0, errors.New("no member of etcd leads")
+}
+
+// etcdClient calls members of etcd; the caller closes it.
+func (d *drill) etcdClient(endpoints ...string) (*clientv3.Client, error) {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(d.dir, "etcd.pem"), filepath.Join(d.dir, "etcd.key"))
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(filepath.Join(d.dir, "ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 20 * time.Second,
+		TLS: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}}})
 }
 
 // survivor is a server that was not killed.
