@@ -93,14 +93,13 @@ func retryAfter(a Answer) time.Duration {
 }
 
 func (a *API) once(ctx context.Context, r Request) (Answer, error) {
-	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, bytes.NewReader(r.Body))
 	if err != nil {
 		return Answer{}, fmt.Errorf("calling %s: %w", r.URL, err)
 	}
 	if len(r.Body) > 0 {
-		req.ContentLength = int64(len(r.Body))
-		req.GetBody = func() (io.ReadCloser, error) { return inMemory{bytes.NewReader(r.Body)}, nil }
 		req.Body = inMemory{bytes.NewReader(r.Body)}
+		req.GetBody = func() (io.ReadCloser, error) { return inMemory{bytes.NewReader(r.Body)}, nil }
 	}
 	for k, v := range r.Header {
 		req.Header[k] = v
