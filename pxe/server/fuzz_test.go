@@ -28,6 +28,11 @@ func FuzzFindForGRUB(f *testing.F) {
 		a.Action, a.Refused = action, action == boot.Local
 		answers[last] = a
 	}
+	for last := range 256 { // as the catalogue: everybody has an answer, with its reason
+		if _, ok := answers[byte(last)]; !ok {
+			answers[byte(last)] = boot.Answer{Action: boot.Local, Code: "unknown-machine", Reason: "cluster.yaml does not list it"}
+		}
+	}
 	for _, name := range []string{
 		"imagectl/52:54:00:00:00:01/none/machine.cfg", "/imagectl/52:54:00:00:00:02/01020304-0506-0708-090a-0b0c0d0e0fff/MACHINE.CFG",
 		"imagectl/52:54:00:00:00:01/kernel/" + sha("1") + "/vmlinuz", "imagectl/52:54:00:00:00:02/kernel/" + sha("1") + "/vmlinuz",
