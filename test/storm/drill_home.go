@@ -90,7 +90,7 @@ func (d *drill) home(ctx context.Context, begin time.Time) error {
 		return errors.New(d.notes[0])
 	}
 	_, said, _ := strings.Cut(moved, "moved: ") // behind what cluster.yaml is warned of
-	said, _, _ = strings.Cut(said, " and no longer on etcd")
+	said, _, _ = strings.Cut(said, ", and no longer on etcd")
 	fmt.Printf("%6.1f s: moved back: %s\n%10s %d machines, %d of them armed, %d leases and %d entries of the log are as before\n",
 		time.Since(begin).Seconds(), said, "", len(after.machines), len(armed), leases, len(before.log))
 	return nil
