@@ -34,8 +34,12 @@ const handPort = "hand"
 // disks, without our agent, with a shell.
 func (h hand) handDisk(ctx context.Context, m lab.Machine, etcdImage string) error {
 	disk := h.config(m).Disk
+	images, err := filepath.Glob(filepath.Join(h.rack.Site, "out", "demo-"+m.Role+"-*.raw"))
+	if err != nil || len(images) != 1 {
+		return fmt.Errorf("looking for the image of role %s: want one, have %q: %v", m.Role, images, err)
+	}
 	for _, argv := range [][]string{
-		{"cp", "--sparse=always", filepath.Join(h.rack.Site, "out", "demo-"+m.Role+".raw"), disk},
+		{"cp", "--sparse=always", images[0], disk},
 		{"truncate", "--size", "24G", disk},
 	} {
 		if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
