@@ -129,7 +129,7 @@ func (x RollAuthorityRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RollAuthorityRequest_Step.Descriptor instead.
 func (RollAuthorityRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type PowerMachineRequest_Action int32
@@ -192,7 +192,7 @@ func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
 func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46, 0}
 }
 
 type DefragmentEtcdRequest struct {
@@ -663,7 +663,9 @@ type EncryptionView struct {
 	// What the next step waits for, a sentence each.
 	Waits []string `protobuf:"bytes,3,rep,name=waits,proto3" json:"waits,omitempty"`
 	// When the key that is written with was made, where that is known.
-	MadeAt        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=made_at,json=madeAt,proto3" json:"made_at,omitempty"`
+	MadeAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=made_at,json=madeAt,proto3" json:"made_at,omitempty"`
+	// Keys that are not in use, the oldest first: a snapshot of etcd may need one.
+	Former        []*FormerKey `protobuf:"bytes,5,rep,name=former,proto3" json:"former,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -726,6 +728,65 @@ func (x *EncryptionView) GetMadeAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *EncryptionView) GetFormer() []*FormerKey {
+	if x != nil {
+		return x.Former
+	}
+	return nil
+}
+
+type FormerKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	MadeAt        *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=made_at,json=madeAt,proto3" json:"made_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormerKey) Reset() {
+	*x = FormerKey{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormerKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormerKey) ProtoMessage() {}
+
+func (x *FormerKey) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormerKey.ProtoReflect.Descriptor instead.
+func (*FormerKey) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FormerKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FormerKey) GetMadeAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.MadeAt
+	}
+	return nil
+}
+
 type ShowEncryptionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -734,7 +795,7 @@ type ShowEncryptionRequest struct {
 
 func (x *ShowEncryptionRequest) Reset() {
 	*x = ShowEncryptionRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +807,7 @@ func (x *ShowEncryptionRequest) String() string {
 func (*ShowEncryptionRequest) ProtoMessage() {}
 
 func (x *ShowEncryptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +820,7 @@ func (x *ShowEncryptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowEncryptionRequest.ProtoReflect.Descriptor instead.
 func (*ShowEncryptionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 type ShowEncryptionResponse struct {
@@ -771,7 +832,7 @@ type ShowEncryptionResponse struct {
 
 func (x *ShowEncryptionResponse) Reset() {
 	*x = ShowEncryptionResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +844,7 @@ func (x *ShowEncryptionResponse) String() string {
 func (*ShowEncryptionResponse) ProtoMessage() {}
 
 func (x *ShowEncryptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +857,7 @@ func (x *ShowEncryptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowEncryptionResponse.ProtoReflect.Descriptor instead.
 func (*ShowEncryptionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ShowEncryptionResponse) GetEncryption() *EncryptionView {
@@ -807,14 +868,17 @@ func (x *ShowEncryptionResponse) GetEncryption() *EncryptionView {
 }
 
 type RotateEncryptionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of former keys that API servers read with until all Secrets are written anew, after
+	// a snapshot of etcd from their time was restored; "identity" when Secrets in it are plain.
+	AlsoRead      []string `protobuf:"bytes,1,rep,name=also_read,json=alsoRead,proto3" json:"also_read,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RotateEncryptionRequest) Reset() {
 	*x = RotateEncryptionRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +890,7 @@ func (x *RotateEncryptionRequest) String() string {
 func (*RotateEncryptionRequest) ProtoMessage() {}
 
 func (x *RotateEncryptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +903,14 @@ func (x *RotateEncryptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateEncryptionRequest.ProtoReflect.Descriptor instead.
 func (*RotateEncryptionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RotateEncryptionRequest) GetAlsoRead() []string {
+	if x != nil {
+		return x.AlsoRead
+	}
+	return nil
 }
 
 type RotateEncryptionResponse struct {
@@ -854,7 +925,7 @@ type RotateEncryptionResponse struct {
 
 func (x *RotateEncryptionResponse) Reset() {
 	*x = RotateEncryptionResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +937,7 @@ func (x *RotateEncryptionResponse) String() string {
 func (*RotateEncryptionResponse) ProtoMessage() {}
 
 func (x *RotateEncryptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +950,7 @@ func (x *RotateEncryptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateEncryptionResponse.ProtoReflect.Descriptor instead.
 func (*RotateEncryptionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RotateEncryptionResponse) GetChanged() bool {
@@ -920,7 +991,7 @@ type AuthorityView struct {
 
 func (x *AuthorityView) Reset() {
 	*x = AuthorityView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1003,7 @@ func (x *AuthorityView) String() string {
 func (*AuthorityView) ProtoMessage() {}
 
 func (x *AuthorityView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1016,7 @@ func (x *AuthorityView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityView.ProtoReflect.Descriptor instead.
 func (*AuthorityView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuthorityView) GetPhase() string {
@@ -998,7 +1069,7 @@ type ShowAuthorityRequest struct {
 
 func (x *ShowAuthorityRequest) Reset() {
 	*x = ShowAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1081,7 @@ func (x *ShowAuthorityRequest) String() string {
 func (*ShowAuthorityRequest) ProtoMessage() {}
 
 func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1094,7 @@ func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 type ShowAuthorityResponse struct {
@@ -1035,7 +1106,7 @@ type ShowAuthorityResponse struct {
 
 func (x *ShowAuthorityResponse) Reset() {
 	*x = ShowAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1118,7 @@ func (x *ShowAuthorityResponse) String() string {
 func (*ShowAuthorityResponse) ProtoMessage() {}
 
 func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1131,7 @@ func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ShowAuthorityResponse) GetAuthority() *AuthorityView {
@@ -1081,7 +1152,7 @@ type RollAuthorityRequest struct {
 
 func (x *RollAuthorityRequest) Reset() {
 	*x = RollAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1164,7 @@ func (x *RollAuthorityRequest) String() string {
 func (*RollAuthorityRequest) ProtoMessage() {}
 
 func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1177,7 @@ func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RollAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RollAuthorityRequest) GetStep() RollAuthorityRequest_Step {
@@ -1135,7 +1206,7 @@ type RollAuthorityResponse struct {
 
 func (x *RollAuthorityResponse) Reset() {
 	*x = RollAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1218,7 @@ func (x *RollAuthorityResponse) String() string {
 func (*RollAuthorityResponse) ProtoMessage() {}
 
 func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1231,7 @@ func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RollAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RollAuthorityResponse) GetChanged() bool {
@@ -1206,7 +1277,7 @@ type OperatorView struct {
 
 func (x *OperatorView) Reset() {
 	*x = OperatorView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1289,7 @@ func (x *OperatorView) String() string {
 func (*OperatorView) ProtoMessage() {}
 
 func (x *OperatorView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1302,7 @@ func (x *OperatorView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorView.ProtoReflect.Descriptor instead.
 func (*OperatorView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OperatorView) GetName() string {
@@ -1311,7 +1382,7 @@ type AddOperatorRequest struct {
 
 func (x *AddOperatorRequest) Reset() {
 	*x = AddOperatorRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1394,7 @@ func (x *AddOperatorRequest) String() string {
 func (*AddOperatorRequest) ProtoMessage() {}
 
 func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1407,7 @@ func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorRequest.ProtoReflect.Descriptor instead.
 func (*AddOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AddOperatorRequest) GetName() string {
@@ -1381,7 +1452,7 @@ type AddOperatorResponse struct {
 
 func (x *AddOperatorResponse) Reset() {
 	*x = AddOperatorResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1464,7 @@ func (x *AddOperatorResponse) String() string {
 func (*AddOperatorResponse) ProtoMessage() {}
 
 func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1477,7 @@ func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorResponse.ProtoReflect.Descriptor instead.
 func (*AddOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AddOperatorResponse) GetCertificatePem() string {
@@ -1445,7 +1516,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1528,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1541,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 type ListOperatorsResponse struct {
@@ -1482,7 +1553,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1565,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1578,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*OperatorView {
@@ -1527,7 +1598,7 @@ type RevokeOperatorsRequest struct {
 
 func (x *RevokeOperatorsRequest) Reset() {
 	*x = RevokeOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1610,7 @@ func (x *RevokeOperatorsRequest) String() string {
 func (*RevokeOperatorsRequest) ProtoMessage() {}
 
 func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1623,7 @@ func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RevokeOperatorsRequest) GetNames() []string {
@@ -1579,7 +1650,7 @@ type RevokeOperatorsResponse struct {
 
 func (x *RevokeOperatorsResponse) Reset() {
 	*x = RevokeOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1662,7 @@ func (x *RevokeOperatorsResponse) String() string {
 func (*RevokeOperatorsResponse) ProtoMessage() {}
 
 func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1675,7 @@ func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RevokeOperatorsResponse) GetOutcomes() []*Outcome {
@@ -1630,7 +1701,7 @@ type RequestView struct {
 
 func (x *RequestView) Reset() {
 	*x = RequestView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1713,7 @@ func (x *RequestView) String() string {
 func (*RequestView) ProtoMessage() {}
 
 func (x *RequestView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1726,7 @@ func (x *RequestView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestView.ProtoReflect.Descriptor instead.
 func (*RequestView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RequestView) GetId() string {
@@ -1708,7 +1779,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1791,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +1804,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 type ListRequestsResponse struct {
@@ -1745,7 +1816,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1828,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1841,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*RequestView {
@@ -1789,7 +1860,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1872,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1885,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1833,7 +1904,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1916,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1929,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApproveRequestResponse) GetRequest() *RequestView {
@@ -1906,7 +1977,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +1989,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2002,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MachineView) GetName() string {
@@ -2099,7 +2170,7 @@ type OrderView struct {
 
 func (x *OrderView) Reset() {
 	*x = OrderView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2182,7 @@ func (x *OrderView) String() string {
 func (*OrderView) ProtoMessage() {}
 
 func (x *OrderView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2195,7 @@ func (x *OrderView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderView.ProtoReflect.Descriptor instead.
 func (*OrderView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OrderView) GetId() string {
@@ -2189,7 +2260,7 @@ type TpmView struct {
 
 func (x *TpmView) Reset() {
 	*x = TpmView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2272,7 @@ func (x *TpmView) String() string {
 func (*TpmView) ProtoMessage() {}
 
 func (x *TpmView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2285,7 @@ func (x *TpmView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmView.ProtoReflect.Descriptor instead.
 func (*TpmView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TpmView) GetEk() string {
@@ -2279,7 +2350,7 @@ type Pcr struct {
 
 func (x *Pcr) Reset() {
 	*x = Pcr{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2362,7 @@ func (x *Pcr) String() string {
 func (*Pcr) ProtoMessage() {}
 
 func (x *Pcr) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2375,7 @@ func (x *Pcr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pcr.ProtoReflect.Descriptor instead.
 func (*Pcr) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Pcr) GetIndex() uint32 {
@@ -2339,7 +2410,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2422,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2435,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Selection) GetNames() []string {
@@ -2389,7 +2460,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2472,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2414,7 +2485,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 type ListMachinesResponse struct {
@@ -2426,7 +2497,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2509,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2522,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -2475,7 +2546,7 @@ type ApproveMachineRequest struct {
 
 func (x *ApproveMachineRequest) Reset() {
 	*x = ApproveMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2558,7 @@ func (x *ApproveMachineRequest) String() string {
 func (*ApproveMachineRequest) ProtoMessage() {}
 
 func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2571,7 @@ func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineRequest.ProtoReflect.Descriptor instead.
 func (*ApproveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ApproveMachineRequest) GetSelection() *Selection {
@@ -2533,7 +2604,7 @@ type ApproveMachineResponse struct {
 
 func (x *ApproveMachineResponse) Reset() {
 	*x = ApproveMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2545,7 +2616,7 @@ func (x *ApproveMachineResponse) String() string {
 func (*ApproveMachineResponse) ProtoMessage() {}
 
 func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2558,7 +2629,7 @@ func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineResponse.ProtoReflect.Descriptor instead.
 func (*ApproveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ApproveMachineResponse) GetOutcomes() []*Outcome {
@@ -2578,7 +2649,7 @@ type RejectMachineRequest struct {
 
 func (x *RejectMachineRequest) Reset() {
 	*x = RejectMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2661,7 @@ func (x *RejectMachineRequest) String() string {
 func (*RejectMachineRequest) ProtoMessage() {}
 
 func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2674,7 @@ func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineRequest.ProtoReflect.Descriptor instead.
 func (*RejectMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RejectMachineRequest) GetSelection() *Selection {
@@ -2629,7 +2700,7 @@ type RejectMachineResponse struct {
 
 func (x *RejectMachineResponse) Reset() {
 	*x = RejectMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2712,7 @@ func (x *RejectMachineResponse) String() string {
 func (*RejectMachineResponse) ProtoMessage() {}
 
 func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2725,7 @@ func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineResponse.ProtoReflect.Descriptor instead.
 func (*RejectMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RejectMachineResponse) GetOutcomes() []*Outcome {
@@ -2680,7 +2751,7 @@ type ArmMachineRequest struct {
 
 func (x *ArmMachineRequest) Reset() {
 	*x = ArmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +2763,7 @@ func (x *ArmMachineRequest) String() string {
 func (*ArmMachineRequest) ProtoMessage() {}
 
 func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +2776,7 @@ func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineRequest.ProtoReflect.Descriptor instead.
 func (*ArmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ArmMachineRequest) GetSelection() *Selection {
@@ -2745,7 +2816,7 @@ type ArmMachineResponse struct {
 
 func (x *ArmMachineResponse) Reset() {
 	*x = ArmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2828,7 @@ func (x *ArmMachineResponse) String() string {
 func (*ArmMachineResponse) ProtoMessage() {}
 
 func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2841,7 @@ func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineResponse.ProtoReflect.Descriptor instead.
 func (*ArmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ArmMachineResponse) GetOutcomes() []*Outcome {
@@ -2789,7 +2860,7 @@ type DisarmMachineRequest struct {
 
 func (x *DisarmMachineRequest) Reset() {
 	*x = DisarmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2872,7 @@ func (x *DisarmMachineRequest) String() string {
 func (*DisarmMachineRequest) ProtoMessage() {}
 
 func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2885,7 @@ func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineRequest.ProtoReflect.Descriptor instead.
 func (*DisarmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DisarmMachineRequest) GetSelection() *Selection {
@@ -2833,7 +2904,7 @@ type DisarmMachineResponse struct {
 
 func (x *DisarmMachineResponse) Reset() {
 	*x = DisarmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +2916,7 @@ func (x *DisarmMachineResponse) String() string {
 func (*DisarmMachineResponse) ProtoMessage() {}
 
 func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +2929,7 @@ func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineResponse.ProtoReflect.Descriptor instead.
 func (*DisarmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
@@ -2880,7 +2951,7 @@ type PowerMachineRequest struct {
 
 func (x *PowerMachineRequest) Reset() {
 	*x = PowerMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +2963,7 @@ func (x *PowerMachineRequest) String() string {
 func (*PowerMachineRequest) ProtoMessage() {}
 
 func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +2976,7 @@ func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
 func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PowerMachineRequest) GetSelection() *Selection {
@@ -2938,7 +3009,7 @@ type PowerMachineResponse struct {
 
 func (x *PowerMachineResponse) Reset() {
 	*x = PowerMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3021,7 @@ func (x *PowerMachineResponse) String() string {
 func (*PowerMachineResponse) ProtoMessage() {}
 
 func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3034,7 @@ func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
 func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
@@ -2987,7 +3058,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3070,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3083,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -3060,7 +3131,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3143,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3156,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -3114,7 +3185,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3197,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3210,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -3209,7 +3280,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3221,7 +3292,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3234,7 +3305,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -3266,7 +3337,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3349,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3362,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
 }
 
 type StatusResponse struct {
@@ -3313,7 +3384,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3396,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3409,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -3425,7 +3496,7 @@ type BackupView struct {
 
 func (x *BackupView) Reset() {
 	*x = BackupView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3508,7 @@ func (x *BackupView) String() string {
 func (*BackupView) ProtoMessage() {}
 
 func (x *BackupView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3521,7 @@ func (x *BackupView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
 func (*BackupView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BackupView) GetDirectory() string {
@@ -3517,7 +3588,7 @@ type EtcdView struct {
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +3600,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +3613,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -3583,7 +3654,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +3666,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +3679,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -3631,7 +3702,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +3714,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +3727,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -3697,7 +3768,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +3780,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +3793,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -3748,7 +3819,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3760,7 +3831,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3773,7 +3844,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -3796,7 +3867,7 @@ type ReplaceMachineRequest struct {
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3808,7 +3879,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3821,7 +3892,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -3854,7 +3925,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3866,7 +3937,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3879,7 +3950,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -3914,7 +3985,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3926,7 +3997,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3939,7 +4010,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -4027,7 +4098,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4110,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4123,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{62}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{63}
 }
 
 type ListCertificatesResponse struct {
@@ -4064,7 +4135,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4076,7 +4147,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4089,7 +4160,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{63}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -4109,7 +4180,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4121,7 +4192,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4134,7 +4205,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{64}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -4161,7 +4232,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4244,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4257,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{65}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -4209,7 +4280,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4221,7 +4292,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4234,7 +4305,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{66}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -4269,7 +4340,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4281,7 +4352,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4294,7 +4365,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{67}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -4321,7 +4392,7 @@ type BackupServerRequest struct {
 
 func (x *BackupServerRequest) Reset() {
 	*x = BackupServerRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4333,7 +4404,7 @@ func (x *BackupServerRequest) String() string {
 func (*BackupServerRequest) ProtoMessage() {}
 
 func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4346,7 +4417,7 @@ func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
 func (*BackupServerRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{68}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *BackupServerRequest) GetSend() bool {
@@ -4369,7 +4440,7 @@ type BackupServerResponse struct {
 
 func (x *BackupServerResponse) Reset() {
 	*x = BackupServerResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4381,7 +4452,7 @@ func (x *BackupServerResponse) String() string {
 func (*BackupServerResponse) ProtoMessage() {}
 
 func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4394,7 +4465,7 @@ func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
 func (*BackupServerResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{69}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *BackupServerResponse) GetName() string {
@@ -4433,7 +4504,7 @@ type ListAuditSignaturesRequest struct {
 
 func (x *ListAuditSignaturesRequest) Reset() {
 	*x = ListAuditSignaturesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4445,7 +4516,7 @@ func (x *ListAuditSignaturesRequest) String() string {
 func (*ListAuditSignaturesRequest) ProtoMessage() {}
 
 func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4458,7 +4529,7 @@ func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{70}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{71}
 }
 
 type ListAuditSignaturesResponse struct {
@@ -4471,7 +4542,7 @@ type ListAuditSignaturesResponse struct {
 
 func (x *ListAuditSignaturesResponse) Reset() {
 	*x = ListAuditSignaturesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4483,7 +4554,7 @@ func (x *ListAuditSignaturesResponse) String() string {
 func (*ListAuditSignaturesResponse) ProtoMessage() {}
 
 func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4496,7 +4567,7 @@ func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{71}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListAuditSignaturesResponse) GetWitnesses() []*AuditWitness {
@@ -4514,7 +4585,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4526,7 +4597,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4539,7 +4610,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{72}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{73}
 }
 
 type ReadAuditResponse struct {
@@ -4552,7 +4623,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4564,7 +4635,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4577,7 +4648,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{73}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -4595,7 +4666,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4607,7 +4678,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4620,7 +4691,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{74}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{75}
 }
 
 type WatchMachinesResponse struct {
@@ -4632,7 +4703,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4715,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4728,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{75}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -4682,7 +4753,7 @@ type AuthorityView_CA struct {
 
 func (x *AuthorityView_CA) Reset() {
 	*x = AuthorityView_CA{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4694,7 +4765,7 @@ func (x *AuthorityView_CA) String() string {
 func (*AuthorityView_CA) ProtoMessage() {}
 
 func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4707,7 +4778,7 @@ func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityView_CA.ProtoReflect.Descriptor instead.
 func (*AuthorityView_CA) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14, 0}
 }
 
 func (x *AuthorityView_CA) GetSha256() string {
@@ -4761,7 +4832,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[78]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4773,7 +4844,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[78]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4786,7 +4857,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -4896,18 +4967,23 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x02id\x18\x04 \x01(\tR\x02id\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\bR\x04done\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x18\n" +
-	"\aproblem\x18\x03 \x01(\tR\aproblem\"\x85\x01\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xb5\x01\n" +
 	"\x0eEncryptionView\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\tR\x04keys\x12\x14\n" +
 	"\x05waits\x18\x03 \x03(\tR\x05waits\x123\n" +
-	"\amade_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06madeAt\"\x17\n" +
+	"\amade_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06madeAt\x12.\n" +
+	"\x06former\x18\x05 \x03(\v2\x16.imagectl.v1.FormerKeyR\x06former\"T\n" +
+	"\tFormerKey\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\amade_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06madeAt\"\x17\n" +
 	"\x15ShowEncryptionRequest\"U\n" +
 	"\x16ShowEncryptionResponse\x12;\n" +
 	"\n" +
 	"encryption\x18\x01 \x01(\v2\x1b.imagectl.v1.EncryptionViewR\n" +
-	"encryption\"\x19\n" +
-	"\x17RotateEncryptionRequest\"\x8b\x01\n" +
+	"encryption\"6\n" +
+	"\x17RotateEncryptionRequest\x12\x1b\n" +
+	"\talso_read\x18\x01 \x03(\tR\balsoRead\"\x8b\x01\n" +
 	"\x18RotateEncryptionResponse\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\bR\achanged\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12;\n" +
@@ -5258,7 +5334,7 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(ActMachineRequest_Action)(0),       // 0: imagectl.v1.ActMachineRequest.Action
 	(RollAuthorityRequest_Step)(0),      // 1: imagectl.v1.RollAuthorityRequest.Step
@@ -5272,218 +5348,221 @@ var file_imagectl_v1_operator_proto_goTypes = []any{
 	(*DrainMachineRequest)(nil),         // 9: imagectl.v1.DrainMachineRequest
 	(*DrainMachineResponse)(nil),        // 10: imagectl.v1.DrainMachineResponse
 	(*EncryptionView)(nil),              // 11: imagectl.v1.EncryptionView
-	(*ShowEncryptionRequest)(nil),       // 12: imagectl.v1.ShowEncryptionRequest
-	(*ShowEncryptionResponse)(nil),      // 13: imagectl.v1.ShowEncryptionResponse
-	(*RotateEncryptionRequest)(nil),     // 14: imagectl.v1.RotateEncryptionRequest
-	(*RotateEncryptionResponse)(nil),    // 15: imagectl.v1.RotateEncryptionResponse
-	(*AuthorityView)(nil),               // 16: imagectl.v1.AuthorityView
-	(*ShowAuthorityRequest)(nil),        // 17: imagectl.v1.ShowAuthorityRequest
-	(*ShowAuthorityResponse)(nil),       // 18: imagectl.v1.ShowAuthorityResponse
-	(*RollAuthorityRequest)(nil),        // 19: imagectl.v1.RollAuthorityRequest
-	(*RollAuthorityResponse)(nil),       // 20: imagectl.v1.RollAuthorityResponse
-	(*OperatorView)(nil),                // 21: imagectl.v1.OperatorView
-	(*AddOperatorRequest)(nil),          // 22: imagectl.v1.AddOperatorRequest
-	(*AddOperatorResponse)(nil),         // 23: imagectl.v1.AddOperatorResponse
-	(*ListOperatorsRequest)(nil),        // 24: imagectl.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),       // 25: imagectl.v1.ListOperatorsResponse
-	(*RevokeOperatorsRequest)(nil),      // 26: imagectl.v1.RevokeOperatorsRequest
-	(*RevokeOperatorsResponse)(nil),     // 27: imagectl.v1.RevokeOperatorsResponse
-	(*RequestView)(nil),                 // 28: imagectl.v1.RequestView
-	(*ListRequestsRequest)(nil),         // 29: imagectl.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),        // 30: imagectl.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),       // 31: imagectl.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),      // 32: imagectl.v1.ApproveRequestResponse
-	(*MachineView)(nil),                 // 33: imagectl.v1.MachineView
-	(*OrderView)(nil),                   // 34: imagectl.v1.OrderView
-	(*TpmView)(nil),                     // 35: imagectl.v1.TpmView
-	(*Pcr)(nil),                         // 36: imagectl.v1.Pcr
-	(*Selection)(nil),                   // 37: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),         // 38: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),        // 39: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),       // 40: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),      // 41: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),        // 42: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),       // 43: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),           // 44: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),          // 45: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),        // 46: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),       // 47: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),         // 48: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),        // 49: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                     // 50: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                  // 51: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                 // 52: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                   // 53: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),               // 54: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),              // 55: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                  // 56: imagectl.v1.BackupView
-	(*EtcdView)(nil),                    // 57: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),      // 58: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),     // 59: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),        // 60: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),       // 61: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),       // 62: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),      // 63: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),             // 64: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),     // 65: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),    // 66: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),   // 67: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil),  // 68: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),           // 69: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),          // 70: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),         // 71: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),        // 72: imagectl.v1.BackupServerResponse
-	(*ListAuditSignaturesRequest)(nil),  // 73: imagectl.v1.ListAuditSignaturesRequest
-	(*ListAuditSignaturesResponse)(nil), // 74: imagectl.v1.ListAuditSignaturesResponse
-	(*ReadAuditRequest)(nil),            // 75: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),           // 76: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),        // 77: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),       // 78: imagectl.v1.WatchMachinesResponse
-	(*AuthorityView_CA)(nil),            // 79: imagectl.v1.AuthorityView.CA
-	nil,                                 // 80: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),             // 81: imagectl.v1.EtcdView.Member
-	(*timestamppb.Timestamp)(nil),       // 82: google.protobuf.Timestamp
-	(*Facts)(nil),                       // 83: imagectl.v1.Facts
-	(*StepStatus)(nil),                  // 84: imagectl.v1.StepStatus
-	(*AuditWitness)(nil),                // 85: imagectl.v1.AuditWitness
+	(*FormerKey)(nil),                   // 12: imagectl.v1.FormerKey
+	(*ShowEncryptionRequest)(nil),       // 13: imagectl.v1.ShowEncryptionRequest
+	(*ShowEncryptionResponse)(nil),      // 14: imagectl.v1.ShowEncryptionResponse
+	(*RotateEncryptionRequest)(nil),     // 15: imagectl.v1.RotateEncryptionRequest
+	(*RotateEncryptionResponse)(nil),    // 16: imagectl.v1.RotateEncryptionResponse
+	(*AuthorityView)(nil),               // 17: imagectl.v1.AuthorityView
+	(*ShowAuthorityRequest)(nil),        // 18: imagectl.v1.ShowAuthorityRequest
+	(*ShowAuthorityResponse)(nil),       // 19: imagectl.v1.ShowAuthorityResponse
+	(*RollAuthorityRequest)(nil),        // 20: imagectl.v1.RollAuthorityRequest
+	(*RollAuthorityResponse)(nil),       // 21: imagectl.v1.RollAuthorityResponse
+	(*OperatorView)(nil),                // 22: imagectl.v1.OperatorView
+	(*AddOperatorRequest)(nil),          // 23: imagectl.v1.AddOperatorRequest
+	(*AddOperatorResponse)(nil),         // 24: imagectl.v1.AddOperatorResponse
+	(*ListOperatorsRequest)(nil),        // 25: imagectl.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 26: imagectl.v1.ListOperatorsResponse
+	(*RevokeOperatorsRequest)(nil),      // 27: imagectl.v1.RevokeOperatorsRequest
+	(*RevokeOperatorsResponse)(nil),     // 28: imagectl.v1.RevokeOperatorsResponse
+	(*RequestView)(nil),                 // 29: imagectl.v1.RequestView
+	(*ListRequestsRequest)(nil),         // 30: imagectl.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),        // 31: imagectl.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),       // 32: imagectl.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),      // 33: imagectl.v1.ApproveRequestResponse
+	(*MachineView)(nil),                 // 34: imagectl.v1.MachineView
+	(*OrderView)(nil),                   // 35: imagectl.v1.OrderView
+	(*TpmView)(nil),                     // 36: imagectl.v1.TpmView
+	(*Pcr)(nil),                         // 37: imagectl.v1.Pcr
+	(*Selection)(nil),                   // 38: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),         // 39: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),        // 40: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),       // 41: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),      // 42: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),        // 43: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),       // 44: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),           // 45: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),          // 46: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),        // 47: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),       // 48: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),         // 49: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),        // 50: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                     // 51: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                  // 52: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                 // 53: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                   // 54: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),               // 55: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),              // 56: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                  // 57: imagectl.v1.BackupView
+	(*EtcdView)(nil),                    // 58: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),      // 59: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),     // 60: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),        // 61: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),       // 62: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),       // 63: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),      // 64: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),             // 65: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),     // 66: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),    // 67: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),   // 68: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil),  // 69: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),           // 70: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),          // 71: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),         // 72: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),        // 73: imagectl.v1.BackupServerResponse
+	(*ListAuditSignaturesRequest)(nil),  // 74: imagectl.v1.ListAuditSignaturesRequest
+	(*ListAuditSignaturesResponse)(nil), // 75: imagectl.v1.ListAuditSignaturesResponse
+	(*ReadAuditRequest)(nil),            // 76: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),           // 77: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),        // 78: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),       // 79: imagectl.v1.WatchMachinesResponse
+	(*AuthorityView_CA)(nil),            // 80: imagectl.v1.AuthorityView.CA
+	nil,                                 // 81: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),             // 82: imagectl.v1.EtcdView.Member
+	(*timestamppb.Timestamp)(nil),       // 83: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 84: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 85: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 86: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	37,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
-	50,  // 2: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
-	37,  // 3: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
+	38,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
+	51,  // 2: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
+	38,  // 3: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
 	0,   // 4: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
-	50,  // 5: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	82,  // 6: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
-	11,  // 7: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	11,  // 8: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	82,  // 9: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
-	79,  // 10: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
-	16,  // 11: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	1,   // 12: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
-	16,  // 13: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	82,  // 14: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	82,  // 15: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
-	21,  // 16: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
-	50,  // 17: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	82,  // 18: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	82,  // 19: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
-	28,  // 20: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
-	28,  // 21: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	83,  // 22: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	84,  // 23: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	82,  // 24: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	82,  // 25: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	82,  // 26: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	35,  // 27: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	34,  // 28: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
-	82,  // 29: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
-	82,  // 30: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	36,  // 31: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	33,  // 32: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	37,  // 33: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	80,  // 34: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	50,  // 35: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 36: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 37: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 38: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 39: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 40: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 41: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 42: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	2,   // 43: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	50,  // 44: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	53,  // 45: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	53,  // 46: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	82,  // 47: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	33,  // 48: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	82,  // 49: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	57,  // 50: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	56,  // 51: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	82,  // 52: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	82,  // 53: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	82,  // 54: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	81,  // 55: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	37,  // 56: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 57: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	50,  // 58: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	82,  // 59: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	82,  // 60: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	82,  // 61: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	64,  // 62: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	50,  // 63: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	82,  // 64: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 65: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
-	33,  // 66: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	82,  // 67: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
-	82,  // 68: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
-	38,  // 69: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	40,  // 70: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	42,  // 71: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	44,  // 72: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	46,  // 73: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	48,  // 74: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	51,  // 75: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	54,  // 76: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	58,  // 77: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	60,  // 78: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	62,  // 79: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	65,  // 80: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	67,  // 81: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	69,  // 82: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	71,  // 83: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	75,  // 84: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	73,  // 85: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
-	77,  // 86: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	22,  // 87: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	24,  // 88: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	26,  // 89: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	29,  // 90: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	31,  // 91: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	17,  // 92: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
-	19,  // 93: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
-	3,   // 94: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
-	5,   // 95: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
-	7,   // 96: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
-	9,   // 97: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
-	12,  // 98: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
-	14,  // 99: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
-	39,  // 100: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	41,  // 101: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	43,  // 102: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	45,  // 103: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	47,  // 104: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	49,  // 105: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	52,  // 106: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	55,  // 107: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	59,  // 108: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	61,  // 109: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	63,  // 110: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	66,  // 111: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	68,  // 112: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	70,  // 113: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	72,  // 114: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	76,  // 115: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	74,  // 116: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
-	78,  // 117: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	23,  // 118: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	25,  // 119: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	27,  // 120: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	30,  // 121: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	32,  // 122: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	18,  // 123: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
-	20,  // 124: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
-	4,   // 125: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
-	6,   // 126: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
-	8,   // 127: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
-	10,  // 128: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
-	13,  // 129: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
-	15,  // 130: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
-	100, // [100:131] is the sub-list for method output_type
-	69,  // [69:100] is the sub-list for method input_type
-	69,  // [69:69] is the sub-list for extension type_name
-	69,  // [69:69] is the sub-list for extension extendee
-	0,   // [0:69] is the sub-list for field type_name
+	51,  // 5: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	83,  // 6: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
+	12,  // 7: imagectl.v1.EncryptionView.former:type_name -> imagectl.v1.FormerKey
+	83,  // 8: imagectl.v1.FormerKey.made_at:type_name -> google.protobuf.Timestamp
+	11,  // 9: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	11,  // 10: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	83,  // 11: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
+	80,  // 12: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	17,  // 13: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	1,   // 14: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
+	17,  // 15: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	83,  // 16: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	83,  // 17: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	22,  // 18: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	51,  // 19: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	83,  // 20: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	83,  // 21: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	29,  // 22: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	29,  // 23: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	84,  // 24: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	85,  // 25: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	83,  // 26: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	83,  // 27: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	83,  // 28: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	36,  // 29: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	35,  // 30: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
+	83,  // 31: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
+	83,  // 32: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	37,  // 33: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	34,  // 34: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	38,  // 35: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	81,  // 36: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	51,  // 37: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 38: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 39: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 40: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 41: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 42: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 43: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 44: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	2,   // 45: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	51,  // 46: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	54,  // 47: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	54,  // 48: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	83,  // 49: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	34,  // 50: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	83,  // 51: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	58,  // 52: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	57,  // 53: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	83,  // 54: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	83,  // 55: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	83,  // 56: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	82,  // 57: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	38,  // 58: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 59: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	51,  // 60: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	83,  // 61: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	83,  // 62: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	83,  // 63: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	65,  // 64: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	51,  // 65: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	83,  // 66: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	86,  // 67: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	34,  // 68: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	83,  // 69: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
+	83,  // 70: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
+	39,  // 71: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	41,  // 72: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	43,  // 73: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	45,  // 74: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	47,  // 75: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	49,  // 76: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	52,  // 77: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	55,  // 78: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	59,  // 79: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	61,  // 80: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	63,  // 81: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	66,  // 82: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	68,  // 83: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	70,  // 84: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	72,  // 85: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	76,  // 86: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	74,  // 87: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	78,  // 88: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	23,  // 89: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	25,  // 90: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	27,  // 91: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	30,  // 92: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	32,  // 93: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	18,  // 94: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
+	20,  // 95: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
+	3,   // 96: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
+	5,   // 97: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
+	7,   // 98: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
+	9,   // 99: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
+	13,  // 100: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
+	15,  // 101: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
+	40,  // 102: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	42,  // 103: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	44,  // 104: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	46,  // 105: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	48,  // 106: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	50,  // 107: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	53,  // 108: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	56,  // 109: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	60,  // 110: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	62,  // 111: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	64,  // 112: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	67,  // 113: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	69,  // 114: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	71,  // 115: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	73,  // 116: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	77,  // 117: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	75,  // 118: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	79,  // 119: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	24,  // 120: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	26,  // 121: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	28,  // 122: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	31,  // 123: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	33,  // 124: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	19,  // 125: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
+	21,  // 126: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
+	4,   // 127: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
+	6,   // 128: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
+	8,   // 129: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
+	10,  // 130: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
+	14,  // 131: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
+	16,  // 132: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
+	102, // [102:133] is the sub-list for method output_type
+	71,  // [71:102] is the sub-list for method input_type
+	71,  // [71:71] is the sub-list for extension type_name
+	71,  // [71:71] is the sub-list for extension extendee
+	0,   // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -5499,7 +5578,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   79,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

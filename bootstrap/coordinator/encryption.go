@@ -43,13 +43,26 @@ func (e Encryption) Equal(o Encryption) bool {
 // PlainKey stands for no encryption among the names of keys: it is Kubernetes' name for that.
 const PlainKey = "identity"
 
-// Rotate begins to replace the key, or PlainKey, by another one. It must be settled.
-func (e Encryption) Rotate(next string) Encryption {
+// Rotate begins to replace the key, or PlainKey, by another one. It must be settled. API servers
+// read with the former keys too until all is written anew; none of them is the one in use.
+func (e Encryption) Rotate(next string, former ...string) Encryption {
 	now := PlainKey
 	if len(e.Keys) > 0 {
 		now = e.Keys[0]
 	}
-	return Encryption{Stage: EncryptionAdding, Keys: []string{now, next}}
+	return Encryption{Stage: EncryptionAdding, Keys: append([]string{now, next}, former...)}
+}
+
+// Next is the key that is being put in the place of another one; empty when none is.
+func (e Encryption) Next() string {
+	switch e.Stage {
+	case EncryptionSettled:
+		return ""
+	case EncryptionAdding:
+		return e.Keys[1]
+	default:
+		return e.Keys[0]
+	}
 }
 
 // NextEncryption advances it by one stage at most. holds are sentences on what else is waited
@@ -66,7 +79,7 @@ func NextEncryption(nodes []Node, c Choices, holds []string) Encryption {
 			return e
 		}
 		if e.Stage == EncryptionAdding {
-			return Encryption{Stage: EncryptionWriting, Keys: []string{e.Keys[1], e.Keys[0]}}
+			return Encryption{Stage: EncryptionWriting, Keys: append([]string{e.Keys[1], e.Keys[0]}, e.Keys[2:]...)}
 		}
 		return Encryption{Stage: EncryptionRewriting, Keys: e.Keys, Rewriter: rewriter(nodes, c)}
 	case EncryptionRewriting:

@@ -234,6 +234,33 @@ func TestEncryptionSaysWhatItWaitsFor(t *testing.T) {
 	}
 }
 
+// Former keys stay behind the others until all is written anew.
+func TestFormerKeysAreReadWithUntilAllIsWrittenAnew(t *testing.T) {
+	t.Parallel()
+	c := Choices{KubernetesFirst: "cp1", KubernetesFormed: true, APIServers: []string{"cp1"}, Encryption: Encryption{Keys: []string{"k2"}}.Rotate("k3", PlainKey, "k1")}
+	seen := &Seen{Joined: true, APIServerReady: true}
+	nodes := []Node{{Name: "cp1", ControlPlane: true, State: machine.Ready, Seen: seen}}
+	for _, want := range []Encryption{
+		{Stage: EncryptionAdding, Keys: []string{"k2", "k3", PlainKey, "k1"}},
+		{Stage: EncryptionWriting, Keys: []string{"k3", "k2", PlainKey, "k1"}},
+		{Stage: EncryptionRewriting, Keys: []string{"k3", "k2", PlainKey, "k1"}, Rewriter: "cp1"},
+	} {
+		if !c.Encryption.Equal(want) || c.Encryption.Next() != "k3" {
+			t.Fatalf("it is %+v with %q next, want %+v", c.Encryption, c.Encryption.Next(), want)
+		}
+		seen.EncryptionLoaded = []string{want.Keys[0], want.Keys[1]}
+		if got := NextEncryption(nodes, c, nil); want.Stage != EncryptionRewriting && !got.Equal(want) {
+			t.Errorf("an API server without the former keys is enough: %+v", got)
+		}
+		seen.EncryptionLoaded = want.Keys
+		c.Encryption = NextEncryption(nodes, c, nil)
+	}
+	seen.EncryptionRewritten = "k3"
+	if got := NextEncryption(nodes, c, nil); !got.Equal(Encryption{Keys: []string{"k3"}}) || got.Next() != "" {
+		t.Errorf("it ends as %+v", got)
+	}
+}
+
 // The machine that writes all Secrets anew is lost: another one does it.
 func TestAnotherMachineRewrites(t *testing.T) {
 	t.Parallel()

@@ -160,7 +160,7 @@ func (s *Server) encryptionHolds(c coordinator.Choices) []string {
 	if s.cfg.Backups == nil || e.Stage != coordinator.EncryptionAdding {
 		return out
 	}
-	made := s.keyMade(e.Keys[len(e.Keys)-1])
+	made := s.keyMade(e.Next())
 	if st := s.cfg.Backups.State(); st.Dir != "" && !st.Good.At.After(made) {
 		out = append(out, fmt.Sprintf("no backup was made since %s, when the new key was: what is encrypted with it could not be read with an older one; imagectl server backup", stamp(made)))
 	}
@@ -211,6 +211,7 @@ func (s *Server) encryptionView(ctx context.Context) (*api.EncryptionView, error
 	case e.Stage == coordinator.EncryptionSettled:
 		v.Stage = "settled"
 	}
+	v.Former = s.formerKeys(e)
 	if made := s.keyMade(e.Keys[0]); !made.IsZero() {
 		v.MadeAt = timestamppb.New(made)
 	}
@@ -218,10 +219,10 @@ func (s *Server) encryptionView(ctx context.Context) (*api.EncryptionView, error
 }
 
 // RotateEncryption implements apiconnect.OperatorServiceHandler.
-func (s operators) RotateEncryption(ctx context.Context, _ *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error) {
+func (s operators) RotateEncryption(ctx context.Context, req *connect.Request[api.RotateEncryptionRequest]) (*connect.Response[api.RotateEncryptionResponse], error) {
 	resp := &api.RotateEncryptionResponse{}
 	var err error
-	if resp.Changed, resp.Message, err = s.rotate(ctx, callerOf(ctx)); err != nil {
+	if resp.Changed, resp.Message, err = s.rotate(ctx, callerOf(ctx), req.Msg.GetAlsoRead()); err != nil {
 		return nil, s.storing("", err)
 	}
 	if resp.Encryption, err = s.encryptionView(ctx); err != nil {
@@ -231,7 +232,7 @@ func (s operators) RotateEncryption(ctx context.Context, _ *connect.Request[api.
 }
 
 // rotate begins a rotation, or says why there is none to begin.
-func (s *Server) rotate(ctx context.Context, from caller) (changed bool, message string, err error) {
+func (s *Server) rotate(ctx context.Context, from caller, alsoRead []string) (changed bool, message string, err error) {
 	if strange := s.strangeKeys(); len(strange) > 0 {
 		return false, "", connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("%s", strangeText(strange)))
 	}
@@ -251,13 +252,19 @@ func (s *Server) rotate(ctx context.Context, from caller) (changed bool, message
 		switch {
 		case stored.KubernetesFirst == "":
 			return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("cluster %s has not been made yet: its Secrets will be encrypted from the first one on", s.cfg.Cluster))
+		case e.Stage != coordinator.EncryptionSettled && len(alsoRead) > 0:
+			return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("the key is being replaced by %s already: former keys can be read with when that is done, see imagectl server encryption-key show", e.Next()))
 		case e.Stage != coordinator.EncryptionSettled:
-			message = fmt.Sprintf("nothing to do: the key is being replaced by %s already", e.Keys[map[coordinator.EncryptionStage]int{coordinator.EncryptionAdding: 1}[e.Stage]])
+			message = fmt.Sprintf("nothing to do: the key is being replaced by %s already", e.Next())
 			return nil
 		}
 		var err error
 		if keys, err = readKeys(c.tx); err != nil {
 			return err
+		}
+		former, err := recalled(alsoRead, keys, e)
+		if err != nil {
+			return connect.NewError(connect.CodeInvalidArgument, err)
 		}
 		action := "encryption-key-rotated"
 		if len(e.Keys) == 0 {
@@ -278,7 +285,7 @@ func (s *Server) rotate(ctx context.Context, from caller) (changed bool, message
 			}
 		}
 		next := keys[len(keys)-1].Name
-		stored.Encryption, stored.Policy = e.Rotate(next), true
+		stored.Encryption, stored.Policy = e.Rotate(next, former...), true
 		changed = true
 		message = fmt.Sprintf("Secrets will be encrypted with key %s, by and by: imagectl server encryption-key show", next)
 		c.log(audit.Entry{Action: action, Before: strings.Join(e.Keys, ","), After: strings.Join(stored.Encryption.Keys, ","), Detail: "the key for Secrets at rest"})
@@ -290,6 +297,40 @@ func (s *Server) rotate(ctx context.Context, from caller) (changed bool, message
 		s.board.wake()
 	}
 	return changed, message, err
+}
+
+// recalled are the former keys that somebody names, each once and without the one in use.
+func recalled(names []string, keys []sealedKey, e coordinator.Encryption) ([]string, error) {
+	inUse := coordinator.PlainKey
+	if len(e.Keys) > 0 {
+		inUse = e.Keys[0]
+	}
+	var out []string
+	for _, name := range names {
+		known := name == coordinator.PlainKey || slices.ContainsFunc(keys, func(k sealedKey) bool { return k.Name == name })
+		switch {
+		case !known:
+			return nil, fmt.Errorf("there is no key %q: imagectl server encryption-key show lists those that there were, and %s stands for none", name, coordinator.PlainKey)
+		case name == inUse || slices.Contains(out, name):
+			continue
+		case len(e.Keys) == 0:
+			// The first key begins to be used by this very rotation.
+			return nil, fmt.Errorf("key %q was never used: Secrets are not encrypted", name)
+		}
+		out = append(out, name)
+	}
+	return out, nil
+}
+
+// formerKeys are those that no API server is given now, nor will be first.
+func (s *Server) formerKeys(e coordinator.Encryption) []*api.FormerKey {
+	var out []*api.FormerKey
+	for _, k := range *s.keys.Load() {
+		if !slices.Contains(e.Keys, k.Name) {
+			out = append(out, &api.FormerKey{Name: k.Name, MadeAt: timestamppb.New(k.Made)})
+		}
+	}
+	return out
 }
 
 func strangeText(strange []string) string {
@@ -317,11 +358,7 @@ func (s *Server) encryptionNotes(nodes []coordinator.Node, c coordinator.Choices
 	doing := map[coordinator.EncryptionStage]string{
 		coordinator.EncryptionAdding: "API servers learn to read with it", coordinator.EncryptionWriting: "API servers begin to write with it", coordinator.EncryptionRewriting: "what is there is written anew",
 	}
-	next := e.Keys[0]
-	if e.Stage == coordinator.EncryptionAdding {
-		next = e.Keys[1]
-	}
-	notes := []string{fmt.Sprintf("the key for Secrets in etcd is being replaced by %s: %s", next, doing[e.Stage])}
+	notes := []string{fmt.Sprintf("the key for Secrets in etcd is being replaced by %s: %s", e.Next(), doing[e.Stage])}
 	for _, w := range coordinator.EncryptionWaits(nodes, c, s.encryptionHolds(c)) {
 		notes = append(notes, "that waits: "+w)
 	}

@@ -133,6 +133,32 @@ func TestTheKeyForSecretsIsReplacedStepByStep(t *testing.T) {
 	if got := len(r.audited("encryption-key-rotated")); got != 1 {
 		t.Errorf("the log has %d entries", got)
 	}
+	// A snapshot from before is restored: the key of then, and Secrets that were never encrypted.
+	if former := r.encryption().GetFormer(); len(former) != 1 || former[0].GetName() != k1 || former[0].GetMadeAt() == nil {
+		t.Errorf("former keys are %v", former)
+	}
+	recall := func(names ...string) (*connect.Response[api.RotateEncryptionResponse], error) {
+		return r.operator(pki.RoleAdmin).RotateEncryption(t.Context(), connect.NewRequest(&api.RotateEncryptionRequest{AlsoRead: names}))
+	}
+	if _, err := recall("k-00000000"); connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), `there is no key "k-00000000"`) {
+		t.Errorf("a key that there never was: %v", err)
+	}
+	again, err := recall(k1, k2, "identity", k1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k3 := again.Msg.GetEncryption().GetKeys()[1]
+	if _, err := recall(k1); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("while one is under way: %v", err)
+	}
+	want("nothing is done again", "adding", false, serving(k2), k2, k3, k1, "identity")
+	want("it reads with all", "writing", false, serving(k2, k3, k1, "identity"), k3, k2, k1, "identity")
+	want("it writes with the third", "rewriting", true, serving(k3, k2, k1, "identity"), k3, k2, k1, "identity")
+	done.Kubernetes.EncryptionRewritten = k3
+	want("all is written anew again", "settled", false, done, k3)
+	if got := len(r.audited("encryption-key-rotated")); got != 2 {
+		t.Errorf("the log has %d entries", got)
+	}
 	// No key is in the log, nor anywhere in the store as it is.
 	secret := cp.keys()[0].GetSecret()
 	for line, err := range r.store.AuditLines(t.Context()) {

@@ -41,8 +41,9 @@ func TestEncryptionIsTurnedOnAndItsKeyReplaced(t *testing.T) {
 	r.ready(30*time.Minute, func(map[string]*api.MachineView) {})
 	r.threeAPIServers()
 	r.secret("before")
-	if raw := r.rawSecrets(); !strings.Contains(raw["default/before"], "k8s\x00") {
-		t.Fatalf("a Secret of a cluster from before: %.40q", raw["default/before"])
+	plain := r.rawSecrets()["default/before"]
+	if !strings.Contains(plain, "k8s\x00") {
+		t.Fatalf("a Secret of a cluster from before: %.40q", plain)
 	}
 	if out, err := r.privileged(); err != nil {
 		t.Fatalf("a privileged pod is refused before anything is turned on: %s", out)
@@ -53,6 +54,7 @@ func TestEncryptionIsTurnedOnAndItsKeyReplaced(t *testing.T) {
 	first := r.rotateKey("turned on", k)
 	r.encryptedWith(first)
 	r.policed()
+	underFirst := r.rawSecrets()["default/logged"]
 	second := r.rotateKey("replaced", k)
 	users.stop()
 	if first == second {
@@ -61,6 +63,24 @@ func TestEncryptionIsTurnedOnAndItsKeyReplaced(t *testing.T) {
 	r.encryptedWith(second)
 	users.judge()
 	t.Logf("agents killed %d times meanwhile", len(k.done))
+
+	// What a snapshot from before brings back cannot be read, until the server is told so.
+	r.putRaw("default/before", plain)
+	r.putRaw("default/logged", underFirst)
+	for _, name := range []string{"before", "logged"} {
+		// An API server looks for keys once a minute, and may have the older one until then.
+		r.wait(5*time.Minute, "Secret "+name+" of before to be unreadable", func() (bool, string) {
+			word, err := r.wordOf(name)
+			return err != nil, word
+		})
+	}
+	third := r.rotateKey("replaced after a snapshot was restored", &killer{done: map[string]bool{}}, coordinator.PlainKey, first)
+	r.encryptedWith(third)
+	for _, name := range []string{"before", "logged"} {
+		if word, err := r.wordOf(name); err != nil || word != bodyOf(name) {
+			t.Errorf("Secret %s of a restored snapshot is %q: %v", name, word, err)
+		}
+	}
 	r.ready(10*time.Minute, func(map[string]*api.MachineView) {})
 	r.check()
 }
@@ -83,10 +103,10 @@ func (r *rack) fromBefore() {
 }
 
 // rotateKey replaces the key and waits until that is done; it returns the new key's name.
-func (r *rack) rotateKey(what string, k *killer) string {
+func (r *rack) rotateKey(what string, k *killer, alsoRead ...string) string {
 	r.t.Helper()
 	began := time.Now()
-	resp, err := r.op.RotateEncryption(r.t.Context(), connect.NewRequest(&api.RotateEncryptionRequest{}))
+	resp, err := r.op.RotateEncryption(r.t.Context(), connect.NewRequest(&api.RotateEncryptionRequest{AlsoRead: alsoRead}))
 	if err != nil || !resp.Msg.GetChanged() {
 		r.t.Fatalf("%v %v", err, resp)
 	}
@@ -157,6 +177,29 @@ func (r *rack) rawSecrets() map[string]string {
 		all[strings.TrimPrefix(string(kv.Key), "/registry/secrets/")] = string(kv.Value)
 	}
 	return all
+}
+
+// putRaw makes a Secret's value in etcd what it was, as a restored snapshot does.
+func (r *rack) putRaw(name, value string) {
+	r.t.Helper()
+	command := fmt.Sprintf("echo %s | base64 -d | etcdctl --endpoints https://127.0.0.1:2379 --cacert %s --cert %s --key %s put /registry/secrets/%s",
+		base64.StdEncoding.EncodeToString([]byte(value)), etcd.CAPath, etcd.ClientPath, etcd.ClientPath, name)
+	if out, err := r.nodes["cp1"].on("sh", "-c", command); err != nil {
+		r.t.Fatalf("%v %s", err, out)
+	}
+	if now := r.rawSecrets()[name]; now != value {
+		r.t.Fatalf("%s in etcd is %.60q, want %.60q", name, now, value)
+	}
+}
+
+// wordOf is what a Secret holds, through an API server.
+func (r *rack) wordOf(name string) (string, error) {
+	out, err := r.nodes["cp1"].on("kubectl", "--kubeconfig", kubeadm.AdminConf, "get", "secret", name, "-o", "jsonpath={.data.word}")
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	word, err := base64.StdEncoding.DecodeString(strings.TrimSpace(out))
+	return string(word), err
 }
 
 // encryptedWith: there are Secrets, and each is encrypted with this key.

@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 )
@@ -51,7 +52,8 @@ func newEncryptionShow(g *globals) *cobra.Command {
 }
 
 func newEncryptionRotate(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var alsoRead []string
+	cmd := &cobra.Command{
 		Use:   "rotate",
 		Short: "Replace the key, while everything runs",
 		Long: "Make another key, let every API server read with it, then write with it, and have\n" +
@@ -61,15 +63,18 @@ func newEncryptionRotate(g *globals) *cobra.Command {
 			"minute.\n\n" +
 			"On a cluster from before Secrets were encrypted it turns that on, with the audit log\n" +
 			"and kubernetes.podSecurity of cluster.yaml: API servers are started anew for it, one at\n" +
-			"a time.",
-		Example: "  imagectl server encryption-key rotate",
+			"a time.\n\n" +
+			"After a snapshot of etcd from before a rotation was restored, --also-read names the\n" +
+			"key of that time (imagectl server encryption-key show), or identity when Secrets were\n" +
+			"not encrypted then: API servers read with it too, until all is written anew.",
+		Example: "  imagectl server encryption-key rotate\n  imagectl server encryption-key rotate --also-read k-0a1b2c3d",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := dial()
 			if err != nil {
 				return err
 			}
-			resp, err := r.operator().RotateEncryption(cmd.Context(), connect.NewRequest(&api.RotateEncryptionRequest{}))
+			resp, err := r.operator().RotateEncryption(cmd.Context(), connect.NewRequest(&api.RotateEncryptionRequest{AlsoRead: alsoRead}))
 			if err != nil {
 				return r.explain(err)
 			}
@@ -77,14 +82,22 @@ func newEncryptionRotate(g *globals) *cobra.Command {
 			return printEncryption(g.stdio.Out, resp.Msg.GetEncryption())
 		},
 	}
+	cmd.Flags().StringSliceVar(&alsoRead, "also-read", nil, "former `keys` that the Secrets of a restored snapshot are encrypted with")
+	return cmd
 }
 
 func printEncryption(w io.Writer, e *api.EncryptionView) error {
-	made := ""
-	if e.GetMadeAt() != nil {
-		made = e.GetMadeAt().AsTime().Local().Format(time.DateTime)
+	made := func(at *timestamppb.Timestamp) string {
+		if at == nil {
+			return ""
+		}
+		return at.AsTime().Local().Format(time.DateTime)
 	}
-	if err := table(w, []string{"STAGE", "KEYS", "MADE"}, [][]string{{e.GetStage(), strings.Join(e.GetKeys(), ", "), made}}); err != nil {
+	rows := [][]string{{e.GetStage(), strings.Join(e.GetKeys(), ", "), made(e.GetMadeAt())}}
+	for _, k := range e.GetFormer() {
+		rows = append(rows, []string{"former", k.GetName(), made(k.GetMadeAt())})
+	}
+	if err := table(w, []string{"STAGE", "KEYS", "MADE"}, rows); err != nil {
 		return err
 	}
 	for _, each := range e.GetWaits() {
