@@ -109,6 +109,18 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills|Encryption|Joins' -test.v
 
+# The versions that cluster.yaml takes besides the one that all else is tested with.
+VERSIONS ?= v1.34.4 v1.35.4
+
+.PHONY: native-versions
+native-versions: build upstream ## older versions of Kubernetes, each with its own kubeadm, kubelet and control plane: one rack, three control planes
+	$(call say,building $(VERSIONS) (cold: 10 minutes each on two cores) and a rack of each (3 minutes each))
+	$(ROOT) test/upstream/build --out $(UPSTREAM) --cache $(CACHE)/upstream-cache $(foreach v,$(VERSIONS),kubernetes-$(v) images-$(v))
+	go test -c -tags root -o bin/root/native.test ./test/native
+	@for v in $(VERSIONS); do \
+	    IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/$$v/bin/linux/amd64/kubeadm go test -count=1 -tags judge ./bootstrap/kubeadm && \
+	    (cd test/native && $(ISOLATED) env NATIVE_KUBERNETES=$$v $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run '^Test(ARackComesUp|HAThreeControlPlanes)$$' -test.v) || exit 1; done
+
 .PHONY: native-ha
 native-ha: build upstream ## three control planes as processes: joined under kills, one without power, one without disk
 	$(call say,three control planes as processes (about 6 minutes))

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/imagectl/imagectl/butane/diag"
@@ -60,7 +61,7 @@ func (c *checker) file(raw rawFile) Spec {
 		Identity:   c.choice(raw.Identity.Policy, "approve", []string{"approve", "token", "tpm"}, nil),
 		Flatcar:    c.flatcar(raw.Flatcar),
 		Kubernetes: c.kubernetes(raw.Kubernetes, raw.Flatcar.Arch.or("amd64")),
-		Etcd:       c.component(raw.Etcd, raw.Flatcar.Arch.or("amd64"), etcdDefault, `3\.(5|6|7)\.\d+`, "v3.6.5"),
+		Etcd:       c.etcd(raw.Etcd, raw.Flatcar.Arch.or("amd64")),
 		CNI:        c.component(raw.CNI, raw.Flatcar.Arch.or("amd64"), cniDefault, `1\.\d+\.\d+`, "v1.9.1"),
 		Agent:      c.source(raw.Agent.Source, map[string]string{"arch": raw.Flatcar.Arch.or("amd64")}),
 		Server:     c.server(raw.Server),
@@ -309,5 +310,18 @@ func (c *checker) component(raw rawEtcd, arch, def, pattern, example string) Com
 		src.V, src.Set = def, true
 	}
 	out.Source = c.source(src, map[string]string{"version": out.Version, "arch": arch})
+	return out
+}
+
+// leastEtcd35 is the first patch level of etcd 3.5 that kubeadm's preflight does not refuse
+// (MinExternalEtcdVersion in cmd/kubeadm/app/constants of v1.34.4, v1.35.4 and v1.36.3).
+const leastEtcd35 = 24
+
+func (c *checker) etcd(raw rawEtcd, arch string) Component {
+	out := c.component(raw, arch, etcdDefault, `3\.(5|6|7)\.\d+`, "v3.6.5")
+	patch, is35 := strings.CutPrefix(out.Version, "v3.5.")
+	if n, err := strconv.Atoi(patch); is35 && err == nil && n < leastEtcd35 {
+		c.add(raw.Version.Pos, raw.Version.Path, "version: v3.6.5", "kubeadm refuses to start on etcd %s: it wants 3.5.%d or newer", out.Version, leastEtcd35)
+	}
 	return out
 }

@@ -77,6 +77,8 @@ func TestFindings(t *testing.T) {
 		{"Kubernetes without v", []string{"v1.36.3", "1.36.3"}, []string{`error: kubernetes.version: "1.36.3" lacks the leading v`}},
 		{"Kubernetes too old", []string{"v1.36.3", "v1.33.0"}, []string{`error: kubernetes.version: Kubernetes 1.33 is not supported: this imagectl knows 1.34 to 1.36`}},
 		{"etcd too old", []string{"v3.6.5", "v3.4.1"}, []string{`error: etcd.version: "v3.4.1" is not a version that imagectl knows how to use`}},
+		{"an etcd that kubeadm refuses", []string{"v3.6.5", "v3.5.23"}, []string{`error: etcd.version: kubeadm refuses to start on etcd v3.5.23: it wants 3.5.24 or newer`}},
+		{"the oldest etcd that kubeadm takes", []string{"v3.6.5", "v3.5.24"}, nil},
 		{"an endpoint as URL", []string{"  podCIDR", "  endpoint: https://api:6443/\n  podCIDR"}, []string{`error: kubernetes.endpoint: want host:port without https://`}},
 		{"an endpoint without port", []string{"  podCIDR", "  endpoint: api.example.org\n  podCIDR"}, []string{`error: kubernetes.endpoint: "api.example.org" is not host:port`}},
 		{"a password in a URL", []string{"bin/bootstrapd", "https://me:hunter2@example.org/b"}, []string{`error: agent.source: a URL here must not carry a user or a password: cluster.yaml and the lock file are in git`}},

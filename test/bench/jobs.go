@@ -150,7 +150,8 @@ func prepare(ctx context.Context, base, image, upstream string) (extension strin
 	}
 	root := &fstree.Tree{}
 	var programs []string
-	for _, pattern := range []string{"kubernetes/*/bin/linux/amd64/kube*", "images/*.tar", "containerd/containerd"} {
+	// Other versions may lie beside this one (make native-versions).
+	for _, pattern := range []string{"kubernetes/v1.36.3/bin/linux/amd64/kube*", "images/kubernetes-v1.36.3.tar", "containerd/containerd"} {
 		found, err := filepath.Glob(filepath.Join(upstream, pattern))
 		if err != nil || len(found) == 0 {
 			return "", fmt.Errorf("looking for %s in %q: nothing is there; run make upstream", pattern, upstream)

@@ -26,7 +26,7 @@ func TestCertificatesOfKubeadmAreRenewed(t *testing.T) {
 	r.ready(15*time.Minute, func(map[string]*api.MachineView) {})
 	cp := r.nodes["cp1"]
 	const conf = "/run/short.yaml"
-	short := "apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: " + version + "\nencryptionAlgorithm: ECDSA-P256\ncertificateValidityPeriod: 24h0m0s\n"
+	short := "apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: " + kubernetesVersion() + "\nencryptionAlgorithm: ECDSA-P256\ncertificateValidityPeriod: 24h0m0s\n"
 	if err := os.WriteFile(filepath.Join("/proc", fmt.Sprint(cp.pid), "root", conf), []byte(short), 0o600); err != nil {
 		t.Fatal(err)
 	}

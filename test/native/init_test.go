@@ -28,8 +28,8 @@ type spec struct {
 	Loop string
 	// RootOffset and RootSize are where ROOT will be on it.
 	RootOffset, RootSize int64
-	// Archives is a directory of container image archives.
-	Archives string
+	// Images is an archive of container images.
+	Images string
 	// Installed: it boots its disk at power-on.
 	Installed bool
 	// Extra is a directory that stands for the node's /etc before it is installed.
@@ -90,7 +90,7 @@ func runInit(file string) error {
 		return err
 	}
 	// The images come with the system: another layer of /usr/share.
-	if err := sh(fmt.Sprintf("mkdir -p %[1]s/share/imagectl/images && mount -t overlay -o lowerdir=%[1]s/share:/usr/share native /usr/share && mount --bind %[2]s /usr/share/imagectl/images", s.Dir, s.Archives)); err != nil {
+	if err := sh(fmt.Sprintf("mkdir -p %[1]s/share/imagectl/images && touch %[1]s/share/imagectl/images/kubernetes.tar && mount -t overlay -o lowerdir=%[1]s/share:/usr/share native /usr/share && mount --bind %[2]s /usr/share/imagectl/images/kubernetes.tar", s.Dir, s.Images)); err != nil {
 		return err
 	}
 	// The netbooted system lives in memory.

@@ -5,6 +5,7 @@ package native
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -43,8 +44,11 @@ const (
 	imageSize = 1200 << 20
 	rootStart = 4 << 20
 	rootSize  = 1150 << 20
-	version   = "v1.36.3"
 )
+
+// kubernetesVersion is of the nodes' programs and images. NATIVE_KUBERNETES chooses
+// another one that test/upstream/build made, such as v1.34.4.
+func kubernetesVersion() string { return cmp.Or(os.Getenv("NATIVE_KUBERNETES"), "v1.36.3") }
 
 // rack is a network with a server and nodes.
 type rack struct {
@@ -131,7 +135,7 @@ func (r *rack) programs() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	kubernetes := upstream(r.t, "kubernetes", version, "bin", "linux", "amd64", "kubeadm")
+	kubernetes := upstream(r.t, "kubernetes", kubernetesVersion(), "bin", "linux", "amd64", "kubeadm")
 	links := map[string]string{"systemctl": self, "kubeadm.real": kubernetes}
 	for _, n := range []string{"kubelet", "kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
 		links[n] = kubernetes
@@ -199,7 +203,7 @@ func (r *rack) serve(set func(*serverapi.Config), names []string) {
 	addonSum := sha256.Sum256(addon)
 	conf := serverapi.Config{
 		Cluster: "native", Version: "test", NodeServers: []string{serverURL}, ServerAddresses: []netip.Addr{netip.MustParseAddr("10.98.0.1")},
-		Kubernetes: serverapi.Kubernetes{Version: version, PodCIDR: "10.244.0.0/16", ServiceCIDR: "10.96.0.0/12", DNSDomain: "cluster.local",
+		Kubernetes: serverapi.Kubernetes{Version: kubernetesVersion(), PodCIDR: "10.244.0.0/16", ServiceCIDR: "10.96.0.0/12", DNSDomain: "cluster.local",
 			// As clusters have it that say nothing; all of this holds for the other way too.
 			CAKeyOnNodes: os.Getenv("NATIVE_CA_KEY") != "server",
 			Addons:       []*api.Addon{{Name: "addon", Sha256: hex.EncodeToString(addonSum[:]), Manifest: addon}}},
@@ -209,7 +213,7 @@ func (r *rack) serve(set func(*serverapi.Config), names []string) {
 		loop := strings.TrimSpace(run(r.t, "sh", "-c", fmt.Sprintf("truncate -s %d %[2]s && losetup -f --show %[2]s", imageSize+(8<<20), filepath.Join(r.dir, name+".disk"))))
 		r.t.Cleanup(func() { run(r.t, "losetup", "-d", loop) })
 		m := &machine{mac: fmt.Sprintf("52:54:00:00:00:%02x", i+1), address: fmt.Sprintf("10.98.0.%d", 11+i)}
-		m.spec = spec{Name: name, Dir: filepath.Join(r.dir, name), Bin: r.bin, Loop: loop, RootOffset: rootStart, RootSize: rootSize, Archives: upstream(r.t, "images"), Extra: filepath.Join(r.dir, name, "extra")}
+		m.spec = spec{Name: name, Dir: filepath.Join(r.dir, name), Bin: r.bin, Loop: loop, RootOffset: rootStart, RootSize: rootSize, Images: upstream(r.t, "images", "kubernetes-"+kubernetesVersion()+".tar"), Extra: filepath.Join(r.dir, name, "extra")}
 		r.nodes[name] = m
 		conf.Machines = append(conf.Machines, serverapi.Machine{
 			Name: name, Role: "r", ControlPlane: strings.HasPrefix(name, "cp"), MACs: []string{m.mac}, Address: netip.MustParseAddr(m.address),
@@ -546,6 +550,12 @@ func (r *rack) check() {
 		r.t.Errorf("nodes: %v\n%s", err, out)
 	}
 	r.t.Logf("%s", out)
+	// The version that was asked for runs.
+	for _, argv := range [][]string{{"kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "--raw", "/version"}, {"kubeadm", "version", "--output", "json"}, {"kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "--namespace", "kube-system", "get", "configmap", "kubeadm-config", "--output", "yaml"}} {
+		if out, err := cp.on(argv...); err != nil || !strings.Contains(out, kubernetesVersion()) {
+			r.t.Errorf("%s says nothing of %s: %v %s", strings.Join(argv, " "), kubernetesVersion(), err, out)
+		}
+	}
 	if out, err := cp.on("kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "get", "configmap", "addon"); err != nil {
 		r.t.Errorf("the add-on: %v %s", err, out)
 	}
