@@ -231,23 +231,28 @@ bench-images: release ## making images, against what people use otherwise
 	go build -o bin/bench ./test/bench
 	bin/bench -release $(RELEASE) -upstream $(UPSTREAM)
 
-.PHONY: upload-test
-upload-test: ## uploads against servers of other hands: versitygw, sshd, docker-registry, libvirtd, Keystone and Glance, Azurite, fake-gcs-server
-	@test/packages images/upload/upload-packages.txt images/upload/openstack-packages.txt
-	$(call say,uploads against real servers)
+# Programs of other hands that uploads are tried against, beside Debian's.
+AZURITE := $(CURDIR)/bin/azurite/node_modules/.bin/azurite-blob
+
+.PHONY: upload-programs
+upload-programs:
+	@test/packages images/upload/upload-packages.txt
+	@command -v npm >/dev/null || test/packages images/upload/npm-packages.txt
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
-	go test -count=1 -tags upload -timeout 40m -v ./images/upload/s3 -versitygw $(CURDIR)/bin/versitygw
-	go test -count=1 -tags upload -v ./images/upload/hostdir
-	go test -count=1 -tags upload -run OpenSSH -v ./images/upload/hetzner
-	go test -count=1 -tags upload -v ./bootstrap/backup/bucket -versitygw $(CURDIR)/bin/versitygw
-	go test -count=1 -tags upload -timeout 40m -v ./images/upload/oci
-	go test -count=1 -tags upload -timeout 40m -v ./images/upload/libvirt
-	go test -count=1 -tags upload -timeout 40m -v ./images/upload/glance
-	@command -v npm || { echo 'upload-test needs npm, of Debian or of Node.js' >&2; exit 1; }
-	npm install --silent --no-audit --no-fund --prefix bin/azurite azurite@3.35.0
-	go test -count=1 -tags upload -run Microsofts -v ./images/upload/azure -azurite $(CURDIR)/bin/azurite/node_modules/.bin/azurite-blob
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/fsouza/fake-gcs-server@v1.56.1
-	go test -count=1 -tags upload -run AnotherHand -v ./images/upload/gcp -fake-gcs-server $(CURDIR)/bin/fake-gcs-server
+	npm install --silent --no-audit --no-fund --prefix bin/azurite azurite@3.35.0
+
+.PHONY: upload-servers
+upload-servers: upload-programs ## uploads against servers of other hands, a quarter of the faults: versitygw, sshd, docker-registry, libvirtd, Azurite, fake-gcs-server
+	$(call say,uploads against real servers (about 3 minutes))
+	test/upload-servers -short bin $(AZURITE)
+
+.PHONY: upload-test
+upload-test: upload-programs ## the same with every fault, and Keystone and Glance and vCenter's simulator
+	@test/packages images/upload/openstack-packages.txt
+	$(call say,uploads against real servers, every fault (about 20 minutes))
+	test/upload-servers bin $(AZURITE)
+	go test -count=1 -tags upload -timeout 40m -v ./images/upload/glance
 	go test -count=1 -tags upload -v ./images/upload/vsphere
 
 .PHONY: templates

@@ -69,7 +69,8 @@ var layers = map[string][]string{
 	"images/upload/hostdir":    {"images/upload", "images/upload/sshconn"},
 	"images/upload/vsphere":    {"images/ova", "images/store", "images/upload", "images/upload/rest", "images/vmdk"},
 	"images/upload/proxmox":    {"images/iso", "images/store", "images/upload"},
-	"images/upload/rest":       {"images/upload", "images/upload/pin"},
+	"images/upload/rest":       {"images/upload", "images/upload/pin", "images/upload/stall"},
+	"images/upload/stall":      {"images/upload"},
 	"images/upload/aws":        {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	"images/upload/azure":      {"images/sparse", "images/store", "images/upload", "images/upload/rest"},
 	"images/upload/gcp":        {"images/compress", "images/sparse", "images/store", "images/upload", "images/upload/rest"},
@@ -80,7 +81,7 @@ var layers = map[string][]string{
 	"images/upload/hetzner":      {"images/store", "images/upload", "images/upload/bearer", "images/upload/sshconn"},
 	// Only tests of targets use these: the suite that each has to stand, and servers
 	// in the place of platforms.
-	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload", "images/vmdk"},
+	"images/upload/uploadtest":          {"images/qcow2", "images/sparse/sparsetest", "images/store", "images/upload", "images/upload/stall", "images/vmdk"},
 	"images/upload/opennebula/onedtest": {},
 	"images/upload/proxmox/proxmoxtest": {},
 	"images/release":                    {"images/lock", "images/store"},

@@ -20,6 +20,15 @@ type Outcome struct {
 // set or the family has nothing that is. What an earlier run left is used or
 // removed; what cannot be removed is an error, but the image is promoted none the less.
 func Run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote bool) (Outcome, error) {
+	out, err := run(ctx, t, img, j, ev, promote)
+	// The calls that were under way say that they were called off, and not why.
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrTimeout) && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return out, err
+}
+
+func run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote bool) (Outcome, error) {
 	plan, err := t.Preflight(ctx, img)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("looking at the target: %w", err)

@@ -61,6 +61,8 @@ func contests(t *testing.T, i images) []contest {
 		raw(to("gcp", small, store.Raw, newStorages, google, "packed by gzip")),
 		to("gcp, with zeros", i.holes, store.Raw, newStorages, google, "packed by gzip; curl sends the zeros"),
 		onVSphere(t, i.vmdk),
+		onHetzner(t, "hetzner", i.dense, *megabytes<<20),
+		onHetzner(t, "hetzner, with zeros", i.holes, 2**megabytes<<20),
 		onLibvirt(t, "libvirt", i.dense, *megabytes<<20),
 		onLibvirt(t, "libvirt, with zeros", i.holes, 2**megabytes<<20),
 	}

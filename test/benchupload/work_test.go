@@ -25,12 +25,14 @@ import (
 	"github.com/imagectl/imagectl/images/upload/azure"
 	"github.com/imagectl/imagectl/images/upload/gcp"
 	"github.com/imagectl/imagectl/images/upload/glance"
+	"github.com/imagectl/imagectl/images/upload/hetzner"
 	"github.com/imagectl/imagectl/images/upload/libvirt"
 	"github.com/imagectl/imagectl/images/upload/oci"
 	"github.com/imagectl/imagectl/images/upload/proxmox"
 	"github.com/imagectl/imagectl/images/upload/proxmox/proxmoxtest"
 	"github.com/imagectl/imagectl/images/upload/rest"
 	"github.com/imagectl/imagectl/images/upload/s3"
+	"github.com/imagectl/imagectl/images/upload/stall"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
 	"github.com/imagectl/imagectl/images/upload/vsphere"
 )
@@ -38,8 +40,10 @@ import (
 // job is what the process under test does.
 type job struct {
 	Target, Endpoint string
-	File             file
-	Format           store.Format
+	// SSH is where Hetzner's rescue system listens, and User its user.
+	SSH, User string
+	File      file
+	Format    store.Format
 	// RawSize is the disk's.
 	RawSize int64
 	// Profile is the file for a profile of processor time; none when empty.
@@ -51,6 +55,8 @@ type report struct {
 	Seconds, CPU float64
 	// Peak of its resident memory in KiB.
 	Peak int
+	// Bytes that its connections carried, both ways.
+	Bytes int64
 }
 
 // region of the clouds.
@@ -71,9 +77,11 @@ func work(text string) error {
 		if err := serveFile(f, j); err != nil {
 			return err
 		}
-		return say(time.Since(begin), cpu()-before)
+		return say(time.Since(begin), cpu()-before, 0)
 	}
-	to, err := j.target()
+	// It ends nothing: it counts.
+	watch := stall.New("", time.Hour)
+	to, err := j.target(watch)
 	if err != nil {
 		return err
 	}
@@ -83,6 +91,10 @@ func work(text string) error {
 		return err
 	}
 	digest := hex.EncodeToString(random[:])
+	if j.SSH != "" {
+		// It is compared with the disk's, and what was there is forgotten.
+		digest = j.File.SHA256
+	}
 	img := upload.Image{
 		Name: "bench-worker", Version: "4593.2.1-" + digest[:8], Digest: digest, Format: j.Format,
 		File: f, Size: j.File.Size, SHA256: j.File.SHA256, RawSize: j.RawSize,
@@ -96,7 +108,7 @@ func work(text string) error {
 		return err
 	}
 	took, spent := time.Since(begin), cpu()-before
-	return errors.Join(stop(), say(took, spent))
+	return errors.Join(stop(), say(took, spent, watch.Bytes()))
 }
 
 // profile begins one, if it is wanted.
@@ -115,8 +127,8 @@ func (j job) profile() (stop func() error, err error) {
 }
 
 // say reports, with the peak of this process's memory.
-func say(took time.Duration, spent float64) error {
-	r := report{Seconds: took.Seconds(), CPU: spent}
+func say(took time.Duration, spent float64, carried int64) error {
+	r := report{Seconds: took.Seconds(), CPU: spent, Bytes: carried}
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return err
@@ -147,8 +159,8 @@ func pause(ctx context.Context, _ time.Duration) error {
 	}
 }
 
-func (j job) target() (upload.Target, error) {
-	transport := rest.NewTransport(nil)
+func (j job) target(w *stall.Watch) (upload.Target, error) {
+	transport := rest.NewTransport(nil, w)
 	switch kind, _, _ := strings.Cut(j.Target, ","); kind {
 	case "s3":
 		return s3.New(s3.Config{Endpoint: j.Endpoint, Bucket: "bench", Region: "us-east-1", AccessKey: "operator", SecretKey: "secret", Transport: transport, Now: time.Now})
@@ -177,6 +189,13 @@ func (j job) target() (upload.Target, error) {
 			Beat: func(ctx context.Context) error {
 				<-ctx.Done()
 				return ctx.Err()
+			},
+		})
+	case "hetzner":
+		return hetzner.New(hetzner.Config{
+			API: j.Endpoint, Token: "secret", User: j.User, Transport: transport, Random: rand.Reader, Wait: pause, Mark: rand.Text, Now: time.Now,
+			Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return w.Dialer((&net.Dialer{}).DialContext)(ctx, network, j.SSH)
 			},
 		})
 	case "libvirt":

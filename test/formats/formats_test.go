@@ -8,21 +8,15 @@
 package formats
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"flag"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -74,10 +68,6 @@ func (c clone) name() string {
 	}
 	return cmp.Or(c.as, c.format)
 }
-
-// channel puts node.json where the machine finds it. address is the machine's, for channels
-// that have it too.
-type channel func(t *testing.T, c *vm.Config, address string, nodeJSON []byte)
 
 // clones come in groups of atOnce that take equally long.
 func clones() []clone {
@@ -266,113 +256,6 @@ func findsItsServer(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Mach
 	}
 }
 
-// isItself waits until a machine is enrolled, and looks that it shares nothing with
-// the others.
-func isItself(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, seen map[string]string) {
-	console := rack.Guests[m.Name].Console
-	got, err := console.Wait(ctx, 0, reported)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got[2] != "0" {
-		t.Errorf("%s has %s SSH host keys, want none", m.Name, got[2])
-	}
-	// The image's disk has 7.9 GiB, and this one 12 or more.
-	if mib, err := strconv.Atoi(got[3]); err != nil || mib < 4000 {
-		t.Errorf("ROOT of %s has %s MiB: it was not grown to the disk's end:\n%s", m.Name, got[3], strings.Join(console.Tail(60), "\n"))
-	}
-	if err := rack.WaitState(ctx, m.Name, "enrolled"); err != nil {
-		t.Fatal(err)
-	}
-	own := []string{"machine-id " + got[1]}
-	for _, e := range audited(t, ctx, rack, m) {
-		if key := keyOf.FindString(e.Detail); key != "" && !slices.Contains(own, key) {
-			own = append(own, key)
-		}
-	}
-	if len(own) < 2 {
-		t.Errorf("the audit log names no key of %s", m.Name)
-	}
-	for _, own := range own {
-		if other := seen[own]; other != "" {
-			t.Errorf("%s and %s share the %s", m.Name, other, own)
-		}
-		seen[own] = m.Name
-	}
-}
-
-// entry is one of the audit log's.
-type entry struct {
-	Actor           struct{ Subject, Source string }
-	Action, Machine string
-	Detail          string
-}
-
-// keyOf finds the fingerprint of a machine's key.
-var keyOf = regexp.MustCompile(`\bkey [0-9a-f]{64}\b`)
-
-// audited lists what the audit log says of a machine.
-func audited(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) []entry {
-	t.Helper()
-	out, err := rack.Imagectl(ctx, "audit", "ls", "-o", "json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all []entry
-	for line := range strings.Lines(out) {
-		var sealed struct {
-			Entry entry `json:"entry"`
-		}
-		if err := json.Unmarshal([]byte(line), &sealed); err != nil {
-			t.Fatalf("%v: %s", err, line)
-		}
-		if sealed.Entry.Machine == m.Name {
-			all = append(all, sealed.Entry)
-		}
-	}
-	return all
-}
-
-// isLetIn looks who let a machine in: its token and no person, or a person and no token.
-func isLetIn(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine, c clone) {
-	t.Helper()
-	persons, tokens := 0, 0
-	for _, e := range audited(t, ctx, rack, m) {
-		switch {
-		case e.Action == "token-used":
-			tokens++
-			rack.Log("%s: %s, from %s, %s", m.Name, e.Action, e.Actor.Source, e.Detail)
-		case e.Action == "key-approved" && strings.Contains(e.Actor.Subject, "/operator/"):
-			persons++
-		}
-	}
-	if c.token != (persons == 0) || c.token != (tokens == 1) {
-		t.Errorf("%s was let in by %d persons and %d tokens; has it a token: %t", m.Name, persons, tokens, c.token)
-	}
-}
-
-// hasWhatItsPlatformSaid looks that a machine has the address and the name of its CONTEXT,
-// whose mask nobody else knows.
-func hasWhatItsPlatformSaid(t *testing.T, ctx context.Context, rack *lab.Lab, m lab.Machine) {
-	t.Helper()
-	if _, err := rack.Guests[m.Name].Console.Wait(ctx, 0, regexp.MustCompile("clone: hostname="+apartName+" /etc/hostname="+apartName)); err != nil {
-		t.Error(err)
-	}
-	views, err := rack.Views(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cards := views[m.Name].Facts.Interfaces
-	if !slices.ContainsFunc(cards, func(c lab.Card) bool { return c.MAC == m.MAC && slices.Equal(c.Addresses, []string{m.Address + "/25"}) }) {
-		t.Errorf("%s has the cards %+v, want %s/25", m.Name, cards, m.Address)
-	}
-	for _, e := range audited(t, ctx, rack, m) {
-		if e.Action == "token-used" && e.Actor.Source != m.Address {
-			t.Errorf("%s enrolled from %s, want %s", m.Name, e.Actor.Source, m.Address)
-		}
-	}
-}
-
 // isoBoot is what cluster.yaml needs for the ISO image: Debian's own programs.
 const isoBoot = `  iso:
     stub: /usr/lib/systemd/boot/efi/linuxx64.efi.stub
@@ -454,91 +337,6 @@ func overlay(t *testing.T, rack *lab.Lab, c clone) string {
 	disk := filepath.Join(dir, "overlay.qcow2")
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", c.driver, "-b", built, disk, "12G")
 	return disk
-}
-
-func firmwareKey(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
-	c.FirmwareKey, c.FirmwareData = "opt/org.imagectl/node", filepath.Join(t.TempDir(), "node.json")
-	write(t, c.FirmwareData, nodeJSON)
-}
-
-// hetzner makes the machine one of Hetzner's, with a metadata service as Hetzner
-// documents it. The machine reaches it by its router.
-func hetzner(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
-	c.Manufacturer = "Hetzner"
-	run(t, "ip", "address", "add", "169.254.169.254/32", "dev", "lo")
-	l, err := net.Listen("tcp4", "169.254.169.254:80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /hetzner/v1/userdata", func(w http.ResponseWriter, _ *http.Request) { w.Write(nodeJSON) })
-	s := &http.Server{Handler: mux}
-	go s.Serve(l) // ends with Close
-	t.Cleanup(func() { s.Close() })
-}
-
-// openNebula makes the CD of OpenNebula's context (its tm/common/context calls xorriso in
-// this way), with the variables that it makes of a card in a network with addresses.
-func openNebula(t *testing.T, c *vm.Config, address string, nodeJSON []byte) {
-	var script bytes.Buffer
-	fmt.Fprintf(&script, `# Context variables generated by OpenNebula
-DISK_ID='1'
-ETH0_DNS='%[1]s'
-ETH0_EXTERNAL=''
-ETH0_GATEWAY='%[1]s'
-ETH0_IP='%[2]s'
-ETH0_IP6=''
-ETH0_IP6_GATEWAY=''
-ETH0_IP6_METHOD=''
-ETH0_IP6_METRIC=''
-ETH0_IP6_PREFIX_LENGTH=''
-ETH0_IP6_ULA=''
-ETH0_MAC='%[3]s'
-ETH0_MASK='255.255.255.128'
-ETH0_METHOD=''
-ETH0_METRIC=''
-ETH0_MTU=''
-ETH0_NETWORK='10.78.0.0'
-ETH0_ROUTES=''
-ETH0_SEARCH_DOMAIN=''
-ETH0_VLAN_ID=''
-IMAGECTL_NODE='%[4]s'
-NETWORK='YES'
-SET_HOSTNAME='%[5]s'
-START_SCRIPT='echo it'\''s executed > /dev/console'
-TARGET='hda'
-`, apartRouter, address, c.MAC, base64.StdEncoding.EncodeToString(nodeJSON), apartName)
-	c.Medium = iso(t, "CONTEXT", "context.sh", script.Bytes())
-}
-
-func cidata(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
-	c.Medium = iso(t, "cidata", "user-data", nodeJSON)
-}
-
-// ovfEnvironment makes the CD of OVF's transport "iso", as vSphere would.
-func ovfEnvironment(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
-	var document bytes.Buffer
-	fmt.Fprintf(&document, `<?xml version="1.0" encoding="UTF-8"?>
-<Environment xmlns="http://schemas.dmtf.org/ovf/environment/1" xmlns:oe="http://schemas.dmtf.org/ovf/environment/1" oe:id="">
-   <PropertySection>
-      <Property oe:key="guestinfo.imagectl.node" oe:value="%s"/>
-   </PropertySection>
-</Environment>
-`, base64.StdEncoding.EncodeToString(nodeJSON))
-	c.Medium = iso(t, "OVF ENV", "ovf-env.xml", document.Bytes())
-}
-
-func iso(t *testing.T, label, name string, content []byte) string {
-	t.Helper()
-	dir := t.TempDir()
-	write(t, filepath.Join(dir, "content", name), content)
-	image := filepath.Join(dir, "medium.iso")
-	run(t, "genisoimage", "-quiet", "-o", image, "-V", label, "-J", "-R", filepath.Join(dir, "content"))
-	return image
-}
-
-func configDrive(t *testing.T, c *vm.Config, _ string, nodeJSON []byte) {
-	c.Medium = iso(t, "config-2", "openstack/latest/user_data", nodeJSON)
 }
 
 func write(t *testing.T, path string, content []byte) {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imagectl/imagectl/images/upload"
+	"github.com/imagectl/imagectl/images/upload/stall"
 )
 
 // Exit codes of upload alone.
@@ -41,7 +42,8 @@ type uploadFlags struct {
 	promote     bool
 	dry         bool
 	stage       stageFlags
-	timeout     time.Duration
+	// stall is how long nothing may move; 0 for as long as it likes.
+	timeout, stall time.Duration
 }
 
 func newUpload(g *globals) *cobra.Command {
@@ -69,6 +71,7 @@ func newUpload(g *globals) *cobra.Command {
 	cmd.Flags().BoolVar(&f.promote, "promote", false, "make the image what the role's template starts")
 	cmd.Flags().BoolVar(&f.dry, "dry-run", false, "ask the platform, say what would be done, and change nothing")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Minute, "how long all may take; what was begun then is kept for the next run")
+	cmd.Flags().DurationVar(&f.stall, "stall", 5*time.Minute, "how long no byte may go to the platform and none come from it, a minute or more; 0 for no such limit")
 	f.stage.flags(cmd)
 	formatFlag(cmd, &o)
 	cmd.AddCommand(newUploadList(g), newUploadPromote(g), newUploadRollback(g), newUploadPrune(g), newUploadCleanup(g), newUploadVerify(g))
@@ -78,6 +81,22 @@ func newUpload(g *globals) *cobra.Command {
 // withLimit ends a context after a time, and says which limit that was.
 func withLimit(ctx context.Context, name string, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s %s is over", name, limit))
+}
+
+// leastStall is the least that is longer than what clients wait between two tries.
+const leastStall = time.Minute
+
+// watched is a context that ends when nothing moves any more.
+func watched(ctx context.Context, w *stall.Watch) (context.Context, func()) {
+	if w == nil {
+		return ctx, func() {}
+	}
+	clock := time.NewTicker(w.Every())
+	ctx, stop := w.Start(ctx, clock.C)
+	return ctx, func() {
+		clock.Stop()
+		stop()
+	}
 }
 
 func atLeastTarget(cmd *cobra.Command, args []string) error {
@@ -101,6 +120,10 @@ func (g *globals) upload(ctx context.Context, f uploadFlags, o format, name stri
 	if err != nil {
 		return err
 	}
+	if f.stall != 0 && f.stall < leastStall {
+		return usageError{fmt.Errorf("--stall %s: want 0, for no limit, or %s and more: a platform that asks for patience gets half a minute", f.stall, leastStall)}
+	}
+	dest.watch = stall.New("--stall", f.stall)
 	ctx, cancel := withLimit(ctx, "--timeout", f.timeout)
 	defer cancel()
 	f.stage.life = f.timeout
@@ -151,6 +174,8 @@ func (g *globals) uploadOne(ctx context.Context, f uploadFlags, o format, dest d
 	if err != nil {
 		return err
 	}
+	ctx, stop := watched(ctx, dest.watch)
+	defer stop()
 	out, err := upload.Run(ctx, t, img, j, news.event, f.promote)
 	left := len(j.Left())
 	if cerr := j.Close(); cerr != nil {

@@ -48,7 +48,7 @@ func (g *globals) hetzner(d destination) (upload.Target, error) {
 	}
 	t, err := hetzner.New(hetzner.Config{
 		API: d.Endpoint, Token: token, Location: d.Region, ServerType: d.Options["serverType"],
-		Transport: client.Transport, Dial: (&net.Dialer{}).DialContext, Random: rand.Reader, Wait: passTime, Mark: rand.Text, Now: time.Now,
+		Transport: client.Transport, Dial: d.watch.Dialer((&net.Dialer{}).DialContext), Random: rand.Reader, Wait: passTime, Mark: rand.Text, Now: time.Now,
 	})
 	return t, badDestination(d, err)
 }

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -89,7 +91,14 @@ func (g *globals) libvirt(d destination) (upload.Target, error) {
 		return nil, badDestination(d, err)
 	}
 	c := libvirt.Config{
-		Dial: dial, Driver: driver, Pool: d.Datastore, Network: d.Options["network"], Bridge: d.Options["bridge"],
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			conn, err := dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return d.watch.Conn(conn), nil
+		},
+		Driver: driver, Pool: d.Datastore, Network: d.Options["network"], Bridge: d.Options["bridge"],
 		Firmware: libvirt.Firmware(d.Options["firmware"]), Random: rand.Reader, Now: time.Now,
 	}
 	if err := d.counts(map[string]*int{"vcpu": &c.CPUs, "memoryMB": &c.Memory}); err != nil {

@@ -70,6 +70,7 @@ func (g *globals) staged(ctx context.Context, d destination, s *stageFlags, p pl
 	if err != nil {
 		return nil, nil, err
 	}
+	at.watch = d.watch
 	if at.Type == "ssh" {
 		if at.Options["url"] == "" && !p.path {
 			return nil, nil, usageError{fmt.Errorf("upload target %s: it fetches from a URL: give %s option url, where the host serves the directory", d.Name, name)}
@@ -113,7 +114,7 @@ func (g *globals) hostDir(ctx context.Context, d destination) (upload.Source, fu
 	}
 	src, err := hostdir.New(hostdir.Config{
 		Endpoint: d.Endpoint, HostKey: d.Options["hostKey"], URL: d.Options["url"],
-		Auth: []ssh.AuthMethod{ssh.PublicKeysCallback(signers)}, Dial: (&net.Dialer{}).DialContext,
+		Auth: []ssh.AuthMethod{ssh.PublicKeysCallback(signers)}, Dial: d.watch.Dialer((&net.Dialer{}).DialContext),
 	})
 	if err != nil {
 		return nil, nil, badDestination(d, err)

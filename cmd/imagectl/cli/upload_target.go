@@ -14,10 +14,15 @@ import (
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/opennebula"
+	"github.com/imagectl/imagectl/images/upload/stall"
 )
 
 // destination is an entry of upload: in cluster.yaml.
-type destination struct{ cluster.Upload }
+type destination struct {
+	cluster.Upload
+	// watch sees what goes to it and comes from it; nil for nothing to watch.
+	watch *stall.Watch
+}
 
 // key names the place in journals: two cluster.yaml may call two places one name.
 func (d destination) key() string {
@@ -41,7 +46,7 @@ func (g *globals) destination(name string) (destination, error) {
 	var names []string
 	for _, u := range spec.Uploads {
 		if u.Name == name {
-			return destination{u}, nil
+			return destination{Upload: u}, nil
 		}
 		names = append(names, u.Name)
 	}

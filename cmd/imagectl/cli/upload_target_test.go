@@ -13,7 +13,7 @@ func TestJournalsTellPlacesApart(t *testing.T) {
 		kind, option string
 	}{{"s3", "prefix"}, {"vsphere", "datacenter"}, {"vsphere", "folder"}, {"openstack", "cloud"}, {"gcp", "project"}} {
 		at := func(value string) string {
-			return destination{cluster.Upload{Name: "a", Type: tt.kind, Endpoint: "https://a", Bucket: "b", Options: map[string]string{tt.option: value}}}.key()
+			return destination{Upload: cluster.Upload{Name: "a", Type: tt.kind, Endpoint: "https://a", Bucket: "b", Options: map[string]string{tt.option: value}}}.key()
 		}
 		if at("one") == at("two") || at("one") == at("") || at("one") != at("one") {
 			t.Errorf("%s: option %s does not tell places apart", tt.kind, tt.option)

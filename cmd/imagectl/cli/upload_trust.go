@@ -109,5 +109,5 @@ func (g *globals) uploadTransport(d destination) (*http.Transport, error) {
 			return nil, usageError{fmt.Errorf("upload target %s: option ca: %s holds no certificate in PEM form", d.Name, path)}
 		}
 	}
-	return rest.NewTransport(conf), nil
+	return rest.NewTransport(conf, d.watch), nil
 }

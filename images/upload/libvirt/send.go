@@ -268,6 +268,11 @@ func (s *session) fill(vol libvirt.StorageVol, img upload.Image, ev upload.Event
 	}
 }
 
+// streamPiece is what goes into one message of a stream, in bytes: what libvirt's own clients
+// send (VIR_NET_MESSAGE_LEGACY_PAYLOAD_MAX, src/rpc/virnetprotocol.x). The library takes as
+// much as it is given, up to 4 MiB, and makes a copy of it each time.
+const streamPiece = 262120
+
 // counted tells of bytes as they are read.
 type counted struct {
 	r    io.Reader
@@ -275,7 +280,7 @@ type counted struct {
 }
 
 func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
+	n, err := c.r.Read(p[:min(len(p), streamPiece)])
 	if n > 0 {
 		c.tell(n)
 	}

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/imagectl/imagectl/images/upload/stall"
 )
 
 const (
@@ -19,21 +21,21 @@ const (
 	sendBuffer = 256 << 10
 )
 
-// NewTransport is what uploads are sent by.
-func NewTransport(trust *tls.Config) *http.Transport {
+// NewTransport is what uploads are sent by. The watch, which may be nil, sees all bytes.
+func NewTransport(trust *tls.Config, w *stall.Watch) *http.Transport {
+	dial := w.Dialer((&net.Dialer{Timeout: connectLimit}).DialContext)
 	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: dial, TLSClientConfig: trust,
+		Proxy: http.ProxyFromEnvironment, TLSClientConfig: trust,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return conn{c}, nil
+		},
 		TLSHandshakeTimeout: connectLimit, ForceAttemptHTTP2: true,
 		MaxIdleConnsPerHost: idleConns, WriteBufferSize: sendBuffer,
 	}
-}
-
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
-	c, err := (&net.Dialer{Timeout: connectLimit}).DialContext(ctx, network, address)
-	if t, ok := c.(*net.TCPConn); ok {
-		return conn{t}, err
-	}
-	return c, err
 }
 
 // inMemory is the body of a request.
@@ -44,16 +46,16 @@ func (inMemory) Close() error { return nil }
 
 // conn sends a body in memory as it is: package net copies it, 32 KiB at a time, and each of them
 // wakes the other side.
-type conn struct{ *net.TCPConn }
+type conn struct{ net.Conn }
 
 // ReadFrom implements io.ReaderFrom.
 func (c conn) ReadFrom(r io.Reader) (int64, error) {
 	if l, ok := r.(*io.LimitedReader); ok {
 		if b, ok := l.R.(inMemory); ok && int64(b.Len()) <= l.N {
-			n, err := b.WriteTo(c.TCPConn)
+			n, err := b.WriteTo(c.Conn)
 			l.N -= n
 			return n, err
 		}
 	}
-	return c.TCPConn.ReadFrom(r)
+	return io.Copy(struct{ io.Writer }{c.Conn}, r)
 }

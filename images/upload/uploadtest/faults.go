@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/imagectl/imagectl/images/upload/stall"
 )
 
 // Kind of a fault.
@@ -45,6 +47,8 @@ type Faults struct {
 	dead  bool
 	kind  Kind
 	out   chan struct{}
+	// silent lets time pass, once, until the caller's watch has had enough, and closes out.
+	silent func()
 	// sent are the sizes of the calls' bodies; least is the size that the first call
 	// to fail has, where that is what it is chosen by.
 	sent  []int64
@@ -117,6 +121,11 @@ func (f *Faults) next(size int64) (Kind, bool) {
 // giveUp ends the caller's patience. The lock is held.
 func (f *Faults) giveUp() {
 	if f.out == nil {
+		return
+	}
+	if f.silent != nil {
+		// It must not wait for who holds the lock.
+		go f.silent()
 		return
 	}
 	select {
@@ -229,11 +238,30 @@ func (t transport) lose(r *http.Request) error {
 	return resp.Body.Close()
 }
 
+// Watched is a context that ends by a watch on connections when a call hangs, which
+// has time pass, and no sooner. The caller calls stop.
+func (f *Faults) Watched(parent context.Context, w *stall.Watch) (ctx context.Context, stop func()) {
+	out, ticks := make(chan struct{}), make(chan time.Time)
+	ctx, stop = w.Start(parent, ticks)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.out, f.silent = out, sync.OnceFunc(func() {
+		defer close(out)
+		for ctx.Err() == nil {
+			select {
+			case ticks <- time.Time{}:
+			case <-ctx.Done():
+			}
+		}
+	})
+	return ctx, stop
+}
+
 // Patience is a context whose deadline passes when a call hangs, and no sooner.
 func (f *Faults) Patience(parent context.Context) context.Context {
 	out := make(chan struct{})
 	f.mu.Lock()
-	f.out = out
+	f.out, f.silent = out, nil
 	f.mu.Unlock()
 	return patience{parent, out}
 }

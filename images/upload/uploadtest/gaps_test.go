@@ -2,6 +2,9 @@ package uploadtest
 
 import (
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +56,46 @@ func TestACaseIsTriedOrSaysWhyNot(t *testing.T) {
 		}
 		if !ok {
 			t.Errorf("%s: got %q, want gaps %q, each %q", tt.name, got, tt.want, tt.text)
+		}
+	}
+}
+
+// The pages say in which ways an upload was broken by naming the table in docs/upload.md,
+// which has to have all of them; none counts them.
+func TestThePagesNameEveryFault(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("faults.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := regexp.MustCompile(`Kind = "([a-z]+)"`).FindAllSubmatch(b, -1)
+	page, err := os.ReadFile("../../../docs/upload.md")
+	if err != nil || len(kinds) < 5 {
+		t.Fatalf("%v, and faults.go has %d kinds", err, len(kinds))
+	}
+	_, section, _ := strings.Cut(string(page), "\n## How uploads are broken\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := regexp.MustCompile("(?m)^\\| `([a-z]+)` \\|").FindAllStringSubmatch(section, -1)
+	for _, k := range kinds {
+		if !slices.ContainsFunc(rows, func(r []string) bool { return r[1] == string(k[1]) }) {
+			t.Errorf("docs/upload.md does not say what %q is", k[1])
+		}
+	}
+	if len(rows) != len(kinds) {
+		t.Errorf("docs/upload.md has %d faults, and the suite has %d", len(rows), len(kinds))
+	}
+	counted := regexp.MustCompile(`broken\s+in\s+(turn,\s+in\s+)?(all\s+)?[a-z0-9]+\s+ways\b`)
+	pages, err := filepath.Glob("../../../docs/upload*.md")
+	if err != nil || len(pages) < 10 {
+		t.Fatalf("%d pages, %v", len(pages), err)
+	}
+	for _, name := range pages {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hit := counted.FindString(string(b)); hit != "" {
+			t.Errorf("%s counts the faults: %q; name the table in docs/upload.md", name, hit)
 		}
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/imagectl/imagectl/images/upload"
 )
@@ -54,7 +53,8 @@ type Platform struct {
 	// Waits: what is being imported cannot be removed, so that a cleanup waits for its end.
 	Waits bool
 	// Slow has each fault of each call tried in one of its four circumstances, which
-	// change from one to the next, and not in all: for a server that takes long.
+	// change from one to the next, and not in all: for a server that takes long. With
+	// -short every platform is.
 	Slow bool
 	// RawSize is that of the images' disks in bytes; 0 for 3 MiB and a sector. Less is
 	// quicker where all bytes are hashed again and again.
@@ -81,6 +81,7 @@ func set(t *testing.T, start func(*testing.T) Platform) *bench {
 	if gaps := b.gaps(); len(gaps) > 0 {
 		t.Fatalf("the platform leaves cases out without a word:\n%s", strings.Join(gaps, "\n"))
 	}
+	b.Slow = b.Slow || testing.Short()
 	b.target = b.Target(b.faults)
 	return b
 }
@@ -469,107 +470,6 @@ func storm(b *bench) {
 	}
 	b.faults.Heal()
 	b.clean(0)
-}
-
-func hangs(b *bench) {
-	img := b.image(1)
-	b.faults.Fail(2, Hangs, true)
-	_, err := b.run(b.faults.Patience(b.Context()), img, true)
-	if !errors.Is(err, upload.ErrTimeout) {
-		b.Errorf("got %v, want ErrTimeout", err)
-	}
-	b.faults.Heal()
-	b.must(img, true)
-	b.clean(1)
-}
-
-// stalls has the platform stop while it answers the first call, and then in the
-// middle of the largest body: of the file, where a request has it.
-func stalls(b *bench) {
-	b.faults.Heal()
-	b.must(b.image(1), true)
-	largest := slices.Max(b.faults.Sent())
-	for n, at := range []string{"the first answer", "the largest body"} {
-		if n > 0 && largest == 0 {
-			continue
-		}
-		img := b.image(uint64(2 + n))
-		if n == 0 {
-			b.faults.Fail(1, Stalls, true)
-		} else {
-			// Another image's file has another size, and may be packed on the way.
-			b.faults.FailSending(min(largest, img.Size)/8+1, Stalls)
-		}
-		_, err := b.run(b.faults.Patience(b.Context()), img, true)
-		if !errors.Is(err, upload.ErrTimeout) {
-			b.Errorf("stopping at %s: got %v, want ErrTimeout", at, err)
-		}
-		b.faults.Heal()
-		b.must(img, true)
-		b.clean(2 + n)
-	}
-}
-
-func trickles(b *bench) {
-	img := b.image(1)
-	b.faults.Fail(1, Trickles, true)
-	out := b.must(img, true)
-	b.faults.Heal()
-	b.clean(1)
-	if all := b.list(); out.Unchanged || !all[0].Current || all[0].ID != out.Object.ID {
-		b.Errorf("listed is %+v after %+v", all, out)
-	}
-}
-
-// calledOff ends the process while the platform imports; the cleanup comes before
-// the platform has noticed.
-func calledOff(b *bench) {
-	b.needs(CalledOff)
-	b.Hold()
-	ctx, cancel := context.WithCancel(b.Context())
-	defer cancel()
-	img := b.image(1)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		for {
-			if left, err := b.Leftovers(); err != nil || len(left) > 0 || ctx.Err() != nil {
-				cancel()
-				return
-			}
-			time.Sleep(time.Millisecond)
-		}
-	})
-	_, err := b.run(ctx, img, true)
-	cancel()
-	watch.Wait()
-	if !errors.Is(err, context.Canceled) {
-		b.Errorf("got %v, want that it was called off", err)
-	}
-	cleaned := make(chan error, 1)
-	before := b.faults.Calls()
-	go func() {
-		_, err := upload.Cleanup(b.Context(), b.target, b.state, targetName)
-		cleaned <- err
-	}()
-	if b.Waits {
-		// Enough calls for it to have found out, and to have asked again.
-		const asks = 10
-		for b.faults.Calls() < before+asks && len(cleaned) == 0 {
-			time.Sleep(time.Millisecond)
-		}
-		if len(cleaned) > 0 {
-			b.Error("the cleanup did not wait for the import")
-		}
-		b.Release()
-	}
-	if err := <-cleaned; err != nil {
-		b.Error(err)
-	}
-	b.clean(0)
-	b.Release()
-	b.clean(0)
-	b.must(img, true)
-	b.clean(1)
 }
 
 func foreign(b *bench) {
