@@ -31,6 +31,9 @@ const (
 	// Its disk is written anew at its next start, as ArmMachine with reinstall, and it
 	// starts now.
 	ActMachineRequest_ACTION_RESET ActMachineRequest_Action = 3
+	// Its own system forgets etcd and Kubernetes, and reboots; it joins again as an empty machine,
+	// and nothing is installed.
+	ActMachineRequest_ACTION_RESET_KEEP ActMachineRequest_Action = 4
 )
 
 // Enum value maps for ActMachineRequest_Action.
@@ -40,12 +43,14 @@ var (
 		1: "ACTION_REBOOT",
 		2: "ACTION_SHUTDOWN",
 		3: "ACTION_RESET",
+		4: "ACTION_RESET_KEEP",
 	}
 	ActMachineRequest_Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
 		"ACTION_REBOOT":      1,
 		"ACTION_SHUTDOWN":    2,
 		"ACTION_RESET":       3,
+		"ACTION_RESET_KEEP":  4,
 	}
 )
 
@@ -289,8 +294,12 @@ type RestoreEtcdRequest struct {
 	// The voter whose data counts from now on.
 	Machine string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
 	// All other voters. They take part again when they have forgotten what they had.
-	Lost          []string `protobuf:"bytes,2,rep,name=lost,proto3" json:"lost,omitempty"`
-	Reason        string   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Lost   []string `protobuf:"bytes,2,rep,name=lost,proto3" json:"lost,omitempty"`
+	Reason string   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What counts from now on, in the place of that voter's data; the machine may be empty.
+	Snapshot *EtcdSnapshot `protobuf:"bytes,130,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Although there are voters that call and have data, which is given up. Only with a snapshot.
+	GiveUpData    bool `protobuf:"varint,131,opt,name=give_up_data,json=giveUpData,proto3" json:"give_up_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +353,20 @@ func (x *RestoreEtcdRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *RestoreEtcdRequest) GetSnapshot() *EtcdSnapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *RestoreEtcdRequest) GetGiveUpData() bool {
+	if x != nil {
+		return x.GiveUpData
+	}
+	return false
 }
 
 type RestoreEtcdResponse struct {
@@ -3510,7 +3533,8 @@ type EtcdView struct {
 	// What etcd has raised, with what it means; a sentence each.
 	Alarms []string `protobuf:"bytes,90,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	// What stops nothing and should be looked at: disks that are too slow; a sentence each.
-	Warnings      []string `protobuf:"bytes,91,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings      []string            `protobuf:"bytes,91,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Restoring     *EtcdView_Restoring `protobuf:"bytes,130,opt,name=restoring,proto3" json:"restoring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3569,6 +3593,13 @@ func (x *EtcdView) GetAlarms() []string {
 func (x *EtcdView) GetWarnings() []string {
 	if x != nil {
 		return x.Warnings
+	}
+	return nil
+}
+
+func (x *EtcdView) GetRestoring() *EtcdView_Restoring {
+	if x != nil {
+		return x.Restoring
 	}
 	return nil
 }
@@ -4859,6 +4890,68 @@ func (x *EtcdView_Member) GetUpkeep() string {
 	return ""
 }
 
+// Where etcd begins anew out of a snapshot now; unset most of the time.
+type EtcdView_Restoring struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Machine  string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Snapshot *EtcdSnapshot          `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// What it waits for; one sentence.
+	Waits         string `protobuf:"bytes,3,opt,name=waits,proto3" json:"waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdView_Restoring) Reset() {
+	*x = EtcdView_Restoring{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdView_Restoring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdView_Restoring) ProtoMessage() {}
+
+func (x *EtcdView_Restoring) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdView_Restoring.ProtoReflect.Descriptor instead.
+func (*EtcdView_Restoring) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54, 1}
+}
+
+func (x *EtcdView_Restoring) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *EtcdView_Restoring) GetSnapshot() *EtcdSnapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *EtcdView_Restoring) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
 var File_imagectl_v1_operator_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_operator_proto_rawDesc = "" +
@@ -4867,24 +4960,28 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x15DefragmentEtcdRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\"J\n" +
 	"\x16DefragmentEtcdResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"Z\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xb5\x01\n" +
 	"\x12RestoreEtcdRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x12\n" +
 	"\x04lost\x18\x02 \x03(\tR\x04lost\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"E\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x126\n" +
+	"\bsnapshot\x18\x82\x01 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12!\n" +
+	"\fgive_up_data\x18\x83\x01 \x01(\bR\n" +
+	"giveUpData\"E\n" +
 	"\x13RestoreEtcdResponse\x12.\n" +
-	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\xae\x02\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\xc5\x02\n" +
 	"\x11ActMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12=\n" +
 	"\x06action\x18\x02 \x01(\x0e2%.imagectl.v1.ActMachineRequest.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1a\n" +
-	"\buncordon\x18\x05 \x01(\bR\buncordon\"Z\n" +
+	"\buncordon\x18\x05 \x01(\bR\buncordon\"q\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_REBOOT\x10\x01\x12\x13\n" +
 	"\x0fACTION_SHUTDOWN\x10\x02\x12\x10\n" +
-	"\fACTION_RESET\x10\x03\"F\n" +
+	"\fACTION_RESET\x10\x03\x12\x15\n" +
+	"\x11ACTION_RESET_KEEP\x10\x04\"F\n" +
 	"\x12ActMachineResponse\x120\n" +
 	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"|\n" +
 	"\x13DrainMachineRequest\x12\x18\n" +
@@ -5124,12 +5221,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\afailure\x18\x04 \x01(\tR\afailure\x127\n" +
 	"\tfailed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bfailedAt\x12\x12\n" +
 	"\x04late\x18\x06 \x01(\bR\x04late\x12?\n" +
-	"\rrestored_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\frestoredFrom\"\xfc\x02\n" +
+	"\rrestored_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\frestoredFrom\"\xb0\x04\n" +
 	"\bEtcdView\x126\n" +
 	"\amembers\x18\x01 \x03(\v2\x1c.imagectl.v1.EtcdView.MemberR\amembers\x12\x18\n" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12\x16\n" +
 	"\x06alarms\x18Z \x03(\tR\x06alarms\x12\x1a\n" +
-	"\bwarnings\x18[ \x03(\tR\bwarnings\x1a\xe9\x01\n" +
+	"\bwarnings\x18[ \x03(\tR\bwarnings\x12>\n" +
+	"\trestoring\x18\x82\x01 \x01(\v2\x1f.imagectl.v1.EtcdView.RestoringR\trestoring\x1a\xe9\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
@@ -5140,7 +5238,11 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x04size\x18[ \x01(\x04R\x04size\x12\x12\n" +
 	"\x04used\x18\\ \x01(\x04R\x04used\x12\x14\n" +
 	"\x05quota\x18] \x01(\x04R\x05quota\x12\x16\n" +
-	"\x06upkeep\x18^ \x01(\tR\x06upkeep\"1\n" +
+	"\x06upkeep\x18^ \x01(\tR\x06upkeep\x1ar\n" +
+	"\tRestoring\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x125\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12\x14\n" +
+	"\x05waits\x18\x03 \x01(\tR\x05waits\"1\n" +
 	"\x16IssueKubeconfigRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"\x8b\x01\n" +
 	"\x17IssueKubeconfigResponse\x12'\n" +
@@ -5258,7 +5360,7 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(ActMachineRequest_Action)(0),       // 0: imagectl.v1.ActMachineRequest.Action
 	(RollAuthorityRequest_Step)(0),      // 1: imagectl.v1.RollAuthorityRequest.Step
@@ -5342,148 +5444,153 @@ var file_imagectl_v1_operator_proto_goTypes = []any{
 	(*AuthorityView_CA)(nil),            // 79: imagectl.v1.AuthorityView.CA
 	nil,                                 // 80: imagectl.v1.ApproveMachineRequest.CodesEntry
 	(*EtcdView_Member)(nil),             // 81: imagectl.v1.EtcdView.Member
-	(*timestamppb.Timestamp)(nil),       // 82: google.protobuf.Timestamp
-	(*Facts)(nil),                       // 83: imagectl.v1.Facts
-	(*StepStatus)(nil),                  // 84: imagectl.v1.StepStatus
-	(*AuditWitness)(nil),                // 85: imagectl.v1.AuditWitness
+	(*EtcdView_Restoring)(nil),          // 82: imagectl.v1.EtcdView.Restoring
+	(*EtcdSnapshot)(nil),                // 83: imagectl.v1.EtcdSnapshot
+	(*timestamppb.Timestamp)(nil),       // 84: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 85: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 86: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 87: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
 	37,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
 	50,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
-	50,  // 2: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
-	37,  // 3: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
-	0,   // 4: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
-	50,  // 5: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	82,  // 6: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
-	11,  // 7: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	11,  // 8: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	82,  // 9: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
-	79,  // 10: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
-	16,  // 11: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	1,   // 12: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
-	16,  // 13: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	82,  // 14: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	82,  // 15: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
-	21,  // 16: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
-	50,  // 17: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	82,  // 18: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	82,  // 19: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
-	28,  // 20: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
-	28,  // 21: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	83,  // 22: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	84,  // 23: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	82,  // 24: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	82,  // 25: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	82,  // 26: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	35,  // 27: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	34,  // 28: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
-	82,  // 29: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
-	82,  // 30: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	36,  // 31: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	33,  // 32: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	37,  // 33: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	80,  // 34: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	50,  // 35: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 36: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 37: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 38: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 39: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 40: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 41: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	37,  // 42: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	2,   // 43: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	50,  // 44: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	53,  // 45: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	53,  // 46: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	82,  // 47: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	33,  // 48: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	82,  // 49: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	57,  // 50: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	56,  // 51: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	82,  // 52: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	82,  // 53: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	82,  // 54: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	81,  // 55: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	37,  // 56: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	50,  // 57: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	50,  // 58: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	82,  // 59: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	82,  // 60: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	82,  // 61: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	64,  // 62: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	50,  // 63: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	82,  // 64: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 65: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
-	33,  // 66: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	82,  // 67: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
-	82,  // 68: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
-	38,  // 69: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	40,  // 70: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	42,  // 71: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	44,  // 72: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	46,  // 73: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	48,  // 74: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	51,  // 75: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	54,  // 76: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	58,  // 77: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	60,  // 78: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	62,  // 79: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	65,  // 80: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	67,  // 81: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	69,  // 82: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	71,  // 83: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	75,  // 84: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	73,  // 85: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
-	77,  // 86: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	22,  // 87: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	24,  // 88: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	26,  // 89: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	29,  // 90: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	31,  // 91: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	17,  // 92: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
-	19,  // 93: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
-	3,   // 94: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
-	5,   // 95: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
-	7,   // 96: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
-	9,   // 97: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
-	12,  // 98: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
-	14,  // 99: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
-	39,  // 100: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	41,  // 101: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	43,  // 102: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	45,  // 103: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	47,  // 104: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	49,  // 105: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	52,  // 106: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	55,  // 107: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	59,  // 108: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	61,  // 109: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	63,  // 110: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	66,  // 111: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	68,  // 112: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	70,  // 113: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	72,  // 114: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	76,  // 115: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	74,  // 116: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
-	78,  // 117: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	23,  // 118: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	25,  // 119: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	27,  // 120: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	30,  // 121: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	32,  // 122: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	18,  // 123: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
-	20,  // 124: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
-	4,   // 125: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
-	6,   // 126: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
-	8,   // 127: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
-	10,  // 128: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
-	13,  // 129: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
-	15,  // 130: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
-	100, // [100:131] is the sub-list for method output_type
-	69,  // [69:100] is the sub-list for method input_type
-	69,  // [69:69] is the sub-list for extension type_name
-	69,  // [69:69] is the sub-list for extension extendee
-	0,   // [0:69] is the sub-list for field type_name
+	83,  // 2: imagectl.v1.RestoreEtcdRequest.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	50,  // 3: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
+	37,  // 4: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
+	0,   // 5: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
+	50,  // 6: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	84,  // 7: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
+	11,  // 8: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	11,  // 9: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	84,  // 10: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
+	79,  // 11: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	16,  // 12: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	1,   // 13: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
+	16,  // 14: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	84,  // 15: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	84,  // 16: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	21,  // 17: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	50,  // 18: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	84,  // 19: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	84,  // 20: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	28,  // 21: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	28,  // 22: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	85,  // 23: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	86,  // 24: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	84,  // 25: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	84,  // 26: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	84,  // 27: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	35,  // 28: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	34,  // 29: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
+	84,  // 30: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
+	84,  // 31: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	36,  // 32: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	33,  // 33: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	37,  // 34: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	80,  // 35: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	50,  // 36: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	37,  // 37: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	50,  // 38: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	37,  // 39: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	50,  // 40: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	37,  // 41: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	50,  // 42: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	37,  // 43: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	2,   // 44: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	50,  // 45: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	53,  // 46: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	53,  // 47: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	84,  // 48: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	33,  // 49: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	84,  // 50: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	57,  // 51: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	56,  // 52: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	84,  // 53: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	84,  // 54: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	84,  // 55: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	81,  // 56: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	82,  // 57: imagectl.v1.EtcdView.restoring:type_name -> imagectl.v1.EtcdView.Restoring
+	37,  // 58: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	50,  // 59: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	50,  // 60: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	84,  // 61: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	84,  // 62: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	84,  // 63: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	64,  // 64: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	50,  // 65: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	84,  // 66: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	87,  // 67: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	33,  // 68: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	84,  // 69: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
+	84,  // 70: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
+	83,  // 71: imagectl.v1.EtcdView.Restoring.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	38,  // 72: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	40,  // 73: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	42,  // 74: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	44,  // 75: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	46,  // 76: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	48,  // 77: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	51,  // 78: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	54,  // 79: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	58,  // 80: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	60,  // 81: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	62,  // 82: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	65,  // 83: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	67,  // 84: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	69,  // 85: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	71,  // 86: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	75,  // 87: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	73,  // 88: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	77,  // 89: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	22,  // 90: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	24,  // 91: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	26,  // 92: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	29,  // 93: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	31,  // 94: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	17,  // 95: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
+	19,  // 96: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
+	3,   // 97: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
+	5,   // 98: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
+	7,   // 99: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
+	9,   // 100: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
+	12,  // 101: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
+	14,  // 102: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
+	39,  // 103: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	41,  // 104: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	43,  // 105: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	45,  // 106: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	47,  // 107: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	49,  // 108: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	52,  // 109: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	55,  // 110: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	59,  // 111: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	61,  // 112: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	63,  // 113: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	66,  // 114: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	68,  // 115: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	70,  // 116: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	72,  // 117: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	76,  // 118: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	74,  // 119: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	78,  // 120: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	23,  // 121: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	25,  // 122: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	27,  // 123: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	30,  // 124: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	32,  // 125: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	18,  // 126: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
+	20,  // 127: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
+	4,   // 128: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
+	6,   // 129: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
+	8,   // 130: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
+	10,  // 131: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
+	13,  // 132: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
+	15,  // 133: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
+	103, // [103:134] is the sub-list for method output_type
+	72,  // [72:103] is the sub-list for method input_type
+	72,  // [72:72] is the sub-list for extension type_name
+	72,  // [72:72] is the sub-list for extension extendee
+	0,   // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -5499,7 +5606,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   79,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
