@@ -40,7 +40,11 @@ func AskSnapshot(nodes []Node, c Choices, name string, lost []string, from Snaps
 		return c, fmt.Sprintf("%d of %d voters are healthy, and etcd has its quorum: all that was written since the snapshot would be lost; --give-up-data does it all the same", well, len(c.EtcdVoters))
 	}
 	for _, v := range c.EtcdVoters {
-		if o := find(nodes, v); !giveUp && o != nil && hasEtcd(*o) {
+		o := find(nodes, v)
+		if !giveUp && o != nil && unheard(*o) {
+			return c, fmt.Sprintf("the server has just begun, and does not know yet whether %s runs; ask again in two minutes", v)
+		}
+		if !giveUp && o != nil && hasEtcd(*o) {
 			return c, fmt.Sprintf("%s calls and has data of etcd, which may be newer than the snapshot; --give-up-data gives it up", v)
 		}
 	}
@@ -56,6 +60,9 @@ func AskSnapshot(nodes []Node, c Choices, name string, lost []string, from Snaps
 	c.EtcdJoining, c.EtcdLeaving, c.EtcdRemover, c.EtcdTending, c.EtcdAsked = "", "", "", "", nil
 	return c, ""
 }
+
+// unheard: it has not called, and no server was there for long enough to say that it does not.
+func unheard(n Node) bool { return n.Seen == nil && !n.Gone }
 
 // hasEtcd: its installed system calls, and has data of etcd.
 func hasEtcd(n Node) bool { return n.Seen != nil && !n.Seen.Installer && !n.Seen.EtcdEmpty }
@@ -85,7 +92,12 @@ func SnapshotWaits(nodes []Node, c Choices) string {
 		return fmt.Sprintf("the snapshot is not on %s; say imagectl etcd restore again", n.Name)
 	}
 	for _, v := range c.EtcdVoters {
-		if o := find(nodes, v); v != n.Name && o != nil && hasEtcd(*o) && o.Seen.EtcdStopped != c.EtcdAloneID {
+		o := find(nodes, v)
+		switch {
+		case v == n.Name || o == nil:
+		case unheard(*o):
+			return fmt.Sprintf("the server has just begun, and does not know yet whether %s runs", v)
+		case hasEtcd(*o) && o.Seen.EtcdStopped != c.EtcdAloneID:
 			return fmt.Sprintf("%s stops its etcd first", v)
 		}
 	}

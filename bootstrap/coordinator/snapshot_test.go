@@ -53,6 +53,11 @@ func TestEtcdBeginsAnewAlthoughAllAreWell(t *testing.T) {
 	m.waits("cp3 stops its etcd first")
 	m.node("cp3").Seen.EtcdStopped = "another time"
 	m.waits("cp3 stops its etcd first")
+	// A server that has just begun has heard of nobody: that is no sign that they are off.
+	seen := m.node("cp3").Seen
+	m.node("cp3").Seen = nil
+	m.waits("the server has just begun, and does not know yet whether cp3 runs")
+	m.node("cp3").Seen = seen
 	if d := Direct(m.nodes, m.c, "cp3"); d.Etcd != EtcdWait || !d.EtcdStop {
 		t.Errorf("cp3 is told %s, stop %v", d.Etcd, d.EtcdStop)
 	}
@@ -145,6 +150,10 @@ func TestAskSnapshotIsRefused(t *testing.T) {
 		{"one has data", "cp1", "cp3 calls and has data of etcd, which may be newer than the snapshot; --give-up-data gives it up", false, func(m *model) {
 			m.lose("cp1", "cp2")
 			m.node("cp3").Seen.EtcdHealthy = false
+		}},
+		{"one is not heard of yet", "cp1", "the server has just begun, and does not know yet whether cp3 runs; ask again in two minutes", false, func(m *model) {
+			m.lose("cp1", "cp2", "cp3")
+			m.node("cp3").Gone = false
 		}},
 		{"another one is a node", "cp1", "cp2 is a node of Kubernetes and cp1 is none: have etcd begin anew there, so that kubeadm init need not run again", true, func(m *model) { m.power("cp1", true) }},
 		{"another one goes on", "cp1", "cp2 goes on as etcd's only member already", true, func(m *model) { m.c.EtcdAlone = "cp2" }},
