@@ -140,7 +140,7 @@ native-encryption: build upstream ## three control planes from before: Secrets e
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Encryption -test.v
 
 .PHONY: drills
-drills: build upstream ## one of three control planes without power, cut off, stopped, with a full disk, without a server; two of three lost
+drills: build upstream ## one of three control planes without power, cut off, stopped, with a full disk, without a server; two of three lost; out of a snapshot
 	$(call say,what can happen to one and to two of three control planes (about 10 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Drills -test.v

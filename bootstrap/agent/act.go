@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,19 +23,27 @@ const orderPath = StateDir + "/order.json"
 // MayAct implements nodeapi.Acting: it asks etcd itself, whatever the server believes.
 func (n *node) MayAct(ctx context.Context, kind api.Order_Kind, force bool) error {
 	run := n.directive()
-	if force || !wantsEtcd(run) {
+	if force && kind != api.Order_KIND_RESET_KEEP || !wantsEtcd(run) {
 		return nil
 	}
 	if has, err := n.hasEtcdData(); err == nil && !has {
 		return nil // it is no member, or has lost what makes it one
 	}
+	mayForce := kind != api.Order_KIND_RESET_KEEP
 	return n.withMembers(ctx, run, func(c etcdCluster) error {
 		members, own, err := n.membersNow(ctx, c)
-		if err != nil {
+		switch {
+		case err != nil && mayForce:
 			return fmt.Errorf("%w; etcd may need this node to come back: say --force if it does not matter", err)
+		case err != nil:
+			return fmt.Errorf("%w; etcd may need what this node has", err)
 		}
-		if ok, why := etcd.MayPause(own.ID, members); !ok {
+		ok, why := etcd.MayPause(own.ID, members)
+		switch {
+		case !ok && mayForce:
 			return fmt.Errorf("%s; wait for the others, or say --force", why)
+		case !ok:
+			return fmt.Errorf("%s; wait for the others", why)
 		}
 		return nil
 	})
@@ -47,6 +56,8 @@ func (n *node) Act(ctx context.Context, kind api.Order_Kind) error {
 		return n.Host.Reboot(ctx)
 	case api.Order_KIND_SHUTDOWN:
 		return n.Host.PowerOff(ctx)
+	case api.Order_KIND_RESET_KEEP:
+		return n.beginReset(ctx)
 	}
 	return fmt.Errorf("%s is no order that this agent knows", kind)
 }
@@ -160,7 +171,7 @@ func (n *node) obey(ctx context.Context, o *api.Order) {
 	}
 	r := &api.OrderReport{Id: o.GetId()}
 	err := n.MayAct(ctx, o.GetKind(), o.GetForce())
-	if err == nil && o.GetKind() != api.Order_KIND_REBOOT && o.GetKind() != api.Order_KIND_SHUTDOWN {
+	if err == nil && !slices.Contains([]api.Order_Kind{api.Order_KIND_REBOOT, api.Order_KIND_SHUTDOWN, api.Order_KIND_RESET_KEEP}, o.GetKind()) {
 		err = fmt.Errorf("%s is no order that this agent knows", o.GetKind())
 	}
 	if err == nil {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
@@ -63,6 +64,8 @@ type node struct {
 
 	// keeping is about this node's etcd member.
 	keeping keeping
+	// resetting: this system ends, and nothing of etcd and Kubernetes is made any more.
+	resetting atomic.Bool
 	// recording is held by Record.
 	recording sync.Mutex
 
@@ -95,10 +98,15 @@ func newNode(a *Agent) *node {
 // node is the mode of an installed machine.
 func (a *Agent) node(ctx context.Context) error {
 	n := newNode(a)
-	if err := n.remember(); err != nil {
+	rebooting, err := n.finishReset(ctx)
+	if err != nil {
 		return err
 	}
-	if err := errors.Join(n.loadHeads(), n.loadBackups(), n.loadWitness(), n.loadOrder()); err != nil {
+	if rebooting {
+		<-ctx.Done()
+		return nil
+	}
+	if err := errors.Join(n.remember(), n.loadHeads(), n.loadBackups(), n.loadWitness(), n.loadOrder()); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -258,6 +266,10 @@ func (n *node) settle(ctx context.Context, looked chan<- struct{}) {
 
 // work goes once through what the directive says, or on from where it waits.
 func (n *node) work(ctx context.Context, run *api.Run) outcome {
+	if n.resetting.Load() {
+		// What is forgotten is not made again.
+		return runSteps(ctx, n.Log, []Step{turn("reset", "it forgets etcd and Kubernetes, and reboots")}, nil, false, n.publishSteps)
+	}
 	// Each look starts programs (systemctl, nft), which on a machine that is busy starting
 	// everything cost more than what it waits for.
 	lately := run == n.lookedRun && n.Now().Sub(n.looked).Abs() < resettle

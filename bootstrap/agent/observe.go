@@ -38,7 +38,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		return false
 	}
 	if wantsEtcd(run) {
-		r.etcd = &api.EtcdObserved{Alone: n.lastAlone()}
+		r.etcd = &api.EtcdObserved{Alone: n.lastAlone(), Snapshot: n.snapshotHeld(run), Stopped: n.stoppedFor(ctx, run)}
 		s, err := n.etcdStatus(ctx)
 		if r.etcd.Running = err == nil; !r.etcd.Running {
 			if state, err := n.Host.UnitState(ctx, etcd.Unit); err == nil {

@@ -40,10 +40,17 @@ func (n *node) steps(run *api.Run) []Step {
 	if wantsEtcd(run) {
 		switch run.GetEtcd().GetAction() {
 		case api.EtcdWanted_ACTION_WAIT:
+			if run.GetEtcd().GetStop() != "" {
+				s = append(s, n.etcdStopped())
+			}
 			return append(s, turn("etcd", run.GetEtcd().GetReason()))
 		case api.EtcdWanted_ACTION_JOIN:
 			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdMember(run), n.etcdConfiguration(run), n.etcdRunning(), n.etcdVote(run), n.etcdHealthy())
 		case api.EtcdWanted_ACTION_ALONE:
+			if run.GetEtcd().GetSnapshot() != nil {
+				s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdRestored(run), n.etcdRunning(), n.etcdHealthy())
+				break
+			}
 			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdData(), n.etcdAlone(run), n.etcdRunning(), n.etcdHealthy())
 		case api.EtcdWanted_ACTION_RUN:
 			s = append(s, n.etcdCertificates(), n.etcdRevocations(run), n.etcdData(), n.etcdConfiguration(run), n.etcdRunning(), n.etcdHealthy())

@@ -106,7 +106,7 @@ func (n *node) followAudit(ctx context.Context) (bool, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	next, err := w.Follow(n.auditAfter(ctx, w.Seq), to, n.Now())
+	next, err := w.Follow(n.auditAfter(ctx, w.Seq, to.Seq), to, n.Now())
 	if err != nil {
 		return false, err
 	}
@@ -134,10 +134,10 @@ func (n *node) followAudit(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// auditAfter are the entries behind one, from the server.
-func (n *node) auditAfter(ctx context.Context, seq uint64) iter.Seq2[[]byte, error] {
+// auditAfter are the entries behind one up to another, from the server.
+func (n *node) auditAfter(ctx context.Context, seq, to uint64) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		stream, err := n.servers.current().agent.FetchAudit(ctx, connect.NewRequest(&api.FetchAuditRequest{After: seq}))
+		stream, err := n.servers.current().agent.FetchAudit(ctx, connect.NewRequest(&api.FetchAuditRequest{After: seq, To: to}))
 		if err != nil {
 			yield(nil, fmt.Errorf("following the audit log: %w", err))
 			return

@@ -183,6 +183,9 @@ const (
 	Order_KIND_UNSPECIFIED Order_Kind = 0
 	Order_KIND_REBOOT      Order_Kind = 1
 	Order_KIND_SHUTDOWN    Order_Kind = 2
+	// Forget etcd and Kubernetes, and reboot: it joins again as an empty machine. The system, its
+	// images and the machine's identity stay.
+	Order_KIND_RESET_KEEP Order_Kind = 3
 )
 
 // Enum value maps for Order_Kind.
@@ -191,11 +194,13 @@ var (
 		0: "KIND_UNSPECIFIED",
 		1: "KIND_REBOOT",
 		2: "KIND_SHUTDOWN",
+		3: "KIND_RESET_KEEP",
 	}
 	Order_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
 		"KIND_REBOOT":      1,
 		"KIND_SHUTDOWN":    2,
+		"KIND_RESET_KEEP":  3,
 	}
 )
 
@@ -404,13 +409,15 @@ func (x KubernetesWanted_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KubernetesWanted_Action.Descriptor instead.
 func (KubernetesWanted_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30, 0}
 }
 
 type FetchAuditRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of the last entry that the node has.
-	After         uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	After uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	// The number of the last one that it wants; 0 for all that there are.
+	To            uint64 `protobuf:"varint,130,opt,name=to,proto3" json:"to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -448,6 +455,13 @@ func (*FetchAuditRequest) Descriptor() ([]byte, []int) {
 func (x *FetchAuditRequest) GetAfter() uint64 {
 	if x != nil {
 		return x.After
+	}
+	return 0
+}
+
+func (x *FetchAuditRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
 	}
 	return 0
 }
@@ -827,7 +841,11 @@ type EtcdObserved struct {
 	Worth bool `protobuf:"varint,101,opt,name=worth,proto3" json:"worth,omitempty"`
 	Room  bool `protobuf:"varint,102,opt,name=room,proto3" json:"room,omitempty"`
 	// The last EtcdWanted.alone that this node has done; empty for none.
-	Alone         string `protobuf:"bytes,110,opt,name=alone,proto3" json:"alone,omitempty"`
+	Alone string `protobuf:"bytes,110,opt,name=alone,proto3" json:"alone,omitempty"`
+	// The SHA-256 of EtcdWanted.snapshot, when it is on this node.
+	Snapshot string `protobuf:"bytes,130,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// EtcdWanted.stop, when it is done.
+	Stopped       string `protobuf:"bytes,131,opt,name=stopped,proto3" json:"stopped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -998,6 +1016,20 @@ func (x *EtcdObserved) GetRoom() bool {
 func (x *EtcdObserved) GetAlone() string {
 	if x != nil {
 		return x.Alone
+	}
+	return ""
+}
+
+func (x *EtcdObserved) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *EtcdObserved) GetStopped() string {
+	if x != nil {
+		return x.Stopped
 	}
 	return ""
 }
@@ -2836,7 +2868,17 @@ type EtcdWanted struct {
 	Tend      bool `protobuf:"varint,90,opt,name=tend,proto3" json:"tend,omitempty"`
 	TendAsked bool `protobuf:"varint,91,opt,name=tend_asked,json=tendAsked,proto3" json:"tend_asked,omitempty"`
 	// Names one ACTION_ALONE, which is done once.
-	Alone         string `protobuf:"bytes,110,opt,name=alone,proto3" json:"alone,omitempty"`
+	Alone string `protobuf:"bytes,110,opt,name=alone,proto3" json:"alone,omitempty"`
+	// ACTION_ALONE: not with the data that the node has, but out of this snapshot, which an
+	// operator hands over by NodeService.PutEtcdSnapshot; when begin is set.
+	Snapshot *EtcdSnapshot `protobuf:"bytes,130,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Begin    bool          `protobuf:"varint,131,opt,name=begin,proto3" json:"begin,omitempty"`
+	// ACTION_WAIT: etcd begins anew elsewhere out of a snapshot. Stop the member of this node, and
+	// let nothing start it; the data stays until the node joins. It names the ACTION_ALONE.
+	Stop string `protobuf:"bytes,132,opt,name=stop,proto3" json:"stop,omitempty"`
+	// How often etcd has begun anew out of a snapshot, with this one: its revisions go on from so
+	// many times a trillion, above all that anybody has seen.
+	Restores      uint64 `protobuf:"varint,133,opt,name=restores,proto3" json:"restores,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2934,6 +2976,89 @@ func (x *EtcdWanted) GetAlone() string {
 	return ""
 }
 
+func (x *EtcdWanted) GetSnapshot() *EtcdSnapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *EtcdWanted) GetBegin() bool {
+	if x != nil {
+		return x.Begin
+	}
+	return false
+}
+
+func (x *EtcdWanted) GetStop() string {
+	if x != nil {
+		return x.Stop
+	}
+	return ""
+}
+
+func (x *EtcdWanted) GetRestores() uint64 {
+	if x != nil {
+		return x.Restores
+	}
+	return 0
+}
+
+// EtcdSnapshot is a file as EtcdSnapshotResponse has it.
+type EtcdSnapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the whole file, lower-case hexadecimal.
+	Sha256 string `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// In bytes.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdSnapshot) Reset() {
+	*x = EtcdSnapshot{}
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdSnapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdSnapshot) ProtoMessage() {}
+
+func (x *EtcdSnapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdSnapshot.ProtoReflect.Descriptor instead.
+func (*EtcdSnapshot) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *EtcdSnapshot) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *EtcdSnapshot) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type KubernetesWanted struct {
 	state       protoimpl.MessageState  `protogen:"open.v1"`
 	Action      KubernetesWanted_Action `protobuf:"varint,1,opt,name=action,proto3,enum=imagectl.v1.KubernetesWanted_Action" json:"action,omitempty"`
@@ -2975,7 +3100,7 @@ type KubernetesWanted struct {
 
 func (x *KubernetesWanted) Reset() {
 	*x = KubernetesWanted{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3112,7 @@ func (x *KubernetesWanted) String() string {
 func (*KubernetesWanted) ProtoMessage() {}
 
 func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[29]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3125,7 @@ func (x *KubernetesWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesWanted.ProtoReflect.Descriptor instead.
 func (*KubernetesWanted) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KubernetesWanted) GetAction() KubernetesWanted_Action {
@@ -3137,7 +3262,7 @@ type APIServerPolicy struct {
 
 func (x *APIServerPolicy) Reset() {
 	*x = APIServerPolicy{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3149,7 +3274,7 @@ func (x *APIServerPolicy) String() string {
 func (*APIServerPolicy) ProtoMessage() {}
 
 func (x *APIServerPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[30]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3162,7 +3287,7 @@ func (x *APIServerPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIServerPolicy.ProtoReflect.Descriptor instead.
 func (*APIServerPolicy) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *APIServerPolicy) GetEnforce() string {
@@ -3204,7 +3329,7 @@ type Addon struct {
 
 func (x *Addon) Reset() {
 	*x = Addon{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3341,7 @@ func (x *Addon) String() string {
 func (*Addon) ProtoMessage() {}
 
 func (x *Addon) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[31]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3354,7 @@ func (x *Addon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addon.ProtoReflect.Descriptor instead.
 func (*Addon) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Addon) GetName() string {
@@ -3265,7 +3390,7 @@ type ReportInstallRequest struct {
 
 func (x *ReportInstallRequest) Reset() {
 	*x = ReportInstallRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3402,7 @@ func (x *ReportInstallRequest) String() string {
 func (*ReportInstallRequest) ProtoMessage() {}
 
 func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[32]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3415,7 @@ func (x *ReportInstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallRequest.ProtoReflect.Descriptor instead.
 func (*ReportInstallRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReportInstallRequest) GetArmingId() string {
@@ -3329,7 +3454,7 @@ type ReportInstallResponse struct {
 
 func (x *ReportInstallResponse) Reset() {
 	*x = ReportInstallResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3466,7 @@ func (x *ReportInstallResponse) String() string {
 func (*ReportInstallResponse) ProtoMessage() {}
 
 func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[33]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +3479,7 @@ func (x *ReportInstallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInstallResponse.ProtoReflect.Descriptor instead.
 func (*ReportInstallResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type IssueCertificatesRequest struct {
@@ -3366,7 +3491,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +3503,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[34]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +3516,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *IssueCertificatesRequest) GetItems() []*IssueCertificatesRequest_Item {
@@ -3410,7 +3535,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3547,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[35]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3560,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *IssueCertificatesResponse) GetItems() []*IssueCertificatesResponse_Item {
@@ -3455,7 +3580,7 @@ type FetchKubernetesSecretsRequest struct {
 
 func (x *FetchKubernetesSecretsRequest) Reset() {
 	*x = FetchKubernetesSecretsRequest{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +3592,7 @@ func (x *FetchKubernetesSecretsRequest) String() string {
 func (*FetchKubernetesSecretsRequest) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[36]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +3605,7 @@ func (x *FetchKubernetesSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsRequest.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FetchKubernetesSecretsRequest) GetEncryption() bool {
@@ -3503,7 +3628,7 @@ type FetchKubernetesSecretsResponse struct {
 
 func (x *FetchKubernetesSecretsResponse) Reset() {
 	*x = FetchKubernetesSecretsResponse{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3640,7 @@ func (x *FetchKubernetesSecretsResponse) String() string {
 func (*FetchKubernetesSecretsResponse) ProtoMessage() {}
 
 func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[37]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3653,7 @@ func (x *FetchKubernetesSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchKubernetesSecretsResponse.ProtoReflect.Descriptor instead.
 func (*FetchKubernetesSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FetchKubernetesSecretsResponse) GetFiles() []*File {
@@ -3557,7 +3682,7 @@ type EncryptionKey struct {
 
 func (x *EncryptionKey) Reset() {
 	*x = EncryptionKey{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3569,7 +3694,7 @@ func (x *EncryptionKey) String() string {
 func (*EncryptionKey) ProtoMessage() {}
 
 func (x *EncryptionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[38]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3582,7 +3707,7 @@ func (x *EncryptionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptionKey.ProtoReflect.Descriptor instead.
 func (*EncryptionKey) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EncryptionKey) GetName() string {
@@ -3612,7 +3737,7 @@ type Firewall_Allow struct {
 
 func (x *Firewall_Allow) Reset() {
 	*x = Firewall_Allow{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +3749,7 @@ func (x *Firewall_Allow) String() string {
 func (*Firewall_Allow) ProtoMessage() {}
 
 func (x *Firewall_Allow) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[40]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +3796,7 @@ type IssueCertificatesRequest_Item struct {
 
 func (x *IssueCertificatesRequest_Item) Reset() {
 	*x = IssueCertificatesRequest_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[41]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3808,7 @@ func (x *IssueCertificatesRequest_Item) String() string {
 func (*IssueCertificatesRequest_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[41]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3821,7 @@ func (x *IssueCertificatesRequest_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{34, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35, 0}
 }
 
 func (x *IssueCertificatesRequest_Item) GetProfile() CertificateProfile {
@@ -3726,7 +3851,7 @@ type IssueCertificatesResponse_Item struct {
 
 func (x *IssueCertificatesResponse_Item) Reset() {
 	*x = IssueCertificatesResponse_Item{}
-	mi := &file_imagectl_v1_agent_proto_msgTypes[42]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3738,7 +3863,7 @@ func (x *IssueCertificatesResponse_Item) String() string {
 func (*IssueCertificatesResponse_Item) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_agent_proto_msgTypes[42]
+	mi := &file_imagectl_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3751,7 +3876,7 @@ func (x *IssueCertificatesResponse_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse_Item.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse_Item) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{35, 0}
+	return file_imagectl_v1_agent_proto_rawDescGZIP(), []int{36, 0}
 }
 
 func (x *IssueCertificatesResponse_Item) GetProfile() CertificateProfile {
@@ -3779,9 +3904,10 @@ var File_imagectl_v1_agent_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17imagectl/v1/agent.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/enrol.proto\")\n" +
+	"\x17imagectl/v1/agent.proto\x12\vimagectl.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17imagectl/v1/enrol.proto\":\n" +
 	"\x11FetchAuditRequest\x12\x14\n" +
-	"\x05after\x18\x01 \x01(\x04R\x05after\"*\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x0f\n" +
+	"\x02to\x18\x82\x01 \x01(\x04R\x02to\"*\n" +
 	"\x12FetchAuditResponse\x12\x14\n" +
 	"\x05lines\x18\x01 \x03(\fR\x05lines\"s\n" +
 	"\fAuditWitness\x12\x1c\n" +
@@ -3810,7 +3936,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rSTATE_RUNNING\x10\x02\x12\x0e\n" +
 	"\n" +
 	"STATE_DONE\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x04\"\x9a\x04\n" +
+	"\fSTATE_FAILED\x10\x04\"\xd2\x04\n" +
 	"\fEtcdObserved\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x18\n" +
@@ -3832,7 +3958,9 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rcommit_p99_ms\x18d \x01(\rR\vcommitP99Ms\x12\x14\n" +
 	"\x05worth\x18e \x01(\bR\x05worth\x12\x12\n" +
 	"\x04room\x18f \x01(\bR\x04room\x12\x14\n" +
-	"\x05alone\x18n \x01(\tR\x05alone\"e\n" +
+	"\x05alone\x18n \x01(\tR\x05alone\x12\x1b\n" +
+	"\bsnapshot\x18\x82\x01 \x01(\tR\bsnapshot\x12\x19\n" +
+	"\astopped\x18\x83\x01 \x01(\tR\astopped\"e\n" +
 	"\n" +
 	"EtcdMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3862,18 +3990,19 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
 	"\x04undo\x18\x04 \x01(\bR\x04undo\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\bR\x04done\x12\x16\n" +
-	"\x06detail\x18\x06 \x01(\tR\x06detail\"\xdc\x01\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\"\xf1\x01\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x17.imagectl.v1.Order.KindR\x04kind\x12\x0e\n" +
 	"\x02by\x18\x03 \x01(\tR\x02by\x12\x16\n" +
 	"\x06serial\x18\x04 \x01(\tR\x06serial\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05force\x18\x06 \x01(\bR\x05force\"@\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\"U\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vKIND_REBOOT\x10\x01\x12\x11\n" +
-	"\rKIND_SHUTDOWN\x10\x02\"M\n" +
+	"\rKIND_SHUTDOWN\x10\x02\x12\x13\n" +
+	"\x0fKIND_RESET_KEEP\x10\x03\"M\n" +
 	"\vOrderReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06obeyed\x18\x02 \x01(\bR\x06obeyed\x12\x16\n" +
@@ -4006,7 +4135,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x05Allow\x12\x12\n" +
 	"\x04from\x18\x01 \x03(\tR\x04from\x12\x14\n" +
 	"\x05ports\x18\x02 \x03(\rR\x05ports\x12\x10\n" +
-	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xb7\x03\n" +
+	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xb8\x04\n" +
 	"\n" +
 	"EtcdWanted\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.imagectl.v1.EtcdWanted.ActionR\x06action\x12\x16\n" +
@@ -4018,7 +4147,11 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04tend\x18Z \x01(\bR\x04tend\x12\x1d\n" +
 	"\n" +
 	"tend_asked\x18[ \x01(\bR\ttendAsked\x12\x14\n" +
-	"\x05alone\x18n \x01(\tR\x05alone\"\x8b\x01\n" +
+	"\x05alone\x18n \x01(\tR\x05alone\x126\n" +
+	"\bsnapshot\x18\x82\x01 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12\x15\n" +
+	"\x05begin\x18\x83\x01 \x01(\bR\x05begin\x12\x13\n" +
+	"\x04stop\x18\x84\x01 \x01(\tR\x04stop\x12\x1b\n" +
+	"\brestores\x18\x85\x01 \x01(\x04R\brestores\"\x8b\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_NONE\x10\x01\x12\x0f\n" +
@@ -4027,7 +4160,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\vACTION_JOIN\x10\x04\x12\x0e\n" +
 	"\n" +
 	"ACTION_RUN\x10\x05\x12\x10\n" +
-	"\fACTION_ALONE\x10\x06\"\xc4\x06\n" +
+	"\fACTION_ALONE\x10\x06\":\n" +
+	"\fEtcdSnapshot\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\xc4\x06\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -4135,7 +4271,7 @@ func file_imagectl_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_imagectl_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_imagectl_v1_agent_proto_goTypes = []any{
 	(CertificateProfile)(0),                // 0: imagectl.v1.CertificateProfile
 	(StepStatus_State)(0),                  // 1: imagectl.v1.StepStatus.State
@@ -4172,35 +4308,36 @@ var file_imagectl_v1_agent_proto_goTypes = []any{
 	(*RevocationList)(nil),                 // 32: imagectl.v1.RevocationList
 	(*Firewall)(nil),                       // 33: imagectl.v1.Firewall
 	(*EtcdWanted)(nil),                     // 34: imagectl.v1.EtcdWanted
-	(*KubernetesWanted)(nil),               // 35: imagectl.v1.KubernetesWanted
-	(*APIServerPolicy)(nil),                // 36: imagectl.v1.APIServerPolicy
-	(*Addon)(nil),                          // 37: imagectl.v1.Addon
-	(*ReportInstallRequest)(nil),           // 38: imagectl.v1.ReportInstallRequest
-	(*ReportInstallResponse)(nil),          // 39: imagectl.v1.ReportInstallResponse
-	(*IssueCertificatesRequest)(nil),       // 40: imagectl.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil),      // 41: imagectl.v1.IssueCertificatesResponse
-	(*FetchKubernetesSecretsRequest)(nil),  // 42: imagectl.v1.FetchKubernetesSecretsRequest
-	(*FetchKubernetesSecretsResponse)(nil), // 43: imagectl.v1.FetchKubernetesSecretsResponse
-	(*EncryptionKey)(nil),                  // 44: imagectl.v1.EncryptionKey
-	nil,                                    // 45: imagectl.v1.Run.LabelsEntry
-	(*Firewall_Allow)(nil),                 // 46: imagectl.v1.Firewall.Allow
-	(*IssueCertificatesRequest_Item)(nil),  // 47: imagectl.v1.IssueCertificatesRequest.Item
-	(*IssueCertificatesResponse_Item)(nil), // 48: imagectl.v1.IssueCertificatesResponse.Item
-	(*timestamppb.Timestamp)(nil),          // 49: google.protobuf.Timestamp
-	(Mode)(0),                              // 50: imagectl.v1.Mode
-	(*Facts)(nil),                          // 51: imagectl.v1.Facts
+	(*EtcdSnapshot)(nil),                   // 35: imagectl.v1.EtcdSnapshot
+	(*KubernetesWanted)(nil),               // 36: imagectl.v1.KubernetesWanted
+	(*APIServerPolicy)(nil),                // 37: imagectl.v1.APIServerPolicy
+	(*Addon)(nil),                          // 38: imagectl.v1.Addon
+	(*ReportInstallRequest)(nil),           // 39: imagectl.v1.ReportInstallRequest
+	(*ReportInstallResponse)(nil),          // 40: imagectl.v1.ReportInstallResponse
+	(*IssueCertificatesRequest)(nil),       // 41: imagectl.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil),      // 42: imagectl.v1.IssueCertificatesResponse
+	(*FetchKubernetesSecretsRequest)(nil),  // 43: imagectl.v1.FetchKubernetesSecretsRequest
+	(*FetchKubernetesSecretsResponse)(nil), // 44: imagectl.v1.FetchKubernetesSecretsResponse
+	(*EncryptionKey)(nil),                  // 45: imagectl.v1.EncryptionKey
+	nil,                                    // 46: imagectl.v1.Run.LabelsEntry
+	(*Firewall_Allow)(nil),                 // 47: imagectl.v1.Firewall.Allow
+	(*IssueCertificatesRequest_Item)(nil),  // 48: imagectl.v1.IssueCertificatesRequest.Item
+	(*IssueCertificatesResponse_Item)(nil), // 49: imagectl.v1.IssueCertificatesResponse.Item
+	(*timestamppb.Timestamp)(nil),          // 50: google.protobuf.Timestamp
+	(Mode)(0),                              // 51: imagectl.v1.Mode
+	(*Facts)(nil),                          // 52: imagectl.v1.Facts
 }
 var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: imagectl.v1.StepStatus.state:type_name -> imagectl.v1.StepStatus.State
 	14, // 1: imagectl.v1.EtcdObserved.members:type_name -> imagectl.v1.EtcdMember
-	49, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
+	50, // 2: imagectl.v1.KubernetesObserved.certificates_end:type_name -> google.protobuf.Timestamp
 	19, // 3: imagectl.v1.KubernetesObserved.former_gone:type_name -> imagectl.v1.FormerNode
 	16, // 4: imagectl.v1.KubernetesObserved.drains:type_name -> imagectl.v1.Drain
-	49, // 5: imagectl.v1.Drain.until:type_name -> google.protobuf.Timestamp
+	50, // 5: imagectl.v1.Drain.until:type_name -> google.protobuf.Timestamp
 	2,  // 6: imagectl.v1.Order.kind:type_name -> imagectl.v1.Order.Kind
 	3,  // 7: imagectl.v1.FormerNode.outcome:type_name -> imagectl.v1.FormerNode.Outcome
-	50, // 8: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
-	51, // 9: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
+	51, // 8: imagectl.v1.SyncRequest.mode:type_name -> imagectl.v1.Mode
+	52, // 9: imagectl.v1.SyncRequest.facts:type_name -> imagectl.v1.Facts
 	12, // 10: imagectl.v1.SyncRequest.steps:type_name -> imagectl.v1.StepStatus
 	13, // 11: imagectl.v1.SyncRequest.etcd:type_name -> imagectl.v1.EtcdObserved
 	15, // 12: imagectl.v1.SyncRequest.kubernetes:type_name -> imagectl.v1.KubernetesObserved
@@ -4211,51 +4348,52 @@ var file_imagectl_v1_agent_proto_depIdxs = []int32{
 	26, // 17: imagectl.v1.SyncResponse.install:type_name -> imagectl.v1.Install
 	25, // 18: imagectl.v1.SyncResponse.reboot:type_name -> imagectl.v1.Reboot
 	29, // 19: imagectl.v1.SyncResponse.run:type_name -> imagectl.v1.Run
-	49, // 20: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	50, // 20: imagectl.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
 	23, // 21: imagectl.v1.SyncResponse.audit_head:type_name -> imagectl.v1.AuditHead
 	9,  // 22: imagectl.v1.SyncResponse.backup:type_name -> imagectl.v1.BackupCopy
 	17, // 23: imagectl.v1.SyncResponse.order:type_name -> imagectl.v1.Order
 	27, // 24: imagectl.v1.Install.disk:type_name -> imagectl.v1.DiskRule
 	28, // 25: imagectl.v1.Install.files:type_name -> imagectl.v1.File
-	45, // 26: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
+	46, // 26: imagectl.v1.Run.labels:type_name -> imagectl.v1.Run.LabelsEntry
 	34, // 27: imagectl.v1.Run.etcd:type_name -> imagectl.v1.EtcdWanted
-	35, // 28: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
+	36, // 28: imagectl.v1.Run.kubernetes:type_name -> imagectl.v1.KubernetesWanted
 	33, // 29: imagectl.v1.Run.firewall:type_name -> imagectl.v1.Firewall
 	32, // 30: imagectl.v1.Run.revocations:type_name -> imagectl.v1.RevocationList
 	31, // 31: imagectl.v1.Run.admins:type_name -> imagectl.v1.Admin
 	30, // 32: imagectl.v1.Run.network:type_name -> imagectl.v1.Network
 	28, // 33: imagectl.v1.Network.files:type_name -> imagectl.v1.File
-	46, // 34: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
+	47, // 34: imagectl.v1.Firewall.allow:type_name -> imagectl.v1.Firewall.Allow
 	4,  // 35: imagectl.v1.EtcdWanted.action:type_name -> imagectl.v1.EtcdWanted.Action
-	5,  // 36: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
-	37, // 37: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
-	49, // 38: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
-	19, // 39: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
-	16, // 40: imagectl.v1.KubernetesWanted.drains:type_name -> imagectl.v1.Drain
-	36, // 41: imagectl.v1.KubernetesWanted.policy:type_name -> imagectl.v1.APIServerPolicy
-	47, // 42: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
-	48, // 43: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
-	28, // 44: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
-	44, // 45: imagectl.v1.FetchKubernetesSecretsResponse.encryption_keys:type_name -> imagectl.v1.EncryptionKey
-	0,  // 46: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	0,  // 47: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
-	20, // 48: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
-	38, // 49: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
-	40, // 50: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
-	42, // 51: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
-	10, // 52: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
-	6,  // 53: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
-	22, // 54: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
-	39, // 55: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
-	41, // 56: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
-	43, // 57: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
-	11, // 58: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
-	7,  // 59: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
-	54, // [54:60] is the sub-list for method output_type
-	48, // [48:54] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	35, // 36: imagectl.v1.EtcdWanted.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	5,  // 37: imagectl.v1.KubernetesWanted.action:type_name -> imagectl.v1.KubernetesWanted.Action
+	38, // 38: imagectl.v1.KubernetesWanted.addons:type_name -> imagectl.v1.Addon
+	50, // 39: imagectl.v1.KubernetesWanted.renew_before:type_name -> google.protobuf.Timestamp
+	19, // 40: imagectl.v1.KubernetesWanted.former:type_name -> imagectl.v1.FormerNode
+	16, // 41: imagectl.v1.KubernetesWanted.drains:type_name -> imagectl.v1.Drain
+	37, // 42: imagectl.v1.KubernetesWanted.policy:type_name -> imagectl.v1.APIServerPolicy
+	48, // 43: imagectl.v1.IssueCertificatesRequest.items:type_name -> imagectl.v1.IssueCertificatesRequest.Item
+	49, // 44: imagectl.v1.IssueCertificatesResponse.items:type_name -> imagectl.v1.IssueCertificatesResponse.Item
+	28, // 45: imagectl.v1.FetchKubernetesSecretsResponse.files:type_name -> imagectl.v1.File
+	45, // 46: imagectl.v1.FetchKubernetesSecretsResponse.encryption_keys:type_name -> imagectl.v1.EncryptionKey
+	0,  // 47: imagectl.v1.IssueCertificatesRequest.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	0,  // 48: imagectl.v1.IssueCertificatesResponse.Item.profile:type_name -> imagectl.v1.CertificateProfile
+	20, // 49: imagectl.v1.AgentService.Sync:input_type -> imagectl.v1.SyncRequest
+	39, // 50: imagectl.v1.AgentService.ReportInstall:input_type -> imagectl.v1.ReportInstallRequest
+	41, // 51: imagectl.v1.AgentService.IssueCertificates:input_type -> imagectl.v1.IssueCertificatesRequest
+	43, // 52: imagectl.v1.AgentService.FetchKubernetesSecrets:input_type -> imagectl.v1.FetchKubernetesSecretsRequest
+	10, // 53: imagectl.v1.AgentService.FetchBackup:input_type -> imagectl.v1.FetchBackupRequest
+	6,  // 54: imagectl.v1.AgentService.FetchAudit:input_type -> imagectl.v1.FetchAuditRequest
+	22, // 55: imagectl.v1.AgentService.Sync:output_type -> imagectl.v1.SyncResponse
+	40, // 56: imagectl.v1.AgentService.ReportInstall:output_type -> imagectl.v1.ReportInstallResponse
+	42, // 57: imagectl.v1.AgentService.IssueCertificates:output_type -> imagectl.v1.IssueCertificatesResponse
+	44, // 58: imagectl.v1.AgentService.FetchKubernetesSecrets:output_type -> imagectl.v1.FetchKubernetesSecretsResponse
+	11, // 59: imagectl.v1.AgentService.FetchBackup:output_type -> imagectl.v1.FetchBackupResponse
+	7,  // 60: imagectl.v1.AgentService.FetchAudit:output_type -> imagectl.v1.FetchAuditResponse
+	55, // [55:61] is the sub-list for method output_type
+	49, // [49:55] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_agent_proto_init() }
@@ -4276,7 +4414,7 @@ func file_imagectl_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_agent_proto_rawDesc), len(file_imagectl_v1_agent_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

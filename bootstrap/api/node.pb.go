@@ -307,6 +307,104 @@ func (x *EtcdSnapshotResponse) GetChunk() []byte {
 	return nil
 }
 
+type PutEtcdSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the whole file, lower-case hexadecimal; only in the first message.
+	Sha256        string `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Chunk         []byte `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutEtcdSnapshotRequest) Reset() {
+	*x = PutEtcdSnapshotRequest{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutEtcdSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutEtcdSnapshotRequest) ProtoMessage() {}
+
+func (x *PutEtcdSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutEtcdSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*PutEtcdSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PutEtcdSnapshotRequest) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *PutEtcdSnapshotRequest) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type PutEtcdSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It was on the node before.
+	There         bool `protobuf:"varint,1,opt,name=there,proto3" json:"there,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutEtcdSnapshotResponse) Reset() {
+	*x = PutEtcdSnapshotResponse{}
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutEtcdSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutEtcdSnapshotResponse) ProtoMessage() {}
+
+func (x *PutEtcdSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutEtcdSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*PutEtcdSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PutEtcdSnapshotResponse) GetThere() bool {
+	if x != nil {
+		return x.There
+	}
+	return false
+}
+
 type ActRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          Order_Kind             `protobuf:"varint,1,opt,name=kind,proto3,enum=imagectl.v1.Order_Kind" json:"kind,omitempty"`
@@ -318,7 +416,7 @@ type ActRequest struct {
 
 func (x *ActRequest) Reset() {
 	*x = ActRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -330,7 +428,7 @@ func (x *ActRequest) String() string {
 func (*ActRequest) ProtoMessage() {}
 
 func (x *ActRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[5]
+	mi := &file_imagectl_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -343,7 +441,7 @@ func (x *ActRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActRequest.ProtoReflect.Descriptor instead.
 func (*ActRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ActRequest) GetKind() Order_Kind {
@@ -375,7 +473,7 @@ type ActResponse struct {
 
 func (x *ActResponse) Reset() {
 	*x = ActResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +485,7 @@ func (x *ActResponse) String() string {
 func (*ActResponse) ProtoMessage() {}
 
 func (x *ActResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[6]
+	mi := &file_imagectl_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +498,7 @@ func (x *ActResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActResponse.ProtoReflect.Descriptor instead.
 func (*ActResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 type ReadBackupRequest struct {
@@ -413,7 +511,7 @@ type ReadBackupRequest struct {
 
 func (x *ReadBackupRequest) Reset() {
 	*x = ReadBackupRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[7]
+	mi := &file_imagectl_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +523,7 @@ func (x *ReadBackupRequest) String() string {
 func (*ReadBackupRequest) ProtoMessage() {}
 
 func (x *ReadBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[7]
+	mi := &file_imagectl_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +536,7 @@ func (x *ReadBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBackupRequest.ProtoReflect.Descriptor instead.
 func (*ReadBackupRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReadBackupRequest) GetName() string {
@@ -459,7 +557,7 @@ type ReadBackupResponse struct {
 
 func (x *ReadBackupResponse) Reset() {
 	*x = ReadBackupResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	mi := &file_imagectl_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +569,7 @@ func (x *ReadBackupResponse) String() string {
 func (*ReadBackupResponse) ProtoMessage() {}
 
 func (x *ReadBackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[8]
+	mi := &file_imagectl_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +582,7 @@ func (x *ReadBackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBackupResponse.ProtoReflect.Descriptor instead.
 func (*ReadBackupResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReadBackupResponse) GetCopy() *BackupCopy {
@@ -509,7 +607,7 @@ type AuditHeadsRequest struct {
 
 func (x *AuditHeadsRequest) Reset() {
 	*x = AuditHeadsRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[9]
+	mi := &file_imagectl_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +619,7 @@ func (x *AuditHeadsRequest) String() string {
 func (*AuditHeadsRequest) ProtoMessage() {}
 
 func (x *AuditHeadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[9]
+	mi := &file_imagectl_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +632,7 @@ func (x *AuditHeadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsRequest.ProtoReflect.Descriptor instead.
 func (*AuditHeadsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 type AuditHeadsResponse struct {
@@ -551,7 +649,7 @@ type AuditHeadsResponse struct {
 
 func (x *AuditHeadsResponse) Reset() {
 	*x = AuditHeadsResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[10]
+	mi := &file_imagectl_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +661,7 @@ func (x *AuditHeadsResponse) String() string {
 func (*AuditHeadsResponse) ProtoMessage() {}
 
 func (x *AuditHeadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[10]
+	mi := &file_imagectl_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +674,7 @@ func (x *AuditHeadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsResponse.ProtoReflect.Descriptor instead.
 func (*AuditHeadsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AuditHeadsResponse) GetHeads() []*AuditHeadsResponse_Seen {
@@ -608,7 +706,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[11]
+	mi := &file_imagectl_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +718,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[11]
+	mi := &file_imagectl_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +731,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 type VersionResponse struct {
@@ -648,7 +746,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[12]
+	mi := &file_imagectl_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +758,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[12]
+	mi := &file_imagectl_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +771,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VersionResponse) GetAgent() string {
@@ -712,7 +810,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[13]
+	mi := &file_imagectl_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +822,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[13]
+	mi := &file_imagectl_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +835,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 type HealthResponse struct {
@@ -754,7 +852,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[14]
+	mi := &file_imagectl_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +864,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[14]
+	mi := &file_imagectl_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +877,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -831,7 +929,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[15]
+	mi := &file_imagectl_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +941,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[15]
+	mi := &file_imagectl_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +954,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogsRequest) GetUnit() string {
@@ -898,7 +996,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[16]
+	mi := &file_imagectl_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1008,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[16]
+	mi := &file_imagectl_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1021,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogsResponse) GetAt() *timestamppb.Timestamp {
@@ -957,7 +1055,7 @@ type AuditHeadsResponse_Seen struct {
 
 func (x *AuditHeadsResponse_Seen) Reset() {
 	*x = AuditHeadsResponse_Seen{}
-	mi := &file_imagectl_v1_node_proto_msgTypes[17]
+	mi := &file_imagectl_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1067,7 @@ func (x *AuditHeadsResponse_Seen) String() string {
 func (*AuditHeadsResponse_Seen) ProtoMessage() {}
 
 func (x *AuditHeadsResponse_Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_node_proto_msgTypes[17]
+	mi := &file_imagectl_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1080,7 @@ func (x *AuditHeadsResponse_Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeadsResponse_Seen.ProtoReflect.Descriptor instead.
 func (*AuditHeadsResponse_Seen) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{10, 0}
+	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{12, 0}
 }
 
 func (x *AuditHeadsResponse_Seen) GetHead() *AuditHead {
@@ -1022,7 +1120,12 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\x06alarms\x18\v \x03(\tR\x06alarms\"\x15\n" +
 	"\x13EtcdSnapshotRequest\",\n" +
 	"\x14EtcdSnapshotResponse\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"g\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"F\n" +
+	"\x16PutEtcdSnapshotRequest\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x14\n" +
+	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"/\n" +
+	"\x17PutEtcdSnapshotResponse\x12\x14\n" +
+	"\x05there\x18\x01 \x01(\bR\x05there\"g\n" +
 	"\n" +
 	"ActRequest\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.imagectl.v1.Order.KindR\x04kind\x12\x16\n" +
@@ -1063,8 +1166,7 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\fLogsResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\tR\x04line2\xe7\n" +
-	"\n" +
+	"\x04line\x18\x03 \x01(\tR\x04line2\xc7\v\n" +
 	"\vNodeService\x12D\n" +
 	"\aVersion\x12\x1b.imagectl.v1.VersionRequest\x1a\x1c.imagectl.v1.VersionResponse\x12A\n" +
 	"\x06Health\x12\x1a.imagectl.v1.HealthRequest\x1a\x1b.imagectl.v1.HealthResponse\x12=\n" +
@@ -1087,7 +1189,8 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"ReadBackup\x12\x1e.imagectl.v1.ReadBackupRequest\x1a\x1f.imagectl.v1.ReadBackupResponse0\x01\x12M\n" +
 	"\n" +
 	"EtcdStatus\x12\x1e.imagectl.v1.EtcdStatusRequest\x1a\x1f.imagectl.v1.EtcdStatusResponse\x12U\n" +
-	"\fEtcdSnapshot\x12 .imagectl.v1.EtcdSnapshotRequest\x1a!.imagectl.v1.EtcdSnapshotResponse0\x01\x128\n" +
+	"\fEtcdSnapshot\x12 .imagectl.v1.EtcdSnapshotRequest\x1a!.imagectl.v1.EtcdSnapshotResponse0\x01\x12^\n" +
+	"\x0fPutEtcdSnapshot\x12#.imagectl.v1.PutEtcdSnapshotRequest\x1a$.imagectl.v1.PutEtcdSnapshotResponse(\x01\x128\n" +
 	"\x03Act\x12\x17.imagectl.v1.ActRequest\x1a\x18.imagectl.v1.ActResponseB0Z.github.com/imagectl/imagectl/bootstrap/api;apib\x06proto3"
 
 var (
@@ -1102,109 +1205,113 @@ func file_imagectl_v1_node_proto_rawDescGZIP() []byte {
 	return file_imagectl_v1_node_proto_rawDescData
 }
 
-var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_imagectl_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_imagectl_v1_node_proto_goTypes = []any{
 	(*EtcdStatusRequest)(nil),       // 0: imagectl.v1.EtcdStatusRequest
 	(*EtcdStatusResponse)(nil),      // 1: imagectl.v1.EtcdStatusResponse
 	(*EtcdMemberStatus)(nil),        // 2: imagectl.v1.EtcdMemberStatus
 	(*EtcdSnapshotRequest)(nil),     // 3: imagectl.v1.EtcdSnapshotRequest
 	(*EtcdSnapshotResponse)(nil),    // 4: imagectl.v1.EtcdSnapshotResponse
-	(*ActRequest)(nil),              // 5: imagectl.v1.ActRequest
-	(*ActResponse)(nil),             // 6: imagectl.v1.ActResponse
-	(*ReadBackupRequest)(nil),       // 7: imagectl.v1.ReadBackupRequest
-	(*ReadBackupResponse)(nil),      // 8: imagectl.v1.ReadBackupResponse
-	(*AuditHeadsRequest)(nil),       // 9: imagectl.v1.AuditHeadsRequest
-	(*AuditHeadsResponse)(nil),      // 10: imagectl.v1.AuditHeadsResponse
-	(*VersionRequest)(nil),          // 11: imagectl.v1.VersionRequest
-	(*VersionResponse)(nil),         // 12: imagectl.v1.VersionResponse
-	(*HealthRequest)(nil),           // 13: imagectl.v1.HealthRequest
-	(*HealthResponse)(nil),          // 14: imagectl.v1.HealthResponse
-	(*LogsRequest)(nil),             // 15: imagectl.v1.LogsRequest
-	(*LogsResponse)(nil),            // 16: imagectl.v1.LogsResponse
-	(*AuditHeadsResponse_Seen)(nil), // 17: imagectl.v1.AuditHeadsResponse.Seen
-	(Order_Kind)(0),                 // 18: imagectl.v1.Order.Kind
-	(*BackupCopy)(nil),              // 19: imagectl.v1.BackupCopy
-	(*AuditWitness)(nil),            // 20: imagectl.v1.AuditWitness
-	(*StepStatus)(nil),              // 21: imagectl.v1.StepStatus
-	(*Facts)(nil),                   // 22: imagectl.v1.Facts
-	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
-	(*AuditHead)(nil),               // 24: imagectl.v1.AuditHead
-	(*DmesgRequest)(nil),            // 25: imagectl.v1.DmesgRequest
-	(*UnitsRequest)(nil),            // 26: imagectl.v1.UnitsRequest
-	(*ProcessesRequest)(nil),        // 27: imagectl.v1.ProcessesRequest
-	(*DisksRequest)(nil),            // 28: imagectl.v1.DisksRequest
-	(*NetworkRequest)(nil),          // 29: imagectl.v1.NetworkRequest
-	(*TimeRequest)(nil),             // 30: imagectl.v1.TimeRequest
-	(*ContainersRequest)(nil),       // 31: imagectl.v1.ContainersRequest
-	(*ContainerLogsRequest)(nil),    // 32: imagectl.v1.ContainerLogsRequest
-	(*ReadFileRequest)(nil),         // 33: imagectl.v1.ReadFileRequest
-	(*CaptureRequest)(nil),          // 34: imagectl.v1.CaptureRequest
-	(*BundleRequest)(nil),           // 35: imagectl.v1.BundleRequest
-	(*DmesgResponse)(nil),           // 36: imagectl.v1.DmesgResponse
-	(*UnitsResponse)(nil),           // 37: imagectl.v1.UnitsResponse
-	(*ProcessesResponse)(nil),       // 38: imagectl.v1.ProcessesResponse
-	(*DisksResponse)(nil),           // 39: imagectl.v1.DisksResponse
-	(*NetworkResponse)(nil),         // 40: imagectl.v1.NetworkResponse
-	(*TimeResponse)(nil),            // 41: imagectl.v1.TimeResponse
-	(*ContainersResponse)(nil),      // 42: imagectl.v1.ContainersResponse
-	(*ContainerLogsResponse)(nil),   // 43: imagectl.v1.ContainerLogsResponse
-	(*ReadFileResponse)(nil),        // 44: imagectl.v1.ReadFileResponse
-	(*CaptureResponse)(nil),         // 45: imagectl.v1.CaptureResponse
-	(*BundleResponse)(nil),          // 46: imagectl.v1.BundleResponse
+	(*PutEtcdSnapshotRequest)(nil),  // 5: imagectl.v1.PutEtcdSnapshotRequest
+	(*PutEtcdSnapshotResponse)(nil), // 6: imagectl.v1.PutEtcdSnapshotResponse
+	(*ActRequest)(nil),              // 7: imagectl.v1.ActRequest
+	(*ActResponse)(nil),             // 8: imagectl.v1.ActResponse
+	(*ReadBackupRequest)(nil),       // 9: imagectl.v1.ReadBackupRequest
+	(*ReadBackupResponse)(nil),      // 10: imagectl.v1.ReadBackupResponse
+	(*AuditHeadsRequest)(nil),       // 11: imagectl.v1.AuditHeadsRequest
+	(*AuditHeadsResponse)(nil),      // 12: imagectl.v1.AuditHeadsResponse
+	(*VersionRequest)(nil),          // 13: imagectl.v1.VersionRequest
+	(*VersionResponse)(nil),         // 14: imagectl.v1.VersionResponse
+	(*HealthRequest)(nil),           // 15: imagectl.v1.HealthRequest
+	(*HealthResponse)(nil),          // 16: imagectl.v1.HealthResponse
+	(*LogsRequest)(nil),             // 17: imagectl.v1.LogsRequest
+	(*LogsResponse)(nil),            // 18: imagectl.v1.LogsResponse
+	(*AuditHeadsResponse_Seen)(nil), // 19: imagectl.v1.AuditHeadsResponse.Seen
+	(Order_Kind)(0),                 // 20: imagectl.v1.Order.Kind
+	(*BackupCopy)(nil),              // 21: imagectl.v1.BackupCopy
+	(*AuditWitness)(nil),            // 22: imagectl.v1.AuditWitness
+	(*StepStatus)(nil),              // 23: imagectl.v1.StepStatus
+	(*Facts)(nil),                   // 24: imagectl.v1.Facts
+	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
+	(*AuditHead)(nil),               // 26: imagectl.v1.AuditHead
+	(*DmesgRequest)(nil),            // 27: imagectl.v1.DmesgRequest
+	(*UnitsRequest)(nil),            // 28: imagectl.v1.UnitsRequest
+	(*ProcessesRequest)(nil),        // 29: imagectl.v1.ProcessesRequest
+	(*DisksRequest)(nil),            // 30: imagectl.v1.DisksRequest
+	(*NetworkRequest)(nil),          // 31: imagectl.v1.NetworkRequest
+	(*TimeRequest)(nil),             // 32: imagectl.v1.TimeRequest
+	(*ContainersRequest)(nil),       // 33: imagectl.v1.ContainersRequest
+	(*ContainerLogsRequest)(nil),    // 34: imagectl.v1.ContainerLogsRequest
+	(*ReadFileRequest)(nil),         // 35: imagectl.v1.ReadFileRequest
+	(*CaptureRequest)(nil),          // 36: imagectl.v1.CaptureRequest
+	(*BundleRequest)(nil),           // 37: imagectl.v1.BundleRequest
+	(*DmesgResponse)(nil),           // 38: imagectl.v1.DmesgResponse
+	(*UnitsResponse)(nil),           // 39: imagectl.v1.UnitsResponse
+	(*ProcessesResponse)(nil),       // 40: imagectl.v1.ProcessesResponse
+	(*DisksResponse)(nil),           // 41: imagectl.v1.DisksResponse
+	(*NetworkResponse)(nil),         // 42: imagectl.v1.NetworkResponse
+	(*TimeResponse)(nil),            // 43: imagectl.v1.TimeResponse
+	(*ContainersResponse)(nil),      // 44: imagectl.v1.ContainersResponse
+	(*ContainerLogsResponse)(nil),   // 45: imagectl.v1.ContainerLogsResponse
+	(*ReadFileResponse)(nil),        // 46: imagectl.v1.ReadFileResponse
+	(*CaptureResponse)(nil),         // 47: imagectl.v1.CaptureResponse
+	(*BundleResponse)(nil),          // 48: imagectl.v1.BundleResponse
 }
 var file_imagectl_v1_node_proto_depIdxs = []int32{
 	2,  // 0: imagectl.v1.EtcdStatusResponse.members:type_name -> imagectl.v1.EtcdMemberStatus
-	18, // 1: imagectl.v1.ActRequest.kind:type_name -> imagectl.v1.Order.Kind
-	19, // 2: imagectl.v1.ReadBackupResponse.copy:type_name -> imagectl.v1.BackupCopy
-	17, // 3: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
-	17, // 4: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
-	20, // 5: imagectl.v1.AuditHeadsResponse.witness:type_name -> imagectl.v1.AuditWitness
-	21, // 6: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
-	22, // 7: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
-	23, // 8: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	23, // 9: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
-	24, // 10: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
-	23, // 11: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
-	11, // 12: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
-	13, // 13: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
-	15, // 14: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
-	25, // 15: imagectl.v1.NodeService.Dmesg:input_type -> imagectl.v1.DmesgRequest
-	26, // 16: imagectl.v1.NodeService.Units:input_type -> imagectl.v1.UnitsRequest
-	27, // 17: imagectl.v1.NodeService.Processes:input_type -> imagectl.v1.ProcessesRequest
-	28, // 18: imagectl.v1.NodeService.Disks:input_type -> imagectl.v1.DisksRequest
-	29, // 19: imagectl.v1.NodeService.Network:input_type -> imagectl.v1.NetworkRequest
-	30, // 20: imagectl.v1.NodeService.Time:input_type -> imagectl.v1.TimeRequest
-	31, // 21: imagectl.v1.NodeService.Containers:input_type -> imagectl.v1.ContainersRequest
-	32, // 22: imagectl.v1.NodeService.ContainerLogs:input_type -> imagectl.v1.ContainerLogsRequest
-	33, // 23: imagectl.v1.NodeService.ReadFile:input_type -> imagectl.v1.ReadFileRequest
-	34, // 24: imagectl.v1.NodeService.Capture:input_type -> imagectl.v1.CaptureRequest
-	35, // 25: imagectl.v1.NodeService.Bundle:input_type -> imagectl.v1.BundleRequest
-	9,  // 26: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
-	7,  // 27: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
+	20, // 1: imagectl.v1.ActRequest.kind:type_name -> imagectl.v1.Order.Kind
+	21, // 2: imagectl.v1.ReadBackupResponse.copy:type_name -> imagectl.v1.BackupCopy
+	19, // 3: imagectl.v1.AuditHeadsResponse.heads:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	19, // 4: imagectl.v1.AuditHeadsResponse.lost:type_name -> imagectl.v1.AuditHeadsResponse.Seen
+	22, // 5: imagectl.v1.AuditHeadsResponse.witness:type_name -> imagectl.v1.AuditWitness
+	23, // 6: imagectl.v1.HealthResponse.steps:type_name -> imagectl.v1.StepStatus
+	24, // 7: imagectl.v1.HealthResponse.facts:type_name -> imagectl.v1.Facts
+	25, // 8: imagectl.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	25, // 9: imagectl.v1.LogsResponse.at:type_name -> google.protobuf.Timestamp
+	26, // 10: imagectl.v1.AuditHeadsResponse.Seen.head:type_name -> imagectl.v1.AuditHead
+	25, // 11: imagectl.v1.AuditHeadsResponse.Seen.at:type_name -> google.protobuf.Timestamp
+	13, // 12: imagectl.v1.NodeService.Version:input_type -> imagectl.v1.VersionRequest
+	15, // 13: imagectl.v1.NodeService.Health:input_type -> imagectl.v1.HealthRequest
+	17, // 14: imagectl.v1.NodeService.Logs:input_type -> imagectl.v1.LogsRequest
+	27, // 15: imagectl.v1.NodeService.Dmesg:input_type -> imagectl.v1.DmesgRequest
+	28, // 16: imagectl.v1.NodeService.Units:input_type -> imagectl.v1.UnitsRequest
+	29, // 17: imagectl.v1.NodeService.Processes:input_type -> imagectl.v1.ProcessesRequest
+	30, // 18: imagectl.v1.NodeService.Disks:input_type -> imagectl.v1.DisksRequest
+	31, // 19: imagectl.v1.NodeService.Network:input_type -> imagectl.v1.NetworkRequest
+	32, // 20: imagectl.v1.NodeService.Time:input_type -> imagectl.v1.TimeRequest
+	33, // 21: imagectl.v1.NodeService.Containers:input_type -> imagectl.v1.ContainersRequest
+	34, // 22: imagectl.v1.NodeService.ContainerLogs:input_type -> imagectl.v1.ContainerLogsRequest
+	35, // 23: imagectl.v1.NodeService.ReadFile:input_type -> imagectl.v1.ReadFileRequest
+	36, // 24: imagectl.v1.NodeService.Capture:input_type -> imagectl.v1.CaptureRequest
+	37, // 25: imagectl.v1.NodeService.Bundle:input_type -> imagectl.v1.BundleRequest
+	11, // 26: imagectl.v1.NodeService.AuditHeads:input_type -> imagectl.v1.AuditHeadsRequest
+	9,  // 27: imagectl.v1.NodeService.ReadBackup:input_type -> imagectl.v1.ReadBackupRequest
 	0,  // 28: imagectl.v1.NodeService.EtcdStatus:input_type -> imagectl.v1.EtcdStatusRequest
 	3,  // 29: imagectl.v1.NodeService.EtcdSnapshot:input_type -> imagectl.v1.EtcdSnapshotRequest
-	5,  // 30: imagectl.v1.NodeService.Act:input_type -> imagectl.v1.ActRequest
-	12, // 31: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
-	14, // 32: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
-	16, // 33: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
-	36, // 34: imagectl.v1.NodeService.Dmesg:output_type -> imagectl.v1.DmesgResponse
-	37, // 35: imagectl.v1.NodeService.Units:output_type -> imagectl.v1.UnitsResponse
-	38, // 36: imagectl.v1.NodeService.Processes:output_type -> imagectl.v1.ProcessesResponse
-	39, // 37: imagectl.v1.NodeService.Disks:output_type -> imagectl.v1.DisksResponse
-	40, // 38: imagectl.v1.NodeService.Network:output_type -> imagectl.v1.NetworkResponse
-	41, // 39: imagectl.v1.NodeService.Time:output_type -> imagectl.v1.TimeResponse
-	42, // 40: imagectl.v1.NodeService.Containers:output_type -> imagectl.v1.ContainersResponse
-	43, // 41: imagectl.v1.NodeService.ContainerLogs:output_type -> imagectl.v1.ContainerLogsResponse
-	44, // 42: imagectl.v1.NodeService.ReadFile:output_type -> imagectl.v1.ReadFileResponse
-	45, // 43: imagectl.v1.NodeService.Capture:output_type -> imagectl.v1.CaptureResponse
-	46, // 44: imagectl.v1.NodeService.Bundle:output_type -> imagectl.v1.BundleResponse
-	10, // 45: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
-	8,  // 46: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
-	1,  // 47: imagectl.v1.NodeService.EtcdStatus:output_type -> imagectl.v1.EtcdStatusResponse
-	4,  // 48: imagectl.v1.NodeService.EtcdSnapshot:output_type -> imagectl.v1.EtcdSnapshotResponse
-	6,  // 49: imagectl.v1.NodeService.Act:output_type -> imagectl.v1.ActResponse
-	31, // [31:50] is the sub-list for method output_type
-	12, // [12:31] is the sub-list for method input_type
+	5,  // 30: imagectl.v1.NodeService.PutEtcdSnapshot:input_type -> imagectl.v1.PutEtcdSnapshotRequest
+	7,  // 31: imagectl.v1.NodeService.Act:input_type -> imagectl.v1.ActRequest
+	14, // 32: imagectl.v1.NodeService.Version:output_type -> imagectl.v1.VersionResponse
+	16, // 33: imagectl.v1.NodeService.Health:output_type -> imagectl.v1.HealthResponse
+	18, // 34: imagectl.v1.NodeService.Logs:output_type -> imagectl.v1.LogsResponse
+	38, // 35: imagectl.v1.NodeService.Dmesg:output_type -> imagectl.v1.DmesgResponse
+	39, // 36: imagectl.v1.NodeService.Units:output_type -> imagectl.v1.UnitsResponse
+	40, // 37: imagectl.v1.NodeService.Processes:output_type -> imagectl.v1.ProcessesResponse
+	41, // 38: imagectl.v1.NodeService.Disks:output_type -> imagectl.v1.DisksResponse
+	42, // 39: imagectl.v1.NodeService.Network:output_type -> imagectl.v1.NetworkResponse
+	43, // 40: imagectl.v1.NodeService.Time:output_type -> imagectl.v1.TimeResponse
+	44, // 41: imagectl.v1.NodeService.Containers:output_type -> imagectl.v1.ContainersResponse
+	45, // 42: imagectl.v1.NodeService.ContainerLogs:output_type -> imagectl.v1.ContainerLogsResponse
+	46, // 43: imagectl.v1.NodeService.ReadFile:output_type -> imagectl.v1.ReadFileResponse
+	47, // 44: imagectl.v1.NodeService.Capture:output_type -> imagectl.v1.CaptureResponse
+	48, // 45: imagectl.v1.NodeService.Bundle:output_type -> imagectl.v1.BundleResponse
+	12, // 46: imagectl.v1.NodeService.AuditHeads:output_type -> imagectl.v1.AuditHeadsResponse
+	10, // 47: imagectl.v1.NodeService.ReadBackup:output_type -> imagectl.v1.ReadBackupResponse
+	1,  // 48: imagectl.v1.NodeService.EtcdStatus:output_type -> imagectl.v1.EtcdStatusResponse
+	4,  // 49: imagectl.v1.NodeService.EtcdSnapshot:output_type -> imagectl.v1.EtcdSnapshotResponse
+	6,  // 50: imagectl.v1.NodeService.PutEtcdSnapshot:output_type -> imagectl.v1.PutEtcdSnapshotResponse
+	8,  // 51: imagectl.v1.NodeService.Act:output_type -> imagectl.v1.ActResponse
+	32, // [32:52] is the sub-list for method output_type
+	12, // [12:32] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -1224,7 +1331,7 @@ func file_imagectl_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_node_proto_rawDesc), len(file_imagectl_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,9 @@ const (
 	// Its disk is written anew at its next start, as ArmMachine with reinstall, and it
 	// starts now.
 	ActMachineRequest_ACTION_RESET ActMachineRequest_Action = 3
+	// Its own system forgets etcd and Kubernetes, and reboots; it joins again as an empty machine,
+	// and nothing is installed.
+	ActMachineRequest_ACTION_RESET_KEEP ActMachineRequest_Action = 4
 )
 
 // Enum value maps for ActMachineRequest_Action.
@@ -40,12 +43,14 @@ var (
 		1: "ACTION_REBOOT",
 		2: "ACTION_SHUTDOWN",
 		3: "ACTION_RESET",
+		4: "ACTION_RESET_KEEP",
 	}
 	ActMachineRequest_Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
 		"ACTION_REBOOT":      1,
 		"ACTION_SHUTDOWN":    2,
 		"ACTION_RESET":       3,
+		"ACTION_RESET_KEEP":  4,
 	}
 )
 
@@ -289,8 +294,12 @@ type RestoreEtcdRequest struct {
 	// The voter whose data counts from now on.
 	Machine string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
 	// All other voters. They take part again when they have forgotten what they had.
-	Lost          []string `protobuf:"bytes,2,rep,name=lost,proto3" json:"lost,omitempty"`
-	Reason        string   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Lost   []string `protobuf:"bytes,2,rep,name=lost,proto3" json:"lost,omitempty"`
+	Reason string   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What counts from now on, in the place of that voter's data; the machine may be empty.
+	Snapshot *EtcdSnapshot `protobuf:"bytes,130,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Although there are voters that call and have data, which is given up. Only with a snapshot.
+	GiveUpData    bool `protobuf:"varint,131,opt,name=give_up_data,json=giveUpData,proto3" json:"give_up_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +353,20 @@ func (x *RestoreEtcdRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *RestoreEtcdRequest) GetSnapshot() *EtcdSnapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *RestoreEtcdRequest) GetGiveUpData() bool {
+	if x != nil {
+		return x.GiveUpData
+	}
+	return false
 }
 
 type RestoreEtcdResponse struct {
@@ -3581,7 +3604,8 @@ type EtcdView struct {
 	// What etcd has raised, with what it means; a sentence each.
 	Alarms []string `protobuf:"bytes,90,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	// What stops nothing and should be looked at: disks that are too slow; a sentence each.
-	Warnings      []string `protobuf:"bytes,91,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings      []string            `protobuf:"bytes,91,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Restoring     *EtcdView_Restoring `protobuf:"bytes,130,opt,name=restoring,proto3" json:"restoring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3640,6 +3664,13 @@ func (x *EtcdView) GetAlarms() []string {
 func (x *EtcdView) GetWarnings() []string {
 	if x != nil {
 		return x.Warnings
+	}
+	return nil
+}
+
+func (x *EtcdView) GetRestoring() *EtcdView_Restoring {
+	if x != nil {
+		return x.Restoring
 	}
 	return nil
 }
@@ -4930,6 +4961,68 @@ func (x *EtcdView_Member) GetUpkeep() string {
 	return ""
 }
 
+// Where etcd begins anew out of a snapshot now; unset most of the time.
+type EtcdView_Restoring struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Machine  string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Snapshot *EtcdSnapshot          `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// What it waits for; one sentence.
+	Waits         string `protobuf:"bytes,3,opt,name=waits,proto3" json:"waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdView_Restoring) Reset() {
+	*x = EtcdView_Restoring{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdView_Restoring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdView_Restoring) ProtoMessage() {}
+
+func (x *EtcdView_Restoring) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdView_Restoring.ProtoReflect.Descriptor instead.
+func (*EtcdView_Restoring) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55, 1}
+}
+
+func (x *EtcdView_Restoring) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *EtcdView_Restoring) GetSnapshot() *EtcdSnapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *EtcdView_Restoring) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
 var File_imagectl_v1_operator_proto protoreflect.FileDescriptor
 
 const file_imagectl_v1_operator_proto_rawDesc = "" +
@@ -4938,24 +5031,28 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x15DefragmentEtcdRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\"J\n" +
 	"\x16DefragmentEtcdResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"Z\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xb5\x01\n" +
 	"\x12RestoreEtcdRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x12\n" +
 	"\x04lost\x18\x02 \x03(\tR\x04lost\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"E\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x126\n" +
+	"\bsnapshot\x18\x82\x01 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12!\n" +
+	"\fgive_up_data\x18\x83\x01 \x01(\bR\n" +
+	"giveUpData\"E\n" +
 	"\x13RestoreEtcdResponse\x12.\n" +
-	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\xae\x02\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\xc5\x02\n" +
 	"\x11ActMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12=\n" +
 	"\x06action\x18\x02 \x01(\x0e2%.imagectl.v1.ActMachineRequest.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1a\n" +
-	"\buncordon\x18\x05 \x01(\bR\buncordon\"Z\n" +
+	"\buncordon\x18\x05 \x01(\bR\buncordon\"q\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_REBOOT\x10\x01\x12\x13\n" +
 	"\x0fACTION_SHUTDOWN\x10\x02\x12\x10\n" +
-	"\fACTION_RESET\x10\x03\"F\n" +
+	"\fACTION_RESET\x10\x03\x12\x15\n" +
+	"\x11ACTION_RESET_KEEP\x10\x04\"F\n" +
 	"\x12ActMachineResponse\x120\n" +
 	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"|\n" +
 	"\x13DrainMachineRequest\x12\x18\n" +
@@ -5200,12 +5297,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\afailure\x18\x04 \x01(\tR\afailure\x127\n" +
 	"\tfailed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bfailedAt\x12\x12\n" +
 	"\x04late\x18\x06 \x01(\bR\x04late\x12?\n" +
-	"\rrestored_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\frestoredFrom\"\xfc\x02\n" +
+	"\rrestored_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\frestoredFrom\"\xb0\x04\n" +
 	"\bEtcdView\x126\n" +
 	"\amembers\x18\x01 \x03(\v2\x1c.imagectl.v1.EtcdView.MemberR\amembers\x12\x18\n" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12\x16\n" +
 	"\x06alarms\x18Z \x03(\tR\x06alarms\x12\x1a\n" +
-	"\bwarnings\x18[ \x03(\tR\bwarnings\x1a\xe9\x01\n" +
+	"\bwarnings\x18[ \x03(\tR\bwarnings\x12>\n" +
+	"\trestoring\x18\x82\x01 \x01(\v2\x1f.imagectl.v1.EtcdView.RestoringR\trestoring\x1a\xe9\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
@@ -5216,7 +5314,11 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x04size\x18[ \x01(\x04R\x04size\x12\x12\n" +
 	"\x04used\x18\\ \x01(\x04R\x04used\x12\x14\n" +
 	"\x05quota\x18] \x01(\x04R\x05quota\x12\x16\n" +
-	"\x06upkeep\x18^ \x01(\tR\x06upkeep\"1\n" +
+	"\x06upkeep\x18^ \x01(\tR\x06upkeep\x1ar\n" +
+	"\tRestoring\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x125\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12\x14\n" +
+	"\x05waits\x18\x03 \x01(\tR\x05waits\"1\n" +
 	"\x16IssueKubeconfigRequest\x12\x17\n" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\"\x8b\x01\n" +
 	"\x17IssueKubeconfigResponse\x12'\n" +
@@ -5334,7 +5436,7 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(ActMachineRequest_Action)(0),       // 0: imagectl.v1.ActMachineRequest.Action
 	(RollAuthorityRequest_Step)(0),      // 1: imagectl.v1.RollAuthorityRequest.Step
@@ -5419,150 +5521,155 @@ var file_imagectl_v1_operator_proto_goTypes = []any{
 	(*AuthorityView_CA)(nil),            // 80: imagectl.v1.AuthorityView.CA
 	nil,                                 // 81: imagectl.v1.ApproveMachineRequest.CodesEntry
 	(*EtcdView_Member)(nil),             // 82: imagectl.v1.EtcdView.Member
-	(*timestamppb.Timestamp)(nil),       // 83: google.protobuf.Timestamp
-	(*Facts)(nil),                       // 84: imagectl.v1.Facts
-	(*StepStatus)(nil),                  // 85: imagectl.v1.StepStatus
-	(*AuditWitness)(nil),                // 86: imagectl.v1.AuditWitness
+	(*EtcdView_Restoring)(nil),          // 83: imagectl.v1.EtcdView.Restoring
+	(*EtcdSnapshot)(nil),                // 84: imagectl.v1.EtcdSnapshot
+	(*timestamppb.Timestamp)(nil),       // 85: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 86: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 87: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 88: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
 	38,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
 	51,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
-	51,  // 2: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
-	38,  // 3: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
-	0,   // 4: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
-	51,  // 5: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	83,  // 6: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
-	12,  // 7: imagectl.v1.EncryptionView.former:type_name -> imagectl.v1.FormerKey
-	83,  // 8: imagectl.v1.FormerKey.made_at:type_name -> google.protobuf.Timestamp
-	11,  // 9: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	11,  // 10: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	83,  // 11: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
-	80,  // 12: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
-	17,  // 13: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	1,   // 14: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
-	17,  // 15: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	83,  // 16: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	83,  // 17: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
-	22,  // 18: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
-	51,  // 19: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	83,  // 20: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	83,  // 21: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
-	29,  // 22: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
-	29,  // 23: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	84,  // 24: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	85,  // 25: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	83,  // 26: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	83,  // 27: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	83,  // 28: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	36,  // 29: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	35,  // 30: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
-	83,  // 31: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
-	83,  // 32: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	37,  // 33: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	34,  // 34: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	38,  // 35: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	81,  // 36: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	51,  // 37: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 38: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 39: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 40: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 41: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 42: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 43: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 44: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	2,   // 45: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	51,  // 46: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	54,  // 47: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	54,  // 48: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	83,  // 49: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	34,  // 50: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	83,  // 51: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	58,  // 52: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	57,  // 53: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	83,  // 54: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	83,  // 55: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	83,  // 56: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	82,  // 57: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	38,  // 58: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 59: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	51,  // 60: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	83,  // 61: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	83,  // 62: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	83,  // 63: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	65,  // 64: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	51,  // 65: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	83,  // 66: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	86,  // 67: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
-	34,  // 68: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	83,  // 69: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
-	83,  // 70: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
-	39,  // 71: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	41,  // 72: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	43,  // 73: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	45,  // 74: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	47,  // 75: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	49,  // 76: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	52,  // 77: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	55,  // 78: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	59,  // 79: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	61,  // 80: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	63,  // 81: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	66,  // 82: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	68,  // 83: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	70,  // 84: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	72,  // 85: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	76,  // 86: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	74,  // 87: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
-	78,  // 88: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	23,  // 89: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	25,  // 90: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	27,  // 91: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	30,  // 92: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	32,  // 93: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	18,  // 94: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
-	20,  // 95: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
-	3,   // 96: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
-	5,   // 97: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
-	7,   // 98: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
-	9,   // 99: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
-	13,  // 100: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
-	15,  // 101: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
-	40,  // 102: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	42,  // 103: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	44,  // 104: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	46,  // 105: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	48,  // 106: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	50,  // 107: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	53,  // 108: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	56,  // 109: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	60,  // 110: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	62,  // 111: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	64,  // 112: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	67,  // 113: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	69,  // 114: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	71,  // 115: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	73,  // 116: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	77,  // 117: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	75,  // 118: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
-	79,  // 119: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	24,  // 120: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	26,  // 121: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	28,  // 122: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	31,  // 123: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	33,  // 124: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	19,  // 125: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
-	21,  // 126: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
-	4,   // 127: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
-	6,   // 128: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
-	8,   // 129: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
-	10,  // 130: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
-	14,  // 131: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
-	16,  // 132: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
-	102, // [102:133] is the sub-list for method output_type
-	71,  // [71:102] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	84,  // 2: imagectl.v1.RestoreEtcdRequest.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	51,  // 3: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
+	38,  // 4: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
+	0,   // 5: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
+	51,  // 6: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	85,  // 7: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
+	12,  // 8: imagectl.v1.EncryptionView.former:type_name -> imagectl.v1.FormerKey
+	85,  // 9: imagectl.v1.FormerKey.made_at:type_name -> google.protobuf.Timestamp
+	11,  // 10: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	11,  // 11: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	85,  // 12: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
+	80,  // 13: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	17,  // 14: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	1,   // 15: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
+	17,  // 16: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	85,  // 17: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	85,  // 18: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	22,  // 19: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	51,  // 20: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	85,  // 21: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	85,  // 22: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	29,  // 23: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	29,  // 24: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	86,  // 25: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	87,  // 26: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	85,  // 27: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	85,  // 28: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	85,  // 29: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	36,  // 30: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	35,  // 31: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
+	85,  // 32: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
+	85,  // 33: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	37,  // 34: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	34,  // 35: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	38,  // 36: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	81,  // 37: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	51,  // 38: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 39: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 40: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 41: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 42: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 43: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 44: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	38,  // 45: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	2,   // 46: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	51,  // 47: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	54,  // 48: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	54,  // 49: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	85,  // 50: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	34,  // 51: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	85,  // 52: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	58,  // 53: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	57,  // 54: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	85,  // 55: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	85,  // 56: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	85,  // 57: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	82,  // 58: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	83,  // 59: imagectl.v1.EtcdView.restoring:type_name -> imagectl.v1.EtcdView.Restoring
+	38,  // 60: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	51,  // 61: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	51,  // 62: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	85,  // 63: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	85,  // 64: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	85,  // 65: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	65,  // 66: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	51,  // 67: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	85,  // 68: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	88,  // 69: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	34,  // 70: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	85,  // 71: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
+	85,  // 72: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
+	84,  // 73: imagectl.v1.EtcdView.Restoring.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	39,  // 74: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	41,  // 75: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	43,  // 76: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	45,  // 77: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	47,  // 78: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	49,  // 79: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	52,  // 80: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	55,  // 81: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	59,  // 82: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	61,  // 83: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	63,  // 84: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	66,  // 85: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	68,  // 86: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	70,  // 87: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	72,  // 88: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	76,  // 89: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	74,  // 90: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	78,  // 91: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	23,  // 92: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	25,  // 93: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	27,  // 94: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	30,  // 95: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	32,  // 96: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	18,  // 97: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
+	20,  // 98: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
+	3,   // 99: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
+	5,   // 100: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
+	7,   // 101: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
+	9,   // 102: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
+	13,  // 103: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
+	15,  // 104: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
+	40,  // 105: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	42,  // 106: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	44,  // 107: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	46,  // 108: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	48,  // 109: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	50,  // 110: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	53,  // 111: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	56,  // 112: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	60,  // 113: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	62,  // 114: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	64,  // 115: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	67,  // 116: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	69,  // 117: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	71,  // 118: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	73,  // 119: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	77,  // 120: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	75,  // 121: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	79,  // 122: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	24,  // 123: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	26,  // 124: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	28,  // 125: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	31,  // 126: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	33,  // 127: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	19,  // 128: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
+	21,  // 129: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
+	4,   // 130: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
+	6,   // 131: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
+	8,   // 132: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
+	10,  // 133: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
+	14,  // 134: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
+	16,  // 135: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
+	105, // [105:136] is the sub-list for method output_type
+	74,  // [74:105] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -5578,7 +5685,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   80,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -3,6 +3,8 @@ package coordinator
 import (
 	"fmt"
 	"slices"
+
+	"github.com/imagectl/imagectl/bootstrap/machine"
 )
 
 // AskAlone says what is chosen when an operator wants etcd to go on with one voter, since so
@@ -14,8 +16,10 @@ func AskAlone(nodes []Node, c Choices, name string, lost []string, id string) (C
 	others := slices.DeleteFunc(slices.Clone(c.EtcdVoters), func(v string) bool { return v == name })
 	n := find(nodes, name)
 	switch {
-	case c.EtcdAlone == name:
+	case c.EtcdAlone == name && !c.beginsAnew():
 		return c, "" // asked before
+	case c.beginsAnew():
+		return c, fmt.Sprintf("%s begins anew out of a snapshot already", c.EtcdAlone)
 	case c.EtcdAlone != "":
 		return c, fmt.Sprintf("%s goes on as etcd's only member already", c.EtcdAlone)
 	case len(c.EtcdVoters) == 0:
@@ -49,9 +53,12 @@ func AskAlone(nodes []Node, c Choices, name string, lost []string, id string) (C
 func chooseAlone(nodes []Node, c Choices) Choices {
 	n := find(nodes, c.EtcdAlone)
 	switch {
-	case n == nil || !n.ControlPlane || !working(n.State):
-		c.EtcdAlone = "" // it takes no part any more, and has not begun
+	case n == nil || !n.ControlPlane || n.State == machine.Retired || !c.beginsAnew() && !working(n.State):
+		c.EtcdAlone, c.EtcdSnapshot = "", Snapshot{} // it takes no part any more, and has not begun
 	case n.Seen != nil && n.Seen.EtcdAlone == c.EtcdAloneID && n.Seen.Etcd.Fit && slices.Equal(n.Seen.EtcdMembers, []string{n.Name}):
+		if c.beginsAnew() {
+			return begunAnew(*n, c)
+		}
 		c.EtcdVoters, c.EtcdAlone = []string{n.Name}, ""
 	}
 	return c

@@ -45,6 +45,9 @@ type Seen struct {
 	EtcdMembers []string
 	// EtcdAlone is the last Choices.EtcdAloneID that it has done.
 	EtcdAlone string
+	// EtcdSnapshot is the SHA-256 of Choices.EtcdSnapshot when it has that file, EtcdStopped
+	// Choices.EtcdAloneID when it has stopped its etcd for it.
+	EtcdSnapshot, EtcdStopped string
 	// Etcd is what its upkeep hangs on.
 	Etcd Keeping
 	// APIServerReady: its API server answers /readyz.
@@ -77,8 +80,9 @@ type Seen struct {
 // Choices are decisions that outlive everything. The zero value is a cluster
 // that does not exist yet. A set field never changes, and no name leaves a list but
 // that of a voter which was taken off etcd's own or was lost; EtcdJoining, EtcdLeaving,
-// EtcdRemover, EtcdTending, EtcdAsked, EtcdAlone and Renewing come and go, and the keys of Encryption
-// follow each other.
+// EtcdRemover, EtcdTending, EtcdAsked, EtcdAlone, EtcdSnapshot and Renewing come and go, and the keys
+// of Encryption follow each other. Where nothing is left but a snapshot, Kubernetes is formed again
+// (begunAnew).
 type Choices struct {
 	// EtcdFirst is the machine that starts the etcd cluster.
 	EtcdFirst string `json:"etcdFirst,omitempty"`
@@ -100,6 +104,10 @@ type Choices struct {
 	// until it has done so. EtcdAloneID names that once, and stays.
 	EtcdAlone   string `json:"etcdAlone,omitempty"`
 	EtcdAloneID string `json:"etcdAloneID,omitempty"`
+	// EtcdSnapshot: it begins anew out of this file, and not with the data that it has.
+	EtcdSnapshot Snapshot `json:"etcdSnapshot,omitzero"`
+	// EtcdRestores is how often that was asked for.
+	EtcdRestores uint64 `json:"etcdRestores,omitempty"`
 	// EtcdAsked are the machines whose databases an operator wants defragmented, sorted.
 	EtcdAsked []string `json:"etcdAsked,omitempty"`
 	// KubernetesFirst is the machine that runs kubeadm init.
@@ -125,7 +133,7 @@ type Choices struct {
 func (c Choices) Equal(o Choices) bool {
 	return c.Policy == o.Policy && c.Encryption.Equal(o.Encryption) && slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
 		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
-		c.EtcdTending == o.EtcdTending && c.EtcdAlone == o.EtcdAlone && c.EtcdAloneID == o.EtcdAloneID && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
+		c.EtcdTending == o.EtcdTending && c.EtcdAlone == o.EtcdAlone && c.EtcdAloneID == o.EtcdAloneID && c.EtcdSnapshot == o.EtcdSnapshot && c.EtcdRestores == o.EtcdRestores && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
 		c.ServerSigns == o.ServerSigns && c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
@@ -231,6 +239,9 @@ type Directive struct {
 	// The rest is set for Run. A wait has its reason, and so has joining etcd.
 	Etcd       EtcdAction
 	EtcdReason string
+	// EtcdStop: it stops its etcd while it waits. EtcdBegin: nothing holds it up to begin anew
+	// out of Choices.EtcdSnapshot.
+	EtcdStop, EtcdBegin bool
 	// EtcdRemove is the machine whose member this one takes off etcd's list.
 	EtcdRemove string
 	// Tend: it tends the database of its own member; Asked: an operator wants it to.
@@ -258,6 +269,8 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	}
 	d := Directive{Kind: Run, First: addonsOn(nodes, c) == name}
 	d.Etcd, d.EtcdReason = etcd(nodes, *n, c)
+	d.EtcdStop = d.Etcd == EtcdWait && stops(nodes, c, name)
+	d.EtcdBegin = d.Etcd == EtcdAlone && c.beginsAnew() && SnapshotWaits(nodes, c) == ""
 	if c.EtcdRemover == name {
 		d.EtcdRemove = c.EtcdLeaving
 	}
@@ -302,6 +315,9 @@ func installer(n Node) Directive {
 func kubernetes(nodes []Node, n Node, c Choices) (KubernetesAction, string) {
 	if n.Seen.Joined {
 		return KubernetesRun, ""
+	}
+	if c.beginsAnew() {
+		return KubernetesWait, "etcd begins anew first"
 	}
 	action, why := joins(n, c)
 	if action != KubernetesJoinControlPlane && action != KubernetesJoinWorker {

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -218,7 +219,8 @@ func mayJoin(nodes []Node, c Choices, n Node) (bool, string) {
 // is to be done to it, such as "wiping".
 func MayLose(nodes []Node, c Choices, name, how string) (bool, string) {
 	total := len(c.EtcdVoters)
-	if !slices.Contains(c.EtcdVoters, name) {
+	// What voters have was given up, and what counts is a file.
+	if !slices.Contains(c.EtcdVoters, name) || c.beginsAnew() {
 		return true, ""
 	}
 	if total < 2 {
@@ -241,6 +243,9 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	s := fmt.Sprintf("%d of %d voters are healthy, quorum is %d", well, total, need)
 	if len(ill) > 0 {
 		s += ", not healthy: " + list(ill)
+	}
+	if c.beginsAnew() {
+		return s + fmt.Sprintf("; %s begins anew out of a snapshot: %s", c.EtcdAlone, cmp.Or(SnapshotWaits(nodes, c), "nothing holds it up"))
 	}
 	if c.EtcdAlone != "" {
 		return s + fmt.Sprintf("; %s goes on as the only member", c.EtcdAlone)
@@ -276,6 +281,8 @@ func etcd(nodes []Node, n Node, c Choices) (EtcdAction, string) {
 		return EtcdBootstrap, ""
 	case !c.EtcdFormed:
 		return EtcdWait, fmt.Sprintf("%s starts etcd first", c.EtcdFirst)
+	case c.EtcdAlone == n.Name && c.beginsAnew():
+		return EtcdAlone, "it begins anew as etcd's only member, out of a snapshot"
 	case c.EtcdAlone == n.Name:
 		return EtcdAlone, "all other voters are lost: it goes on as the only member with what it has"
 	case c.EtcdAlone != "":

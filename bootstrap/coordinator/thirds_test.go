@@ -116,12 +116,19 @@ func (m *model) act(n *Node) {
 			}
 			s.EtcdEmpty, s.EtcdMember, s.EtcdHealthy = false, true, true
 		case EtcdAlone:
+			if m.c.beginsAnew() && !d.EtcdBegin {
+				break
+			}
+			s.EtcdEmpty, s.EtcdSnapshot = false, ""
 			s.EtcdMember, s.EtcdHealthy, s.Etcd.Fit = true, true, true
 			s.EtcdMembers, s.EtcdAlone = []string{n.Name}, m.c.EtcdAloneID
 		case EtcdRun:
 			s.EtcdMember, s.EtcdHealthy = true, m.holds()
 		default:
 			s.EtcdHealthy = false
+			if d.EtcdStop {
+				s.EtcdStopped = m.c.EtcdAloneID
+			}
 		}
 	}
 	works := m.holds() || d.Etcd == EtcdBootstrap

@@ -143,6 +143,9 @@ func (m Member) Config() ([]byte, error) {
 // Alone is the initial cluster that holds this member only.
 func (m Member) Alone() string { return m.Name + "=" + m.url(PeerPort) }
 
+// PeerURL is where other members reach it.
+func (m Member) PeerURL() string { return m.url(PeerPort) }
+
 func (m Member) check() error {
 	switch {
 	case m.Name == "":

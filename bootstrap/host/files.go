@@ -113,6 +113,14 @@ func (h *Host) Mode(name string) (fs.FileMode, error) {
 	return st.Mode().Perm(), nil
 }
 
+// Rename gives a file or directory another name in the same file system, for good when it returns.
+func (h *Host) Rename(from, to string) error {
+	if err := os.Rename(h.Path(from), h.Path(to)); err != nil {
+		return err
+	}
+	return errors.Join(syncDir(filepath.Dir(h.Path(to))), syncDir(filepath.Dir(h.Path(from))))
+}
+
 // Remove deletes a file or a whole directory; that it is gone already is no
 // error.
 func (h *Host) Remove(name string) error {

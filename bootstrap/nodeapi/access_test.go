@@ -61,11 +61,12 @@ func samples(t *testing.T) map[string]proto.Message {
 		t.Fatal(err)
 	}
 	return map[string]proto.Message{
-		apiconnect.NodeServiceContainerLogsProcedure: &api.ContainerLogsRequest{Namespace: "kube-system", Pod: "coredns"},
-		apiconnect.NodeServiceReadFileProcedure:      &api.ReadFileRequest{Path: "/proc/cmdline"},
-		apiconnect.NodeServiceCaptureProcedure:       &api.CaptureRequest{Link: "eth0"},
-		apiconnect.NodeServiceActProcedure:           &api.ActRequest{Kind: api.Order_KIND_REBOOT},
-		apiconnect.NodeServiceBundleProcedure:        &api.BundleRequest{Recipients: []string{key.Recipient().String()}},
+		apiconnect.NodeServiceContainerLogsProcedure:   &api.ContainerLogsRequest{Namespace: "kube-system", Pod: "coredns"},
+		apiconnect.NodeServiceReadFileProcedure:        &api.ReadFileRequest{Path: "/proc/cmdline"},
+		apiconnect.NodeServiceCaptureProcedure:         &api.CaptureRequest{Link: "eth0"},
+		apiconnect.NodeServicePutEtcdSnapshotProcedure: &api.PutEtcdSnapshotRequest{Sha256: strings.Repeat("a", 64)},
+		apiconnect.NodeServiceActProcedure:             &api.ActRequest{Kind: api.Order_KIND_REBOOT},
+		apiconnect.NodeServiceBundleProcedure:          &api.BundleRequest{Recipients: []string{key.Recipient().String()}},
 	}
 }
 
@@ -96,6 +97,16 @@ func callWith(c client, procedure string, sample proto.Message, header http.Head
 	for k, v := range header {
 		req.Header()[k] = v
 	}
+	if m.IsStreamingClient() {
+		s := cl.CallClientStream(context.Background())
+		for k, v := range header {
+			s.RequestHeader()[k] = v
+		}
+		// The answer says why nobody listens any more.
+		_ = s.Send(msg)
+		_, err := s.CloseAndReceive()
+		return err
+	}
 	if !m.IsStreamingServer() {
 		_, err := cl.CallUnary(context.Background(), req)
 		return err
@@ -116,25 +127,26 @@ func callWith(c client, procedure string, sample proto.Message, header http.Head
 func whoMay() map[string]string {
 	const readers, operators = "admin operator reader", "admin operator"
 	return map[string]string{
-		"Version":       "admin operator reader backup server forwarded",
-		"Health":        readers + " server forwarded",
-		"Logs":          readers + " server forwarded",
-		"AuditHeads":    readers,
-		"ReadBackup":    "admin backup",
-		"Dmesg":         readers + " forwarded",
-		"Units":         readers + " forwarded",
-		"Processes":     readers + " forwarded",
-		"Disks":         readers + " forwarded",
-		"Network":       readers + " forwarded",
-		"Time":          readers + " forwarded",
-		"Containers":    readers + " forwarded",
-		"ContainerLogs": readers + " forwarded",
-		"ReadFile":      operators + " forwarded",
-		"Capture":       operators + " forwarded",
-		"Bundle":        operators + " forwarded",
-		"EtcdStatus":    readers + " server",
-		"EtcdSnapshot":  "admin",
-		"Act":           operators,
+		"Version":         "admin operator reader backup server forwarded",
+		"Health":          readers + " server forwarded",
+		"Logs":            readers + " server forwarded",
+		"AuditHeads":      readers,
+		"ReadBackup":      "admin backup",
+		"Dmesg":           readers + " forwarded",
+		"Units":           readers + " forwarded",
+		"Processes":       readers + " forwarded",
+		"Disks":           readers + " forwarded",
+		"Network":         readers + " forwarded",
+		"Time":            readers + " forwarded",
+		"Containers":      readers + " forwarded",
+		"ContainerLogs":   readers + " forwarded",
+		"ReadFile":        operators + " forwarded",
+		"Capture":         operators + " forwarded",
+		"Bundle":          operators + " forwarded",
+		"EtcdStatus":      readers + " server forwarded",
+		"EtcdSnapshot":    "admin forwarded",
+		"PutEtcdSnapshot": "admin forwarded",
+		"Act":             operators,
 	}
 }
 

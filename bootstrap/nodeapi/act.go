@@ -21,6 +21,9 @@ type Acting interface {
 	EtcdStatus(context.Context) (*api.EtcdStatusResponse, error)
 	// EtcdSnapshot opens the database of the node's member; the caller closes it.
 	EtcdSnapshot(context.Context) (io.ReadCloser, error)
+	// TakeEtcdSnapshot opens a place for the snapshot with that SHA-256, which the server must have
+	// told the node of (ErrNotArmed); nil when it is there already. The caller closes it.
+	TakeEtcdSnapshot(sha256 string) (Incoming, error)
 	// MayAct says why the node must not be rebooted or switched off now; nil if it may.
 	MayAct(ctx context.Context, kind api.Order_Kind, force bool) error
 	// Act has it done and returns at once.
@@ -31,12 +34,14 @@ type Acting interface {
 const snapshotChunk = 256 << 10
 
 // acting is who may make the calls of this file. A snapshot holds every secret of Kubernetes in the
-// clear, and the server's backups do not: who may fetch those gets none.
+// clear, and the server's backups do not: who may fetch those gets none. The server, which has the
+// keys of all of them, may see one that it passes on to an admin.
 func acting() map[string]rule {
 	return map[string]rule{
-		apiconnect.NodeServiceEtcdStatusProcedure:   {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, server: true, limit: lookTime},
-		apiconnect.NodeServiceEtcdSnapshotProcedure: {roles: []pki.Role{pki.RoleAdmin}},
-		apiconnect.NodeServiceActProcedure:          {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}, limit: lookTime},
+		apiconnect.NodeServiceEtcdStatusProcedure:      {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, server: true, forwarded: true, limit: lookTime},
+		apiconnect.NodeServiceEtcdSnapshotProcedure:    {roles: []pki.Role{pki.RoleAdmin}, forwarded: true},
+		apiconnect.NodeServicePutEtcdSnapshotProcedure: {roles: []pki.Role{pki.RoleAdmin}, forwarded: true, limit: putTime},
+		apiconnect.NodeServiceActProcedure:             {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}, limit: lookTime},
 	}
 }
 
@@ -63,8 +68,8 @@ func (s *service) EtcdSnapshot(ctx context.Context, _ *connect.Request[api.EtcdS
 		return connect.NewError(connect.CodeFailedPrecondition, err)
 	}
 	defer in.Close()
-	if err := s.node.Record(entryOf(ctx, "etcd-snapshot-read", "")); err != nil {
-		return connect.NewError(connect.CodeInternal, err)
+	if err := s.record(ctx, "etcd-snapshot-read", ""); err != nil {
+		return err
 	}
 	for b := make([]byte, snapshotChunk); ; {
 		if ctx.Err() != nil {
@@ -108,9 +113,9 @@ func (s *service) Act(ctx context.Context, req *connect.Request[api.ActRequest])
 	return connect.NewResponse(&api.ActResponse{}), nil
 }
 
-// Word is what an action is called in audit logs: reboot, shutdown.
+// Word is what an action is called in audit logs: reboot, shutdown, reset-keep.
 func Word(kind api.Order_Kind) string {
-	return strings.ToLower(strings.TrimPrefix(kind.String(), "KIND_"))
+	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(kind.String(), "KIND_")), "_", "-")
 }
 
 // reasonMax bounds what a caller may have the node's log say, in bytes.

@@ -42,6 +42,13 @@ func (f fake) EtcdSnapshot(context.Context) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader(strings.Repeat("x", snapshotChunk*3/2))), nil
 }
 
+func (f fake) TakeEtcdSnapshot(sum string) (Incoming, error) {
+	if f.takes == nil {
+		return nil, nil
+	}
+	return f.takes(sum)
+}
+
 func (f fake) MayAct(_ context.Context, _ api.Order_Kind, force bool) error {
 	if f.deeds == nil || force {
 		return nil

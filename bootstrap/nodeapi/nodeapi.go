@@ -336,6 +336,8 @@ func authorize(trust func() (Trust, error), next http.Handler, heard func(Call))
 				ctx, cancel = context.WithTimeoutCause(ctx, limit, errTooLong)
 				defer cancel()
 				left = min(left, limit)
+				// Nor does a request that never ends hold its place for ever.
+				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(left))
 			}
 			// Without support for it a call ends as the connection does.
 			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(left + writeGrace))

@@ -34,6 +34,8 @@ type fake struct {
 	record *record
 	// deeds are what it was made to do; nil for nobody who asks.
 	deeds *deeds
+	// takes opens a place for a snapshot; nil for a node that has it.
+	takes func(sum string) (Incoming, error)
 	// system is nil for a small one.
 	system System
 	// heard gets who has called; nil for nobody who listens.

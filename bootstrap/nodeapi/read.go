@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/netip"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -71,10 +72,11 @@ func readAccess(readers []pki.Role) map[string]rule {
 }
 
 // gates bound how many calls of a kind run at a time: each has room for as many.
-type gates struct{ looks, files, captures, bundles chan struct{} }
+type gates struct{ looks, files, captures, bundles, puts chan struct{} }
 
 func newGates() gates {
-	return gates{looks: make(chan struct{}, looksMax), files: make(chan struct{}, filesMax), captures: make(chan struct{}, capturesMax), bundles: make(chan struct{}, bundlesMax)}
+	return gates{looks: make(chan struct{}, looksMax), files: make(chan struct{}, filesMax), captures: make(chan struct{}, capturesMax), bundles: make(chan struct{}, bundlesMax),
+		puts: make(chan struct{}, putsMax)}
 }
 
 // enter takes a place, or says that there is none; leave gives it back.
@@ -128,7 +130,7 @@ func (s *service) record(ctx context.Context, action, detail string) error {
 	from, _ := ctx.Value(callerKey{}).(caller)
 	e := audit.Entry{Action: action, Detail: detail, Actor: from.actor()}
 	if from.via != nil {
-		e.Detail += ", through the server (serial " + pki.Serial(from.via) + ")"
+		e.Detail = strings.TrimPrefix(e.Detail+", through the server (serial "+pki.Serial(from.via)+")", ", ")
 	}
 	if err := s.node.Record(e); err != nil {
 		return connect.NewError(connect.CodeInternal, err)

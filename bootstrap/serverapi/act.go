@@ -26,8 +26,9 @@ const orderLife = 10 * time.Minute
 
 // Kinds of orders, as records have them.
 const (
-	orderReboot   = "reboot"
-	orderShutdown = "shutdown"
+	orderReboot    = "reboot"
+	orderShutdown  = "shutdown"
+	orderResetKeep = "reset-keep"
 )
 
 // Reason codes of orders.
@@ -41,7 +42,7 @@ const (
 // away says whether a machine is on its way down, or may be, by order.
 func away(m store.Machine, now time.Time) bool {
 	o := m.Order
-	return o != nil && o.Refused == "" && now.Sub(o.At) < orderLife && !(o.Kind == orderReboot && o.Boot != "" && m.NodeBoot != "" && m.NodeBoot != o.Boot)
+	return o != nil && o.Refused == "" && now.Sub(o.At) < orderLife && !(o.Kind != orderShutdown && o.Boot != "" && m.NodeBoot != "" && m.NodeBoot != o.Boot)
 }
 
 // ActMachine implements apiconnect.OperatorServiceHandler. What is wanted is stored with the
@@ -56,8 +57,10 @@ func (s operators) ActMachine(ctx context.Context, req *connect.Request[api.ActM
 		kind, how, message = orderShutdown, "shutting down", "it is told to switch off"
 	case api.ActMachineRequest_ACTION_RESET:
 		message = "it is armed and told to reboot; when it netboots its disk is written anew"
+	case api.ActMachineRequest_ACTION_RESET_KEEP:
+		kind, message = orderResetKeep, "it is told to forget etcd and Kubernetes and to reboot; then it joins again as an empty machine"
 	default:
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say what to do: reboot, shutdown or reset"))
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say what to do: reboot, shutdown, reset or reset-keep"))
 	}
 	if req.Msg.GetSelection().GetAll() {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("name the machines: nobody means all of them"))
@@ -79,6 +82,10 @@ func (s operators) ActMachine(ctx context.Context, req *connect.Request[api.ActM
 			if err := s.reset(c, m, nodes, choices, from.identity.Name); err != nil {
 				return err
 			}
+		} else if action == api.ActMachineRequest_ACTION_RESET_KEEP {
+			if err := s.mayWipe(c, m, nodes, choices); err != nil {
+				return err
+			}
 		} else if !req.Msg.GetForce() {
 			now, err := s.withoutAway(c, nodes, choices, m.Name)
 			if err != nil {
@@ -94,13 +101,13 @@ func (s operators) ActMachine(ctx context.Context, req *connect.Request[api.ActM
 		}
 		r, _ := s.board.get(m.Name)
 		m.Order = &store.Order{ID: id, Kind: kind, By: from.identity.String(), Serial: from.serial, At: c.now, Reason: words(req.Msg.GetReason()),
-			Force: req.Msg.GetForce() && action != api.ActMachineRequest_ACTION_RESET, Boot: r.last.GetBootId(),
+			Force: req.Msg.GetForce() && kind != orderResetKeep && action != api.ActMachineRequest_ACTION_RESET, Boot: r.last.GetBootId(),
 			Uncordon: req.Msg.GetUncordon() && action == api.ActMachineRequest_ACTION_REBOOT}
 		detail := req.Msg.GetReason()
 		if m.Order.Force {
 			detail = strings.TrimSpace("forced; " + detail)
 		}
-		word := strings.ToLower(strings.TrimPrefix(action.String(), "ACTION_"))
+		word := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(action.String(), "ACTION_")), "_", "-")
 		c.log(audit.Entry{Action: word + "-asked", Machine: m.Name, Before: string(m.State), After: string(m.State), Detail: words(detail)})
 		return nil
 	})
@@ -125,8 +132,8 @@ func (s *Server) canAct(m store.Machine, now time.Time) error {
 	return nil
 }
 
-// reset arms a machine that is installed, as ArmMachine does with reinstall.
-func (s operators) reset(c *change, m *store.Machine, nodes []coordinator.Node, choices coordinator.Choices, by string) error {
+// mayWipe refuses what arming a machine that is installed refuses too.
+func (s operators) mayWipe(c *change, m *store.Machine, nodes []coordinator.Node, choices coordinator.Choices) error {
 	if _, listed := s.machineOf(m.Name); !listed {
 		return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", m.Name)}
 	}
@@ -134,7 +141,12 @@ func (s operators) reset(c *change, m *store.Machine, nodes []coordinator.Node, 
 	if err != nil {
 		return err
 	}
-	if err := loses(c, now, choices, m.Name, "wiping"); err != nil {
+	return loses(c, now, choices, m.Name, "wiping")
+}
+
+// reset arms a machine that is installed, as ArmMachine does with reinstall.
+func (s operators) reset(c *change, m *store.Machine, nodes []coordinator.Node, choices coordinator.Choices, by string) error {
+	if err := s.mayWipe(c, m, nodes, choices); err != nil {
 		return err
 	}
 	if m.State == machine.Armed {
@@ -179,10 +191,7 @@ func (s *Server) orderFor(name string) *api.Order {
 	if !ok || o == nil || o.Obeyed || o.Refused != "" || s.cfg.Now().Sub(o.At) >= orderLife {
 		return nil
 	}
-	kind := api.Order_KIND_REBOOT
-	if o.Kind == orderShutdown {
-		kind = api.Order_KIND_SHUTDOWN
-	}
+	kind := map[string]api.Order_Kind{orderReboot: api.Order_KIND_REBOOT, orderShutdown: api.Order_KIND_SHUTDOWN, orderResetKeep: api.Order_KIND_RESET_KEEP}[o.Kind]
 	return &api.Order{Id: o.ID, Kind: kind, By: o.By, Serial: o.Serial, Reason: o.Reason, Force: o.Force}
 }
 

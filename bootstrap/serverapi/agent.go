@@ -219,20 +219,37 @@ const (
 	movesEvery = 10 * time.Second
 )
 
+// What one machine may read again that the server has sent it before: whole backups and the audit
+// log, which may be large, so that whoever stole a node's certificate does not keep the server's disk
+// busy. A node asks again when a transfer broke off, or when it was installed anew.
+const (
+	rereadsBurst = 5
+	rereadsEvery = 10 * time.Minute
+	// rereadFree entries of the log may be read again at any time: agents of before ask for all
+	// that there is, and go on from where they have signed.
+	rereadFree = 200
+)
+
 // limits are limiters by machine. Its names are those of records, so it is bounded.
 type limits struct {
-	mu sync.Mutex
-	by map[string]*rate.Limiter
+	mu    sync.Mutex
+	by    map[string]*rate.Limiter
+	every time.Duration
+	burst int
 }
 
-func newLimits() *limits { return &limits{by: map[string]*rate.Limiter{}} }
+func newLimits() *limits { return newLimitsOf(movesEvery, movesBurst) }
+
+func newLimitsOf(every time.Duration, burst int) *limits {
+	return &limits{by: map[string]*rate.Limiter{}, every: every, burst: burst}
+}
 
 func (l *limits) allow(name string, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, ok := l.by[name]
 	if !ok {
-		r = rate.NewLimiter(rate.Every(movesEvery), movesBurst)
+		r = rate.NewLimiter(rate.Every(l.every), l.burst)
 		l.by[name] = r
 	}
 	return r.AllowN(now, 1)

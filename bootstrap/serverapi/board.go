@@ -140,6 +140,8 @@ func (r report) seen(renewal renewal, now time.Time) *coordinator.Seen {
 		BootID: r.last.GetBootId(), RemovesFormer: k.GetRemovesFormer(), Drains: k.GetDrainsNodes(), FormerGone: gone,
 		EtcdMembers:    members,
 		EtcdAlone:      e.GetAlone(),
+		EtcdSnapshot:   e.GetSnapshot(),
+		EtcdStopped:    e.GetStopped(),
 		Etcd:           keepingOf(e),
 		Installer:      r.last.GetMode() == api.Mode_MODE_INSTALLER,
 		EtcdHealthy:    e.GetHealthy() && !e.GetLearner(),

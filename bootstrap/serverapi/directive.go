@@ -101,8 +101,14 @@ func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Ch
 		w.Action = api.EtcdWanted_ACTION_RUN
 	case coordinator.EtcdAlone:
 		w.Action, w.Alone = api.EtcdWanted_ACTION_ALONE, c.EtcdAloneID
+		if c.EtcdSnapshot != (coordinator.Snapshot{}) {
+			w.Snapshot, w.Begin, w.Restores = wireSnapshot(c.EtcdSnapshot), d.EtcdBegin, c.EtcdRestores
+		}
 	case coordinator.EtcdWait:
 		w.Action = api.EtcdWanted_ACTION_WAIT
+		if d.EtcdStop {
+			w.Stop = c.EtcdAloneID
+		}
 	default:
 		w.Action = api.EtcdWanted_ACTION_NONE
 	}

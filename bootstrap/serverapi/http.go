@@ -45,7 +45,7 @@ func (s *Server) mux() *routes.Mux {
 	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, options...))
 	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, options...))
 	mux.Handle(apiconnect.NewOperatorServiceHandler(operators{s}, options...))
-	mux.Handle(nodePath, http.MaxBytesHandler(&nodes{Server: s, calls: map[string]int{}}, maxRequest))
+	mux.Handle(nodePath, boundedCalls(&nodes{Server: s, calls: map[string]int{}}))
 	for _, p := range s.pages() {
 		pattern := "GET " + p.Path
 		if strings.HasSuffix(p.Path, "/") {

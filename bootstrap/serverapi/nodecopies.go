@@ -56,13 +56,19 @@ func (s agents) FetchBackup(ctx context.Context, req *connect.Request[api.FetchB
 	if c.GetName() != req.Msg.GetName() || c == nil {
 		return connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no backup %q for nodes to keep", req.Msg.GetName()))
 	}
+	last, _ := s.copied.Load(name)
+	done, err := s.mayRead(name, last == c.GetName(), "a backup")
+	if err != nil {
+		return err
+	}
+	defer done()
 	in, err := s.cfg.Backups.Open(c.GetName())
 	if err != nil {
 		return connect.NewError(connect.CodeNotFound, err)
 	}
 	defer in.Close()
 	// One that asks again and again is no news each time.
-	if last, _ := s.copied.Load(name); last != c.GetName() {
+	if last != c.GetName() {
 		err := s.coordinate(ctx, from.actor(), func(change *change) error {
 			if err := change.standing(from); err != nil {
 				return err
@@ -89,6 +95,19 @@ func (s agents) FetchBackup(ctx context.Context, req *connect.Request[api.FetchB
 			return connect.NewError(connect.CodeInternal, err)
 		}
 	}
+}
+
+// mayRead says whether a machine may read something that can be large; again: it was sent that
+// before. It reads one such thing at a time, until it calls done.
+func (s *Server) mayRead(name string, again bool, what string) (done func(), err error) {
+	now := s.cfg.Now()
+	if !s.reads.allow(name, now) || again && !s.rereads.allow(name, now) {
+		return nil, connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%s reads %s too often; what it was sent before it may read again every %s", name, what, rereadsEvery))
+	}
+	if _, busy := s.reading.LoadOrStore(name+" "+what, true); busy {
+		return nil, connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%s reads %s already", name, what))
+	}
+	return func() { s.reading.Delete(name + " " + what) }, nil
 }
 
 // keeps is what a control plane that runs said about its copies.

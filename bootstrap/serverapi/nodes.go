@@ -129,6 +129,21 @@ func (n *nodes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	proxy.ServeHTTP(w, r)
 }
 
+// boundedCalls bounds what people send to nodes: little, but for a snapshot of etcd, which the node
+// bounds by what it was told to take.
+func boundedCalls(next http.Handler) http.Handler {
+	small, large := http.MaxBytesHandler(next, maxRequest), http.MaxBytesHandler(next, nodeapi.SnapshotMax+nodeapi.SnapshotMax/64)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != apiconnect.NodeServicePutEtcdSnapshotProcedure {
+			small.ServeHTTP(w, r)
+			return
+		}
+		// The node ends what comes too slowly.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+		large.ServeHTTP(w, r)
+	})
+}
+
 // nodeAddress is where a node's API is.
 func (n *nodes) nodeAddress(name string) (string, error) {
 	if name == "" {

@@ -45,9 +45,15 @@ func danger(req any) (Danger, string) {
 		if r.GetAction() == api.ActMachineRequest_ACTION_RESET {
 			return Wipe, "reset, which wipes, " + selectionWords(r.GetSelection())
 		}
+		if r.GetAction() == api.ActMachineRequest_ACTION_RESET_KEEP {
+			return Wipe, "have etcd's and Kubernetes' data wiped on " + selectionWords(r.GetSelection())
+		}
 	case *api.ReplaceMachineRequest:
 		return Destroy, "give the name " + r.GetMachine() + " to other hardware"
 	case *api.RestoreEtcdRequest:
+		if f := r.GetSnapshot(); f != nil {
+			return Destroy, snapshotWords(r)
+		}
 		return Destroy, fmt.Sprintf("have etcd go on with what %s has, without %s", r.GetMachine(), strings.Join(r.GetLost(), ", "))
 	case *api.RetireMachineRequest:
 		return Destroy, "retire " + selectionWords(r.GetSelection())

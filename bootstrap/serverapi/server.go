@@ -76,6 +76,11 @@ type Server struct {
 	// signatures are those of the log that are stored, by machine; signing limits them.
 	signatures sync.Map
 	signing    *limits
+	// reads limits how often a machine reads the log or a backup, and rereads how often what it was
+	// sent before. followed is, by machine, the number of the last entry that it was sent, and
+	// reading has who reads what now.
+	reads, rereads    *limits
+	followed, reading sync.Map
 
 	// keys are those for Secrets at rest, without what is secret; never nil after New.
 	keys atomic.Pointer[[]sealedKey]
@@ -101,6 +106,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(), led: cfg.Now(),
 		byName: map[string]int{}, board: newBoard(), fresh: rate.NewLimiter(newPerSecond, newBurst), calls: newCalls(), moves: newLimits(), renewals: newLimits(), signing: newLimits(),
+		reads: newLimits(), rereads: newLimitsOf(rereadsEvery, rereadsBurst),
 		poll: maxWait, headers: headerTime, ejectPause: ejectPause, nodePort: nodePort,
 	}
 	s.own = &ownCertificate{server: s}

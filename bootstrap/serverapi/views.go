@@ -196,6 +196,9 @@ func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices)
 			m.Leader, m.Size, m.Used, m.Quota, m.Upkeep = e.GetLeader(), e.GetSize(), e.GetUsed(), e.GetQuota(), words(e.GetUpkeep())
 		}
 	}
+	if choices.EtcdAlone != "" && choices.EtcdSnapshot != (coordinator.Snapshot{}) {
+		v.Restoring = &api.EtcdView_Restoring{Machine: choices.EtcdAlone, Snapshot: wireSnapshot(choices.EtcdSnapshot), Waits: coordinator.SnapshotWaits(nodes, choices)}
+	}
 	slices.SortFunc(v.Members, func(a, b *api.EtcdView_Member) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return v
 }

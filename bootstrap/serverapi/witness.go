@@ -35,24 +35,44 @@ func (s agents) FetchAudit(ctx context.Context, req *connect.Request[api.FetchAu
 	if !s.isControlPlane(from.identity.Name) {
 		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is no control plane", from.identity.Name))
 	}
+	name, at := from.identity.Name, req.Msg.GetAfter()
+	sent, _ := s.followed.Load(name)
+	until, _ := sent.(uint64)
+	done, err := s.mayRead(name, at+rereadFree < until, "the audit log")
+	if err != nil {
+		return err
+	}
+	defer done()
+	// What was sent counts, however this ends.
+	send := func(resp *api.FetchAuditResponse) error {
+		if at += uint64(len(resp.GetLines())); len(resp.GetLines()) > 0 {
+			until = max(at, until)
+			s.followed.Store(name, until)
+		}
+		return stream.Send(resp)
+	}
 	const most = 200 // entries a message
 	resp := &api.FetchAuditResponse{}
 	for line, err := range s.cfg.Store.AuditLinesAfter(ctx, req.Msg.GetAfter()) {
 		if err != nil {
 			return s.storing(from.identity.Name, err)
 		}
-		if resp.Lines = append(resp.Lines, line); len(resp.Lines) < most {
+		resp.Lines = append(resp.Lines, line)
+		if to := req.Msg.GetTo(); to > 0 && at+uint64(len(resp.GetLines())) >= to {
+			break
+		}
+		if len(resp.GetLines()) < most {
 			continue
 		}
 		if err := s.allowNode(from); err != nil {
 			return err
 		}
-		if err := stream.Send(resp); err != nil {
+		if err := send(resp); err != nil {
 			return err
 		}
 		resp = &api.FetchAuditResponse{}
 	}
-	return stream.Send(resp)
+	return send(resp)
 }
 
 // keepSignature stores what a control plane has signed. It is no entry of the log, which

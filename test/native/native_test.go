@@ -61,6 +61,8 @@ type rack struct {
 	store *store.Store
 	image serverapi.Image
 	op    apiconnect.OperatorServiceClient
+	// http is an admin's.
+	http *http.Client
 	// stop stops the server.
 	stop  func()
 	nodes map[string]*machine
@@ -149,6 +151,7 @@ func (r *rack) programs() {
 	}
 	links["etcd"] = etcds[len(etcds)-1]
 	links["etcdctl"] = filepath.Join(filepath.Dir(links["etcd"]), "etcdctl")
+	links["etcdutl"] = filepath.Join(filepath.Dir(links["etcd"]), "etcdutl")
 	for name, to := range links {
 		if err := os.Symlink(to, filepath.Join(r.bin, name)); err != nil {
 			r.t.Fatal(err)
@@ -236,7 +239,8 @@ func (r *rack) serve(set func(*serverapi.Config), names []string) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(r.server.CAPEM())
-	r.op = apiconnect.NewOperatorServiceClient(&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, ForceAttemptHTTP2: true}}, serverURL)
+	r.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, ForceAttemptHTTP2: true}}
+	r.op = apiconnect.NewOperatorServiceClient(r.http, serverURL)
 }
 
 // up starts the server, for the first time or on the state that it left.

@@ -71,6 +71,9 @@ const (
 	// NodeServiceEtcdSnapshotProcedure is the fully-qualified name of the NodeService's EtcdSnapshot
 	// RPC.
 	NodeServiceEtcdSnapshotProcedure = "/imagectl.v1.NodeService/EtcdSnapshot"
+	// NodeServicePutEtcdSnapshotProcedure is the fully-qualified name of the NodeService's
+	// PutEtcdSnapshot RPC.
+	NodeServicePutEtcdSnapshotProcedure = "/imagectl.v1.NodeService/PutEtcdSnapshot"
 	// NodeServiceActProcedure is the fully-qualified name of the NodeService's Act RPC.
 	NodeServiceActProcedure = "/imagectl.v1.NodeService/Act"
 )
@@ -111,6 +114,9 @@ type NodeServiceClient interface {
 	// EtcdSnapshot streams the database of this node's member, as "etcdctl snapshot save"
 	// does: what comes is whole when its last 32 bytes are the SHA-256 of all before them.
 	EtcdSnapshot(context.Context, *connect.Request[api.EtcdSnapshotRequest]) (*connect.ServerStreamForClient[api.EtcdSnapshotResponse], error)
+	// PutEtcdSnapshot takes a snapshot to this node, which the server must have told to begin anew
+	// out of it (FAILED_PRECONDITION until it has). The first message has no chunk.
+	PutEtcdSnapshot(context.Context) *connect.ClientStreamForClient[api.PutEtcdSnapshotRequest, api.PutEtcdSnapshotResponse]
 	// Act reboots this node or switches it off, unless etcd would lose its quorum.
 	Act(context.Context, *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error)
 }
@@ -234,6 +240,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("EtcdSnapshot")),
 			connect.WithClientOptions(opts...),
 		),
+		putEtcdSnapshot: connect.NewClient[api.PutEtcdSnapshotRequest, api.PutEtcdSnapshotResponse](
+			httpClient,
+			baseURL+NodeServicePutEtcdSnapshotProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("PutEtcdSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
 		act: connect.NewClient[api.ActRequest, api.ActResponse](
 			httpClient,
 			baseURL+NodeServiceActProcedure,
@@ -245,25 +257,26 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	version       *connect.Client[api.VersionRequest, api.VersionResponse]
-	health        *connect.Client[api.HealthRequest, api.HealthResponse]
-	logs          *connect.Client[api.LogsRequest, api.LogsResponse]
-	dmesg         *connect.Client[api.DmesgRequest, api.DmesgResponse]
-	units         *connect.Client[api.UnitsRequest, api.UnitsResponse]
-	processes     *connect.Client[api.ProcessesRequest, api.ProcessesResponse]
-	disks         *connect.Client[api.DisksRequest, api.DisksResponse]
-	network       *connect.Client[api.NetworkRequest, api.NetworkResponse]
-	time          *connect.Client[api.TimeRequest, api.TimeResponse]
-	containers    *connect.Client[api.ContainersRequest, api.ContainersResponse]
-	containerLogs *connect.Client[api.ContainerLogsRequest, api.ContainerLogsResponse]
-	readFile      *connect.Client[api.ReadFileRequest, api.ReadFileResponse]
-	capture       *connect.Client[api.CaptureRequest, api.CaptureResponse]
-	bundle        *connect.Client[api.BundleRequest, api.BundleResponse]
-	auditHeads    *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
-	readBackup    *connect.Client[api.ReadBackupRequest, api.ReadBackupResponse]
-	etcdStatus    *connect.Client[api.EtcdStatusRequest, api.EtcdStatusResponse]
-	etcdSnapshot  *connect.Client[api.EtcdSnapshotRequest, api.EtcdSnapshotResponse]
-	act           *connect.Client[api.ActRequest, api.ActResponse]
+	version         *connect.Client[api.VersionRequest, api.VersionResponse]
+	health          *connect.Client[api.HealthRequest, api.HealthResponse]
+	logs            *connect.Client[api.LogsRequest, api.LogsResponse]
+	dmesg           *connect.Client[api.DmesgRequest, api.DmesgResponse]
+	units           *connect.Client[api.UnitsRequest, api.UnitsResponse]
+	processes       *connect.Client[api.ProcessesRequest, api.ProcessesResponse]
+	disks           *connect.Client[api.DisksRequest, api.DisksResponse]
+	network         *connect.Client[api.NetworkRequest, api.NetworkResponse]
+	time            *connect.Client[api.TimeRequest, api.TimeResponse]
+	containers      *connect.Client[api.ContainersRequest, api.ContainersResponse]
+	containerLogs   *connect.Client[api.ContainerLogsRequest, api.ContainerLogsResponse]
+	readFile        *connect.Client[api.ReadFileRequest, api.ReadFileResponse]
+	capture         *connect.Client[api.CaptureRequest, api.CaptureResponse]
+	bundle          *connect.Client[api.BundleRequest, api.BundleResponse]
+	auditHeads      *connect.Client[api.AuditHeadsRequest, api.AuditHeadsResponse]
+	readBackup      *connect.Client[api.ReadBackupRequest, api.ReadBackupResponse]
+	etcdStatus      *connect.Client[api.EtcdStatusRequest, api.EtcdStatusResponse]
+	etcdSnapshot    *connect.Client[api.EtcdSnapshotRequest, api.EtcdSnapshotResponse]
+	putEtcdSnapshot *connect.Client[api.PutEtcdSnapshotRequest, api.PutEtcdSnapshotResponse]
+	act             *connect.Client[api.ActRequest, api.ActResponse]
 }
 
 // Version calls imagectl.v1.NodeService.Version.
@@ -356,6 +369,11 @@ func (c *nodeServiceClient) EtcdSnapshot(ctx context.Context, req *connect.Reque
 	return c.etcdSnapshot.CallServerStream(ctx, req)
 }
 
+// PutEtcdSnapshot calls imagectl.v1.NodeService.PutEtcdSnapshot.
+func (c *nodeServiceClient) PutEtcdSnapshot(ctx context.Context) *connect.ClientStreamForClient[api.PutEtcdSnapshotRequest, api.PutEtcdSnapshotResponse] {
+	return c.putEtcdSnapshot.CallClientStream(ctx)
+}
+
 // Act calls imagectl.v1.NodeService.Act.
 func (c *nodeServiceClient) Act(ctx context.Context, req *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error) {
 	return c.act.CallUnary(ctx, req)
@@ -397,6 +415,9 @@ type NodeServiceHandler interface {
 	// EtcdSnapshot streams the database of this node's member, as "etcdctl snapshot save"
 	// does: what comes is whole when its last 32 bytes are the SHA-256 of all before them.
 	EtcdSnapshot(context.Context, *connect.Request[api.EtcdSnapshotRequest], *connect.ServerStream[api.EtcdSnapshotResponse]) error
+	// PutEtcdSnapshot takes a snapshot to this node, which the server must have told to begin anew
+	// out of it (FAILED_PRECONDITION until it has). The first message has no chunk.
+	PutEtcdSnapshot(context.Context, *connect.ClientStream[api.PutEtcdSnapshotRequest]) (*connect.Response[api.PutEtcdSnapshotResponse], error)
 	// Act reboots this node or switches it off, unless etcd would lose its quorum.
 	Act(context.Context, *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error)
 }
@@ -516,6 +537,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("EtcdSnapshot")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServicePutEtcdSnapshotHandler := connect.NewClientStreamHandler(
+		NodeServicePutEtcdSnapshotProcedure,
+		svc.PutEtcdSnapshot,
+		connect.WithSchema(nodeServiceMethods.ByName("PutEtcdSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceActHandler := connect.NewUnaryHandler(
 		NodeServiceActProcedure,
 		svc.Act,
@@ -560,6 +587,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceEtcdStatusHandler.ServeHTTP(w, r)
 		case NodeServiceEtcdSnapshotProcedure:
 			nodeServiceEtcdSnapshotHandler.ServeHTTP(w, r)
+		case NodeServicePutEtcdSnapshotProcedure:
+			nodeServicePutEtcdSnapshotHandler.ServeHTTP(w, r)
 		case NodeServiceActProcedure:
 			nodeServiceActHandler.ServeHTTP(w, r)
 		default:
@@ -641,6 +670,10 @@ func (UnimplementedNodeServiceHandler) EtcdStatus(context.Context, *connect.Requ
 
 func (UnimplementedNodeServiceHandler) EtcdSnapshot(context.Context, *connect.Request[api.EtcdSnapshotRequest], *connect.ServerStream[api.EtcdSnapshotResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.EtcdSnapshot is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) PutEtcdSnapshot(context.Context, *connect.ClientStream[api.PutEtcdSnapshotRequest]) (*connect.Response[api.PutEtcdSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.NodeService.PutEtcdSnapshot is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Act(context.Context, *connect.Request[api.ActRequest]) (*connect.Response[api.ActResponse], error) {

@@ -184,7 +184,8 @@ type OperatorServiceClient interface {
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
 	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
-	// that it has no quorum any more (FAILED_PRECONDITION while it may have one).
+	// that it has no quorum any more (FAILED_PRECONDITION while it may have one); or begin anew on
+	// one control plane out of a snapshot, which NodeService.PutEtcdSnapshot takes there.
 	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
@@ -646,7 +647,8 @@ type OperatorServiceHandler interface {
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
 	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
-	// that it has no quorum any more (FAILED_PRECONDITION while it may have one).
+	// that it has no quorum any more (FAILED_PRECONDITION while it may have one); or begin anew on
+	// one control plane out of a snapshot, which NodeService.PutEtcdSnapshot takes there.
 	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)

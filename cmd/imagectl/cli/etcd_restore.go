@@ -1,7 +1,14 @@
 package cli
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -11,23 +18,31 @@ import (
 
 func newEtcdRestore(g *globals) *cobra.Command {
 	var f format
-	var lost []string
-	var reason string
+	var o restoring
 	cmd := &cobra.Command{
-		Use:   "restore NAME --lost NAME,...",
-		Short: "Have etcd go on with one voter, when too many others are lost with their disks",
+		Use:   "restore NAME [--lost NAME,...] [--from FILE]",
+		Short: "Have etcd go on with one voter, or begin anew out of a snapshot",
 		Long: "Have etcd go on with one voter, when so many others are lost with their disks that it has\n" +
 			"no quorum any more. What that voter had not heard of is lost. All other voters are named\n" +
 			"with --lost: make sure that none of them starts again with its old disk. They come back as\n" +
-			"empty machines, one after the other.",
+			"empty machines, one after the other.\n\n" +
+			"With --from, etcd begins anew on that machine out of a file of \"imagectl etcd snapshot\": when\n" +
+			"no voter's data is left, or with --give-up-data when what they have is bad. All that was\n" +
+			"written since the snapshot is lost. Whoever watches Kubernetes' objects is told to list them\n" +
+			"again. A machine without its disk is armed after this (imagectl machines arm NAME\n" +
+			"--reinstall); when it runs, the same command again sends the file.",
 		Example: `  imagectl etcd restore cp1 --lost cp2,cp3 --reason "fire in rack 7"
-  imagectl machines arm cp2 cp3 --reinstall`,
+  imagectl machines arm cp2 cp3 --reinstall
+  imagectl etcd restore cp1 --lost cp2,cp3 --from etcd.db --give-up-data --reason "namespace shop deleted"`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := needNames(cmd, args); err != nil {
 				return err
 			}
-			if len(args) != 1 || len(lost) == 0 {
+			switch {
+			case len(args) != 1 || len(o.lost) == 0 && o.from == "":
 				return usageError{errors.New("say which one voter is left, and with --lost which are not")}
+			case o.giveUp && o.from == "":
+				return usageError{errors.New("--give-up-data gives up what etcd has for a snapshot; say which with --from")}
 			}
 			return nil
 		},
@@ -36,7 +51,10 @@ func newEtcdRestore(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			resp, err := r.operator().RestoreEtcd(cmd.Context(), connect.NewRequest(&api.RestoreEtcdRequest{Machine: args[0], Lost: lost, Reason: reason}))
+			if o.from != "" {
+				return g.restoreSnapshot(cmd.Context(), f, r, args[0], o)
+			}
+			resp, err := r.operator().RestoreEtcd(cmd.Context(), connect.NewRequest(&api.RestoreEtcdRequest{Machine: args[0], Lost: o.lost, Reason: o.reason}))
 			if err != nil {
 				return r.explain(err)
 			}
@@ -44,7 +62,114 @@ func newEtcdRestore(g *globals) *cobra.Command {
 		},
 	}
 	formatFlag(cmd, &f)
-	cmd.Flags().StringSliceVar(&lost, "lost", nil, "all other voters")
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	cmd.Flags().StringSliceVar(&o.lost, "lost", nil, "all other voters")
+	cmd.Flags().StringVar(&o.from, "from", "", "a file of imagectl etcd snapshot")
+	cmd.Flags().BoolVar(&o.giveUp, "give-up-data", false, "although etcd has data, which is given up for the snapshot's")
+	cmd.Flags().StringVar(&o.reason, "reason", "", "why, for the audit log")
+	cmd.Flags().DurationVar(&o.wait, "wait", 2*time.Minute, "how long the node may take to be ready for the file")
+	o.flags(cmd)
 	return cmd
+}
+
+// restoring is what a person says about a restore.
+type restoring struct {
+	reach
+	lost         []string
+	from, reason string
+	giveUp       bool
+	wait         time.Duration
+}
+
+// snapshotPart is how much of a snapshot a message has, in bytes: nodes take 64 KiB.
+const snapshotPart = 48 << 10
+
+// restoreSnapshot has the server choose, and hands the file over. It may be said again at any time,
+// and goes on where it is.
+func (g *globals) restoreSnapshot(ctx context.Context, f format, r *remote, name string, o restoring) error {
+	file, err := os.Open(o.from)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	from, err := checkSnapshot(file)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.from, err)
+	}
+	view, _, err := etcdView(ctx)
+	if err != nil {
+		return err
+	}
+	// What was chosen before takes no second person again.
+	if was := view.GetRestoring(); was.GetMachine() != name || was.GetSnapshot().GetSha256() != from.GetSha256() {
+		resp, err := r.operator().RestoreEtcd(ctx, connect.NewRequest(&api.RestoreEtcdRequest{Machine: name, Lost: o.lost, Reason: o.reason, Snapshot: from, GiveUpData: o.giveUp}))
+		if err != nil {
+			return r.explain(err)
+		}
+		if err := g.outcomes(f, []*api.Outcome{resp.Msg.GetOutcome()}); err != nil || !resp.Msg.GetOutcome().GetOk() {
+			return err
+		}
+	}
+	n, err := o.find(ctx, r, name)
+	if err != nil {
+		return err
+	}
+	end := time.Now().Add(o.wait)
+	for {
+		_, err := n.put(ctx, file, from)
+		if err == nil {
+			fmt.Fprintf(g.stdio.Err, "%s has the snapshot; imagectl etcd status says how far it is\n", name)
+			return nil
+		}
+		// It has not heard of it yet, or does not run yet.
+		code := connect.CodeOf(err)
+		if code != connect.CodeFailedPrecondition && code != connect.CodeUnavailable || time.Now().After(end) {
+			return fmt.Errorf("%w; the same command again goes on from here", n.explain("sending the snapshot", err))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Second):
+		}
+	}
+}
+
+// put sends a file to a node, unless that has it.
+func (n *node) put(ctx context.Context, file io.ReaderAt, from *api.EtcdSnapshot) (there bool, err error) {
+	s := n.PutEtcdSnapshot(ctx)
+	err = s.Send(&api.PutEtcdSnapshotRequest{Sha256: from.GetSha256()})
+	in := io.NewSectionReader(file, 0, int64(from.GetSize()))
+	for b := make([]byte, snapshotPart); err == nil; {
+		var k int
+		if k, err = in.Read(b); k > 0 {
+			err = s.Send(&api.PutEtcdSnapshotRequest{Chunk: b[:k]})
+		}
+	}
+	// Whoever stops listening says why in the answer.
+	resp, cerr := s.CloseAndReceive()
+	if cerr != nil {
+		return false, cerr
+	}
+	if !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	return resp.Msg.GetThere(), nil
+}
+
+// checkSnapshot says what a file is, and refuses one that is not whole.
+func checkSnapshot(file io.Reader) (*api.EtcdSnapshot, error) {
+	all, check := sha256.New(), trailer{sum: sha256.New()}
+	for b := make([]byte, 1<<20); ; {
+		n, err := file.Read(b)
+		all.Write(b[:n])
+		check.add(b[:n])
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if !check.whole() {
+		return nil, errors.New("it is no whole snapshot of etcd: the digest at its end does not fit")
+	}
+	return &api.EtcdSnapshot{Sha256: hex.EncodeToString(all.Sum(nil)), Size: uint64(check.size)}, nil
 }

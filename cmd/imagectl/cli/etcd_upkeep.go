@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net"
 	"os"
@@ -36,18 +37,19 @@ func etcdView(ctx context.Context) (*api.EtcdView, *remote, error) {
 
 func newEtcdStatus(g *globals) *cobra.Command {
 	var f format
-	var node, address string
+	var node string
+	var o reach
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Say how large etcd's databases are, who leads, and what is done about them",
 		Long: "Say how large etcd's databases are, who leads, and what is done about them: as the members\n" +
 			"last told the server, or with --node as one node finds them now. With --address the\n" +
-			"server need not run.",
+			"server need not run; with --via server there need not be a way to the node.",
 		Example: "  imagectl etcd status\n  imagectl etcd status --node cp1 --address 10.0.0.11",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if node != "" || address != "" {
-				return g.etcdStatusOf(cmd.Context(), f, node, address)
+			if node != "" || o.address != "" || cmd.Flags().Changed("via") {
+				return g.etcdStatusOf(cmd.Context(), f, node, o)
 			}
 			v, _, err := etcdView(cmd.Context())
 			if err != nil {
@@ -69,7 +71,7 @@ func newEtcdStatus(g *globals) *cobra.Command {
 	}
 	formatFlag(cmd, &f)
 	cmd.Flags().StringVar(&node, "node", "", "ask this node")
-	cmd.Flags().StringVar(&address, "address", "", "that node's address (default: ask the server)")
+	o.flags(cmd)
 	return cmd
 }
 
@@ -100,20 +102,21 @@ func printSentences(w io.Writer, v *api.EtcdView) error {
 	return nil
 }
 
-func (g *globals) etcdStatusOf(ctx context.Context, f format, node, address string) error {
-	if node == "" {
-		return usageError{errors.New("--address is a node's; say which with --node")}
+func (g *globals) etcdStatusOf(ctx context.Context, f format, name string, o reach) error {
+	if name == "" {
+		return usageError{errors.New("--address and --via are about a node; say which with --node")}
 	}
 	r, err := dial()
 	if err != nil {
 		return err
 	}
-	if address, err = r.addressOf(ctx, node, address); err != nil {
+	n, err := o.find(ctx, r, name)
+	if err != nil {
 		return err
 	}
-	resp, err := r.node(node, atNode(address)).EtcdStatus(ctx, connect.NewRequest(&api.EtcdStatusRequest{}))
+	resp, err := n.EtcdStatus(ctx, connect.NewRequest(&api.EtcdStatusRequest{}))
 	if err != nil {
-		return fmt.Errorf("asking %s at %s: %w", node, atNode(address), err)
+		return n.explain("asking the etcd", err)
 	}
 	if f == formatJSON {
 		return printMessages(g.stdio.Out, resp.Msg.GetMembers())
@@ -130,23 +133,6 @@ func (g *globals) etcdStatusOf(ctx context.Context, f format, node, address stri
 		rows = append(rows, []string{m.GetName(), kindOf(m.GetLearner(), m.GetLeader()), health, mebibytes(m.GetUsed()), mebibytes(m.GetSize()), mebibytes(m.GetQuota()), strings.Join(m.GetAlarms(), " ")})
 	}
 	return table(g.stdio.Out, []string{"MEMBER", "KIND", "HEALTH", "IN USE", "SIZE", "QUOTA", "ALARMS"}, rows)
-}
-
-// addressOf is a node's address, the server's word where none is given.
-func (r *remote) addressOf(ctx context.Context, node, given string) (string, error) {
-	if given != "" {
-		return given, nil
-	}
-	resp, err := r.operator().ListMachines(ctx, connect.NewRequest(&api.ListMachinesRequest{}))
-	if err != nil {
-		return "", r.explain(err)
-	}
-	for _, m := range resp.Msg.GetMachines() {
-		if m.GetName() == node && m.GetAddress() != "" {
-			return m.GetAddress(), nil
-		}
-	}
-	return "", fmt.Errorf("no address of %s is known; imagectl machines ls shows the machines, --address says where one is", node)
 }
 
 func newEtcdAlarms(g *globals) *cobra.Command {
@@ -207,14 +193,16 @@ func newEtcdDefrag(g *globals) *cobra.Command {
 }
 
 func newEtcdSnapshot(g *globals) *cobra.Command {
-	var node, address string
+	var node string
+	var o reach
 	cmd := &cobra.Command{
 		Use:   "snapshot FILE",
 		Short: "Save etcd's database to a file, and check it",
 		Long: "Save the database of one of etcd's members to a file that does not exist yet, as\n" +
 			"\"etcdctl snapshot save\" does, and check it by the digest at its end. It has every\n" +
 			"Secret of the cluster, as readable as in etcd. It takes the role admin, and the node's own\n" +
-			"audit log has who took it. With --node and --address the server need not run.",
+			"audit log has who took it. It comes from the node itself, or where that does not answer from\n" +
+			"here through the server. With --node and --address the server need not run.",
 		Example: "  imagectl etcd snapshot etcd.db\n  imagectl etcd snapshot etcd.db --node cp1 --address 10.0.0.11",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -224,7 +212,7 @@ func newEtcdSnapshot(g *globals) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			if node == "" && address != "" {
+			if node == "" && o.address != "" {
 				return usageError{errors.New("--address is a node's; say which with --node")}
 			}
 			r, err := dial()
@@ -236,12 +224,13 @@ func newEtcdSnapshot(g *globals) *cobra.Command {
 					return err
 				}
 			}
-			if address, err = r.addressOf(ctx, node, address); err != nil {
+			n, err := o.find(ctx, r, node)
+			if err != nil {
 				return err
 			}
-			stream, err := r.node(node, atNode(address)).EtcdSnapshot(ctx, connect.NewRequest(&api.EtcdSnapshotRequest{}))
+			stream, err := n.EtcdSnapshot(ctx, connect.NewRequest(&api.EtcdSnapshotRequest{}))
 			if err != nil {
-				return fmt.Errorf("asking %s at %s: %w", node, atNode(address), err)
+				return n.explain("taking a snapshot", err)
 			}
 			defer stream.Close()
 			size, err := saveSnapshot(args[0], func() ([]byte, error) {
@@ -254,14 +243,14 @@ func newEtcdSnapshot(g *globals) *cobra.Command {
 				return nil, io.EOF
 			})
 			if err != nil {
-				return fmt.Errorf("taking a snapshot from %s at %s: %w", node, atNode(address), err)
+				return n.explain("taking a snapshot", err)
 			}
 			fmt.Fprintf(g.stdio.Out, "%s: %d MiB of etcd from %s, and its digest fits\n", args[0], (size+1<<19)>>20, node)
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&node, "node", "", "whose member (default: one that is well and does not lead)")
-	cmd.Flags().StringVar(&address, "address", "", "that node's address (default: ask the server)")
+	o.flags(cmd)
 	return cmd
 }
 
@@ -283,9 +272,30 @@ func (r *remote) snapshotNode(ctx context.Context) (string, error) {
 	return best, nil
 }
 
-// saveSnapshot writes what next returns, until io.EOF, to a new file, and checks it: etcd ends a
-// snapshot with the SHA-256 of all before it (etcdutl snapshot status does the same), and a database
-// is a whole number of pages. A file of that name is there only if it is whole.
+// trailer checks a snapshot as it comes: etcd ends it with the SHA-256 of all before that (etcdutl
+// snapshot status looks at the same), and a database is a whole number of pages.
+type trailer struct {
+	sum hash.Hash
+	// tail are the last 32 bytes, which are not hashed.
+	tail []byte
+	size int64
+}
+
+func (t *trailer) add(b []byte) {
+	t.size += int64(len(b))
+	t.tail = append(t.tail, b...)
+	if over := len(t.tail) - sha256.Size; over > 0 {
+		t.sum.Write(t.tail[:over])
+		t.tail = append([]byte(nil), t.tail[over:]...)
+	}
+}
+
+func (t *trailer) whole() bool {
+	return t.size%512 == sha256.Size && bytes.Equal(t.sum.Sum(nil), t.tail)
+}
+
+// saveSnapshot writes what next returns, until io.EOF, to a new file, and checks it. A file of that
+// name is there only if it is whole.
 func saveSnapshot(path string, next func() ([]byte, error)) (size int64, err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return 0, fmt.Errorf("%s is there already", path)
@@ -300,8 +310,7 @@ func saveSnapshot(path string, next func() ([]byte, error)) (size int64, err err
 		}
 	}()
 	defer part.Close()
-	sum := sha256.New()
-	var tail []byte // the last 32 bytes, which are not hashed
+	check := trailer{sum: sha256.New()}
 	for {
 		chunk, err := next()
 		if errors.Is(err, io.EOF) {
@@ -313,14 +322,10 @@ func saveSnapshot(path string, next func() ([]byte, error)) (size int64, err err
 		if _, err := part.Write(chunk); err != nil {
 			return 0, err
 		}
-		size += int64(len(chunk))
-		tail = append(tail, chunk...)
-		if over := len(tail) - sha256.Size; over > 0 {
-			sum.Write(tail[:over])
-			tail = append([]byte(nil), tail[over:]...)
-		}
+		check.add(chunk)
 	}
-	if size%512 != sha256.Size || !bytes.Equal(sum.Sum(nil), tail) {
+	size = check.size
+	if !check.whole() {
 		return 0, fmt.Errorf("the %d bytes that came are not whole: the digest at their end does not fit", size)
 	}
 	if err := errors.Join(part.Sync(), part.Close()); err != nil {

@@ -3,12 +3,14 @@ package cli
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 // A snapshot is on the disk only if its digest fits, however it comes, and never over a file.
@@ -63,6 +65,24 @@ func TestASnapshotIsWholeOrNotThere(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), tc.want) || len(left) > 0 {
 			t.Errorf("%s: %v, and there is %v", name, err, left)
+		}
+	}
+}
+
+// What is handed to a node is whole, or not sent.
+func TestASnapshotIsCheckedBeforeItIsSent(t *testing.T) {
+	t.Parallel()
+	whole := bytes.Repeat([]byte("database"), 512)
+	sum := sha256.Sum256(whole)
+	whole = append(whole, sum[:]...)
+	all := sha256.Sum256(whole)
+	got, err := checkSnapshot(iotest.OneByteReader(bytes.NewReader(whole)))
+	if err != nil || got.GetSha256() != hex.EncodeToString(all[:]) || got.GetSize() != uint64(len(whole)) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for name, content := range map[string][]byte{"cut off": whole[:len(whole)-512], "empty": nil, "damaged": append([]byte("D"), whole[1:]...), "no digest": whole[:4096]} {
+		if got, err := checkSnapshot(bytes.NewReader(content)); err == nil || !strings.Contains(err.Error(), "the digest at its end does not fit") {
+			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 }

@@ -143,8 +143,11 @@ func newMachinesReset(g *globals) *cobra.Command {
 		Long: "Arm a machine, as \"machines arm --reinstall\" does, and have its own system reboot: when it\n" +
 			"netboots then, its disk is written anew. It is refused where arming is, and takes a\n" +
 			"second person where wiping does. Its key stays the one that is approved only as long\n" +
-			"as its TPM or an operator says so: see \"machines approve\".",
-		Example: "  imagectl machines reset w1",
+			"as its TPM or an operator says so: see \"machines approve\".\n\n" +
+			"With --keep nothing is installed: its own system forgets etcd and Kubernetes with all that\n" +
+			"they have on the disk, reboots, and joins again as an empty machine. The image, containers'\n" +
+			"images, the machine's key and what pods wrote to hostPath volumes stay.",
+		Example: "  imagectl machines reset w1\n  imagectl machines reset cp2 --keep --reason \"its member is corrupt\"",
 	})
 }
 
@@ -153,13 +156,17 @@ func newMachinesAct(g *globals, action api.ActMachineRequest_Action, cmd *cobra.
 	var f format
 	var d drainFlags
 	var reason, address string
-	var force, noWait bool
+	var force, noWait, keep bool
 	reset := action == api.ActMachineRequest_ACTION_RESET
 	cmd.Args = needNames
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
 		if address != "" {
 			return g.actAt(ctx, action, args, address, reason, force)
+		}
+		action := action
+		if keep {
+			action = api.ActMachineRequest_ACTION_RESET_KEEP
 		}
 		return g.change(f, selection{}, args, func(r *remote, sel *api.Selection) ([]*api.Outcome, error) {
 			if err := d.drain(ctx, g, r, args); err != nil {
@@ -179,6 +186,9 @@ func newMachinesAct(g *globals, action api.ActMachineRequest_Action, cmd *cobra.
 	d.flags(cmd)
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit logs")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait for the machine's word")
+	if reset {
+		cmd.Flags().BoolVar(&keep, "keep", false, "keep the installed system and the machine's identity")
+	}
 	if !reset {
 		cmd.Flags().BoolVar(&force, "force", false, "although etcd loses its quorum while it is away")
 		cmd.Flags().StringVar(&address, "address", "", "ask the node at this address itself, without the server")
