@@ -23,9 +23,11 @@ type world struct {
 	random   *rand.Rand
 	queue    []*entry
 	machines []*machine
-	over     chan struct{}
-	log      []string
-	began    time.Time
+	// agents are all that there ever were.
+	agents []*process
+	over   chan struct{}
+	log    []string
+	began  time.Time
 }
 
 // entry is a key with its lease.
@@ -209,7 +211,7 @@ func (m *machine) start() {
 		return Task{Machine: m.name, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, Ready: m.ready}
 	}}
 	m.mu.Lock()
-	m.agent = p
+	m.agent, m.agents = p, append(m.agents, p)
 	m.mu.Unlock()
 	go func() {
 		defer close(p.ended)
@@ -259,8 +261,8 @@ func (w *world) end() {
 		m.agent.stop()
 	}
 	close(w.over)
-	for _, m := range w.machines {
-		<-m.agent.ended
+	for _, p := range w.agents {
+		<-p.ended
 	}
 }
 
