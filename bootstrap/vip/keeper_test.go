@@ -72,9 +72,9 @@ func (p *process) step() {
 	if gate != nil && !killed {
 		select {
 		case <-gate:
+			p.step()
 		case <-p.over:
 		}
-		p.step()
 		return
 	}
 	if killed {
