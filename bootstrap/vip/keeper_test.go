@@ -404,13 +404,20 @@ func TestTheLastOneKeepsItAndAnOrderlyEndHandsItOver(t *testing.T) {
 		w := newWorld(2, 2)
 		defer w.end()
 		w.watch(t, 5*time.Second)
+		before := w.holders()
+		for _, m := range w.machines {
+			if !slices.Contains(before, m.name) {
+				w.mu.Lock()
+				m.ready = false
+				w.mu.Unlock()
+			}
+		}
+		w.watch(t, 5*time.Second) // it leaves the queue
 		w.mu.Lock()
 		for _, m := range w.machines {
 			m.ready = false
 		}
 		w.mu.Unlock()
-		before := w.holders()
-		w.watch(t, 10*time.Second) // the queue settles
 		if gap := w.watch(t, 30*time.Second); gap > 0 {
 			t.Errorf("with no API server ready nobody had it for %v", gap)
 		}
