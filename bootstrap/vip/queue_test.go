@@ -106,7 +106,7 @@ func TestTheQueueInEtcd(t *testing.T) {
 	}
 	want(again, false, false, 0)
 
-	// An etcd that is away for a moment: the place stays.
+	// An etcd that is away for a moment.
 	e.Down()
 	for range 4 {
 		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
@@ -127,5 +127,6 @@ func TestTheQueueInEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	enter(other, "cp1") // if etcd has forgotten its lease
 	want(other, true, true, 0)
 }
