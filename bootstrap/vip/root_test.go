@@ -79,7 +79,7 @@ echo 0 >/proc/sys/net/ipv6/conf/br0/accept_dad; ip addr add fd00:10::11/64 dev b
 		t.Errorf("the kernel has\n%s", got)
 	}
 	// The neighbour believes that the address is somewhere else, until it is announced.
-	mac := strings.TrimSpace(sh(t, "cat /sys/class/net/br0/address"))
+	mac := strings.TrimSpace(sh(t, "ip -o link show br0 | grep -o 'link/ether [^ ]*' | cut -d' ' -f2"))
 	for _, a := range []string{"10.0.0.100", "fd00:10::100"} {
 		client("ip neigh replace " + a + " lladdr 02:00:00:00:00:66 dev card nud stale")
 		if got := client("ip neigh show " + a); !strings.Contains(got, "02:00:00:00:00:66") {
