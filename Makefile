@@ -107,7 +107,7 @@ native: build upstream ## real etcd, Kubernetes and agents as processes, killed 
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	IMAGECTL_ETCD=$(UPSTREAM)/etcd/v3.6.10 go test -tags judge ./bootstrap/etcd
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills|Encryption|Joins' -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills|Encryption|Joins|VIP' -test.v
 
 # The versions that cluster.yaml takes besides the one that all else is tested with.
 VERSIONS ?= v1.34.4 v1.35.4
@@ -144,6 +144,12 @@ drills: build upstream ## one of three control planes without power, cut off, st
 	$(call say,what can happen to one and to two of three control planes (about 10 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Drills -test.v
+
+.PHONY: native-vip
+native-vip: build upstream ## an address that moves, put on three living control planes; its holder killed, without power, stopped, cut off
+	$(call say,an address of the API that moves between three control planes (about 6 minutes))
+	go test -c -tags root -o bin/root/native.test ./test/native
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run VIP -test.v
 
 .PHONY: years
 years: ## a server that is away for thirty days, and five years, by a clock of the test's own

@@ -150,10 +150,11 @@ var layers = map[string][]string{
 	"bootstrap/etcd":          {},
 	"bootstrap/kubeadm":       {},
 	"bootstrap/balancer":      {},
+	"bootstrap/vip":           {},
 	"bootstrap/install":       {"bootstrap/api", "bootstrap/host", "images/extent"},
 	"bootstrap/inspect":       {"bootstrap/api"},
 	"bootstrap/nodeapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/pki"},
-	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/inspect", "bootstrap/install", "bootstrap/ipmi", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm"},
+	"bootstrap/agent":         {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup/files", "bootstrap/balancer", "bootstrap/efiboot", "bootstrap/enrol", "bootstrap/etcd", "bootstrap/firewall", "bootstrap/host", "bootstrap/inspect", "bootstrap/install", "bootstrap/ipmi", "bootstrap/kubeadm", "bootstrap/lldp", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/platform", "bootstrap/tpm", "bootstrap/vip"},
 }
 
 // only says who may use what reaches outside the process or exits it.

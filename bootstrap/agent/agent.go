@@ -24,6 +24,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/ipmi"
 	"github.com/imagectl/imagectl/bootstrap/lldp"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
+	"github.com/imagectl/imagectl/bootstrap/vip"
 )
 
 // Agent is one machine's agent. All fields but the listeners are needed.
@@ -80,6 +81,8 @@ type Agent struct {
 	// witnessPause is between two signatures of the audit log's end. It is ten seconds but
 	// in tests.
 	witnessPause time.Duration
+	// link is where the API's address goes; tests that need none leave it nil.
+	link vip.Link
 	// renewAfter holds back the next attempt to renew; only talk uses it.
 	renewAfter time.Time
 }
@@ -90,7 +93,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.removeFormer, a.askDisk = a.dropFormer, etcd.AskDisk
 	a.askEncryption, a.rewriteSecrets = a.getEncryption, a.patchSecrets
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
-	a.askBMC = a.askMachinesBMC
+	a.askBMC, a.link = a.askMachinesBMC, vip.Kernel{}
 	return a.run(ctx)
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/inspect"
 	"github.com/imagectl/imagectl/bootstrap/nodeapi"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/vip"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -66,6 +67,8 @@ type node struct {
 	keeping keeping
 	// resetting: this system ends, and nothing of etcd and Kubernetes is made any more.
 	resetting atomic.Bool
+	// vip keeps the API's address; nil where there is no network.
+	vip *vip.Keeper
 	// recording is held by Record.
 	recording sync.Mutex
 
@@ -92,7 +95,9 @@ type node struct {
 }
 
 func newNode(a *Agent) *node {
-	return &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, system: inspect.New(a.Host.Root, a.Now), changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), shown: make(chan struct{}, 1), revokedNews: make(chan struct{}), orders: make(chan *api.Order, 1)}
+	n := &node{Agent: a, balancer: &balancer.Balancer{Log: a.Log}, system: inspect.New(a.Host.Root, a.Now), changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), backup: make(chan struct{}, 1), shown: make(chan struct{}, 1), revokedNews: make(chan struct{}), orders: make(chan *api.Order, 1)}
+	n.vip = n.vipKeeper()
+	return n
 }
 
 // node is the mode of an installed machine.
@@ -137,6 +142,12 @@ func (a *Agent) node(ctx context.Context) error {
 		n.keepWitness(ctx)
 		return nil
 	})
+	if n.vip != nil {
+		g.Go(func() error {
+			n.vip.Run(ctx)
+			return nil
+		})
+	}
 	a.ready()
 	return g.Wait()
 }
@@ -167,6 +178,11 @@ func (n *node) news() report {
 	r.witness = n.witness.wire()
 	r.order, r.obeys = n.ordered, true
 	r.backups, r.backupProblem = n.copies.names(), n.copies.problem
+	if n.vip != nil {
+		for _, a := range n.vip.Holding() {
+			r.vip = append(r.vip, a.String())
+		}
+	}
 	return r
 }
 

@@ -78,9 +78,10 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 			r.kubernetes.Drains = append(r.kubernetes.Drains, said)
 		}
 	}
+	r.kubernetes.ApiServerOutdated = run.GetControlPlane() && r.kubernetes.Joined && n.certificateLacks(run) != ""
 	if policy, ok := policyOf(run); ok && r.kubernetes.Joined {
 		outdated, err := n.apiServerOutdated(policy)
-		r.kubernetes.ApiServerOutdated = outdated && err == nil
+		r.kubernetes.ApiServerOutdated = r.kubernetes.ApiServerOutdated || outdated && err == nil
 		if err == nil && !outdated {
 			r.kubernetes.EncryptionLoaded = n.encryptionLoaded(ctx, run)
 		}

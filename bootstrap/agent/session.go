@@ -45,6 +45,8 @@ type report struct {
 	// order is what became of the last order, of a mode that obeys some.
 	order *api.OrderReport
 	obeys bool
+	// vip are the API's addresses that this control plane has.
+	vip []string
 }
 
 // talk keeps the machine enrolled and the server informed: it enrols, syncs,
@@ -107,7 +109,7 @@ func (a *Agent) sync(ctx context.Context, mode api.Mode, revision uint64, first 
 	req := &api.SyncRequest{
 		BootId: facts.BootID, Mode: mode, AgentVersion: a.Version, Facts: a.wireFacts(facts), Steps: r.steps, Etcd: r.etcd, Kubernetes: r.kubernetes,
 		KnownRevision: revision, WaitMs: uint32(poll.Milliseconds()), Installed: r.installed, Failure: r.failure, Address: a.servers.address(ctx),
-		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem, Witness: r.witness, Trusts: a.authority.digests(), Order: r.order, Obeys: r.obeys,
+		Held: r.held, Backups: r.backups, BackupProblem: r.backupProblem, Witness: r.witness, Trusts: a.authority.digests(), Order: r.order, Obeys: r.obeys, HoldsVip: r.vip,
 	}
 	if first {
 		req.WaitMs = 0

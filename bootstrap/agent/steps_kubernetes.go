@@ -145,6 +145,28 @@ func (n *node) runKubeadm(ctx context.Context, run *api.Run) error {
 	return n.write(file{joinedPath, []byte(strings.Join(argv, " ") + "\n"), 0o600})
 }
 
+func (n *node) kubeadmNode(run *api.Run, address netip.Addr) kubeadm.Node {
+	_, patched := policyOf(run)
+	return kubeadm.Node{
+		Name: run.GetMachine(), Address: address, Labels: run.GetLabels(), Taints: run.GetTaints(), ControlPlane: run.GetControlPlane(),
+		ExternalCA: run.GetKubernetes().GetServerSigns(), Patched: patched,
+	}
+}
+
+// kubeadmInit is the configuration of kubeadm init and its phases on this node. dir is where
+// certificates are; empty for kubeadm's own.
+func (n *node) kubeadmInit(run *api.Run, dir string) ([]byte, error) {
+	address, err := netip.ParseAddr(run.GetAddress())
+	if err != nil {
+		return nil, fmt.Errorf("reading this node's address: %w", err)
+	}
+	k := run.GetKubernetes()
+	return kubeadm.Init(kubeadm.Cluster{
+		Name: run.GetCluster(), Version: k.GetVersion(), PodCIDR: k.GetPodCidr(), ServiceCIDR: k.GetServiceCidr(), DNSDomain: k.GetDnsDomain(), SANs: k.GetApiServerSans(),
+		ExternalCA: k.GetServerSigns(), CertificatesDir: dir,
+	}, n.kubeadmNode(run, address))
+}
+
 // prepareKubeadm writes kubeadm's files and returns its command line.
 func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, error) {
 	address, err := netip.ParseAddr(run.GetAddress())
@@ -152,18 +174,13 @@ func (n *node) prepareKubeadm(ctx context.Context, run *api.Run) ([]string, erro
 		return nil, fmt.Errorf("reading this node's address: %w", err)
 	}
 	k := run.GetKubernetes()
-	external := k.GetServerSigns()
-	self := kubeadm.Node{Name: run.GetMachine(), Address: address, Labels: run.GetLabels(), Taints: run.GetTaints(), ControlPlane: run.GetControlPlane(), ExternalCA: external}
-	_, self.Patched = policyOf(run)
+	self := n.kubeadmNode(run, address)
 	if k.GetAction() == api.KubernetesWanted_ACTION_INIT {
-		conf, err := kubeadm.Init(kubeadm.Cluster{
-			Name: run.GetCluster(), Version: k.GetVersion(), PodCIDR: k.GetPodCidr(), ServiceCIDR: k.GetServiceCidr(), DNSDomain: k.GetDnsDomain(), SANs: k.GetApiServerSans(),
-			ExternalCA: external,
-		}, self)
+		conf, err := n.kubeadmInit(run, "")
 		if err != nil {
 			return nil, err
 		}
-		if external {
+		if k.GetServerSigns() {
 			if err := n.superAdmin(ctx, run); err != nil {
 				return nil, err
 			}

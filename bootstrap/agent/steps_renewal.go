@@ -131,6 +131,8 @@ func (n *node) kubeadmCertificates(run *api.Run) Step {
 				return false, "", errors.New("no certificate that kubeadm made can be read")
 			case end.Before(before):
 				return false, "a certificate of the control plane ends at " + end.UTC().Format(time.DateOnly), nil
+			case n.certificateLacks(run) != "":
+				return false, "the API server's certificate does not name " + n.certificateLacks(run), nil
 			}
 			return true, "", nil
 		},
@@ -144,10 +146,67 @@ func (n *node) kubeadmCertificates(run *api.Run) Step {
 			if err := n.noteRenewing(); err != nil {
 				return err
 			}
-			_, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubeadm", "certs", "renew", "all"}})
-			return err
+			if end := n.kubeadmEnds(); end.Before(before) {
+				if _, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubeadm", "certs", "renew", "all"}}); err != nil {
+					return err
+				}
+			}
+			if n.certificateLacks(run) == "" {
+				return nil
+			}
+			return n.apiServerNamed(ctx, run)
 		},
 	}
+}
+
+// namedDir is where kubeadm makes a certificate of the API server with other names: it takes
+// what is in its directory for good, and renewing keeps the names.
+const namedDir = StateDir + "/apiserver"
+
+// apiServerNamed has kubeadm make the API server's certificate anew, beside the one in use,
+// and puts it in its place: last the certificate, by which the step is done. In between the
+// pair does not fit; an API server that runs keeps what it has, and the step is done again.
+func (n *node) apiServerNamed(ctx context.Context, run *api.Run) error {
+	clean := func() error {
+		for _, f := range []string{"ca.crt", "ca.key", "apiserver.crt", "apiserver.key"} {
+			if err := n.Host.Remove(namedDir + "/" + f); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := clean(); err != nil { // of an attempt that was killed
+		return err
+	}
+	for _, f := range []file{{path: "ca.crt", mode: 0o644}, {path: "ca.key", mode: 0o600}} {
+		b, err := n.Host.ReadFile(kubeadm.PKIDir + "/" + f.path)
+		if err != nil {
+			return err
+		}
+		if err := n.write(file{namedDir + "/" + f.path, b, f.mode}); err != nil {
+			return err
+		}
+	}
+	conf, err := n.kubeadmInit(run, namedDir)
+	if err != nil {
+		return err
+	}
+	if err := n.write(file{kubeadmConf, conf, 0o600}); err != nil {
+		return err
+	}
+	if _, err := n.Host.Run(ctx, host.Command{Argv: []string{"kubeadm", "init", "phase", "certs", "apiserver", "--config", kubeadmConf}}); err != nil {
+		return err
+	}
+	for _, f := range []file{{path: "apiserver.key", mode: 0o600}, {path: "apiserver.crt", mode: 0o644}} {
+		b, err := n.Host.ReadFile(namedDir + "/" + f.path)
+		if err != nil {
+			return err
+		}
+		if err := n.write(file{kubeadm.PKIDir + "/" + f.path, b, f.mode}); err != nil {
+			return err
+		}
+	}
+	return clean()
 }
 
 // controlPlaneRestarted waits until nothing runs with the certificates before. None of

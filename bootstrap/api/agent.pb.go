@@ -1132,7 +1132,8 @@ type KubernetesObserved struct {
 	EncryptionLoaded []string `protobuf:"bytes,110,rep,name=encryption_loaded,json=encryptionLoaded,proto3" json:"encryption_loaded,omitempty"`
 	// The key under which this node has written all Secrets anew; empty for none.
 	EncryptionRewritten string `protobuf:"bytes,111,opt,name=encryption_rewritten,json=encryptionRewritten,proto3" json:"encryption_rewritten,omitempty"`
-	// The API server runs without what KubernetesWanted.policy asks for.
+	// The API server runs without what KubernetesWanted.policy asks for, or its certificate
+	// does not name KubernetesWanted.api_vip.
 	ApiServerOutdated bool `protobuf:"varint,112,opt,name=api_server_outdated,json=apiServerOutdated,proto3" json:"api_server_outdated,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -1614,7 +1615,9 @@ type SyncRequest struct {
 	// What became of the last order that this agent had.
 	Order *OrderReport `protobuf:"bytes,90,opt,name=order,proto3" json:"order,omitempty"`
 	// This agent obeys SyncResponse.order.
-	Obeys         bool `protobuf:"varint,91,opt,name=obeys,proto3" json:"obeys,omitempty"`
+	Obeys bool `protobuf:"varint,91,opt,name=obeys,proto3" json:"obeys,omitempty"`
+	// The addresses of KubernetesWanted.api_vip that this control plane has now.
+	HoldsVip      []string `protobuf:"bytes,130,rep,name=holds_vip,json=holdsVip,proto3" json:"holds_vip,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1780,6 +1783,13 @@ func (x *SyncRequest) GetObeys() bool {
 		return x.Obeys
 	}
 	return false
+}
+
+func (x *SyncRequest) GetHoldsVip() []string {
+	if x != nil {
+		return x.HoldsVip
+	}
+	return nil
 }
 
 // HeldList is a revocation list that a node keeps.
@@ -3093,7 +3103,10 @@ type KubernetesWanted struct {
 	EncryptionRewrite bool `protobuf:"varint,111,opt,name=encryption_rewrite,json=encryptionRewrite,proto3" json:"encryption_rewrite,omitempty"`
 	// What API servers log and which pods they take; unset on clusters that were made
 	// before that. One that runs is started anew for it when renew_before is set.
-	Policy        *APIServerPolicy `protobuf:"bytes,112,opt,name=policy,proto3" json:"policy,omitempty"`
+	Policy *APIServerPolicy `protobuf:"bytes,112,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Addresses of the API that one control plane has at a time. API servers' certificates
+	// name them.
+	ApiVip        []string `protobuf:"bytes,130,rep,name=api_vip,json=apiVip,proto3" json:"api_vip,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3243,6 +3256,13 @@ func (x *KubernetesWanted) GetEncryptionRewrite() bool {
 func (x *KubernetesWanted) GetPolicy() *APIServerPolicy {
 	if x != nil {
 		return x.Policy
+	}
+	return nil
+}
+
+func (x *KubernetesWanted) GetApiVip() []string {
+	if x != nil {
+		return x.ApiVip
 	}
 	return nil
 }
@@ -4017,7 +4037,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_REMOVED\x10\x01\x12\x12\n" +
 	"\x0eOUTCOME_ABSENT\x10\x02\x12\x10\n" +
-	"\fOUTCOME_KEPT\x10\x03\"\xcc\x05\n" +
+	"\fOUTCOME_KEPT\x10\x03\"\xea\x05\n" +
 	"\vSyncRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x11.imagectl.v1.ModeR\x04mode\x12#\n" +
@@ -4040,7 +4060,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\awitness\x18H \x01(\v2\x19.imagectl.v1.AuditWitnessR\awitness\x12\x16\n" +
 	"\x06trusts\x18P \x03(\tR\x06trusts\x12.\n" +
 	"\x05order\x18Z \x01(\v2\x18.imagectl.v1.OrderReportR\x05order\x12\x14\n" +
-	"\x05obeys\x18[ \x01(\bR\x05obeys\"K\n" +
+	"\x05obeys\x18[ \x01(\bR\x05obeys\x12\x1c\n" +
+	"\tholds_vip\x18\x82\x01 \x03(\tR\bholdsVip\"K\n" +
 	"\bHeldList\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x17\n" +
@@ -4163,7 +4184,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\fACTION_ALONE\x10\x06\":\n" +
 	"\fEtcdSnapshot\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x04R\x04size\"\xc4\x06\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\xde\x06\n" +
 	"\x10KubernetesWanted\x12<\n" +
 	"\x06action\x18\x01 \x01(\x0e2$.imagectl.v1.KubernetesWanted.ActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -4184,7 +4205,8 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x06drains\x18Z \x03(\v2\x12.imagectl.v1.DrainR\x06drains\x12'\n" +
 	"\x0fencryption_keys\x18n \x03(\tR\x0eencryptionKeys\x12-\n" +
 	"\x12encryption_rewrite\x18o \x01(\bR\x11encryptionRewrite\x124\n" +
-	"\x06policy\x18p \x01(\v2\x1c.imagectl.v1.APIServerPolicyR\x06policy\"\x89\x01\n" +
+	"\x06policy\x18p \x01(\v2\x1c.imagectl.v1.APIServerPolicyR\x06policy\x12\x18\n" +
+	"\aapi_vip\x18\x82\x01 \x03(\tR\x06apiVip\"\x89\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_WAIT\x10\x01\x12\x0f\n" +

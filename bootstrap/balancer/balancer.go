@@ -114,6 +114,15 @@ func (b *Balancer) Backends() []string {
 	return out
 }
 
+// Well says whether a backend is known, and took its last checks. The only one of a
+// cluster is not checked and always is.
+func (b *Balancer) Well(address string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.IndexFunc(b.backends, func(x *backend) bool { return x.address == address })
+	return i >= 0 && b.backends[i].well()
+}
+
 // closeAll is called with the lock held.
 func (b *backend) closeAll() {
 	for c := range b.conns {

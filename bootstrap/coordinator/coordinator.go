@@ -60,7 +60,8 @@ type Seen struct {
 	AddonsApplied bool
 	// Certificates are those that kubeadm made on it.
 	Certificates Certificates
-	// Outdated: its API server runs without what Choices.Policy asks for.
+	// Outdated: its API server runs without what Choices.Policy asks for, or with a
+	// certificate that lacks an address.
 	Outdated bool
 	// EncryptionLoaded are the names of the keys that its API server has loaded, in their
 	// order; empty while it has not said so.

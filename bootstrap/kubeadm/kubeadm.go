@@ -73,6 +73,8 @@ type Cluster struct {
 	// ExternalCA: the CAs' keys are not on the nodes, and whoever has them gives kubelet
 	// its client certificates, as KubeletClient.
 	ExternalCA bool
+	// CertificatesDir is where a phase makes certificates; empty for PKIDir.
+	CertificatesDir string
 }
 
 // Node is one node.
@@ -180,6 +182,7 @@ type clusterConfiguration struct {
 	ClusterName          string `json:"clusterName"`
 	KubernetesVersion    string `json:"kubernetesVersion"`
 	ControlPlaneEndpoint string `json:"controlPlaneEndpoint"`
+	CertificatesDir      string `json:"certificatesDir,omitempty"`
 	EncryptionAlgorithm  string `json:"encryptionAlgorithm"`
 	Networking           struct {
 		PodSubnet     string `json:"podSubnet"`
@@ -249,7 +252,7 @@ func Init(c Cluster, n Node) ([]byte, error) {
 	}
 	cc := clusterConfiguration{
 		APIVersion: version, Kind: "ClusterConfiguration", ClusterName: c.Name, KubernetesVersion: c.Version,
-		ControlPlaneEndpoint: Endpoint, EncryptionAlgorithm: "ECDSA-P256",
+		ControlPlaneEndpoint: Endpoint, CertificatesDir: c.CertificatesDir, EncryptionAlgorithm: "ECDSA-P256",
 		APIServer: component{
 			ExtraArgs: []arg{{"authentication-config", AuthPath}, {"kubelet-certificate-authority", CAPath}, {"profiling", "false"}, {"tls-min-version", "VersionTLS12"}},
 			CertSANs:  slices.Compact(slices.Sorted(slices.Values(c.SANs))),

@@ -104,9 +104,11 @@ type Image struct {
 type Kubernetes struct {
 	Version, PodCIDR, ServiceCIDR, DNSDomain string
 	// Endpoint is the host:port that kubeconfigs outside the nodes use; empty
-	// means the first control plane's address.
+	// means the first of APIVIP, or the first control plane's address.
 	Endpoint string
-	SANs     []string
+	// APIVIP are addresses that one control plane has at a time; empty for none.
+	APIVIP []netip.Addr
+	SANs   []string
 	// CAKeyOnNodes puts the keys of Kubernetes' CAs on the control planes, as kubeadm
 	// does; otherwise they stay on the server, which signs. It is looked at once, when
 	// the cluster is made.

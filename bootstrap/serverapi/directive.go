@@ -159,7 +159,7 @@ func (s *Server) kubernetesWanted(d coordinator.Directive, c coordinator.Choices
 		servers = []string{c.KubernetesFirst}
 	}
 	w.ApiServers = s.addressesOf(servers, apiServerPort)
-	w.ApiServerSans, w.ServerSigns = s.apiServerSANs(), s.serverSigns(c)
+	w.ApiServerSans, w.ServerSigns, w.ApiVip = s.apiServerSANs(), s.serverSigns(c), s.vips()
 	if d.First {
 		w.Addons = k.Addons
 	}

@@ -372,9 +372,9 @@ func (s *Server) policyNotes(nodes []coordinator.Node, c coordinator.Choices) []
 		switch {
 		case n.Seen == nil || !n.Seen.Outdated:
 		case c.Renewing == n.Name:
-			out = append(out, fmt.Sprintf("%s starts its API server anew, with the policy of now", n.Name))
+			out = append(out, fmt.Sprintf("%s starts its API server anew, with the policy of now, and a certificate for the addresses of now", n.Name))
 		default:
-			out = append(out, fmt.Sprintf("the API server of %s runs with an older policy; it is started anew when it is its turn", n.Name))
+			out = append(out, fmt.Sprintf("the API server of %s runs with an older policy, or its certificate with older addresses; it is started anew when it is its turn", n.Name))
 		}
 	}
 	return out

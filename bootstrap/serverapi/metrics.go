@@ -83,7 +83,7 @@ type state struct {
 	build, machines, entered, seen, pending, conflicts *prometheus.Desc
 	certificate, nodeCertificate, kubeadmCertificate   *prometheus.Desc
 	storeSize, storeUsed, storeLimit                   *prometheus.Desc
-	ready, coordinates                                 *prometheus.Desc
+	ready, coordinates, vip                            *prometheus.Desc
 	backupGood, backupSize, backupFailed, backupCopies *prometheus.Desc
 }
 
@@ -110,6 +110,7 @@ func newState(s *Server) state {
 		backupCopies:       d("backup_copies", "How many control planes keep a copy of that backup; only where cluster.yaml asks for copies there."),
 		ready:              d("ready", "1 while this server can store changes."),
 		coordinates:        d("coordinates", "1 on the server that answers nodes and operators; over all servers of a cluster the sum should be 1."),
+		vip:                d("kubernetes_api_vip", "1 on the control plane that has an address of kubernetes.apiVIP, 0 with an empty name while none is known to.", "address", "machine"),
 		storeLimit:         d("store_limit_bytes", "At this size the database takes no more changes."),
 	}
 }
@@ -117,7 +118,7 @@ func newState(s *Server) state {
 // Describe implements prometheus.Collector.
 func (c state) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.build, c.machines, c.entered, c.seen, c.pending, c.conflicts,
-		c.certificate, c.nodeCertificate, c.kubeadmCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.ready, c.coordinates, c.backupGood, c.backupSize, c.backupFailed, c.backupCopies} {
+		c.certificate, c.nodeCertificate, c.kubeadmCertificate, c.storeSize, c.storeUsed, c.storeLimit, c.ready, c.coordinates, c.vip, c.backupGood, c.backupSize, c.backupFailed, c.backupCopies} {
 		ch <- d
 	}
 }
@@ -176,6 +177,10 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(c.ready, float64(btoi(s.cfg.Store.Healthy() == nil)))
 	gauge(c.coordinates, float64(btoi(s.leads() == nil)))
+	for _, v := range s.vips() {
+		holder, _ := s.vipHolder(v)
+		gauge(c.vip, float64(btoi(holder != "")), v, holder)
+	}
 	disk, used, limit := s.cfg.Store.Size()
 	if limit > 0 { // an etcd cluster has metrics of its own
 		gauge(c.storeSize, float64(disk))

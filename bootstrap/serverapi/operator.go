@@ -306,7 +306,9 @@ func (s operators) IssueKubeconfig(ctx context.Context, req *connect.Request[api
 		return nil, s.storing("", err)
 	}
 	endpoint := s.cfg.Kubernetes.Endpoint
-	if endpoint == "" {
+	if vips := s.vips(); endpoint == "" && len(vips) > 0 {
+		endpoint = hostPort(vips[0], apiServerPort)
+	} else if endpoint == "" {
 		endpoint = hostPort(s.addressOf(choices.KubernetesFirst), apiServerPort)
 	}
 	return connect.NewResponse(&api.IssueKubeconfigResponse{

@@ -123,7 +123,7 @@ func (s *Server) apiServer(m pki.Machine, l pki.Lifetimes) (pki.Profile, error) 
 
 // apiServerSANs are the names and addresses of cluster.yaml for all API servers.
 func (s *Server) apiServerSANs() []string {
-	sans := slices.Clone(s.cfg.Kubernetes.SANs)
+	sans := append(slices.Clone(s.cfg.Kubernetes.SANs), s.vips()...)
 	if host, _, err := net.SplitHostPort(s.cfg.Kubernetes.Endpoint); err == nil {
 		sans = append(sans, host)
 	}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -83,6 +84,7 @@ func (c *checker) file(raw rawFile) Spec {
 	c.firewalls(raw, s.Machines)
 	c.nodeNetworks(raw, s)
 	c.networks(raw, s)
+	c.vips(raw, s)
 	c.references(raw, s)
 	c.quorum(raw, s)
 	if s.Kubernetes.Endpoint == "" {
@@ -91,8 +93,11 @@ func (c *checker) file(raw rawFile) Spec {
 	return s
 }
 
-// defaultEndpoint is the first control plane that has an address.
+// defaultEndpoint is the address that moves, or the first control plane that has one.
 func defaultEndpoint(s Spec) string {
+	if v := s.Kubernetes.APIVIP; len(v) > 0 {
+		return netip.AddrPortFrom(v[0], 6443).String()
+	}
 	for _, m := range s.Machines {
 		if r, ok := s.role(m.Role); ok && r.ControlPlane && m.Address.IsValid() {
 			return m.Address.String() + ":6443"
@@ -196,6 +201,9 @@ func (c *checker) kubernetes(raw rawKubernetes, arch string) Kubernetes {
 	}
 	if raw.Endpoint.Set {
 		k.Endpoint = c.endpoint(raw.Endpoint)
+	}
+	for _, a := range raw.APIVIP {
+		k.APIVIP = append(k.APIVIP, a.V)
 	}
 	vars := map[string]string{"version": k.Version, "arch": arch}
 	dir := raw.Binaries

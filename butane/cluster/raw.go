@@ -62,6 +62,7 @@ type rawKubernetes struct {
 	place
 	Version     rawString      `key:"version,required"`
 	Endpoint    rawString      `key:"endpoint"`
+	APIVIP      []rawAddr      `key:"apiVIP"`
 	PodCIDR     rawPrefix      `key:"podCIDR"`
 	ServiceCIDR rawPrefix      `key:"serviceCIDR"`
 	DNSDomain   rawString      `key:"dnsDomain"`

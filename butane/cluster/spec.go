@@ -74,7 +74,10 @@ type Kubernetes struct {
 	Version string
 	// Endpoint is host:port for kubeconfigs; empty when it is not set and no
 	// control plane has an address.
-	Endpoint             string
+	Endpoint string
+	// APIVIP are addresses that one control plane has at a time: of IPv4, of IPv6, or one of
+	// each; empty for none.
+	APIVIP               []netip.Addr
 	PodCIDR, ServiceCIDR netip.Prefix
 	DNSDomain            string
 	SANs                 []string

@@ -58,7 +58,9 @@ type Kubernetes struct {
 	// Version with its leading v.
 	Version string
 	// Endpoint is the host:port that kubeconfigs outside the nodes use.
-	Endpoint    string
+	Endpoint string
+	// APIVIP are addresses that one control plane has at a time.
+	APIVIP      []netip.Addr
 	PodCIDR     netip.Prefix
 	ServiceCIDR netip.Prefix
 	DNSDomain   string

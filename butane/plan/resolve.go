@@ -32,7 +32,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 			PXEInitrd: r.blob(lock.FlatcarPXEInitrd),
 		},
 		Kubernetes: Kubernetes{
-			Version: spec.Kubernetes.Version, Endpoint: spec.Kubernetes.Endpoint,
+			Version: spec.Kubernetes.Version, Endpoint: spec.Kubernetes.Endpoint, APIVIP: spec.Kubernetes.APIVIP,
 			PodCIDR: spec.Kubernetes.PodCIDR, ServiceCIDR: spec.Kubernetes.ServiceCIDR,
 			DNSDomain: spec.Kubernetes.DNSDomain, SANs: spec.Kubernetes.SANs, CAKeyOnNodes: spec.Kubernetes.CAKeyOnNodes, PodSecurity: spec.Kubernetes.PodSecurity,
 			Kubeadm: r.blob(lock.Kubeadm), Kubelet: r.blob(lock.Kubelet), Kubectl: r.blob(lock.Kubectl),

@@ -158,7 +158,7 @@ func (r *rack) programs() {
 		}
 	}
 	// What a container's kernel lacks and a machine's has.
-	wrapper := "#!/bin/sh\ncase $1 in init|join) exec -a kubeadm " + kubernetes + " \"$@\" --ignore-preflight-errors=SystemVerification,FileContent--proc-sys-net-ipv4-ip_forward,FileExisting-conntrack,FileExisting-tc,FileExisting-ethtool,Swap,Mem ;; esac\nexec -a kubeadm " + kubernetes + " \"$@\"\n"
+	wrapper := "#!/bin/sh\ncase \"$1 $2\" in \"init phase\") ;; init*|join*) exec -a kubeadm " + kubernetes + " \"$@\" --ignore-preflight-errors=SystemVerification,FileContent--proc-sys-net-ipv4-ip_forward,FileExisting-conntrack,FileExisting-tc,FileExisting-ethtool,Swap,Mem ;; esac\nexec -a kubeadm " + kubernetes + " \"$@\"\n"
 	wrapper = strings.Replace(wrapper, "#!/bin/sh", "#!/bin/bash", 1)
 	if err := os.WriteFile(filepath.Join(r.bin, "kubeadm"), []byte(wrapper), 0o755); err != nil {
 		r.t.Fatal(err)

@@ -212,7 +212,7 @@ func (s *site) serverConfig() serverapi.Config {
 		ServerAddresses: []netip.Addr{p.Server.Address},
 		Kubernetes: serverapi.Kubernetes{
 			Version: p.Kubernetes.Version, PodCIDR: p.Kubernetes.PodCIDR.String(), ServiceCIDR: p.Kubernetes.ServiceCIDR.String(),
-			DNSDomain: p.Kubernetes.DNSDomain, Endpoint: p.Kubernetes.Endpoint, SANs: p.Kubernetes.SANs, Addons: s.addons,
+			DNSDomain: p.Kubernetes.DNSDomain, Endpoint: p.Kubernetes.Endpoint, APIVIP: p.Kubernetes.APIVIP, SANs: p.Kubernetes.SANs, Addons: s.addons,
 			CAKeyOnNodes: p.Kubernetes.CAKeyOnNodes, PodSecurity: serverapi.PodSecurity(p.Kubernetes.PodSecurity),
 		},
 	}
