@@ -28,19 +28,19 @@ kubernetes: {version: v1.36.3, podCIDR: 10.128.0.0/12, serviceCIDR: 10.112.0.0/1
 etcd: {version: v3.6.5}
 cni: {version: v1.9.1}
 agent: {source: bin/bootstrapd}
-server: {address: 10.97.0.15}
+server: {address: 10.98.0.15}
 boot:
-  interface: eth0
+  interface: boot0
   dhcp: authoritative
-  subnets: [{cidr: 10.97.0.0/16, range: {first: 10.97.250.1, last: 10.97.250.250}}]
+  subnets: [{cidr: 10.98.0.0/16, range: {first: 10.98.250.1, last: 10.98.250.250}}]
   ipxe: {bios: ipxe/undionly.kpxe, uefi: ipxe/snponly.efi}
 addons: [{name: cni, source: addons/cni.yaml}]
 roles:
   control-plane: {kind: control-plane}
   worker: {kind: worker}
 machines:
-  - {name: cp1, role: control-plane, match: {mac: ["52:54:00:00:00:01"]}, address: 10.97.1.1, disk: {path: /dev/vda}}
-  - {name: w1, role: worker, match: {mac: ["52:54:00:00:00:02"]}, address: 10.97.1.2, disk: {path: /dev/vda}}
+  - {name: cp1, role: control-plane, match: {mac: ["52:54:00:00:00:01"]}, address: 10.98.1.1, disk: {path: /dev/vda}}
+  - {name: w1, role: worker, match: {mac: ["52:54:00:00:00:02"]}, address: 10.98.1.2, disk: {path: /dev/vda}}
 `
 
 // serviceScript looks at the service from outside, as root, arms a machine, and kills it.
@@ -49,13 +49,16 @@ const serviceScript = `
 say() { echo "REPORT $1=$2" > /dev/kmsg; }
 show() { systemctl show imagectl-serve --value --property "$1"; }
 process() { awk '/^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):/ { printf "%s%s ", $1, $2 }' "/proc/$(show MainPID)/status"; }
+machine() { ip netns exec machine "$@"; }
 operator() { IMAGECTL_CONFIG=/var/lib/imagectl/context.json imagectl "$@" 2>&1 | tail -n 1; }
 say service "$(show ActiveState) after $(show NRestarts) restarts"
 say process "$(process)"
 say ports "$(ss -Hlnu 'sport = :67 or sport = :69' | wc -l) $(ss -Hlnt 'sport = :8080 or sport = :8443' | wc -l)"
 say state "$(stat -L -c %a /var/lib/imagectl) $(stat -c %a /var/lib/imagectl/identity.age)"
-say http "$(curl -sS http://10.97.0.15:8080/healthz 2>&1)"
-say tftp "$(curl -sS tftp://10.97.0.15/undionly.kpxe 2>&1 | cmp - /etc/imagectl/site/ipxe/undionly.kpxe 2>&1)."
+say dhcp "$(machine busybox udhcpc -f -q -n -i boot1 -s /bin/true 2>&1 | grep obtained)"
+machine ip address add 10.98.250.1/16 dev boot1
+say http "$(machine curl -sS http://10.98.0.15:8080/healthz 2>&1)"
+say tftp "$(machine curl -sS tftp://10.98.0.15/undionly.kpxe 2>&1 | cmp - /etc/imagectl/site/ipxe/undionly.kpxe 2>&1)."
 say exposure "$(systemd-analyze security --no-pager imagectl-serve.service 2>&1 | sed -nE 's/.*Overall exposure level for imagectl-serve.service: ([0-9.]+).*/\1/p')"
 say armed "$(operator machines arm w1)"
 systemctl kill --kill-whom=main --signal=KILL imagectl-serve
@@ -68,6 +71,16 @@ systemctl daemon-reload
 systemctl start wall
 say wall "$(show ActiveState) $(cat /var/lib/imagectl/wall | tr '\n' ' ')"
 say over over
+`
+
+// wireScript is a boot network within the guest: boot0 is the server's, boot1 a machine's.
+const wireScript = `
+set -e
+ip netns add machine
+ip link add boot0 type veth peer name boot1 netns machine
+ip address add 10.98.0.15/16 dev boot0
+ip link set boot0 up
+ip -n machine link set boot1 up
 `
 
 // wallScript tries to write, and to do what only root may.
@@ -97,8 +110,11 @@ func TestTheServiceRunsBehindItsWalls(t *testing.T) {
 	}
 	// /usr is sealed; a system extension brings the program.
 	write(t, filepath.Join(program, "usr/lib/extension-release.d/extension-release.imagectl"), "ID=flatcar\nSYSEXT_LEVEL=1.0\n")
-	write(t, filepath.Join(program, "usr/local/bin/imagectl"), read(t, filepath.Join(*binDir, "imagectl")))
-	run(t, "chmod", "755", filepath.Join(program, "usr/local/bin/imagectl"))
+	for name, from := range map[string]string{"imagectl": filepath.Join(*binDir, "imagectl"), "busybox": "/bin/busybox"} {
+		path := filepath.Join(program, "usr/local/bin", name)
+		write(t, path, read(t, from))
+		run(t, "chmod", "755", path)
+	}
 	run(t, "mksquashfs", program, filepath.Join(dir, "imagectl.raw"), "-quiet", "-no-progress", "-all-root", "-noI", "-noD", "-noF", "-noX")
 
 	mux := http.NewServeMux()
@@ -124,10 +140,14 @@ func TestTheServiceRunsBehindItsWalls(t *testing.T) {
 		}
 		file("/opt/extensions/imagectl.raw", url+"/site/imagectl.raw")
 		file("/etc/look.sh", "data:;base64,"+base64.StdEncoding.EncodeToString([]byte(serviceScript)))
+		file("/etc/wire.sh", "data:;base64,"+base64.StdEncoding.EncodeToString([]byte(wireScript)))
+		file("/etc/systemd/network/05-boot.network", "data:,%5BMatch%5D%0AName=boot0%0A%5BLink%5D%0AUnmanaged=yes%0A")
 		file("/etc/wall.sh", "data:;base64,"+base64.StdEncoding.EncodeToString([]byte(wallScript)))
 		storage["links"] = append(storage["links"].([]any), map[string]any{"path": "/etc/extensions/imagectl.raw", "target": "/opt/extensions/imagectl.raw"})
 		systemd["units"] = append(systemd["units"].([]any),
 			map[string]any{"name": "imagectl-serve.service", "enabled": true, "contents": read(t, "../../docs/imagectl-serve.service")},
+			map[string]any{"name": "wire.service", "enabled": true,
+				"contents": "[Unit]\nBefore=imagectl-serve.service\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/bash /etc/wire.sh\n[Install]\nRequiredBy=imagectl-serve.service\n"},
 			// It does not wait for the whole system, which waits for it.
 			map[string]any{"name": "look.service", "enabled": true,
 				"contents": "[Unit]\nAfter=imagectl-serve.service\n[Service]\nExecStart=/bin/bash /etc/look.sh\n[Install]\nWantedBy=multi-user.target\n"})
@@ -146,6 +166,7 @@ func TestTheServiceRunsBehindItsWalls(t *testing.T) {
 	}
 	want(t, "ports of udp and of tcp", g.report("ports"), "2 2")
 	want(t, "modes of its state", g.report("state"), "700 600")
+	want(t, "DHCP", g.report("dhcp"), "udhcpc: lease of 10.98.250.1 obtained from 10.98.0.15, lease time 43200")
 	want(t, "HTTP", g.report("http"), "ok")
 	want(t, "TFTP", g.report("tftp"), ".")
 	if exposure, err := strconv.ParseFloat(g.report("exposure"), 64); err != nil || exposure >= 2.5 {
