@@ -9,7 +9,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 export CGO_ENABLED := 0
-ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,CGO_ENABLED,GOPROXY,GOFLAGS,GONOSUMDB,GOSUMDB,IMAGECTL_UPSTREAM,IMAGECTL_TEST_RELEASE)
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,CGO_ENABLED,GOPROXY,GOFLAGS,GONOSUMDB,GOSUMDB,IMAGECTL_UPSTREAM,IMAGECTL_TEST_RELEASE,IMAGECTL_TEST_ARM64)
 
 # Everything slow to make, keyed by the digest of its inputs; safe to delete.
 CACHE ?= /var/cache/imagectl-test
@@ -22,6 +22,8 @@ RELEASE := $(CACHE)/release
 E2E_WORK ?= /var/tmp/imagectl-e2e
 export IMAGECTL_UPSTREAM := $(UPSTREAM)
 export IMAGECTL_TEST_RELEASE := $(RELEASE)
+# iPXE and a kernel for the machines with arm64.
+export IMAGECTL_TEST_ARM64 := $(CACHE)/arm64
 
 GOFILES := $(shell find cmd butane images pxe bootstrap -name '*.go' -not -name '*_test.go') go.mod go.sum
 # Programs know their commit, whatever GOFLAGS says: where git reads the checkout
@@ -53,6 +55,7 @@ bin/root:
 deps: ## Debian packages that the tests use
 	@test/packages $$(find . -name apt-packages.txt)
 	@$(ROOT) test/qemu/newer $(CACHE)/qemu
+	@$(ROOT) test/qemu/arm64 $(CACHE)/arm64
 
 .PHONY: upstream
 upstream: deps ## Kubernetes, etcd and friends, built from their modules
@@ -190,10 +193,10 @@ formats: build release ## every format boots in a virtual machine until it is en
 	cd test/formats && $(ISOLATED) $(CURDIR)/bin/formats.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
 .PHONY: netboot-test
-netboot-test: build release ## beside Kea and dnsmasq; UEFI boots by IPv6, loads iPXE by HTTPS, shim and GRUB, and with Secure Boot the signed installer by HTTP; a BMC has the power
+netboot-test: build release ## beside Kea and dnsmasq; UEFI boots by IPv6 and on arm64, loads iPXE by HTTPS, shim and GRUB, and with Secure Boot the signed installer by HTTP; a BMC has the power
 	$(call say,other DHCP servers and HTTPS and Secure Boot from the network in virtual machines (about 20 minutes without KVM))
 	go test -c -tags root,netboot -o bin/netboot-https.test ./pxe/server
-	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^Test(BIOSLoadsIPXE|BIOSLoadsIPXEBesideDnsmasq|UEFIBootsByHTTPS|UEFIBootsByIPv6|UEFIBootsByGRUB|UEFIBootsByHTTP|MachinesBehindARelay|UEFIBehindARelay|ProxyBesideDnsmasq|ProxyBesideKea|HTTPBootBesideDnsmasq|BootServerOnTheOtherServersHost)$$'
+	cd pxe/server && $(ISOLATED) $(CURDIR)/bin/netboot-https.test -test.timeout 45m -test.v -test.run '^Test(BIOSLoadsIPXE|BIOSLoadsIPXEBesideDnsmasq|UEFIBootsByHTTPS|UEFIBootsByIPv6|UEFIBootsByGRUB|UEFIBootsByHTTP|Arm64IsToldThatThereIsNoImage|Arm64StartsTheKernel|MachinesBehindARelay|UEFIBehindARelay|ProxyBesideDnsmasq|ProxyBesideKea|HTTPBootBesideDnsmasq|BootServerOnTheOtherServersHost)$$'
 	go test -c -tags e2e -o bin/netboot.test ./test/netboot
 	@cd test/netboot && for t in UnknownMachineIsDiscoveredAndItsDiskStays SecureBootFromTheNetwork InstallerNeedsNoServerToStart KernelStartsByIPv6 IPMIProvisionsAMachine; do \
 	    $(ISOLATED) $(CURDIR)/bin/netboot.test -test.timeout 60m -test.v -test.run "^Test$$t\$$" -bin $(CURDIR)/bin -release $(RELEASE) || exit 1; done

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -130,6 +131,34 @@ func TestWantsExpandTemplates(t *testing.T) {
 	}
 }
 
+// Machines of flatcar.arch get iPXE unasked, others when cluster.yaml names it.
+func TestIPXEForArm64(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		edits  []string
+		source string
+	}{
+		{"amd64", nil, ""},
+		{"arm64", []string{"  # mirror: https://mirror.example.org/flatcar", "  arch: arm64"}, "https://boot.ipxe.org/arm64-efi/snponly.efi"},
+		{"amd64 with some machines of another kind", []string{"boot:\n", "boot:\n  ipxe: {arm64: \"nbp/{arch}/snponly.efi\"}\n"}, "nbp/arm64/snponly.efi"},
+		{"arm64 with an own build", []string{"  # mirror: https://mirror.example.org/flatcar", "  arch: arm64", "boot:\n", "boot:\n  ipxe: {arm64: nbp/own.efi}\n"}, "nbp/own.efi"},
+	} {
+		spec, found := Parse(fake{"cluster.yaml": edit(t, c.edits...)}.read, "cluster.yaml")
+		if err := found.Err(); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		var got []string
+		for _, w := range spec.Wants() {
+			if w.ID == lock.IPXEUEFIArm64 {
+				got = append(got, w.Source)
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(strings.Fields(c.source)) {
+			t.Errorf("%s: locked as iPXE for arm64 is %q, want %q", c.name, got, c.source)
+		}
+	}
+}
+
 func TestFlatcarWantsNameMirrorsAndArchitecture(t *testing.T) {
 	text := edit(t, "  # mirror: https://mirror.example.org/flatcar",
 		"  arch: arm64\n  signature: digests\n  mirror: https://a.example.org/{channel}/\n  mirrors: [\"https://b.example.org/{arch}\", mirror]",
@@ -153,8 +182,8 @@ func TestFlatcarWantsNameMirrorsAndArchitecture(t *testing.T) {
 			t.Errorf("%s is %s", w.ID, w.Source)
 		}
 	}
-	if len(found) == 0 || !strings.Contains(found[0].Message, "does not netboot") {
-		t.Errorf("got %v, want a warning about netbooting", found)
+	if len(found) == 0 || !strings.Contains(found[0].Message, "arm64 is new here") {
+		t.Errorf("got %v, want a warning about arm64", found)
 	}
 }
 

@@ -32,6 +32,7 @@ func forbiddenArgs() []forbiddenArg {
 	const shell = "opens a shell without a key"
 	const other = "starts another program or target than the reviewed ones"
 	const ours = "is set by imagectl"
+	const platform = "says which platform an image is for, and ours name none: one image is for all of them"
 	return []forbiddenArg{
 		{"flatcar.autologin*", login}, {"coreos.autologin*", login},
 		{"sshkey", "adds a key for SSH, and nobody logs in to a node"},
@@ -45,7 +46,7 @@ func forbiddenArgs() []forbiddenArg {
 		{"systemd.getty_auto", "brings login prompts back"}, {"systemd.set_credential*", "can carry a password or a key"}, {"systemd.import_credentials", "is set to no by imagectl"}, {"rd.systemd.import_credentials", "is set to no by imagectl"},
 		{"systemd.volatile", "hides the installed root"}, {"systemd.machine_id", "makes machines share an identity"},
 		{"ignition.config.url", ours}, {"flatcar.config.url", ours}, {"coreos.config.url", ours},
-		{"ignition.platform.id", ours}, {"flatcar.oem.id", ours}, {"coreos.oem.id", ours},
+		{"ignition.platform.id", platform}, {"flatcar.oem.id", platform}, {"coreos.oem.id", platform},
 		{"flatcar.first_boot", "makes Ignition run again on every boot"}, {"coreos.first_boot", "makes Ignition run again on every boot"}, {"ignition.firstboot", "makes Ignition run again on every boot"},
 		{"root", ours}, {"rootflags", ours}, {"rootfstype", ours}, {"mount.usr", ours}, {"mount.usrflags", ours}, {"usr", ours}, {"initrd", ours},
 		{"verity.usr*", "would replace the verified /usr"}, {"usrhash", "would replace the verified /usr"}, {"systemd.verity*", "would replace the verified /usr"},

@@ -450,10 +450,11 @@ roles:`}, []string{
 		{"a label that a kubelet may not set", []string{"    kind: worker\n", "    kind: worker\n    labels: {node-role.kubernetes.io/worker: \"\"}\n"}, []string{`error: roles.worker.labels.node-role.kubernetes.io/worker: a kubelet may not set node-role.kubernetes.io/worker on its own node and would not start`}},
 		{"a label that it may", []string{"    kind: worker\n", "    kind: worker\n    labels: {topology.kubernetes.io/zone: a, example.org/disk: ssd, node.kubernetes.io/pool: x}\n"}, nil},
 		{"a taint without effect", []string{"    kind: worker\n", "    kind: worker\n    taints: [example.org/a=b]\n"}, []string{`error: roles.worker.taints[0]: "example.org/a=b" is not a taint: want key=value:NoSchedule, PreferNoSchedule or NoExecute`}},
-		{"SSH by the kernel command line", []string{"[console=tty0, \"console=ttyS0,115200n8\"]\n  worker", "[sshkey=AAAA, systemd.debug-shell=1, ignition.config.url=http://e/]\n  worker"}, []string{
+		{"SSH by the kernel command line", []string{"[console=tty0, \"console=ttyS0,115200n8\"]\n  worker", "[sshkey=AAAA, systemd.debug-shell=1, ignition.config.url=http://e/, flatcar.oem.id=vmware]\n  worker"}, []string{
 			`error: roles.control-plane.kernelArgs[0]: kernel argument sshkey is not accepted: it adds a key for SSH, and nobody logs in to a node`,
 			`error: roles.control-plane.kernelArgs[1]: kernel argument systemd.debug-shell is not accepted: it opens a shell without a key`,
 			`error: roles.control-plane.kernelArgs[2]: kernel argument ignition.config.url is not accepted: it is set by imagectl`,
+			`error: roles.control-plane.kernelArgs[3]: kernel argument flatcar.oem.id is not accepted: it says which platform an image is for, and ours name none: one image is for all of them`,
 		}},
 		{"kernel arguments that GRUB would cut", []string{"[console=tty0, \"console=ttyS0,115200n8\"]\n  worker", "[a." + strings.Repeat("b", 2000) + "]\n  worker"}, []string{`error: roles.control-plane.kernelArgs[0]: with this argument the kernel command line has ` + strconv.Itoa(len(commandLine)+2003) + ` characters with Flatcar's own; the kernel reads 2047`}},
 

@@ -158,8 +158,9 @@ type rawRange struct {
 
 type rawIPXE struct {
 	place
-	BIOS rawString `key:"bios"`
-	UEFI rawString `key:"uefi"`
+	BIOS  rawString `key:"bios"`
+	UEFI  rawString `key:"uefi"`
+	Arm64 rawString `key:"arm64"`
 }
 
 type rawGRUB struct {

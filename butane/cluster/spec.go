@@ -149,9 +149,11 @@ type Boot struct {
 	Relays             []netip.Addr
 	DHCP6              DHCP6
 	IPXEBIOS, IPXEUEFI string
-	GRUB               GRUB
-	ISO                ISO
-	SecureBoot         SecureBoot
+	// IPXEArm64 is empty where no machine of that kind gets iPXE.
+	IPXEArm64  string
+	GRUB       GRUB
+	ISO        ISO
+	SecureBoot SecureBoot
 	// Syslog says that the server hears what machines say by syslog.
 	Syslog        bool
 	InstallerArgs []string
@@ -312,6 +314,7 @@ func (s Spec) Wants() []release.Want {
 		wants = append(wants, flatcar(lock.FlatcarSBOM, "flatcar_production_image_sbom.json"))
 	}
 	for _, w := range []release.Want{
+		{ID: lock.IPXEUEFIArm64, Source: s.Boot.IPXEArm64},
 		{ID: lock.GRUBShim, Source: s.Boot.GRUB.Shim},
 		{ID: lock.GRUB, Source: s.Boot.GRUB.GRUB},
 		{ID: lock.ISOStub, Source: s.Boot.ISO.Stub},

@@ -19,10 +19,11 @@ const flatcarKeyURL = "https://www.flatcar.org/security/image-signing-key/Flatca
 // Where upstream publishes. The iPXE programs have no version in their URL: the
 // lock file pins what was found.
 const (
-	etcdDefault     = "https://github.com/etcd-io/etcd/releases/download/{version}/etcd-{version}-linux-{arch}.tar.gz"
-	cniDefault      = "https://github.com/containernetworking/plugins/releases/download/{version}/cni-plugins-linux-{arch}-{version}.tgz"
-	ipxeBIOSDefault = "https://boot.ipxe.org/undionly.kpxe"
-	ipxeUEFIDefault = "https://boot.ipxe.org/x86_64-efi/snponly.efi"
+	etcdDefault      = "https://github.com/etcd-io/etcd/releases/download/{version}/etcd-{version}-linux-{arch}.tar.gz"
+	cniDefault       = "https://github.com/containernetworking/plugins/releases/download/{version}/cni-plugins-linux-{arch}-{version}.tgz"
+	ipxeBIOSDefault  = "https://boot.ipxe.org/undionly.kpxe"
+	ipxeUEFIDefault  = "https://boot.ipxe.org/x86_64-efi/snponly.efi"
+	ipxeArm64Default = "https://boot.ipxe.org/arm64-efi/snponly.efi"
 )
 
 var (

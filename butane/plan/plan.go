@@ -182,6 +182,8 @@ type Boot struct {
 	DHCP6    DHCP6
 	IPXEBIOS lock.Blob
 	IPXEUEFI lock.Blob
+	// IPXEArm64 is the zero value where no machine of that kind gets iPXE.
+	IPXEArm64 lock.Blob
 	// NBP is that of machines that are not listed. Shim and GRUB are the zero value when
 	// there is no GRUB.
 	NBP  NBP

@@ -57,6 +57,9 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	if spec.Flatcar.SBOM {
 		p.Flatcar.SBOM = r.blob(lock.FlatcarSBOM)
 	}
+	if spec.Boot.IPXEArm64 != "" {
+		p.Boot.IPXEArm64 = r.blob(lock.IPXEUEFIArm64)
+	}
 	if spec.Boot.GRUB.Shim != "" {
 		p.Boot.Shim, p.Boot.GRUB = r.blob(lock.GRUBShim), r.blob(lock.GRUB)
 	}

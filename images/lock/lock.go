@@ -22,6 +22,9 @@ const (
 	IPXEUEFIx64      ID = "ipxe/uefi-x64" // snponly.efi
 )
 
+// IPXEUEFIArm64 is an input of clusters that netboot machines of that kind: snponly.efi.
+const IPXEUEFIArm64 ID = "ipxe/uefi-arm64"
+
 // Inputs of clusters that boot by GRUB.
 const (
 	GRUBShim ID = "grub/shim" // shimx64.efi

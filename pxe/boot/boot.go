@@ -6,6 +6,7 @@ package boot
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -19,6 +20,22 @@ const (
 	UEFIx64   Firmware = "uefi-x64"
 	UEFIarm64 Firmware = "uefi-arm64"
 )
+
+// uefi begins the name of every UEFI; what follows is its processor.
+const uefi = "uefi-"
+
+// OtherUEFI is UEFI on a processor that nothing is served for, by its name.
+func OtherUEFI(processor string) Firmware { return Firmware(uefi + processor) }
+
+// Arch is the processor that firmware of a kind runs on, as flatcar.arch writes it: amd64,
+// arm64, or one that is neither; empty when nobody said which firmware it is.
+func (f Firmware) Arch() string {
+	switch f {
+	case BIOS, UEFIx64:
+		return "amd64"
+	}
+	return strings.TrimPrefix(string(f), uefi)
+}
 
 // Machine is what a client says about itself. Every field but MAC may be zero.
 // Nothing secret is ever granted on it.
@@ -73,6 +90,9 @@ type Answer struct {
 	Reason string
 	// Refused says that somebody has to act before the machine gets further.
 	Refused bool
+	// Told says that nothing but the machine's own screen can tell whoever stands before
+	// it: it gets iPXE by any protocol, which shows Reason for a while before it goes on.
+	Told bool
 	// LocalBoot says how to continue with the own disk: exit, sanboot or poweroff.
 	LocalBoot string
 	Program   Program

@@ -114,7 +114,7 @@ func (c *Catalog) decide(m boot.Machine, there bool) boot.Answer {
 	}
 	switch len(found) {
 	case 0:
-		return s.unknown(m)
+		return s.forProcessor(m, s.unknown(m))
 	case 1:
 		e := s.entries[found[0]]
 		if fits {
@@ -125,7 +125,7 @@ func (c *Catalog) decide(m boot.Machine, there bool) boot.Answer {
 		if there {
 			c.learn(s, m, e.Name, fits)
 		}
-		return s.known(e)
+		return s.forProcessor(m, s.known(e))
 	}
 	names := []string{s.entries[found[0]].Name, s.entries[found[1]].Name}
 	slices.Sort(names)
@@ -212,6 +212,9 @@ type entry struct {
 	selector  selector.Selector
 }
 
+// notArmed is the code of a machine that an operator has to arm.
+const notArmed = "not-armed"
+
 // known answers for a machine of cluster.yaml: its own disk, unless an operator
 // has armed it.
 func (s *snapshot) known(e entry) boot.Answer {
@@ -239,7 +242,7 @@ func (s *snapshot) known(e entry) boot.Answer {
 		a.Reason = "it is retired"
 	default: // Approved, Discovered, or nothing known yet
 		a.Refused = true
-		a.Code, a.Reason = "not-armed", "it is not armed, its disk stays as it is; to install it: "+arm
+		a.Code, a.Reason = notArmed, "it is not armed, its disk stays as it is; to install it: "+arm
 	}
 	if a.Action == boot.Install {
 		a.Kernel, a.Initrd, a.Configured, a.Args = s.kernel, s.initrd, s.configured, e.Args
@@ -255,5 +258,23 @@ func (s *snapshot) unknown(m boot.Machine) boot.Answer {
 		Action: boot.Discover, Code: "unknown-machine", LocalBoot: defaultLocalBoot, Program: s.program,
 		Reason: "it is not in cluster.yaml: it reports itself and writes no disk",
 		Kernel: s.kernel, Initrd: s.initrd, Configured: s.configured, Args: s.args,
+	}
+}
+
+// forProcessor takes from an answer what the machine's processor cannot run: there is one
+// installer and one image for each role, all for flatcar.arch. Who boots its own disk may
+// do so on any.
+func (s *snapshot) forProcessor(m boot.Machine, a boot.Answer) boot.Answer {
+	has := m.Firmware.Arch()
+	if has != "" && has != "amd64" {
+		a.Program = boot.IPXE // shim and GRUB are for x86-64
+	}
+	if has == "" || has == s.arch || a.Action == boot.None || a.Action == boot.Local && a.Code != notArmed {
+		return a
+	}
+	return boot.Answer{
+		Action: boot.Local, Name: a.Name, Address: a.Address, LocalBoot: a.LocalBoot, Program: a.Program, Quirks: a.Quirks,
+		Code: "no-image", Refused: true, Told: true,
+		Reason: fmt.Sprintf("its processor is %s, and all images of this cluster are for %s (flatcar.arch in cluster.yaml): nothing is started and nothing is written", has, s.arch),
 	}
 }

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -37,7 +38,9 @@ type snapshot struct {
 	initrd     []boot.Blob
 	configured bool
 	args       []string
-	blobs      map[string]boot.Blob
+	// arch is the processor that kernel and images are for.
+	arch  string
+	blobs map[string]boot.Blob
 	// ignition by machine name.
 	ignition map[string][]byte
 
@@ -54,7 +57,7 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 	p := cfg.Plan
 	s := &snapshot{
 		byMAC: map[card]int{}, byUUID: map[[16]byte]int{}, bySerial: map[string]int{}, byName: map[string]int{},
-		kernel: cfg.Kernel, initrd: cfg.Initrd, configured: cfg.Configured, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
+		arch: cmp.Or(p.Flatcar.Arch, "amd64"), kernel: cfg.Kernel, initrd: cfg.Initrd, configured: cfg.Configured, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
 		unknownPolicy: p.Boot.Unknown, program: program(p.Boot.NBP), states: cfg.States, now: cfg.Now,
 	}
 	if s.now == nil {

@@ -77,8 +77,9 @@ type Line interface {
 
 // BootFiles are the network boot programs.
 type BootFiles struct {
-	// BIOS and UEFI are TFTP names of iPXE, and Shim is what loads GRUB.
-	BIOS, UEFI, Shim string
+	// BIOS, UEFI and UEFIArm64 are TFTP names of iPXE, and Shim is what loads GRUB. UEFI is
+	// for x86-64; UEFIArm64 is empty where there is none.
+	BIOS, UEFI, UEFIArm64, Shim string
 	// Script is the URL that iPXE continues with; iPXE expands ${...} in it.
 	Script string
 	// HTTP begins the URL that UEFI HTTP boot gets, such as http://10.0.0.1:8080, and
@@ -280,6 +281,10 @@ func (r *query) decide() Decision {
 	}
 }
 
+// NoArm64 says what a machine lacks that asks for a program for UEFI on arm64 where there
+// is none.
+const NoArm64 = "there is no boot program for UEFI on arm64: name iPXE for it in boot.ipxe.arm64 of cluster.yaml, then imagectl lock"
+
 // refusesBoot says why a netbooting machine gets no answer at all: then its
 // firmware goes on to the next boot device. What a machine boots never decides
 // over the address of a running system.
@@ -292,8 +297,8 @@ func (r *query) refusesBoot() (reason, code string) {
 		return r.effect.Silent, "quirk"
 	case r.client.Stage == HTTPBoot && r.Files.Programs[r.client.Firmware] == "":
 		return fmt.Sprintf("there is no program for HTTP boot of architecture %v of option 93", r.client.Archs), "arch-unsupported"
-	case r.client.Stage != HTTPBoot && r.client.Firmware == boot.UEFIarm64:
-		return "there is no boot program for UEFI on arm64", "arch-unsupported"
+	case r.stage() == Firmware && r.client.Firmware == boot.UEFIarm64 && r.Files.UEFIArm64 == "":
+		return NoArm64, "arch-unsupported"
 	case r.client.Firmware == "":
 		return fmt.Sprintf("there is no boot program for architecture %v of option 93", r.client.Archs), "arch-unsupported"
 	case r.answer.Action == boot.None:

@@ -86,10 +86,11 @@ type lab struct {
 	// peers share the table; share is what this server offers first.
 	peers []netip.Addr
 	share Share
+	files BootFiles
 }
 
 func newLab(t *testing.T) *lab {
-	return &lab{t: t, server: us, src: source(), table: NewTable(nil), now: noon}
+	return &lab{t: t, server: us, src: source(), table: NewTable(nil), now: noon, files: files}
 }
 
 func (l *lab) send(m *dhcpv4.DHCPv4) Decision {
@@ -101,7 +102,7 @@ func (l *lab) send(m *dhcpv4.DHCPv4) Decision {
 	}
 	l.table.use(l.src.network)
 	answer := func(m boot.Machine) boot.Answer { l.shown = m; return l.src.Decide(m) }
-	d := Decide(req, Env{Now: l.now, Server: l.server, Link: l.link, BootServer: l.bootServer, From: l.from, Network: l.src.network, Leases: l.table, Answer: answer, Files: files, Line: l.line, HTTPLine: l.httpLine, Peers: l.peers, Share: l.share})
+	d := Decide(req, Env{Now: l.now, Server: l.server, Link: l.link, BootServer: l.bootServer, From: l.from, Network: l.src.network, Leases: l.table, Answer: answer, Files: l.files, Line: l.line, HTTPLine: l.httpLine, Peers: l.peers, Share: l.share})
 	if d.Code == "" || d.Reason == "" {
 		l.t.Errorf("%s: no code or reason: %+v", m.MessageType(), d)
 	}

@@ -96,6 +96,8 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 // program is the TFTP name of what firmware loads.
 func (r *query) program() string {
 	switch {
+	case r.client.Firmware == boot.UEFIarm64:
+		return r.Files.UEFIArm64
 	case r.client.Firmware != boot.UEFIx64:
 		return r.Files.BIOS
 	case r.answer.Program == boot.GRUB:
@@ -155,9 +157,10 @@ func (r *query) skeleton(t dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 }
 
 // ScriptURL is where iPXE continues. iPXE puts its own values in; the serial
-// number is escaped because boards have blanks in theirs.
+// number is escaped because boards have blanks in theirs. platform and arch say what iPXE
+// was built for; builds that know no arch leave it empty.
 func ScriptURL(server netip.AddrPort) string {
-	return fmt.Sprintf("http://%s/boot.ipxe?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}&platform=${platform}", server)
+	return fmt.Sprintf("http://%s/boot.ipxe?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}&platform=${platform}&arch=${buildarch}", server)
 }
 
 // ProgramURL is what UEFI HTTP boot of a machine loads. UEFI puts nothing of its own

@@ -61,9 +61,9 @@ type Env struct {
 
 // BootFiles are the network boot programs.
 type BootFiles struct {
-	// UEFI is the URL of iPXE for x86-64 by TFTP; Script is what iPXE continues with,
-	// which expands ${...} in it.
-	UEFI, Script string
+	// UEFI and UEFIArm64 are URLs of iPXE by TFTP, for x86-64 and, empty where there is
+	// none, for arm64; Script is what iPXE continues with, which expands ${...} in it.
+	UEFI, UEFIArm64, Script string
 	// HTTP begins the URL that UEFI HTTP boot gets, such as http://[fd00::1]:8080, and
 	// Programs are the names of what it loads there; see dhcp.ProgramURL.
 	HTTP     string
@@ -248,9 +248,11 @@ func (q *query) refusesBoot() (reason, code string) {
 		return fmt.Sprintf("there is no program for HTTP boot of architecture %v of option 61", q.client.Archs), "arch-unsupported"
 	case q.client.Stage == dhcp.HTTPBoot && q.client.MAC == dhcp.MAC{}:
 		return "nothing tells its network card, by which HTTP boot goes; let its relay say the card (option 79)", "no-card"
-	case q.client.Stage == dhcp.Firmware && q.client.Firmware != boot.UEFIx64:
+	case q.client.Stage == dhcp.Firmware && q.client.Firmware == boot.UEFIarm64 && q.Files.UEFIArm64 == "":
+		return dhcp.NoArm64, "arch-unsupported"
+	case q.client.Stage == dhcp.Firmware && q.program() == "":
 		return fmt.Sprintf("there is no boot program over IPv6 for architecture %v of option 61", q.client.Archs), "arch-unsupported"
-	case q.client.Stage == dhcp.Firmware && q.answer.Program == boot.GRUB:
+	case q.client.Stage == dhcp.Firmware && q.client.Firmware == boot.UEFIx64 && q.answer.Program == boot.GRUB:
 		return "its boot program is GRUB (nbp: grub), which is served over IPv4 only", "arch-unsupported"
 	case q.answer.Action == boot.None:
 		return q.answer.Reason, q.answer.Code
@@ -271,7 +273,7 @@ func (q *query) beside() Decision {
 	}
 	d := silent("stateless", "another server gives out the addresses (boot.dhcp6.mode: stateless)")
 	if q.client.Stage == dhcp.Firmware {
-		d.Reason += "; UEFI's PXE takes its boot file from that one only: let it send option 59, " + q.Files.UEFI
+		d.Reason += "; UEFI's PXE takes its boot file from that one only: let it send option 59, " + q.program()
 	}
 	return d
 }

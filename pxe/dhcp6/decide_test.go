@@ -146,6 +146,9 @@ func TestAnswers(t *testing.T) {
 	leased := func(e *Env) {
 		e.Leases = NewTable([]Lease{{Key: key, Addr: netip.MustParseAddr(a), Until: start.Add(time.Minute)}})
 	}
+	arm64 := func(e *Env) {
+		e.Files.UEFIArm64, e.Files.Programs = "tftp://[fd00::1]/snponly-arm64.efi", map[boot.Firmware]string{boot.UEFIarm64: "snponly-arm64.efi"}
+	}
 	stateless := func(e *Env) { e.Network = &boot.Network6{Stateless: true} }
 	for _, c := range []struct {
 		name string
@@ -202,6 +205,15 @@ func TestAnswers(t *testing.T) {
 
 		{"another server was chosen", dhcpv6.MessageTypeRequest, with(nil, client(), dhcpv6.OptServerID(uuid), ia(1)), nil, "other-server", ""},
 		{"arm64 has no program", dhcpv6.MessageTypeSolicit, with([]dhcpv6.Option{vendorClass("PXEClient:Arch:00011:UNDI:003016"), dhcpv6.OptClientArchType(11)}, client(), ia(1)), nil, "arch-unsupported", ""},
+		{"unless somebody names one", dhcpv6.MessageTypeInformationRequest, with([]dhcpv6.Option{vendorClass("PXEClient:Arch:00011:UNDI:003016"), dhcpv6.OptClientArchType(11)}, client()), arm64, "information",
+			"REPLY\n" + options + "Boot File URL: tftp://[fd00::1]/snponly-arm64.efi"},
+		{"and of HTTP boot, too", dhcpv6.MessageTypeInformationRequest, with([]dhcpv6.Option{dhcpv6.OptClientArchType(19)}, client()), arm64, "information",
+			"REPLY\n" + options + "Boot File URL: http://[fd00::1]:8080/boot/52-54-00-98-00-01/snponly-arm64.efi\nclass 343 [HTTPClient]"},
+		{"GRUB is no matter of arm64", dhcpv6.MessageTypeInformationRequest, with([]dhcpv6.Option{dhcpv6.OptClientArchType(11)}, client()), func(e *Env) {
+			arm64(e)
+			e.Answer = func(boot.Machine) boot.Answer { return boot.Answer{Action: boot.Discover, Program: boot.GRUB} }
+		}, "information", "REPLY\n" + options + "Boot File URL: tftp://[fd00::1]/snponly-arm64.efi"},
+		{"BIOS knows no IPv6", dhcpv6.MessageTypeSolicit, with([]dhcpv6.Option{dhcpv6.OptClientArchType(0)}, client(), ia(1)), nil, "arch-unsupported", ""},
 		{"nor has HTTP boot of it", dhcpv6.MessageTypeSolicit, with([]dhcpv6.Option{dhcpv6.OptClientArchType(19)}, client(), ia(1)), nil, "arch-unsupported", ""},
 		{"HTTP boot where there is only HTTPS", dhcpv6.MessageTypeSolicit, with(http(), client(), ia(1)), func(e *Env) { e.Files.HTTP = "" }, "https-only", ""},
 		{"a machine to leave alone", dhcpv6.MessageTypeSolicit, with(pxe(), client(), ia(1)),

@@ -7,6 +7,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/rfc1035label"
 
+	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
 )
 
@@ -42,7 +43,7 @@ func (q *query) addBootFile(m *dhcpv6.Message) {
 	case dhcp.IPXE:
 		m.AddOption(dhcpv6.OptBootFileURL(q.Files.Script))
 	case dhcp.Firmware:
-		m.AddOption(dhcpv6.OptBootFileURL(q.Files.UEFI))
+		m.AddOption(dhcpv6.OptBootFileURL(q.program()))
 	case dhcp.HTTPBoot:
 		// A machine that boots its own disk gets the URL too: its refusal by HTTP is better
 		// than a minute of silence.
@@ -52,6 +53,18 @@ func (q *query) addBootFile(m *dhcpv6.Message) {
 	}
 }
 
+// program is the URL of what firmware loads by TFTP; empty when there is none for it.
+func (q *query) program() string {
+	switch q.client.Firmware {
+	case boot.UEFIx64:
+		return q.Files.UEFI
+	case boot.UEFIarm64:
+		return q.Files.UEFIArm64
+	case boot.BIOS: // knows no IPv6
+	}
+	return ""
+}
+
 func (q *query) bootNote() string {
 	switch q.client.Stage {
 	case dhcp.HTTPBoot:
@@ -59,7 +72,7 @@ func (q *query) bootNote() string {
 	case dhcp.IPXE:
 		return ", iPXE goes on with its script"
 	case dhcp.Firmware:
-		return ", boot program " + q.Files.UEFI
+		return ", boot program " + q.program()
 	case dhcp.System:
 	}
 	return ""

@@ -74,7 +74,7 @@ type handler struct {
 
 // New returns the handler for
 //
-//	/boot.ipxe?mac=&uuid=&serial=&platform=   a machine's script
+//	/boot.ipxe?mac=&uuid=&serial=&platform=&arch=   a machine's script
 //	/ignition?mac=&uuid=&serial=              its installer's first config
 //	/files/SHA256/NAME                        public files
 //	/boot/MAC/NAME                            what UEFI HTTP boot of a machine loads
@@ -125,9 +125,26 @@ func machine(r *http.Request) boot.Machine {
 	case "pcbios":
 		m.Firmware = boot.BIOS
 	case "efi":
-		m.Firmware = boot.UEFIx64
+		m.Firmware = uefi(q.Get("arch"))
 	}
 	return m
+}
+
+// archForm is what iPXE calls a processor (ipxe.org/cfg/buildarch).
+var archForm = regexp.MustCompile(`^[a-z0-9_]{1,16}$`)
+
+// uefi is the firmware of an iPXE that was built for a processor. It says none when it was
+// pointed here by a URL without: that was for x86. A 32-bit build may run
+// on a processor of 64.
+func uefi(arch string) boot.Firmware {
+	switch arch {
+	case "", "x86_64", "i386":
+		return boot.UEFIx64
+	}
+	if !archForm.MatchString(arch) {
+		arch = "other"
+	}
+	return boot.OtherUEFI(arch)
 }
 
 func (h handler) script(w http.ResponseWriter, r *http.Request) {

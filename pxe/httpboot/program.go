@@ -24,12 +24,12 @@ type Program struct {
 // answer it would wait for a minute.
 func (h handler) program(w http.ResponseWriter, r *http.Request) {
 	mac, err := net.ParseMAC(r.PathValue("mac"))
-	p, known := h.named(r.PathValue("name"))
+	firmware, p, known := h.named(r.PathValue("name"))
 	if err != nil || len(mac) != 6 || !known {
 		http.Error(w, "say which card boots, and what there is: /boot/MAC/NAME", http.StatusNotFound)
 		return
 	}
-	m := boot.Machine{MAC: mac}
+	m := boot.Machine{MAC: mac, Firmware: firmware}
 	a := h.Source.Decide(m)
 	e := boot.Event{Machine: m, Name: a.Name, Firmware: true, Action: a.Action}
 	if a.Program == boot.GRUB && !p.Installer && p.mayStart(a) {
@@ -80,24 +80,25 @@ func (h handler) place(r *http.Request) (ok bool, leave func()) {
 	return h.places.wait(ctx, r.RemoteAddr)
 }
 
-func (h handler) named(name string) (Program, bool) {
-	for _, p := range h.Programs {
+// named also says which firmware loads the program: who asks for it has said so by DHCP.
+func (h handler) named(name string) (boot.Firmware, Program, bool) {
+	for firmware, p := range h.Programs {
 		if p.Name == name {
-			return p, true
+			return firmware, p, true
 		}
 	}
-	return Program{}, false
+	return "", Program{}, false
 }
 
 // mayStart says whether a machine with this answer starts the program. A machine
 // that boots its own disk does not: the installer would wait for nothing, and iPXE
-// only exit. Unless iPXE has to switch it off.
+// only exit. Unless iPXE has to switch it off, or to say why it boots nothing.
 func (p Program) mayStart(a boot.Answer) bool {
 	switch a.Action {
 	case boot.Install, boot.Discover:
 		return true
 	case boot.Local:
-		return !p.Installer && a.LocalBoot == "poweroff"
+		return !p.Installer && (a.LocalBoot == "poweroff" || a.Told)
 	}
 	return false
 }

@@ -32,6 +32,7 @@ const (
 	unarmedOff
 	ignored
 	byGRUB
+	told
 )
 
 var answersByCard = cards{
@@ -41,6 +42,7 @@ var answersByCard = cards{
 	unarmedOff: {Action: boot.Local, Name: "cp1", Code: "ready", Reason: "it is installed", LocalBoot: "poweroff"},
 	ignored:    {Action: boot.None, Code: "unknown-machine", Reason: "it is ignored", Refused: true},
 	byGRUB:     {Action: boot.Install, Name: "cp1", Code: "armed", Reason: "it is armed", Program: boot.GRUB},
+	told:       {Action: boot.Local, Name: "cp1", Code: "no-image", Reason: "its processor is arm64", Refused: true, Told: true, LocalBoot: "exit"},
 }
 
 func TestHTTPBootStartsOnlyWhatTheMachineMayRun(t *testing.T) {
@@ -63,6 +65,8 @@ func TestHTTPBootStartsOnlyWhatTheMachineMayRun(t *testing.T) {
 		{"the installer switches nothing off", true, unarmedOff, 404, "ready: it is installed\n", `script cp1 "local" "" UEFI HTTP boot goes on to the next boot option: it is installed (ready)`},
 		{"no iPXE for who boots by GRUB", false, byGRUB, 404, "pxe-only: its boot program is GRUB (nbp: grub), which is loaded by PXE over IPv4\n", `script cp1 "install" "" UEFI HTTP boot goes on to the next boot option: its boot program is GRUB (nbp: grub), which is loaded by PXE over IPv4 (pxe-only)`},
 		{"the installer for who boots by GRUB", true, byGRUB, 200, "a program", `kernel cp1 "install" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"iPXE says why there is nothing", false, told, 200, "a program", `nbp cp1 "local" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"the installer could not say it", true, told, 404, "no-image: its processor is arm64\n", `script cp1 "local" "no-image" UEFI HTTP boot goes on to the next boot option: its processor is arm64 (no-image)`},
 		{"ignored", true, ignored, 404, "unknown-machine: it is ignored\n", `script  "none" "unknown-machine" UEFI HTTP boot goes on to the next boot option: it is ignored (unknown-machine)`},
 	} {
 		var rec recorder
@@ -152,5 +156,43 @@ func TestHTTPBootWaitsForAPlace(t *testing.T) {
 				time.Sleep(programWait) // what comes too late comes
 			})
 		})
+	}
+}
+
+// firmwares remembers with which firmware it was asked about a machine.
+type firmwares struct {
+	cards
+	asked *[]boot.Firmware
+}
+
+func (f firmwares) Decide(m boot.Machine) boot.Answer {
+	*f.asked = append(*f.asked, m.Firmware)
+	return f.cards.Decide(m)
+}
+
+// What a machine's processor is comes with the request: by the program that UEFI HTTP boot
+// loads, which DHCP named to this architecture only, and by what iPXE was built for.
+func TestRequestsSayWhichProcessorAsks(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]boot.Firmware{
+		"/boot/" + card(armed) + "/snponly.efi":                        boot.UEFIx64,
+		"/boot/" + card(armed) + "/snponly-arm64.efi":                  boot.UEFIarm64,
+		"/boot.ipxe?mac=" + card(armed) + "&platform=pcbios&arch=i386": boot.BIOS,
+		"/boot.ipxe?mac=" + card(armed) + "&platform=efi&arch=x86_64":  boot.UEFIx64,
+		"/boot.ipxe?mac=" + card(armed) + "&platform=efi&arch=arm64":   boot.UEFIarm64,
+		"/boot.ipxe?mac=" + card(armed) + "&platform=efi":              boot.UEFIx64, // before there was arch
+		"/boot.ipxe?mac=" + card(armed) + "&platform=efi&arch=":        boot.UEFIx64,
+		"/boot.ipxe?mac=" + card(armed) + "&platform=efi&arch=riscv64": "uefi-riscv64",
+		"/boot.ipxe?mac=" + card(armed) + "&platform=efi&arch=%0a%3b":  "uefi-other",
+		"/boot.ipxe?mac=" + card(armed):                                "",
+	} {
+		var asked []boot.Firmware
+		arm := nbp
+		arm.Name = "snponly-arm64.efi"
+		h := New(Config{Source: firmwares{answersByCard, &asked}, Open: open, Server: at,
+			Programs: map[boot.Firmware]Program{boot.UEFIx64: {Blob: nbp}, boot.UEFIarm64: {Blob: arm}}})
+		if r := get(h, "GET", path); r.StatusCode != http.StatusOK || len(asked) != 1 || asked[0] != want {
+			t.Errorf("%s: status %d, asked about %q, want %q", path, r.StatusCode, asked, want)
+		}
 	}
 }

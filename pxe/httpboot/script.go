@@ -34,10 +34,17 @@ func Script(server netip.AddrPort, m boot.Machine, a boot.Answer) string {
 	case boot.Install, boot.Discover:
 		writeInstaller(&s, server, m, a)
 	default:
+		if a.Told {
+			fmt.Fprintf(&s, "\necho imagectl: going on in %d s\nsleep %d\n", shown, shown)
+		}
 		writeLocal(&s, a.LocalBoot)
 	}
 	return s.String()
 }
+
+// shown is how many seconds a reason stands on the screen of a machine whose firmware
+// clears it right after: time to read it aloud to somebody.
+const shown = 30
 
 // attempts bounds one power cycle; after it the machine starts again from its
 // firmware, which also heals a card in a bad state.

@@ -25,7 +25,7 @@ func (t transcript) replay6(decide func(boot.Machine) boot.Answer) *dhcp6.Replay
 	network := network6
 	network.Stateless = t.proxy
 	return dhcp6.NewReplay(dhcp6.Env{Server: server6.Addr(), Network: &network, Answer: decide,
-		Files: bootserver.BootFiles6(server6, bootserver.UEFIURL(server6, t.tlsPort), programs)})
+		Files: bootserver.BootFiles6(server6, bootserver.UEFIURL(server6, t.tlsPort), programs, bootserver.Extras{})})
 }
 
 func playDHCP6(r *dhcp6.Replay, now time.Time, lines []string) ([][]string, error) {

@@ -117,7 +117,7 @@ func (t transcript) play(tb testing.TB, quirks quirk.Set) ([][]string, error) {
 	network := network
 	network.Proxy = t.proxy
 	replay := dhcp.NewReplay(dhcp.Env{Server: server.Addr(), Network: &network, Answer: decide, Quirks: quirks,
-		Files: bootserver.BootFiles(server, bootserver.UEFIURL(server, t.tlsPort), programs)})
+		Files: bootserver.BootFiles(server, bootserver.UEFIURL(server, t.tlsPort), programs, bootserver.Extras{})})
 	replay6 := t.replay6(decide)
 	now := start
 	var files *tftpLab

@@ -12,9 +12,10 @@ const maxBIOS = 640 << 10
 // efiApplication is the PE subsystem of what UEFI starts (PE/COFF, "Windows Subsystem").
 const efiApplication = 10
 
-// CheckPrograms says which of iPXE's two programs its firmware could not start: that is
-// one for another kind of firmware or another processor, or no program at all.
-func CheckPrograms(bios, uefi []byte) error {
+// CheckPrograms says which of iPXE's programs its firmware could not start: that is
+// one for another kind of firmware or another processor, or no program at all. arm64 is
+// nil where there is none.
+func CheckPrograms(bios, uefi, arm64 []byte) error {
 	const hint = "lock iPXE's %s there"
 	machine, err := peMachine(bios)
 	switch {
@@ -25,12 +26,20 @@ func CheckPrograms(bios, uefi []byte) error {
 	case len(bios) > maxBIOS:
 		return fmt.Errorf("checking boot.ipxe.bios: its %d bytes are more than the %d that a BIOS can load; "+hint, len(bios), maxBIOS, biosName)
 	}
-	machine, err = peMachine(uefi)
-	if err != nil {
-		return fmt.Errorf("checking boot.ipxe.uefi: it is no program for UEFI: %w; "+hint, err, uefiName)
-	}
-	if machine != "x86-64" {
-		return fmt.Errorf("checking boot.ipxe.uefi: it is for %s, and the machines are x86-64; "+hint, machine, uefiName+" of x86_64-efi")
+	for _, p := range []struct {
+		key, machine, from string
+		content            []byte
+	}{{"uefi", "x86-64", "x86_64-efi", uefi}, {"arm64", "arm64", "arm64-efi", arm64}} {
+		if p.key == "arm64" && p.content == nil {
+			continue
+		}
+		machine, err = peMachine(p.content)
+		if err != nil {
+			return fmt.Errorf("checking boot.ipxe.%s: it is no program for UEFI: %w; "+hint, p.key, err, uefiName)
+		}
+		if machine != p.machine {
+			return fmt.Errorf("checking boot.ipxe.%s: it is for %s, and the machines are %s; "+hint, p.key, machine, p.machine, uefiName+" of "+p.from)
+		}
 	}
 	return nil
 }

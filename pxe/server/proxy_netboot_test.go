@@ -57,7 +57,7 @@ func TestBootServerOnTheOtherServersHost(t *testing.T) {
 	p := start(t, nil, "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--user=root", "--port=0", "--no-ping", "--dhcp-authoritative", "--interface="+bridge,
 		"--dhcp-range=10.98.0.50,10.98.0.60,1h", "--dhcp-leasefile="+filepath.Join(t.TempDir(), "leases"),
 		"--dhcp-match=set:pxe,60,PXEClient", "--dhcp-match=set:ipxe,175", "--dhcp-option=tag:pxe,60,PXEClient",
-		"--dhcp-boot=tag:ipxe,http://"+serverAddr+":8080/boot.ipxe?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}&platform=${platform}")
+		"--dhcp-boot=tag:ipxe,http://"+serverAddr+":8080/boot.ipxe?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}&platform=${platform}&arch=${buildarch}")
 	p.wait("DHCP, IP range")
 	_, err := listen.Open(t.Context(), listen.Config{Interface: bridge, Address: netip.MustParseAddr(serverAddr), DHCP: true, BootServer: true})
 	for _, want := range []string{"is taken by dnsmasq (pid ", "set boot.dhcp: proxy-4011"} {

@@ -186,7 +186,20 @@ func (m memory) add(name string, content []byte) boot.Blob {
 	return boot.Blob{Name: name, SHA256: sha, Size: int64(len(content))}
 }
 
+// installer is what a rack's machines are given to start: an architecture as flatcar.arch
+// writes it, and its kernel.
+type installer struct {
+	arch   string
+	kernel []byte
+	args   []string
+}
+
 func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func(*listen.Config, *server.Config)) *rack {
+	t.Helper()
+	return startRackWith(t, installer{"amd64", kernelContent(t), []string{"console=ttyS0"}}, machines, st, changes...)
+}
+
+func startRackWith(t *testing.T, in installer, machines []plan.Machine, st states, changes ...func(*listen.Config, *server.Config)) *rack {
 	t.Helper()
 	link, err := net.InterfaceByName(bridge)
 	if err != nil {
@@ -197,7 +210,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 		t.Fatal("the bridge is down")
 	}
 	blobs := memory{}
-	kernel := blobs.add("vmlinuz", kernelContent(t))
+	kernel := blobs.add("vmlinuz", in.kernel)
 	initrd := blobs.add("initrd.gz", bytes.Repeat([]byte("not an initrd\n"), 5000))
 	address := netip.MustParseAddr(serverAddr)
 	ports := listen.Config{Interface: bridge, Address: address, DHCP: true, HTTPPort: httpPort}
@@ -218,7 +231,7 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 		mode = plan.DHCPProxy
 	}
 	cat, err := catalog.New(catalog.Config{
-		Plan: plan.Plan{Machines: machines, Boot: plan.Boot{Unknown: plan.Discover, InstallerArgs: []string{"console=ttyS0"}, NBP: nbp, DHCP: mode, DHCP6: boot6, Subnets: []plan.Subnet{
+		Plan: plan.Plan{Machines: machines, Flatcar: plan.Flatcar{Arch: in.arch}, Boot: plan.Boot{Unknown: plan.Discover, InstallerArgs: in.args, NBP: nbp, DHCP: mode, DHCP6: boot6, Subnets: []plan.Subnet{
 			{Prefix: netip.MustParsePrefix("10.98.0.0/24"), First: netip.MustParseAddr("10.98.0.100"), Last: netip.MustParseAddr("10.98.0.120"), LeaseSeconds: 3600},
 			{Prefix: netip.MustParsePrefix("10.97.0.0/24"), First: netip.MustParseAddr("10.97.0.100"), Last: netip.MustParseAddr("10.97.0.120"),
 				Router: netip.MustParseAddr(relayAddr), LeaseSeconds: 3600},
@@ -251,11 +264,15 @@ func startRack(t *testing.T, machines []plan.Machine, st states, changes ...func
 	if err != nil {
 		t.Fatal(err)
 	}
+	programs := map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: blobs.add("snponly.efi", ipxe)}}
+	if changed.IPXEArm64 != nil {
+		programs[boot.UEFIarm64] = httpboot.Program{Blob: blobs.add(server.IPXEName(boot.UEFIarm64), changed.IPXEArm64)}
+	}
 	r := &rack{recorded: make(chan struct{}, 1)}
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: sockets, Address: address, HTTPPort: httpPort, Source: cat, Open: blobs.open,
-		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe, Shim: changed.Shim, GRUB: changed.GRUB,
-		HTTPBoot: map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: blobs.add("snponly.efi", ipxe)}},
+		IPXEBIOS: readFile(t, "/usr/lib/ipxe/undionly.kpxe"), IPXEUEFI: ipxe, IPXEArm64: changed.IPXEArm64, Shim: changed.Shim, GRUB: changed.GRUB,
+		HTTPBoot: programs,
 		BootTLS:  changed.BootTLS, BootTLSPort: changed.BootTLSPort, Meters: changed.Meters,
 		Address6: ports.Address6, DUID: dhcp6.ServerDUID([]byte("a rack")), Leases6: leases6,
 		Leases: leases, Recorder: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),

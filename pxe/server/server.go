@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
@@ -30,13 +31,31 @@ import (
 const (
 	biosName     = "undionly.kpxe"
 	uefiName     = "snponly.efi"
+	arm64Name    = "snponly-arm64.efi"
 	autoexecName = "autoexec.ipxe"
 )
 
+// Extras says which boot programs are served besides iPXE for BIOS and x86-64: those that
+// cluster.yaml names.
+type Extras struct{ GRUB, Arm64 bool }
+
 // BootFiles are what DHCP points to, for a server at an address that has these
 // programs for UEFI HTTP boot at a URL.
-func BootFiles(at netip.AddrPort, uefi string, programs map[boot.Firmware]string) dhcp.BootFiles {
-	return dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Shim: grub.ShimName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
+func BootFiles(at netip.AddrPort, uefi string, programs map[boot.Firmware]string, extras Extras) dhcp.BootFiles {
+	f := dhcp.BootFiles{BIOS: biosName, UEFI: uefiName, Shim: grub.ShimName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
+	if extras.Arm64 {
+		f.UEFIArm64 = arm64Name
+	}
+	return f
+}
+
+// IPXEName is by what UEFI loads iPXE over HTTP; the names of two architectures differ, for
+// nothing else in what it asks for tells them apart.
+func IPXEName(f boot.Firmware) string {
+	if f == boot.UEFIarm64 {
+		return arm64Name
+	}
+	return uefiName
 }
 
 // UEFIURL begins the URLs that UEFI HTTP boot gets of a server at an address. With a
@@ -52,19 +71,26 @@ func UEFIURL(at netip.AddrPort, tlsPort int) string {
 	return ""
 }
 
-// TFTPNames are the files that TFTP has for everybody; those of GRUB only where it is
-// served.
-func TFTPNames(withGRUB bool) []string {
+// TFTPNames are the files that TFTP has for everybody.
+func TFTPNames(extras Extras) []string {
 	names := []string{biosName, uefiName, autoexecName}
-	if withGRUB {
+	if extras.Arm64 {
+		names = append(names, arm64Name)
+	}
+	if extras.GRUB {
 		names = append(names, grub.ShimName, grub.ProgramName, grub.ConfigName)
 	}
 	return names
 }
 
 // BootFiles6 are the same for DHCPv6 at an IPv6 address.
-func BootFiles6(at netip.AddrPort, uefi string, programs map[boot.Firmware]string) dhcp6.BootFiles {
-	return dhcp6.BootFiles{UEFI: "tftp://[" + at.Addr().String() + "]/" + uefiName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
+func BootFiles6(at netip.AddrPort, uefi string, programs map[boot.Firmware]string, extras Extras) dhcp6.BootFiles {
+	base := "tftp://[" + at.Addr().String() + "]/"
+	f := dhcp6.BootFiles{UEFI: base + uefiName, Script: dhcp.ScriptURL(at), HTTP: uefi, Programs: programs}
+	if extras.Arm64 {
+		f.UEFIArm64 = base + arm64Name
+	}
+	return f
 }
 
 // Task is one thing that runs as long as the server does. Run returns nil when
@@ -124,8 +150,9 @@ type Config struct {
 	// BootTLS and BootTLSPort let UEFI do that by HTTPS, where there is a socket for it.
 	BootTLS     *tls.Config
 	BootTLSPort int
-	// IPXEBIOS and IPXEUEFI are iPXE's undionly.kpxe and snponly.efi.
-	IPXEBIOS, IPXEUEFI []byte
+	// IPXEBIOS and IPXEUEFI are iPXE's undionly.kpxe and snponly.efi, IPXEArm64 that for
+	// arm64; nil where such machines get no boot program by PXE.
+	IPXEBIOS, IPXEUEFI, IPXEArm64 []byte
 	// Shim and GRUB are shimx64.efi and what it loads; nil where no machine boots by them.
 	Shim, GRUB []byte
 	Leases     dhcp.Store
@@ -171,12 +198,12 @@ func BootTasks(cfg Config) ([]Task, error) {
 	if cfg.Sockets.BootTLS != nil {
 		tlsPort = cfg.BootTLSPort
 	}
-	programs := map[boot.Firmware]string{}
+	programs, extras := map[boot.Firmware]string{}, Extras{GRUB: cfg.GRUB != nil, Arm64: cfg.IPXEArm64 != nil}
 	for firmware, p := range cfg.HTTPBoot {
 		programs[firmware] = p.Name
 	}
 	if sockets := dhcpSockets(cfg.Sockets); len(sockets) > 0 {
-		files := BootFiles(at, UEFIURL(at, tlsPort), programs)
+		files := BootFiles(at, UEFIURL(at, tlsPort), programs, extras)
 		if cfg.Sockets.Syslog != nil {
 			files.Syslog = cfg.Address
 		}
@@ -192,7 +219,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	}
 	if cfg.Sockets.DHCP6 != nil {
 		s, err := dhcp6.NewServer(dhcp6.Config{
-			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Line: line, HTTPLine: httpLine, Files: BootFiles6(at6, UEFIURL(at6, tlsPort), programs),
+			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Line: line, HTTPLine: httpLine, Files: BootFiles6(at6, UEFIURL(at6, tlsPort), programs, extras),
 			Source: cfg.Source, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
 		})
 		if err != nil {
@@ -234,7 +261,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			}
 		},
 		Loaded: func(client netip.Addr, name string) {
-			if mac, ok := card(client); ok && (name == biosName || name == uefiName || name == grub.ShimName) {
+			if mac, ok := card(client); ok && slices.Contains([]string{biosName, uefiName, arm64Name, grub.ShimName}, name) {
 				line.Done(admit.MAC(mac), time.Now())
 			}
 		},
@@ -305,6 +332,9 @@ func (cfg Config) adviseOnRouters(ctx context.Context) error {
 // tftpTask serves the boot files; those of iPXE that it asks for lead to the script.
 func (cfg Config) tftpTask(name string, conn net.PacketConn, c tftp.Config, script string) Task {
 	c.Files = map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))}
+	if cfg.IPXEArm64 != nil {
+		c.Files[arm64Name] = cfg.IPXEArm64
+	}
 	if cfg.GRUB != nil {
 		c.Files[grub.ShimName], c.Files[grub.ProgramName], c.Files[grub.ConfigName] = cfg.Shim, cfg.GRUB, []byte(grub.Config(cfg.Address))
 		c.Find = cfg.findForGRUB

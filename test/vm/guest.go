@@ -24,10 +24,18 @@ import (
 // Firmware is what the guest starts with.
 type Firmware string
 
-// The firmware builds, both from Debian's packages.
+// The firmware builds, all from Debian's packages. AAVMF is UEFI on arm64, which is
+// emulated; it boots from the network first, and remembers no boot order.
 const (
 	SeaBIOS Firmware = "seabios"
 	OVMF    Firmware = "ovmf"
+	AAVMF   Firmware = "aavmf"
+)
+
+// Where UEFI's variables come from, by firmware.
+const (
+	ovmfVariables  = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	aavmfVariables = "/usr/share/AAVMF/AAVMF_VARS.fd"
 )
 
 // Accel is a QEMU accelerator, "tcg" or "kvm".
@@ -109,7 +117,7 @@ func Start(cfg Config) (*Guest, error) {
 		return nil, err
 	}
 	g := &Guest{Config: cfg, Console: newConsole(), done: make(chan struct{})}
-	g.cmd = exec.Command("qemu-system-x86_64", args...)
+	g.cmd = exec.Command(cfg.emulator(), args...)
 	g.cmd.Stdout = write
 	g.cmd.Stderr = write
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -137,24 +145,35 @@ func Start(cfg Config) (*Guest, error) {
 	return g, nil
 }
 
+// emulator is the program that a guest runs in.
+func (c Config) emulator() string {
+	if c.Firmware == AAVMF {
+		return "qemu-system-aarch64"
+	}
+	return "qemu-system-x86_64"
+}
+
 // NVRAM holds the variables of a guest with UEFI.
 func (c Config) NVRAM() NVRAM { return NVRAM{Path: filepath.Join(c.Dir, c.Name+".vars")} }
 
 // variables gives a guest with UEFI empty variables, unless it has some.
 func (c Config) variables() (remembers bool, err error) {
-	if c.Firmware != OVMF {
+	if c.Firmware == SeaBIOS {
 		return false, nil
 	}
 	if _, err := os.Stat(c.NVRAM().Path); !errors.Is(err, os.ErrNotExist) {
 		return true, err
 	}
-	from := "/usr/share/OVMF/OVMF_VARS_4M.fd"
-	if c.SecureVariables != "" {
+	from := ovmfVariables
+	switch {
+	case c.Firmware == AAVMF:
+		from = aavmfVariables
+	case c.SecureVariables != "":
 		from = c.SecureVariables
 	}
 	content, err := os.ReadFile(from)
 	if err != nil {
-		return false, fmt.Errorf("copying firmware variables (apt-get install ovmf): %w", err)
+		return false, fmt.Errorf("copying firmware variables (apt-get install ovmf qemu-efi-aarch64): %w", err)
 	}
 	return false, os.WriteFile(c.NVRAM().Path, content, 0o644)
 }
@@ -207,15 +226,21 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 	if remembers {
 		net, disk, medium = 0, 0, 0
 	}
-	if cfg.Firmware == SeaBIOS {
+	screen := []string{"-vga", "std"}
+	switch cfg.Firmware {
+	case AAVMF:
+		// Of a kind that the architecture's oldest servers have; this board has no VGA.
+		cpu, machine, screen = "cortex-a57", "virt", nil
+	case SeaBIOS:
 		// It and iPXE write to the serial port then, besides the screen.
 		machine += ",graphics=off"
+	case OVMF:
 	}
 	args := []string{
 		"-name", cfg.Name, "-machine", machine, "-accel", string(cfg.Accel), "-cpu", cpu,
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
 		"-uuid", cfg.UUID, "-smbios", cfg.system(),
-		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std",
+		"-nodefaults", "-no-user-config", "-display", "none",
 		"-serial", "stdio", "-monitor", "none",
 		"-qmp", "unix:" + cfg.qmpPath() + ",server=on,wait=off",
 		"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng",
@@ -223,6 +248,7 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 		"-device", "virtio-blk-pci,id=blk,drive=disk,serial=" + cfg.DiskSerial + index(disk),
 		"-netdev", "tap,id=net,script=no,downscript=no,ifname=" + cfg.Tap,
 	}
+	args = append(args, screen...)
 	if cfg.FirmwareData != "" {
 		args = append(args, "-fw_cfg", "name="+cfg.FirmwareKey+",file="+cfg.FirmwareData)
 	}
@@ -242,6 +268,14 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 	case SeaBIOS:
 		// The card's own ROM is iPXE.
 		args = append(args, "-device", nic)
+	case AAVMF:
+		args = append(args, "-device", nic+",romfile=",
+			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/AAVMF/AAVMF_CODE.fd",
+			"-drive", "if=pflash,format=raw,unit=1,file="+cfg.NVRAM().Path,
+			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+		if cfg.HTTPBoot {
+			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
+		}
 	case OVMF:
 		// romfile= empties the card's ROM, so that the firmware's own PXE is used.
 		args = append(args, "-device", nic+",romfile=")

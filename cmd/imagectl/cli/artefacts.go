@@ -15,11 +15,13 @@ import (
 
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/images/build"
+	"github.com/imagectl/imagectl/images/lock"
 	"github.com/imagectl/imagectl/images/shelf"
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/httpboot"
+	"github.com/imagectl/imagectl/pxe/server"
 )
 
 // artefacts are what a build made, on their way into a site.
@@ -99,7 +101,7 @@ func (o *artefacts) program(ctx context.Context, f store.Format) (boot.Blob, err
 
 // addHTTPBoot says what UEFI loads by HTTP. With Secure Boot that is the installer
 // itself, signed by the owner's key: nobody has signed iPXE with it.
-func (o *artefacts) addHTTPBoot(ctx context.Context, ipxe string) error {
+func (o *artefacts) addHTTPBoot(ctx context.Context) error {
 	s := o.site
 	p := s.plan
 	if p.Boot.SecureBoot.Certificate != nil {
@@ -115,9 +117,14 @@ func (o *artefacts) addHTTPBoot(ctx context.Context, ipxe string) error {
 		s.httpBoot = map[boot.Firmware]httpboot.Program{firmware: {Blob: installer, Installer: true}}
 		return err
 	}
-	b := p.Boot.IPXEUEFI
-	s.files[b.SHA256] = ipxe
-	s.httpBoot = map[boot.Firmware]httpboot.Program{boot.UEFIx64: {Blob: boot.Blob{Name: "snponly.efi", SHA256: b.SHA256, Size: b.Size}}}
+	s.httpBoot = map[boot.Firmware]httpboot.Program{}
+	for firmware, b := range map[boot.Firmware]lock.Blob{boot.UEFIx64: p.Boot.IPXEUEFI, boot.UEFIarm64: p.Boot.IPXEArm64} {
+		if b.ID == "" {
+			continue
+		}
+		s.files[b.SHA256] = o.cache.Path(b.SHA256)
+		s.httpBoot[firmware] = httpboot.Program{Blob: boot.Blob{Name: server.IPXEName(firmware), SHA256: b.SHA256, Size: b.Size}}
+	}
 	return nil
 }
 

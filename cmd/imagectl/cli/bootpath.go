@@ -36,6 +36,7 @@ func (b *bootPath) Explain(asked string) (serverapi.BootAnswer, bool) {
 	if !ok {
 		return serverapi.BootAnswer{}, false
 	}
+	m.Firmware = b.firmware(macs)
 	a := b.catalog.Look(m)
 	out := serverapi.BootAnswer{Action: string(a.Action), Code: a.Code, Reason: a.Reason, Machine: a.Name}
 	if a.Action != boot.None {
@@ -64,6 +65,19 @@ func (b *bootPath) Explain(asked string) (serverapi.BootAnswer, bool) {
 		out.Console = append(out.Console, serverapi.BootEvent{At: l.At, Stage: l.App, Detail: l.Text})
 	}
 	return out, true
+}
+
+// firmware is what a machine was seen with last; empty when it was not seen.
+func (b *bootPath) firmware(macs []net.HardwareAddr) boot.Firmware {
+	var last boot.Event
+	for _, mac := range macs {
+		for _, e := range b.journal.Events(mac) {
+			if e.Machine.Firmware != "" && e.At.After(last.At) {
+				last = e
+			}
+		}
+	}
+	return last.Machine.Firmware
 }
 
 // find takes a MAC address or a name of cluster.yaml.

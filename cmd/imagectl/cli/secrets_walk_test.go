@@ -137,7 +137,7 @@ func (r *rack) walkTFTP() {
 		r.found.add("TFTP", fmt.Append(nil, err))
 		return got.Bytes()
 	}
-	for _, name := range server.TFTPNames(true) {
+	for _, name := range server.TFTPNames(server.Extras{GRUB: true}) {
 		if len(fetch(name)) == 0 {
 			r.Errorf("TFTP has no %s", name)
 		}

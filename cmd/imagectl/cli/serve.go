@@ -223,7 +223,7 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	duid, duids := serverDUIDs(p, api.FirstCAPEM())
 	tasks, err := server.BootTasks(server.Config{
 		Sockets: on.sockets, Address: p.Server.Address, HTTPPort: p.Server.HTTPPort, Source: cat, Open: site.open, HTTPBoot: site.httpBoot, BootTLS: on.bootTLS, BootTLSPort: f.tls.port,
-		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, Shim: site.shim, GRUB: site.grub, Leases: leases4, Peers: p.Server.Peers, Share: share(p),
+		IPXEBIOS: site.ipxeBIOS, IPXEUEFI: site.ipxeUEFI, IPXEArm64: site.ipxeArm64, Shim: site.shim, GRUB: site.grub, Leases: leases4, Peers: p.Server.Peers, Share: share(p),
 		Address6: p.Boot.DHCP6.Address, DUID: duid, DUIDs: duids, Leases6: leases6, Recorder: monitor, Log: log,
 		Heard:  monitor.consoles.Add,
 		Meters: server.Meters{DHCP: monitor.boots.DHCP(), TFTP: monitor.boots.TFTP(), HTTP: monitor.boots.HTTP(), Syslog: monitor.boots.Syslog()},

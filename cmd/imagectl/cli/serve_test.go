@@ -64,6 +64,7 @@ func TestServeSaysWhatIsWrongBeforeItServes(t *testing.T) {
 		{"a certificate that is none", proxy, with(key, key), tls, exitUsage, `imagectl: reading the certificate for HTTPS boot: tls: .*`},
 		{"iPXE for the other firmware", proxy, map[string]string{"ipxe/undionly.kpxe": uefi}, nil, exitFailed, `imagectl: checking boot.ipxe.bios: it is a program for UEFI \(x86-64\), which a BIOS cannot start; lock iPXE's undionly.kpxe there`},
 		{"iPXE for another processor", proxy, map[string]string{"ipxe/snponly.efi": strings.Replace(uefi, "PE\x00\x00\x64\x86", "PE\x00\x00\x64\xaa", 1)}, nil, exitFailed, `imagectl: checking boot.ipxe.uefi: it is for arm64, and the machines are x86-64; lock iPXE's snponly.efi of x86_64-efi there`},
+		{"iPXE of x86-64 for arm64", strings.Replace(proxy, "snponly.efi}", "snponly.efi, arm64: ipxe/arm64.efi}", 1), map[string]string{"ipxe/arm64.efi": uefi}, nil, exitFailed, `imagectl: checking boot.ipxe.arm64: it is for x86-64, and the machines are arm64; lock iPXE's snponly.efi of arm64-efi there`},
 		{"no build", proxy, nil, []string{"--out", "elsewhere"}, exitFailed, `imagectl: there is no elsewhere/manifest.json: run imagectl build, or say with --out where it wrote to`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -42,6 +42,8 @@ type site struct {
 	artefacts []store.Artefact
 	ipxeBIOS  []byte
 	ipxeUEFI  []byte
+	// ipxeArm64 is nil where there is none.
+	ipxeArm64 []byte
 	// shim and grub are nil where no machine boots by them.
 	shim, grub []byte
 	// httpBoot is what UEFI loads by HTTP.
@@ -113,7 +115,12 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, from sources) (*sit
 	if s.ipxeUEFI, err = read(p.Boot.IPXEUEFI); err != nil {
 		return nil, err
 	}
-	if err := server.CheckPrograms(s.ipxeBIOS, s.ipxeUEFI); err != nil {
+	if p.Boot.IPXEArm64.ID != "" {
+		if s.ipxeArm64, err = read(p.Boot.IPXEArm64); err != nil {
+			return nil, err
+		}
+	}
+	if err := server.CheckPrograms(s.ipxeBIOS, s.ipxeUEFI, s.ipxeArm64); err != nil {
 		return nil, err
 	}
 	if p.Boot.GRUB.ID != "" {
@@ -127,7 +134,7 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, from sources) (*sit
 			return nil, err
 		}
 	}
-	if err := out.addHTTPBoot(ctx, cache.Path(p.Boot.IPXEUEFI.SHA256)); err != nil {
+	if err := out.addHTTPBoot(ctx); err != nil {
 		return nil, err
 	}
 	if err := out.addMedium(ctx); err != nil {

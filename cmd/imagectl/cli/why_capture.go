@@ -72,18 +72,22 @@ func replayConfig(p plan.Plan) (replay.Config, error) {
 	if err != nil {
 		return replay.Config{}, err
 	}
-	programs := map[boot.Firmware]string{boot.UEFIx64: "snponly.efi"}
+	extras := server.Extras{GRUB: p.Boot.GRUB.ID != "", Arm64: p.Boot.IPXEArm64.ID != ""}
+	programs := map[boot.Firmware]string{boot.UEFIx64: server.IPXEName(boot.UEFIx64)}
+	if extras.Arm64 {
+		programs[boot.UEFIarm64] = server.IPXEName(boot.UEFIarm64)
+	}
 	if p.Boot.SecureBoot.Certificate != nil {
 		programs = map[boot.Firmware]string{boot.UEFIx64: "installer.efi", boot.UEFIarm64: "installer.efi"}
 	}
 	at := netip.AddrPortFrom(p.Server.Address, uint16(p.Server.HTTPPort))
 	cfg := replay.Config{
-		Env:  dhcp.Env{Server: p.Server.Address, Network: cat.Network(), Answer: cat.Decide, Files: server.BootFiles(at, "http://"+at.String(), programs), Quirks: quirks},
-		TFTP: server.TFTPNames(p.Boot.GRUB.ID != ""), GRUB: p.Boot.GRUB.ID != "", MTU: 1500,
+		Env:  dhcp.Env{Server: p.Server.Address, Network: cat.Network(), Answer: cat.Decide, Files: server.BootFiles(at, "http://"+at.String(), programs, extras), Quirks: quirks},
+		TFTP: server.TFTPNames(extras), GRUB: extras.GRUB, MTU: 1500,
 	}
 	if d := p.Boot.DHCP6; d.Mode == plan.DHCP6Stateful || d.Mode == plan.DHCP6Stateless {
 		at := netip.AddrPortFrom(d.Address, uint16(p.Server.HTTPPort))
-		cfg.Env6 = dhcp6.Env{Server: d.Address, Network: cat.Network6(), Answer: cat.Decide, Files: server.BootFiles6(at, "http://"+at.String(), programs)}
+		cfg.Env6 = dhcp6.Env{Server: d.Address, Network: cat.Network6(), Answer: cat.Decide, Files: server.BootFiles6(at, "http://"+at.String(), programs, extras)}
 	}
 	return cfg, nil
 }
