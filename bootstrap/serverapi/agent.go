@@ -209,6 +209,9 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		}
 		if m.State == machine.Installed || r.GetMode() == api.Mode_MODE_NODE && m.InstalledAt.IsZero() {
 			// A system that runs was installed, whether or not its installer was heard.
+			if m.State == machine.Installed {
+				c.keepHardware(&m, r.GetFacts())
+			}
 			m.InstalledAt = c.now
 		}
 		return c.tx.PutMachine(m)

@@ -106,7 +106,7 @@ func (s enrolment) decideEnrol(ctx context.Context, req *connect.Request[api.Enr
 	if !ahead && !s.Server.fresh.AllowN(s.cfg.Now(), 1) {
 		return nil, connect.NewError(connect.CodeResourceExhausted, errors.New("too many new machines at once; ask again in a few seconds"))
 	}
-	d, r, err := s.enrol(ctx, from, name, a, req.Msg.GetMode(), req.Msg.GetFacts())
+	d, r, err := s.enrol(ctx, from, name, a, req.Msg.GetFacts())
 	if err != nil {
 		s.cfg.Log.Error("enrolling", "machine", name, "error", err.Error())
 		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the server could not store the request; ask again"))
@@ -169,7 +169,7 @@ func (s *Server) holdsFresh(k *store.Key) bool {
 	return err == nil && s.trust.Load().signs(leaf)
 }
 
-func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking, mode api.Mode, facts *api.Facts) (enrol.Decision, store.Machine, error) {
+func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking, facts *api.Facts) (enrol.Decision, store.Machine, error) {
 	key := a.key
 	var d enrol.Decision
 	var m store.Machine
@@ -206,13 +206,10 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking
 		d = s.decideEnrolment(m, a, elsewhere, c.now)
 		asks := s.keyOf(key, a.given, c.now, from.source)
 		asks.TPM = proofOf(a.attested)
-		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) && (mode == api.Mode_MODE_INSTALLER || m.InstalledAt.IsZero() || len(m.Facts) == 0) {
-			if d.Status == enrol.Approved && !m.InstalledAt.IsZero() && len(m.Facts) > 0 {
-				// Who installs it anew has it as it is now; the log has what was before.
-				c.compareHardware(&m, facts, m.HardwareBoot)
-				m.Hardware = nil
-			}
-			m.Facts = b // a stranger's do not replace the machine's own
+		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) && (m.InstalledAt.IsZero() || len(m.Facts) == 0) {
+			// A stranger's do not replace the machine's own, and those of a running system not
+			// what it was installed with.
+			m.Facts = b
 		}
 		if d.Remember {
 			remember(&m, asks)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/encoding/protojson"
+
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/store"
@@ -27,15 +29,28 @@ func restarted(m store.Machine, r *api.SyncRequest) bool {
 	return r.GetMode() == api.Mode_MODE_NODE && r.GetBootId() != "" && r.GetBootId() != m.HardwareBoot && len(m.Facts) > 0 && len(f.GetInterfaces())+len(f.GetDisks()) > 0
 }
 
-// compareHardware notes how a machine differs from what it was when it enrolled. Nothing is
-// done about it: a person looks.
+// keepHardware has a machine's hardware as it is now that it was installed; the log has how it
+// was other before.
+func (c *change) keepHardware(m *store.Machine, now *api.Facts) {
+	b, err := protojson.Marshal(now)
+	if err != nil || len(now.GetInterfaces())+len(now.GetDisks()) == 0 {
+		return
+	}
+	if !m.InstalledAt.IsZero() && len(m.Facts) > 0 {
+		c.compareHardware(m, now, m.HardwareBoot)
+	}
+	m.Facts, m.Hardware = b, nil
+}
+
+// compareHardware notes how a machine differs from what it was when it was installed. Nothing
+// is done about it: a person looks.
 func (c *change) compareHardware(m *store.Machine, now *api.Facts, boot string) {
 	m.HardwareBoot = boot
 	differs := differences(factsOf(*m), now)
 	if slices.Equal(differs, m.Hardware) {
 		return
 	}
-	detail := "it is as it was when it enrolled"
+	detail := "it is as it was when it was installed"
 	if len(differs) > 0 {
 		detail = strings.Join(differs, "; ")
 	}
@@ -120,7 +135,7 @@ func (s *Server) hardwareNotes() []string {
 	var out []string
 	for _, m := range s.records() {
 		if len(m.Hardware) > 0 {
-			out = append(out, fmt.Sprintf("warning: %s is not as it was when it enrolled: %s", m.Name, strings.Join(m.Hardware, "; ")))
+			out = append(out, fmt.Sprintf("warning: %s is not as it was when it was installed: %s", m.Name, strings.Join(m.Hardware, "; ")))
 		}
 	}
 	return out

@@ -66,7 +66,7 @@ func TestHowHardwareDiffers(t *testing.T) {
 	}
 }
 
-// What a node finds of its hardware at each start is compared with what it enrolled with, and
+// What a node finds of its hardware at each start is compared with what it was installed with, and
 // that is said and recorded; nothing else comes of it.
 func TestAMachineWithOtherHardwareIsTold(t *testing.T) {
 	t.Parallel()
@@ -80,10 +80,11 @@ func TestAMachineWithOtherHardwareIsTold(t *testing.T) {
 	}
 	other := same()
 	other.Interfaces = append(other.Interfaces, &api.NetworkInterface{Name: "eth1", Mac: "52:54:00:00:00:77"})
+	const asWas = "it is as it was when it was installed"
 	const sentence = `network card 52:54:00:00:00:77 ("eth1") is new`
 	expect := func(when string, warned bool, entries ...string) {
 		t.Helper()
-		if got := strings.Contains(r.allNotes(), "warning: w1 is not as it was when it enrolled: "+sentence); got != warned {
+		if got := strings.Contains(r.allNotes(), "warning: w1 is not as it was when it was installed: "+sentence); got != warned {
 			t.Errorf("%s: warned: %v, want %v; status says %s", when, got, warned, r.allNotes())
 		}
 		var got []string
@@ -109,8 +110,15 @@ func TestAMachineWithOtherHardwareIsTold(t *testing.T) {
 	report("b4", nil)
 	expect("a report without facts", true, sentence)
 	report("b5", same())
-	expect("it was taken out again", false, sentence, "it is as it was when it enrolled")
+	expect("it was taken out again", false, sentence, asWas)
 	report("b6", other)
-	f.enrol() // an installer: what it has now is what counts
-	expect("installed anew", false, sentence, "it is as it was when it enrolled", sentence, "it is as it was when it enrolled")
+	expect("and put in again", true, sentence, asWas, sentence)
+	r.arm("w1", true)
+	f.sync(installer())
+	done := installer()
+	done.Installed, done.Facts = true, other
+	f.sync(done)
+	expect("installed anew: what it has now is what counts", false, sentence, asWas, sentence)
+	report("b7", other)
+	expect("and runs", false, sentence, asWas, sentence)
 }
