@@ -10,7 +10,6 @@ mount -t proc proc /proc
 # Read-only: networkd takes that for a container without udev and waits for no rules.
 mount -t sysfs -o ro sys /sys
 mount -t tmpfs tmp /run
-mount -t tmpfs tmp /tmp
 mount -t tmpfs tmp /etc/systemd
 mount -t tmpfs tmp /var/lib/dbus 2>/dev/null
 mkdir -p /etc/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp /run/dbus
