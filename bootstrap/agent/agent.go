@@ -78,6 +78,8 @@ type Agent struct {
 	// progressTime bounds a report of progress, which is lossy by contract: an
 	// installation never waits for one for long. It is two seconds but in tests.
 	progressTime time.Duration
+	// linkPatience is the constant of that name but in tests.
+	linkPatience time.Duration
 	// witnessPause is between two signatures of the audit log's end. It is ten seconds but
 	// in tests.
 	witnessPause time.Duration
@@ -93,7 +95,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.removeFormer, a.askDisk = a.dropFormer, etcd.AskDisk
 	a.askEncryption, a.rewriteSecrets = a.getEncryption, a.patchSecrets
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
-	a.askBMC, a.link = a.askMachinesBMC, vip.Kernel{}
+	a.askBMC, a.link, a.linkPatience = a.askMachinesBMC, vip.Kernel{}, linkPatience
 	return a.run(ctx)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,12 +26,14 @@ type installation struct {
 	steps   []*api.StepStatus
 	done    bool
 	failure string
+	// links is why the declared links are not in use; empty when they are, or there are none.
+	links string
 }
 
 func (i *installation) report() report {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return report{steps: clone(i.steps), installed: i.done, failure: i.failure}
+	return report{steps: append(linksStep(i.links), clone(i.steps)...), installed: i.done, failure: i.failure}
 }
 
 func (i *installation) set(state api.StepStatus_State, detail string) {
@@ -72,11 +75,24 @@ func (a *Agent) install(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	a.ready()
+	var err error
+	if now.links, err = a.declaredLinks(ctx); err != nil {
+		now.links = strings.TrimSpace(now.links + " " + err.Error())
+		a.say("the links of cluster.yaml are not in use: " + now.links)
+	}
 	var said string
 	return a.talk(ctx, api.Mode_MODE_INSTALLER, changed, now.report, func(ctx context.Context, resp *api.SyncResponse) {
 		switch d := resp.GetDirective().(type) {
 		case *api.SyncResponse_Install:
 			if !now.begin(d.Install.GetArmingId()) {
+				return
+			}
+			if now.links != "" {
+				// The installed system would have them and nothing else.
+				refused := errors.New("nothing was written: " + now.links + "; correct the switch or the machine's network in cluster.yaml, restart imagectl serve, arm and netboot it again")
+				a.say("installing failed: " + refused.Error())
+				now.end(refused)
+				poke(changed)
 				return
 			}
 			work.Go(func() {

@@ -71,6 +71,8 @@ type node struct {
 	vip *vip.Keeper
 	// recording is held by Record.
 	recording sync.Mutex
+	// linking is held by whoever changes files of links.
+	linking sync.Mutex
 
 	mu sync.Mutex
 	// revoked is what the callers' CA has revoked, out of run; revokedNews is closed
@@ -136,6 +138,10 @@ func (a *Agent) node(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		n.keepOrders(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		n.keepLinks(ctx)
 		return nil
 	})
 	g.Go(func() error {

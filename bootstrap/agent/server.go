@@ -22,6 +22,8 @@ import (
 type servers struct {
 	list []endpoint
 	at   atomic.Uint32
+	// verify says whether the other end is a server of this cluster.
+	verify func(tls.ConnectionState) error
 }
 
 type endpoint struct {
@@ -35,20 +37,19 @@ type endpoint struct {
 const messageMax = 32 << 20
 
 func newServers(conf nodeconf.Config, authority *authority, id *identity, now func() time.Time) *servers {
-	s := &servers{}
+	s := &servers{verify: func(cs tls.ConnectionState) error {
+		if err := verifyServer(conf.Cluster, authority.roots(), now(), cs); err != nil {
+			return err
+		}
+		if l := id.revoked.Load(); l != nil && l.Has(cs.PeerCertificates[0]) {
+			return fmt.Errorf("verifying the server: its certificate (serial %s) is revoked", pki.Serial(cs.PeerCertificates[0]))
+		}
+		return nil
+	}}
 	for _, u := range conf.Servers {
 		// Enrol goes without a certificate: an expired one would end the handshake.
-		verify := func(cs tls.ConnectionState) error {
-			if err := verifyServer(conf.Cluster, authority.roots(), now(), cs); err != nil {
-				return err
-			}
-			if l := id.revoked.Load(); l != nil && l.Has(cs.PeerCertificates[0]) {
-				return fmt.Errorf("verifying the server: its certificate (serial %s) is revoked", pki.Serial(cs.PeerCertificates[0]))
-			}
-			return nil
-		}
-		enrol := transport(verify, nil)
-		agent := transport(verify, id)
+		enrol := transport(s.verify, nil)
+		agent := transport(s.verify, id)
 		s.list = append(s.list, endpoint{
 			url:   u,
 			enrol: apiconnect.NewEnrolServiceClient(&http.Client{Transport: enrol, Timeout: time.Minute}, u, connect.WithReadMaxBytes(messageMax)),

@@ -19,6 +19,9 @@ const (
 	// networkBoot is the boot during which files of links have changed.
 	networkBoot = StateDir + "/network.boot"
 
+	// proxyEnv has the proxy's password (butane/render).
+	proxyEnv = "/etc/imagectl/proxy.env"
+
 	linksDir   = "/etc/systemd/network/"
 	unitsDir   = "/etc/systemd/system/"
 	bootIDPath = "/proc/sys/kernel/random/boot_id"
@@ -36,22 +39,26 @@ func networkReaders() []reader {
 	return []reader{
 		{"systemd-resolved.service", []string{"/etc/systemd/resolved.conf.d/"}},
 		{"systemd-timesyncd.service", []string{"/etc/systemd/timesyncd.conf.d/"}},
-		{containerd, []string{unitsDir + "containerd.service.d/", "/etc/imagectl/containerd.toml"}},
-		{"kubelet.service", []string{unitsDir + "kubelet.service.d/"}},
+		{containerd, []string{unitsDir + "containerd.service.d/", "/etc/imagectl/containerd.toml", proxyEnv}},
+		{"kubelet.service", []string{unitsDir + "kubelet.service.d/", proxyEnv}},
 	}
 }
 
 // networkFiles keeps the files of the node's network, and tells whoever has read the old
 // ones. What containerd knows of registries it reads with each request. Links stay as they
-// are until the machine starts again: a mistake in them would cut all nodes off at once.
+// are until the machine starts again: a mistake in them would cut all nodes off at once. Then
+// keepLinks watches what becomes of them.
 func (n *node) networkFiles(run *api.Run) Step {
-	var want []file
-	for _, f := range run.GetNetwork().GetFiles() {
-		want = append(want, file{path: f.GetPath(), content: f.GetContent(), mode: f.GetMode()})
-	}
+	wanted := networkFilesOf(run)
 	return Step{
 		Name: "network",
 		Observe: func(context.Context) (bool, string, error) {
+			n.linking.Lock()
+			defer n.linking.Unlock()
+			want, _, err := n.linksKept(wanted)
+			if err != nil {
+				return false, "", err
+			}
 			wrong, stale, err := n.networkDiffers(want)
 			if err != nil {
 				return false, "", err
@@ -66,6 +73,12 @@ func (n *node) networkFiles(run *api.Run) Step {
 			return !owed, "services have not read the network's files yet", err
 		},
 		Act: func(ctx context.Context) error {
+			n.linking.Lock()
+			defer n.linking.Unlock()
+			want, back, err := n.linksKept(wanted)
+			if err != nil {
+				return err
+			}
 			wrong, stale, err := n.networkDiffers(want)
 			if err != nil {
 				return err
@@ -86,6 +99,9 @@ func (n *node) networkFiles(run *api.Run) Step {
 			}
 			if slices.ContainsFunc(paths, func(p string) bool { return strings.HasPrefix(p, linksDir) }) {
 				boot, err := n.Host.ReadFile(bootIDPath)
+				if err == nil && !back {
+					err = n.noteLinkChange(want, strings.TrimSpace(string(boot)))
+				}
 				if err == nil {
 					err = n.write(file{networkBoot, boot, 0o600})
 				}
@@ -196,7 +212,7 @@ func networkPath(p string) bool {
 			return true
 		}
 	}
-	return p == networkList || p == "/etc/imagectl/containerd.toml"
+	return p == networkList || p == "/etc/imagectl/containerd.toml" || p == proxyEnv
 }
 
 // tellReaders starts those again that run and have read one of these files.
@@ -233,6 +249,11 @@ func (n *node) tellReaders(ctx context.Context, paths []string) error {
 // last, for nothing waits for it.
 func (n *node) networkLinks() Step {
 	return Step{Name: "network-links", Observe: func(context.Context) (bool, string, error) {
+		if c, err := n.linkChange(); err != nil {
+			return false, "", err
+		} else if c != nil && c.Back {
+			return false, "", waiting(fmt.Sprintf("with the bonds, VLANs, addresses and routes of cluster.yaml neither the server nor another API server was reached within %s; this machine went back to those before, and keeps them until cluster.yaml says something else", linksProve))
+		}
 		changed, err := n.Host.ReadFile(networkBoot)
 		if notExist(err) {
 			return true, "", nil

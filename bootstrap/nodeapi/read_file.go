@@ -17,7 +17,7 @@ const fileMax = 8 << 20
 
 // Files are patterns (path.Match) of what may be read. None may ever fit a key or a token: not
 // /etc/imagectl/node.json, which may hold a token; no .netdev file of systemd-networkd, which
-// may hold a key of WireGuard; no hosts.toml of containerd, which may hold a password; nothing
+// may hold a key of WireGuard; no hosts.toml of containerd and no /etc/imagectl/proxy.env, which may hold passwords; nothing
 // below /etc/kubernetes but the manifests of static pods.
 func Files() []string {
 	return []string{

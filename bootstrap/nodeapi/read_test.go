@@ -91,7 +91,7 @@ func TestFilesHoldNoSecret(t *testing.T) {
 		"/etc/kubernetes/pki/ca.key", "/etc/kubernetes/pki/ca.crt", "/etc/kubernetes/pki/etcd/server.key", "/etc/kubernetes/admin.conf", "/etc/kubernetes/kubelet.conf",
 		"/etc/kubernetes/manifests/../pki/ca.key", "/etc/kubernetes/manifests//../pki/x.yaml", "/etc/kubernetes/manifests/a/b.yaml", "/etc/kubernetes/manifests/x.yaml/",
 		"/etc/imagectl/node.json", "/var/lib/imagectl/node.key", "/var/lib/imagectl/run.json", "/etc/shadow", "/etc/ssh/ssh_host_ed25519_key", "/etc/etcd/pki/peer.key",
-		"/var/lib/kubelet/pki/kubelet-client-current.pem", "/etc/systemd/network/10-wg.netdev", "/etc/containerd/certs.d/x/hosts.toml", "/proc/1/environ", "/proc/kcore", "/dev/sda", "", "/", "etc/hosts", "/etc/hosts/", "/etc/../etc/hosts",
+		"/var/lib/kubelet/pki/kubelet-client-current.pem", "/etc/systemd/network/10-wg.netdev", "/etc/containerd/certs.d/x/hosts.toml", "/etc/imagectl/proxy.env", "/proc/1/environ", "/proc/kcore", "/dev/sda", "", "/", "etc/hosts", "/etc/hosts/", "/etc/../etc/hosts",
 	} {
 		if readable(name) {
 			t.Errorf("%s may be read", name)

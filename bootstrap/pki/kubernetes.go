@@ -108,9 +108,14 @@ func Scheduler(m Machine, l Lifetimes) (Profile, error) {
 	return kubernetesClient(m, "system:kube-scheduler", "", l.WithDefaults().Leaf, l)
 }
 
+// NodeAdminUser is how Kubernetes knows a control plane's agent and kubeadm, before the
+// machine's name: the rights come with AdminGroup, and API servers' audit logs tell nodes apart.
+// kubeadm by itself calls all of them kubernetes-admin.
+const NodeAdminUser = "kubernetes-admin@"
+
 // NodeAdmin is what kubeadm and the agent use on a control plane.
 func NodeAdmin(m Machine, l Lifetimes) (Profile, error) {
-	return kubernetesClient(m, "kubernetes-admin", AdminGroup, l.WithDefaults().Leaf, l)
+	return kubernetesClient(m, NodeAdminUser+m.Name, AdminGroup, l.WithDefaults().Leaf, l)
 }
 
 // superAdminLife is longer than kubeadm init takes on the slowest machine that was seen

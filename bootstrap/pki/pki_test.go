@@ -100,7 +100,7 @@ func TestOpenSSLAcceptsEveryProfileForItsPurposeOnly(t *testing.T) {
 		{"front-proxy-client", profile(FrontProxyClient(m, Lifetimes{})), true, false, 90 * day, []string{"Subject: CN = front-proxy-client\n"}},
 		{"controller-manager", profile(ControllerManager(m, Lifetimes{})), true, false, 90 * day, []string{"Subject: CN = system:kube-controller-manager\n"}},
 		{"scheduler", profile(Scheduler(m, Lifetimes{})), true, false, 90 * day, []string{"Subject: CN = system:kube-scheduler\n"}},
-		{"node-admin", profile(NodeAdmin(m, Lifetimes{})), true, false, 90 * day, []string{"O = kubeadm:cluster-admins, CN = kubernetes-admin"}},
+		{"node-admin", profile(NodeAdmin(m, Lifetimes{})), true, false, 90 * day, []string{"O = kubeadm:cluster-admins, CN = kubernetes-admin@cp1\n"}},
 		{"super-admin", profile(SuperAdmin(m, Lifetimes{})), true, false, time.Hour, []string{"O = system:masters, CN = kubernetes-super-admin"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

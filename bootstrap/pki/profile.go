@@ -93,7 +93,7 @@ func (p Profile) checked() (Profile, error) {
 		return Profile{}, fmt.Errorf("making a profile for %s: a lifetime of %v is below one minute", p.commonName, p.lifetime)
 	}
 	// ub-common-name, RFC 5280 appendix A.1, which Kubernetes does not keep for nodes.
-	if len(strings.TrimPrefix(p.commonName, NodeUser)) > 64 {
+	if len(strings.TrimPrefix(strings.TrimPrefix(p.commonName, NodeUser), NodeAdminUser)) > 64 {
 		return Profile{}, fmt.Errorf("making a profile for %s: a common name of %d characters exceeds 64", p.commonName, len(p.commonName))
 	}
 	for _, n := range p.dnsNames {

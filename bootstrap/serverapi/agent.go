@@ -161,7 +161,7 @@ func revision(r *api.SyncResponse) uint64 {
 func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) error {
 	name := from.identity.Name
 	m, ok := s.cfg.Store.Machine(name)
-	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 && !moved(m, r) && !joined(m, r) {
+	if !ok || len(observations(m, r, s.isControlPlane(name))) == 0 && !moved(m, r) && !joined(m, r) && !restarted(m, r) {
 		return nil
 	}
 	// Each move is an entry of the log for good. A machine that goes to and fro is
@@ -178,8 +178,11 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		events := observations(m, r, s.isControlPlane(name))
 		if moved(m, r) {
 			m.Address = reported(r)
-		} else if len(events) == 0 && !joined(m, r) {
+		} else if len(events) == 0 && !joined(m, r) && !restarted(m, r) {
 			return nil
+		}
+		if restarted(m, r) {
+			c.compareHardware(&m, r.GetFacts(), r.GetBootId())
 		}
 		if joined(m, r) {
 			if m.JoinedAt.IsZero() {
@@ -206,6 +209,9 @@ func (s agents) observe(ctx context.Context, from caller, r *api.SyncRequest) er
 		}
 		if m.State == machine.Installed || r.GetMode() == api.Mode_MODE_NODE && m.InstalledAt.IsZero() {
 			// A system that runs was installed, whether or not its installer was heard.
+			if m.State == machine.Installed {
+				c.keepHardware(&m, r.GetFacts())
+			}
 			m.InstalledAt = c.now
 		}
 		return c.tx.PutMachine(m)

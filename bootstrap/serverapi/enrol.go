@@ -206,8 +206,10 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking
 		d = s.decideEnrolment(m, a, elsewhere, c.now)
 		asks := s.keyOf(key, a.given, c.now, from.source)
 		asks.TPM = proofOf(a.attested)
-		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) {
-			m.Facts = b // a stranger's do not replace the machine's own
+		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) && (m.InstalledAt.IsZero() || len(m.Facts) == 0) {
+			// A stranger's do not replace the machine's own, and those of a running system not
+			// what it was installed with.
+			m.Facts = b
 		}
 		if d.Remember {
 			remember(&m, asks)

@@ -102,7 +102,7 @@ func TestWhatTheServerSignsForKubernetes(t *testing.T) {
 		{cp, signFrontProxy, "CN=front-proxy-client by front-proxy-ca, client, 2160 h"},
 		{cp, signControllers, "CN=system:kube-controller-manager by kubernetes, client, 2160 h"},
 		{cp, signScheduler, "CN=system:kube-scheduler by kubernetes, client, 2160 h"},
-		{cp, signNodeAdmin, "CN=kubernetes-admin,O=kubeadm:cluster-admins by kubernetes, client, 2160 h"},
+		{cp, signNodeAdmin, "CN=kubernetes-admin@cp1,O=kubeadm:cluster-admins by kubernetes, client, 2160 h"},
 		{cp, signSuperAdmin, "CN=kubernetes-super-admin,O=system:masters by kubernetes, client, 1 h"},
 		{second, signSuperAdmin, "permission_denied: cp2 does not run kubeadm init: it gets no certificate for kubernetes-super-admin"},
 		{second, 99, "invalid_argument: there is no certificate profile 99"},

@@ -223,6 +223,7 @@ func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []
 			notes = append(notes, "alarm: "+n)
 		}
 	}
+	notes = append(notes, s.hardwareNotes()...)
 	notes = append(notes, s.etcdNotes(nodes)...)
 	notes = append(notes, s.vipNotes(choices)...)
 	return append(append(notes, s.kubeadmNotes(nodes, choices)...), s.backupNotes()...)

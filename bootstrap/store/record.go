@@ -62,9 +62,13 @@ type Machine struct {
 	// Address is where its installed system was last reached; empty for never. What
 	// cluster.yaml says comes first.
 	Address string `json:"address,omitempty"`
-	// Facts is what the machine last said about itself (imagectl.v1.Facts as
-	// protobuf JSON).
+	// Facts is what the machine said about itself when it was installed last, or enrolled for
+	// the first time (imagectl.v1.Facts as protobuf JSON).
 	Facts json.RawMessage `json:"facts,omitempty"`
+	// Hardware is how its running system differs from Facts, in sentences, found in the boot
+	// HardwareBoot; empty for the same hardware.
+	Hardware     []string `json:"hardware,omitempty"`
+	HardwareBoot string   `json:"hardwareBoot,omitempty"`
 }
 
 // Order is something that a machine's running system does once.

@@ -127,6 +127,12 @@ func (base rawNetwork) over(by rawNetwork) rawNetwork {
 	if by.Proxy.HTTPS.Set {
 		out.Proxy.HTTPS = by.Proxy.HTTPS
 	}
+	if by.Proxy.Username.Set {
+		out.Proxy.Username = by.Proxy.Username
+	}
+	if by.Proxy.Password.Path != "" {
+		out.Proxy.Password = by.Proxy.Password
+	}
 	if by.Proxy.No != nil {
 		out.Proxy.No = by.Proxy.No
 	}

@@ -153,6 +153,18 @@ func TestNodeNetworkFindings(t *testing.T) {
 			`error: machines[1].network.proxy.no[0]: "*" is no host, domain, address or network`,
 			`error: machines[1].network.proxy.no[1]: "a,b" is no host, domain, address or network`,
 		}},
+		{"a proxy with a password", wired(`proxy: {https: "https://proxy.example.org:3128", username: nodes, password: {env: PROXY}}`), nil},
+		{"a proxy whose password others can read", wired(`proxy: {https: "http://proxy.example.org:3128", username: nodes, password: {env: PROXY}}`), []string{
+			`warning: machines[1].network.proxy.password: the password goes to http://proxy.example.org:3128 unencrypted, so whoever is on the way there can read it`,
+		}},
+		{"a proxy with half of it", wired(`proxy: {https: "https://proxy", password: {env: PROXY}}`), []string{`error: machines[1].network.proxy.password: a password without a username`}},
+		{"a proxy with the other half", wired(`proxy: {https: "https://proxy", username: "a:b"}`), []string{
+			`error: machines[1].network.proxy.username: a username without a password`,
+			`error: machines[1].network.proxy.username: "a:b" is no user name: want some text without a colon`,
+		}},
+		{"a proxy's password that is written out", wired(`proxy: {https: "https://proxy", username: nodes, password: swordfish}`), []string{
+			`error: machines[1].network.proxy.password: a secret is never written here, only where it is: one of file, env, age`,
+		}},
 		{"a proxy of nothing", []string{"roles:", "network: {proxy: {no: [.example.org]}}\nroles:"}, []string{`error: network.proxy: names no proxy: want http, https or both`}},
 		{"mirrors", wired(`registryMirrors: [{name: docker.io, endpoints: ["https://mirror.example.org", "https://harbor.example.org/v2/hub"], ca: ca.pem, username: reader, password: {env: MIRROR}}]`), nil},
 		{"mirrors with everything wrong", wired(`registryMirrors: [{name: "https://docker.io", endpoints: ["mirror", "https://m/?a=b", "https://m:0", "https://a\"b"]}, {name: quay.io, endpoints: []}, {name: quay.io, endpoints: ["https://m"], password: {env: A}}, {name: gcr.io, endpoints: ["https://m", "https://m/"], username: "a:b", ca: none.pem}, {name: ghcr.io, endpoints: ["http://m"], username: a, password: {env: A}}]`), []string{

@@ -361,9 +361,11 @@ type rawRoute struct {
 
 type rawProxy struct {
 	place
-	HTTP  rawString   `key:"http"`
-	HTTPS rawString   `key:"https"`
-	No    []rawString `key:"no"`
+	HTTP     rawString   `key:"http"`
+	HTTPS    rawString   `key:"https"`
+	Username rawString   `key:"username"`
+	Password rawSecret   `key:"password"`
+	No       []rawString `key:"no"`
 }
 
 type rawRegistryMirror struct {

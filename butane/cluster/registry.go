@@ -17,6 +17,9 @@ type Proxy struct {
 	// No are hosts, domains, addresses and networks that are asked directly, besides
 	// those that are known.
 	No []string
+	// Username and Password are sent to both proxies; the user is empty for none.
+	Username string
+	Password Secret
 }
 
 // RegistryMirror is where images of a registry are asked for first.
@@ -34,7 +37,7 @@ type RegistryMirror struct {
 }
 
 func (c *checker) proxy(raw rawProxy) Proxy {
-	p := Proxy{HTTP: c.proxyURL(raw.HTTP), HTTPS: c.proxyURL(raw.HTTPS)}
+	p := Proxy{HTTP: c.proxyURL(raw.HTTP), HTTPS: c.proxyURL(raw.HTTPS), Username: raw.Username.V, Password: c.secret(raw.Password)}
 	for _, n := range raw.No {
 		if !n.Set {
 			continue
@@ -54,6 +57,21 @@ func (c *checker) proxy(raw rawProxy) Proxy {
 	}
 	if raw.Path != "" && !raw.HTTP.Set && !raw.HTTPS.Set && !c.reported(raw.Path) {
 		c.once(raw.place, "https: http://proxy.example.org:3128", "names no proxy: want http, https or both")
+	}
+	switch password := raw.Password.Path != ""; {
+	case password && !raw.Username.Set:
+		c.once(raw.Password.place, "username: nodes", "a password without a username")
+	case raw.Username.Set && !password:
+		c.once(raw.Username.place, "password: {file: ../secrets/proxy}", "a username without a password")
+	case password:
+		for _, f := range []rawString{raw.HTTP, raw.HTTPS} {
+			if strings.HasPrefix(f.V, "http://") && !c.warned(raw.Password.place) {
+				c.warn(raw.Password.place, "a proxy by https://", "the password goes to %s unencrypted, so whoever is on the way there can read it", f.V)
+			}
+		}
+	}
+	if raw.Username.Set && (p.Username == "" || strings.Contains(p.Username, ":")) {
+		c.once(raw.Username.place, "", "%q is no user name: want some text without a colon", p.Username) // RFC 7617 section 2
 	}
 	return p
 }

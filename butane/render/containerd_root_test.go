@@ -102,7 +102,7 @@ func TestContainerdAsksTheMirrors(t *testing.T) {
 		}
 		return file
 	}
-	for _, f := range NewNetworks(plan.Plan{}).Files(n, map[string]string{"docker.io": "not for strangers"}) {
+	for _, f := range NewNetworks(plan.Plan{}).Files(n, Passwords{Mirrors: map[string]string{"docker.io": "not for strangers"}}) {
 		write(f.Path, f.Content)
 	}
 

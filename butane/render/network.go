@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,9 +39,19 @@ const (
 	// containerdDropIn comes before 10-imagectl-runtimes.conf, whose configuration has
 	// the runtimes too and names the same certsDir.
 	containerdDropIn = "/etc/systemd/system/containerd.service.d/05-imagectl-mirrors.conf"
+	// proxyEnv is where the proxy's password is: systemd tells anybody who asks by D-Bus what
+	// Environment= says, and not what is in a file (systemd.exec(5)).
+	proxyEnv = "/etc/imagectl/proxy.env"
 )
 
 const made = "# Made by imagectl from cluster.yaml; changes here do not last.\n"
+
+// Passwords are those of one machine's network; the zero value for none.
+type Passwords struct {
+	Proxy string
+	// Mirrors are those of registry mirrors by the registry's name.
+	Mirrors map[string]string
+}
 
 // Networks writes machines' network.
 type Networks struct {
@@ -55,9 +66,9 @@ func NewNetworks(p plan.Plan) Networks { return Networks{direct: direct(p)} }
 // and -timesyncd, for containerd and kubelet. They are the same for the same input, and
 // none for the zero cluster.Network.
 //
-// passwords are those of registry mirrors by the registry's name. What holds one has mode
-// 0600, and is for a node that has proved who it is; without them nothing here is secret.
-func (n Networks) Files(net cluster.Network, passwords map[string]string) []File {
+// What holds one of the passwords has mode 0600, and is for a node that has proved who it is;
+// without them nothing here is secret.
+func (n Networks) Files(net cluster.Network, passwords Passwords) []File {
 	out := links(net)
 	if len(net.DNS) > 0 {
 		// With ~. these are asked for every name; those of DHCP only for their own domains.
@@ -66,8 +77,8 @@ func (n Networks) Files(net cluster.Network, passwords map[string]string) []File
 	if len(net.NTP) > 0 {
 		out = append(out, text(timesyncPath, "[Time]\nNTP="+strings.Join(net.NTP, " ")+"\n"))
 	}
-	out = append(out, n.proxy(net.Proxy)...)
-	out = append(out, mirrors(net.Mirrors, passwords)...)
+	out = append(out, n.proxy(net.Proxy, passwords.Proxy)...)
+	out = append(out, mirrors(net.Mirrors, passwords.Mirrors)...)
 	if len(out) == 0 {
 		return nil
 	}
@@ -230,11 +241,11 @@ func isMAC(link string) bool {
 
 // proxy is the environment of what fetches images and of what kubelet starts. kubeadm gets
 // none: it would copy it into the control plane's pods.
-func (n Networks) proxy(p cluster.Proxy) []File {
+func (n Networks) proxy(p cluster.Proxy, password string) []File {
 	if p.HTTP == "" && p.HTTPS == "" {
 		return nil
 	}
-	var s strings.Builder
+	var s, env strings.Builder
 	s.WriteString("[Service]\n")
 	for _, v := range []struct{ name, value string }{
 		{"HTTP_PROXY", p.HTTP}, {"HTTPS_PROXY", p.HTTPS}, {"NO_PROXY", strings.Join(append(slices.Clone(n.direct), p.No...), ",")},
@@ -242,8 +253,20 @@ func (n Networks) proxy(p cluster.Proxy) []File {
 		if v.value != "" {
 			fmt.Fprintf(&s, "Environment=\"%s=%s\"\n", v.name, v.value)
 		}
+		if at, err := url.Parse(v.value); v.name != "NO_PROXY" && v.value != "" && err == nil {
+			at.User = url.UserPassword(p.Username, password)
+			fmt.Fprintf(&env, "%s=\"%s\"\n", v.name, at)
+		}
 	}
 	var out []File
+	if p.Username != "" {
+		// Also without the password: then there is no such file yet, and the node that gets it
+		// has to start nothing anew but what reads it.
+		s.WriteString("EnvironmentFile=-" + proxyEnv + "\n")
+		if password != "" {
+			out = append(out, File{Path: proxyEnv, Mode: 0o600, Content: []byte(made + env.String())})
+		}
+	}
 	for _, unit := range []string{"containerd", "kubelet"} {
 		out = append(out, text("/etc/systemd/system/"+unit+".service.d/20-imagectl-proxy.conf", s.String()))
 	}

@@ -41,7 +41,7 @@ func networked() plan.Plan {
 			Routes: []cluster.Route{{To: prefix("198.51.100.0/24"), Via: addr("10.0.0.254"), Link: "eno5"}},
 		}},
 		{Name: "proxied", Address: addr("172.20.0.13"), Network: cluster.Network{
-			Proxy: cluster.Proxy{HTTP: "http://proxy.example.org:3128", HTTPS: "http://proxy.example.org:3129", No: []string{".example.org", "203.0.113.0/24"}},
+			Proxy: cluster.Proxy{HTTP: "http://proxy.example.org:3128", HTTPS: "http://proxy.example.org:3129", No: []string{".example.org", "203.0.113.0/24"}, Username: "nodes"},
 			Mirrors: []cluster.RegistryMirror{
 				{Name: "docker.io", Endpoints: []string{"https://mirror.example.org", "https://harbor.example.org/v2/hub"}, CA: []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")},
 				{Name: "registry.example.org:5000", Endpoints: []string{"https://mirror.example.org:5001/team"}, Username: "reader", Password: cluster.Secret{Env: "MIRROR"}},
@@ -52,7 +52,7 @@ func networked() plan.Plan {
 	return p
 }
 
-var passwords = map[string]string{"registry.example.org:5000": "not for strangers"}
+var passwords = Passwords{Proxy: `p@ss "word"%$\`, Mirrors: map[string]string{"registry.example.org:5000": "not for strangers"}}
 
 func TestNodesNetwork(t *testing.T) {
 	t.Parallel()
@@ -73,26 +73,57 @@ func TestPasswordsAreInNoFileThatOthersRead(t *testing.T) {
 	t.Parallel()
 	p := networked()
 	n := NewNetworks(p)
-	secret := []byte("cmVhZGVyOm5vdCBmb3Igc3RyYW5nZXJz") // base64 of reader:not for strangers
-	found := false
+	secrets := []string{"cmVhZGVyOm5vdCBmb3Igc3RyYW5nZXJz", "p%40ss"} // base64 of reader:not for strangers; the proxy's
+	found := map[string]bool{}
 	for _, m := range p.Machines {
-		for _, f := range n.Files(m.Network, nil) {
-			if bytes.Contains(f.Content, []byte("Authorization")) {
+		for _, f := range n.Files(m.Network, Passwords{}) {
+			if bytes.Contains(f.Content, []byte("Authorization")) || f.Path == proxyEnv {
 				t.Errorf("%s of %s has credentials that nobody gave it", f.Path, m.Name)
 			}
 		}
 		for _, f := range n.Files(m.Network, passwords) {
-			if bytes.Contains(f.Content, secret) {
-				found = true
+			for _, secret := range secrets {
+				if !bytes.Contains(f.Content, []byte(secret)) {
+					continue
+				}
+				found[secret] = true
 				if f.Mode != 0o600 {
 					t.Errorf("%s of %s has a password and mode %04o", f.Path, m.Name, f.Mode)
 				}
 			}
 		}
 	}
-	if !found {
-		t.Error("no file has the password, so nothing was shown")
+	if len(found) != len(secrets) {
+		t.Errorf("files have only %v of the passwords, so nothing was shown of the others", found)
 	}
+}
+
+// Go's own reader of HTTPS_PROXY gets the password back as it was, whatever is in it.
+func TestTheProxysPasswordArrives(t *testing.T) {
+	t.Parallel()
+	p := networked()
+	for _, f := range NewNetworks(p).Files(p.Machines[2].Network, passwords) {
+		if f.Path != proxyEnv {
+			continue
+		}
+		for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} {
+			_, rest, _ := strings.Cut(string(f.Content), "\n"+name+"=\"")
+			value, _, _ := strings.Cut(rest, "\"\n")
+			at, err := url.Parse(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := at.User.Password(); at.User.Username() != "nodes" || got != passwords.Proxy || !strings.HasPrefix(at.Host, "proxy.example.org:312") {
+				t.Errorf("%s is %q, with the password %q", name, value, got)
+			}
+			// What systemd would take for something else in a quoted value (systemd.exec(5)).
+			if strings.ContainsAny(value, "\\\"` \n") {
+				t.Errorf("%s is %q", name, value)
+			}
+		}
+		return
+	}
+	t.Error("there is no file with it")
 }
 
 // Go's own reader of NO_PROXY, which containerd and kubelet have, judges it.
@@ -100,7 +131,7 @@ func TestNodesAndServicesAreAskedWithoutTheProxy(t *testing.T) {
 	t.Parallel()
 	p := networked()
 	env := map[string]string{}
-	for _, f := range NewNetworks(p).Files(p.Machines[2].Network, nil) {
+	for _, f := range NewNetworks(p).Files(p.Machines[2].Network, Passwords{}) {
 		if !strings.HasSuffix(f.Path, "/containerd.service.d/20-imagectl-proxy.conf") {
 			continue
 		}
@@ -143,7 +174,7 @@ func TestTheListNamesEveryFile(t *testing.T) {
 	p := networked()
 	n := NewNetworks(p)
 	for _, m := range p.Machines {
-		files := n.Files(m.Network, nil)
+		files := n.Files(m.Network, Passwords{})
 		if m.Name == "plain" {
 			if len(files) != 0 {
 				t.Errorf("a machine without a network of its own gets %d files", len(files))

@@ -36,7 +36,7 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 		DNS: []netip.Addr{addr("10.42.0.53")}, NTP: []string{"10.42.0.1"},
 	}
 	work := t.TempDir()
-	for _, f := range NewNetworks(plan.Plan{}).Files(n, nil) {
+	for _, f := range NewNetworks(plan.Plan{}).Files(n, Passwords{}) {
 		file := filepath.Join(work, f.Path)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)

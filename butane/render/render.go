@@ -60,6 +60,8 @@ type InstallerInput struct {
 	// AgentPath is where the extension lies already, for an installer that was loaded
 	// with it; then the two above are not needed.
 	AgentPath string
+	// Links is what InstallerLinks returned; empty for none.
+	Links []byte
 }
 
 // Installer returns the first Ignition config of a netbooted machine.
@@ -73,6 +75,9 @@ func Installer(in InstallerInput) ([]byte, error) {
 	}
 	cfg := types.Config{Ignition: types.Ignition{Version: specVersion}}
 	cfg.Storage.Files = append(cfg.Storage.Files, inline(nodeconf.Path, 0o644, string(in.NodeConfig)))
+	if len(in.Links) > 0 {
+		cfg.Storage.Files = append(cfg.Storage.Files, inline(nodeconf.LinksPath, 0o644, string(in.Links)))
+	}
 	const agent = "/etc/extensions/imagectl.raw"
 	if in.AgentPath != "" {
 		cfg.Storage.Links = append(cfg.Storage.Links, types.Link{

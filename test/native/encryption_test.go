@@ -23,6 +23,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
+	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
@@ -234,13 +235,17 @@ func (r *rack) policed() {
 	if !strings.HasPrefix(raw, "k8s:enc:secretbox:v1:k-") {
 		r.t.Errorf("a Secret in etcd: %.40q", raw)
 	}
+	user := "kubernetes-admin" // as kubeadm calls it on every control plane
+	if !r.conf.Kubernetes.CAKeyOnNodes {
+		user = pki.NodeAdminUser + "cp1"
+	}
 	r.wait(time.Minute, "the audit log's word of a Secret", func() (bool, string) {
 		for _, m := range r.nodes {
 			if !strings.HasPrefix(m.Name, "cp") {
 				continue
 			}
 			out, err := m.on("sh", "-c", `grep -h '"verb":"create"' `+kubeadm.AuditLog+` | grep '"resource":"secrets"' | grep '"name":"logged"'`)
-			if err == nil && strings.Contains(out, `"username":"kubernetes-admin"`) {
+			if err == nil && strings.Contains(out, `"username":"`+user+`"`) {
 				return true, m.Name
 			}
 		}

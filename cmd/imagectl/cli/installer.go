@@ -21,12 +21,12 @@ import (
 // the server that started it any more, which may have died meanwhile: Ignition would ask
 // one address for ever. Then the agent asks all servers. It returns false where the
 // release loses such files.
-func (s *site) addInstaller(node []byte) (boot.Blob, bool, error) {
+func (s *site) addInstaller(node, links []byte) (boot.Blob, bool, error) {
 	if losesArchives(s.plan.Flatcar) {
 		return boot.Blob{}, false, nil
 	}
 	const agent = "imagectl.raw"
-	config, err := render.Installer(render.InstallerInput{NodeConfig: node, AgentPath: "/oem/" + agent})
+	config, err := render.Installer(render.InstallerInput{NodeConfig: node, Links: links, AgentPath: "/oem/" + agent})
 	if err != nil {
 		return boot.Blob{}, false, err
 	}

@@ -19,25 +19,35 @@ const stepNetworkLinks = "network-links"
 // before anything is served.
 func (g *globals) nodeNetworks(machines []serverapi.Machine, p plan.Plan, unseal func([]byte) ([]byte, error)) error {
 	networks := render.NewNetworks(p)
-	read := map[cluster.Secret]string{}
+	known := map[cluster.Secret]string{}
+	read := func(from cluster.Secret) (string, error) {
+		if password, ok := known[from]; ok {
+			return password, nil
+		}
+		secret, err := g.secret(from, unseal)
+		if err == nil {
+			known[from] = string(secret)
+		}
+		return string(secret), err
+	}
 	for i, m := range p.Machines {
-		passwords := map[string]string{}
+		passwords := render.Passwords{Mirrors: map[string]string{}}
 		for _, mirror := range m.Network.Mirrors {
 			if mirror.Username == "" {
 				continue
 			}
-			password, ok := read[mirror.Password]
-			if !ok {
-				secret, err := g.secret(mirror.Password, unseal)
-				if err != nil {
-					return fmt.Errorf("reading the password of machine %s for the mirror of %s: %w", m.Name, mirror.Name, err)
-				}
-				password = string(secret)
-				read[mirror.Password] = password
+			var err error
+			if passwords.Mirrors[mirror.Name], err = read(mirror.Password); err != nil {
+				return fmt.Errorf("reading the password of machine %s for the mirror of %s: %w", m.Name, mirror.Name, err)
 			}
-			passwords[mirror.Name] = password
 		}
-		machines[i].Files = wire(networks.Files(m.Network, nil))
+		if proxy := m.Network.Proxy; proxy.Username != "" {
+			var err error
+			if passwords.Proxy, err = read(proxy.Password); err != nil {
+				return fmt.Errorf("reading the password of machine %s for its proxy: %w", m.Name, err)
+			}
+		}
+		machines[i].Files = wire(networks.Files(m.Network, render.Passwords{}))
 		machines[i].Network = &api.Network{Files: wire(networks.Files(m.Network, passwords))}
 	}
 	return nil

@@ -13,7 +13,7 @@ import (
 	"github.com/imagectl/imagectl/butane/plan"
 )
 
-func TestOnlyNodesGetMirrorPasswords(t *testing.T) {
+func TestOnlyNodesGetPasswords(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "password"), []byte("swordfish\n"), 0o600); err != nil {
@@ -21,25 +21,28 @@ func TestOnlyNodesGetMirrorPasswords(t *testing.T) {
 	}
 	g := &globals{file: filepath.Join(dir, "cluster.yaml")}
 	mirror := cluster.RegistryMirror{Name: "docker.io", Endpoints: []string{"https://m"}, Username: "reader", Password: cluster.Secret{File: "password"}}
-	p := plan.Plan{Machines: []plan.Machine{{Name: "plain"}, {Name: "w1", Network: cluster.Network{Mirrors: []cluster.RegistryMirror{mirror}}}}}
+	p := plan.Plan{Machines: []plan.Machine{{Name: "plain"}, {Name: "w1", Network: cluster.Network{
+		Mirrors: []cluster.RegistryMirror{mirror},
+		Proxy:   cluster.Proxy{HTTPS: "https://proxy.example.org:3128", Username: "nodes", Password: cluster.Secret{File: "password"}},
+	}}}}
 	machines := []serverapi.Machine{{Name: "plain"}, {Name: "w1"}}
 	if err := g.nodeNetworks(machines, p, nil); err != nil {
 		t.Fatal(err)
 	}
 	basic := []byte("Basic cmVhZGVyOnN3b3JkZmlzaA==") // reader:swordfish
-	has := func(files []*api.File) bool {
+	has := func(files []*api.File, what []byte) bool {
 		for _, f := range files {
-			if bytes.Contains(f.GetContent(), basic) {
+			if bytes.Contains(f.GetContent(), what) {
 				return true
 			}
 		}
 		return false
 	}
-	if has(machines[1].Files) || len(machines[1].Files) == 0 {
+	if has(machines[1].Files, basic) || has(machines[1].Files, []byte("swordfish")) || len(machines[1].Files) == 0 {
 		t.Errorf("the installer would leave the password on a disk, or nothing at all: %v", machines[1].Files)
 	}
-	if !has(machines[1].Network.GetFiles()) {
-		t.Error("the node does not get the password")
+	if !has(machines[1].Network.GetFiles(), basic) || !has(machines[1].Network.GetFiles(), []byte("https://nodes:swordfish@proxy.example.org:3128")) {
+		t.Error("the node does not get the passwords")
 	}
 	// A network, and an empty one: the node takes away what it had before.
 	if n := machines[0]; n.Files != nil || n.Network == nil || len(n.Network.GetFiles()) != 0 {
@@ -48,6 +51,11 @@ func TestOnlyNodesGetMirrorPasswords(t *testing.T) {
 	p.Machines[1].Network.Mirrors[0].Password = cluster.Secret{File: "gone"}
 	err := g.nodeNetworks(machines, p, nil)
 	if want := "reading the password of machine w1 for the mirror of docker.io: open "; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("got %v, want %s…", err, want)
+	}
+	p.Machines[1].Network = cluster.Network{Proxy: cluster.Proxy{HTTPS: "https://proxy", Username: "nodes", Password: cluster.Secret{File: "gone"}}}
+	err = g.nodeNetworks(machines, p, nil)
+	if want := "reading the password of machine w1 for its proxy: open "; err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got %v, want %s…", err, want)
 	}
 }

@@ -96,6 +96,10 @@ func serveRack(t *testing.T) *rack {
 	password, variable := randomText(t), randomText(t)
 	r.issued["the BMC's password"], r.issued["the other BMC's password"] = password, variable
 	t.Setenv("W2_BMC", string(variable))
+	proxy, mirror := randomText(t), randomText(t)
+	r.issued["the proxy's password"], r.issued["the mirror's password"] = proxy, mirror
+	t.Setenv("W1_PROXY", string(proxy))
+	t.Setenv("W1_MIRROR", string(mirror))
 	canaries := map[string]string{"secrets/w1-bmc": string(password) + "\n", "ipxe/undionly.kpxe": "no PE header", "ipxe/snponly.efi": efiProgram(t), "ipxe/shim.efi": efiProgram(t), "ipxe/grub.efi": efiProgram(t)}
 	for _, name := range []string{"out/notes.txt", "state/notes.txt", "notes.txt", "cache/notes.txt"} {
 		text := randomText(t)
@@ -112,7 +116,9 @@ identity: {policy: token}
 machines:
   - {name: cp1, role: control-plane, match: {mac: ["52:54:00:00:00:00"]}, address: 127.0.0.1, disk: {path: /dev/vda}}
   - {name: w1, role: worker, match: {mac: ["52:54:00:00:00:01"]}, address: 192.0.2.11, disk: {path: /dev/vda},
-     bmc: {kind: redfish, address: 127.0.0.1:1, username: imagectl, password: {file: secrets/w1-bmc}, tls: {insecure: nobody is asked here}}}
+     bmc: {kind: redfish, address: 127.0.0.1:1, username: imagectl, password: {file: secrets/w1-bmc}, tls: {insecure: nobody is asked here}},
+     network: {proxy: {https: "https://proxy.example.org:3128", username: nodes, password: {env: W1_PROXY}},
+       registryMirrors: [{name: docker.io, endpoints: ["https://mirror.example.org"], username: reader, password: {env: W1_MIRROR}}]}}
   - {name: w2, role: worker, match: {mac: ["52:54:00:00:00:02"]}, address: 192.0.2.12, disk: {path: /dev/vda}, firmware: {nbp: grub},
      bmc: {kind: redfish, address: 127.0.0.1:1, username: imagectl, password: {env: W2_BMC}, tls: {insecure: nobody is asked here}}}
 `, canaries)

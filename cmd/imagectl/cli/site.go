@@ -193,8 +193,12 @@ func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, 
 	if err != nil {
 		return catalog.Config{}, err
 	}
+	links, err := render.InstallerLinks(s.plan.Machines)
+	if err != nil {
+		return catalog.Config{}, err
+	}
 	ignition, err := render.Installer(render.InstallerInput{
-		NodeConfig: conf, AgentURL: s.fileURL(store.Artefact{Name: s.agent.Name, SHA256: s.agent.SHA256}), AgentSHA256: s.agent.SHA256,
+		NodeConfig: conf, Links: links, AgentURL: s.fileURL(store.Artefact{Name: s.agent.Name, SHA256: s.agent.SHA256}), AgentSHA256: s.agent.SHA256,
 	})
 	if err != nil {
 		return catalog.Config{}, err
@@ -204,7 +208,7 @@ func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, 
 		// For media, and for releases that take none of what addInstaller makes.
 		Ignition: func(string) ([]byte, error) { return ignition, nil },
 	}
-	installer, ok, err := s.addInstaller(conf)
+	installer, ok, err := s.addInstaller(conf, links)
 	if ok {
 		c.Initrd, c.Configured = append(c.Initrd, installer), true
 	}
