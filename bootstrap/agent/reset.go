@@ -24,7 +24,7 @@ func forgotten() []string {
 	return []string{
 		"/etc/etcd", etcd.DataDir, memberPath, alonePath, restoredPath, snapshotsPath,
 		"/etc/kubernetes", "/var/lib/kubelet", "/etc/cni/net.d", "/var/lib/cni",
-		kubeletCA, signedDir, startedPath, kubeadmConf, applied, encryptionLoadedPath, encryptionRewrittenPath, renewingPath,
+		kubeletCA, signedDir, namedDir, startedPath, kubeadmConf, applied, encryptionLoadedPath, encryptionRewrittenPath, renewingPath,
 		// A directive of before would have a server that is away start what is not there.
 		RunPath,
 		// Last: as long as it is there, this node has joined.

@@ -19,7 +19,7 @@ import (
 // kept are the agent's files that a reset leaves: who the machine is, what it has said and signed,
 // what it keeps for the server, and what is about the system that stays.
 func kept() []string {
-	return []string{KeyPath, CertPath, authorityPath, recordPath, headsPath, witnessPath, orderPath, backupsPath, imported, networkOwed, networkBoot, resetPath}
+	return []string{KeyPath, CertPath, authorityPath, recordPath, headsPath, witnessPath, orderPath, backupsPath, imported, networkOwed, networkBoot, linkChangePath, resetPath}
 }
 
 // Each file of the agent's own is one that a reset keeps or forgets: a new one is a decision.
