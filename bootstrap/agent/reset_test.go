@@ -73,7 +73,7 @@ func full(t *testing.T) (*lab, *node, *api.Order) {
 			l.put(p, "of before")
 		}
 	}
-	for _, p := range []string{KeyPath, CertPath, authorityPath, headsPath, witnessPath, networkOwed, networkBoot, backupsPath + "/one", imported + "/one"} {
+	for _, p := range []string{KeyPath, CertPath, authorityPath, headsPath, witnessPath, networkOwed, networkBoot, linkChangePath, backupsPath + "/one", imported + "/one"} {
 		if !l.exists(p) {
 			l.put(p, "kept")
 		}
