@@ -253,7 +253,7 @@ upload-programs:
 
 .PHONY: upload-servers
 upload-servers: upload-programs ## uploads against servers of other hands, a quarter of the faults: versitygw, sshd, docker-registry, libvirtd, Azurite, fake-gcs-server
-	$(call say,uploads against real servers (about 3 minutes))
+	$(call say,uploads against real servers (2 to 4 minutes))
 	test/upload-servers -short bin $(AZURITE)
 
 .PHONY: upload-test
@@ -307,7 +307,7 @@ bench-upload: release ## uploads to every platform, against curl
 	bin/benchupload.test -test.timeout 60m -release $(RELEASE)
 
 .PHONY: test
-test: deps unit test-root native release-test e2e ## the main job and all its parts; CI adds media-test
+test: deps unit test-root native release-test upload-servers e2e ## the main job and all its parts; CI adds media-test
 
 .PHONY: generate
 generate: ## rewrite the wire contract's Go code (needs protobuf-compiler, libprotobuf-dev)

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -80,6 +81,20 @@ func must(t *testing.T, method, at string, h http.Header) *http.Response {
 	return resp
 }
 
+// oneAtATime makes one call after the other: a call that fails would call off those that are
+// under way.
+type oneAtATime struct {
+	mu   sync.Mutex
+	next http.RoundTripper
+}
+
+// RoundTrip implements http.RoundTripper.
+func (o *oneAtATime) RoundTrip(r *http.Request) (*http.Response, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.next.RoundTrip(r)
+}
+
 // What a managed disk's address is on Azure is a page blob of Azurite's here: pages
 // go there in ranges, some do not get there, and the second run sends those alone.
 func TestMicrosoftsStorageHasThePagesAndNoOthers(t *testing.T) {
@@ -90,7 +105,7 @@ func TestMicrosoftsStorageHasThePagesAndNoOthers(t *testing.T) {
 	must(t, http.MethodPut, blob, http.Header{"X-Ms-Blob-Type": {"PageBlob"}, "X-Ms-Blob-Content-Length": {strconv.FormatInt(img.Size, 10)}})
 
 	faults := &uploadtest.Faults{}
-	p := pages{rest.API{Transport: faults.Transport(http.DefaultTransport), Refusal: refusal, Again: again, Tries: 1, Wait: wait}}
+	p := pages{rest.API{Transport: &oneAtATime{next: faults.Transport(http.DefaultTransport)}, Refusal: refusal, Again: again, Tries: 1, Wait: wait}}
 	faults.Fail(3, uploadtest.Refused, true)
 	if err := p.send(t.Context(), img, blob, quiet); err == nil {
 		t.Fatal("the cut was not noticed")

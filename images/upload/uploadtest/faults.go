@@ -118,6 +118,13 @@ func (f *Faults) next(size int64) (Kind, bool) {
 	return f.kind, true
 }
 
+// putOff has the next call fail instead of this one.
+func (f *Faults) putOff() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at = f.calls + 1
+}
+
 // giveUp ends the caller's patience. The lock is held.
 func (f *Faults) giveUp() {
 	if f.out == nil {

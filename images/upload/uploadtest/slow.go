@@ -43,6 +43,8 @@ func (t transport) stall(r *http.Request, size int64) (*http.Response, error) {
 	}
 	resp, err := t.base.RoundTrip(r)
 	if err != nil {
+		// There was no answer to stop in the middle of: a client that tries TLS first.
+		t.f.putOff()
 		return nil, err
 	}
 	whole, err := io.ReadAll(resp.Body)
