@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
@@ -44,22 +45,18 @@ import (
 // on is asked in every way that a stranger can: no answer has a piece of one, the log
 // neither, and nothing that the server knows of its machines is changed by asking.
 func TestNoStrangerGetsASecret(t *testing.T) {
-	r := serveRack(t)
+	r := serveRack(t, "authoritative")
 	before := r.machines()
 	for _, d := range r.doors() {
 		walk(t, d, r.found)
 	}
 	r.walkTFTP()
 	r.walkDHCP()
+	r.walkDHCP6()
 	if after := r.machines(); after != before {
 		t.Errorf("the walk changed what is known of the machines\nfrom %s\nto   %s", before, after)
 	}
-	r.stop()
-	secrets := r.secrets()
-	r.found.add("the log", r.log.Bytes())
-	for _, leak := range r.found.search(secrets) {
-		t.Error(leak)
-	}
+	secrets := r.searched()
 	// What is searched for can be found.
 	for name, secret := range secrets {
 		for form, text := range forms(secret) {
@@ -72,6 +69,29 @@ func TestNoStrangerGetsASecret(t *testing.T) {
 	}
 }
 
+// Beside another DHCP server the answers are made elsewhere.
+func TestNoStrangerGetsASecretFromTheProxy(t *testing.T) {
+	r := serveRack(t, "proxy")
+	before := r.machines()
+	r.walkProxy()
+	if after := r.machines(); after != before {
+		t.Errorf("the walk changed what is known of the machines\nfrom %s\nto   %s", before, after)
+	}
+	r.searched()
+}
+
+// searched stops the server and looks for its secrets in all that was found.
+func (r *rack) searched() map[string][]byte {
+	r.Helper()
+	r.stop()
+	secrets := r.secrets()
+	r.found.add("the log", r.log.Bytes())
+	for _, leak := range r.found.search(secrets) {
+		r.Error(leak)
+	}
+	return secrets
+}
+
 // rack is a whole imagectl serve on loopback.
 type rack struct {
 	*testing.T
@@ -81,7 +101,10 @@ type rack struct {
 	found finds
 	on    opened
 	tftp  net.Addr
-	dhcp  *dhcpWire
+	// proxy says that another server gives out the addresses; then there is bootServer.
+	proxy            bool
+	dhcp, bootServer *dhcpWire
+	dhcp6            *dhcp6Wire
 	// routes are what its HTTP servers say that they serve.
 	routes *routeList
 	// issued are secrets that were handed out while it ran.
@@ -89,10 +112,21 @@ type rack struct {
 }
 
 // serveRack starts it and gives it something to know: a machine that is armed, one
-// that waits for its code to be compared, and a token.
-func serveRack(t *testing.T) *rack {
+// that waits for its code to be compared, and a token. mode is boot.dhcp.
+func serveRack(t *testing.T, mode string) *rack {
 	t.Helper()
-	r := &rack{T: t, log: &lockedBuffer{}, found: finds{}, issued: map[string][]byte{}, dhcp: newDHCPWire()}
+	at := dhcpv4.WithClientIP(net.IPv4(192, 0, 2, 99))
+	r := &rack{T: t, log: &lockedBuffer{}, found: finds{}, issued: map[string][]byte{}, proxy: mode == "proxy",
+		dhcp:  newDHCPWire(dhcpv4.WithMessageType(dhcpv4.MessageTypeInform), at),
+		dhcp6: &dhcp6Wire{link: newLink(&net.UDPAddr{IP: net.ParseIP("fe80::1"), Port: 546})},
+	}
+	subnets, nbp := `  subnets: [{cidr: 192.0.2.0/24, range: {first: 192.0.2.100, last: 192.0.2.120}}, {cidr: 127.0.0.0/24, router: 127.0.0.254}]
+`, "firmware: {nbp: grub},"
+	if r.proxy {
+		r.dhcp = newDHCPWire(append(pxe4(0), dhcpv4.WithMessageType(dhcpv4.MessageTypeDiscover))...)
+		r.bootServer = newDHCPWire(append(pxe4(0), dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest), at)...)
+		subnets, nbp = "", "" // GRUB asks the server that gave the address
+	}
 	password, variable := randomText(t), randomText(t)
 	r.issued["the BMC's password"], r.issued["the other BMC's password"] = password, variable
 	t.Setenv("W2_BMC", string(variable))
@@ -100,7 +134,7 @@ func serveRack(t *testing.T) *rack {
 	r.issued["the proxy's password"], r.issued["the mirror's password"] = proxy, mirror
 	t.Setenv("W1_PROXY", string(proxy))
 	t.Setenv("W1_MIRROR", string(mirror))
-	canaries := map[string]string{"secrets/w1-bmc": string(password) + "\n", "ipxe/undionly.kpxe": "no PE header", "ipxe/snponly.efi": efiProgram(t), "ipxe/shim.efi": efiProgram(t), "ipxe/grub.efi": efiProgram(t)}
+	canaries := map[string]string{"secrets/w1-bmc": string(password) + "\n", "ipxe/undionly.kpxe": "no PE header", "ipxe/snponly.efi": efiProgram(t), "ipxe/arm64.efi": efiArm64(t), "ipxe/shim.efi": efiProgram(t), "ipxe/grub.efi": efiProgram(t)}
 	for _, name := range []string{"out/notes.txt", "state/notes.txt", "notes.txt", "cache/notes.txt"} {
 		text := randomText(t)
 		canaries[name], r.issued["the file "+name] = string(text), text
@@ -108,9 +142,9 @@ func serveRack(t *testing.T) *rack {
 	r.dir = siteWith(t, `server: {address: 192.0.2.1}
 boot:
   interface: lo
-  dhcp: authoritative
-  subnets: [{cidr: 192.0.2.0/24, range: {first: 192.0.2.100, last: 192.0.2.120}}, {cidr: 127.0.0.0/24, router: 127.0.0.254}]
-  ipxe: {bios: ipxe/undionly.kpxe, uefi: ipxe/snponly.efi}
+  dhcp: `+mode+`
+`+subnets+`  dhcp6: {address: "fd00::1", subnets: [{cidr: "fd00::/64", range: {first: "fd00::1000", last: "fd00::1fff"}}]}
+  ipxe: {bios: ipxe/undionly.kpxe, uefi: ipxe/snponly.efi, arm64: ipxe/arm64.efi}
   grub: {shim: ipxe/shim.efi, grub: ipxe/grub.efi}
 identity: {policy: token}
 machines:
@@ -119,7 +153,7 @@ machines:
      bmc: {kind: redfish, address: 127.0.0.1:1, username: imagectl, password: {file: secrets/w1-bmc}, tls: {insecure: nobody is asked here}},
      network: {proxy: {https: "https://proxy.example.org:3128", username: nodes, password: {env: W1_PROXY}},
        registryMirrors: [{name: docker.io, endpoints: ["https://mirror.example.org"], username: reader, password: {env: W1_MIRROR}}]}}
-  - {name: w2, role: worker, match: {mac: ["52:54:00:00:00:02"]}, address: 192.0.2.12, disk: {path: /dev/vda}, firmware: {nbp: grub},
+  - {name: w2, role: worker, match: {mac: ["52:54:00:00:00:02"]}, address: 192.0.2.12, disk: {path: /dev/vda}, `+nbp+`
      bmc: {kind: redfish, address: 127.0.0.1:1, username: imagectl, password: {env: W2_BMC}, tls: {insecure: nobody is asked here}}}
 `, canaries)
 
@@ -155,7 +189,10 @@ machines:
 		t.Fatal(err)
 	}
 	r.tftp, r.on.metrics = udp.LocalAddr(), tcp()
-	r.on.sockets = listen.Sockets{DHCP: r.dhcp, Syslog: said, TFTP: udp, HTTP: tcp(), HTTPS: tcp(), BootTLS: tcp(), MTU: 1500}
+	r.on.sockets = listen.Sockets{DHCP: r.dhcp, DHCP6: r.dhcp6, Routers: noRouters{newLink(nil)}, Syslog: said, TFTP: udp, HTTP: tcp(), HTTPS: tcp(), BootTLS: tcp(), MTU: 1500}
+	if r.proxy {
+		r.on.sockets.BootServer = r.bootServer
+	}
 	r.nothingLeftOut()
 	r.routes = &routeList{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}), patterns: map[string][]string{}}
 
@@ -601,6 +638,12 @@ func efiProgram(t *testing.T) string {
 		}
 	}
 	return out.String()
+}
+
+// efiArm64 is the same for arm64.
+func efiArm64(t *testing.T) string {
+	t.Helper()
+	return strings.Replace(efiProgram(t), "PE\x00\x00\x64\x86", "PE\x00\x00\x64\xaa", 1)
 }
 
 // lockedBuffer is written by many.

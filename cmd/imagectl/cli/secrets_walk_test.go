@@ -5,17 +5,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
-	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/pin/tftp/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -62,7 +59,10 @@ func (l *routeList) of(name string) []string {
 func (r *rack) nothingLeftOut() {
 	r.Helper()
 	// These have the handlers of their namesakes, or answer nobody; port 4011 is a proxy's.
-	left := []string{"HTTP6", "TFTP6", "DHCP6", "Routers", "BootServer", "Links", "MTU"}
+	left := []string{"HTTP6", "TFTP6", "Links", "MTU"}
+	if !r.proxy {
+		left = append(left, "BootServer")
+	}
 	all := reflect.ValueOf(r.on.sockets)
 	for i := range all.NumField() {
 		if name := all.Type().Field(i).Name; all.Field(i).IsZero() != slices.Contains(left, name) && name != "MTU" {
@@ -76,12 +76,12 @@ func (r *rack) nothingLeftOut() {
 func (r *rack) examples() map[string][]string {
 	r.Helper()
 	out := map[string][]string{
-		"/boot.ipxe": {"/boot.ipxe", "/boot.ipxe?mac=52:54:00:00:00:01&uuid=x&serial=y&platform=efi", "/boot.ipxe?mac=52:54:00:00:00:02"},
+		"/boot.ipxe": {"/boot.ipxe", "/boot.ipxe?mac=52:54:00:00:00:01&uuid=x&serial=y&platform=efi", "/boot.ipxe?mac=52:54:00:00:00:02", "/boot.ipxe?mac=52:54:00:00:00:02&platform=efi&arch=arm64"},
 		"/ignition":  {"/ignition", "/ignition?mac=52:54:00:00:00:01", "/ignition?mac=52:54:00:00:00:02"},
 	}
 	const program, file = "/boot/{mac}/{name}", "/files/{sha256}/{name}"
 	for _, last := range []string{"00", "01", "02", "99"} {
-		out[program] = append(out[program], "/boot/52:54:00:00:00:"+last+"/snponly.efi")
+		out[program] = append(out[program], "/boot/52:54:00:00:00:"+last+"/snponly.efi", "/boot/52:54:00:00:00:"+last+"/snponly-arm64.efi")
 	}
 	for _, b := range r.on.site.public {
 		out[file] = append(out[file], "/files/"+b.SHA256+"/"+b.Name)
@@ -137,7 +137,7 @@ func (r *rack) walkTFTP() {
 		r.found.add("TFTP", fmt.Append(nil, err))
 		return got.Bytes()
 	}
-	for _, name := range server.TFTPNames(server.Extras{GRUB: true}) {
+	for _, name := range server.TFTPNames(server.Extras{GRUB: true, Arm64: true}) {
 		if len(fetch(name)) == 0 {
 			r.Errorf("TFTP has no %s", name)
 		}
@@ -162,114 +162,5 @@ func (r *rack) walkTFTP() {
 	for _, name := range []string{"notes.txt", "../notes.txt", "..\\notes.txt", "/" + r.dir + "/notes.txt", "state/identity.age", "../../../../../../../../" + r.dir + "/secrets/w1-bmc", "..%2fcontext.json",
 		"imagectl/52:54:00:00:00:02/kernel/../../../secrets/w1-bmc", "imagectl/52:54:00:00:00:02/none/../machine.cfg"} {
 		fetch(name)
-	}
-}
-
-// walkDHCP lets every machine and a stranger ask for an address in all ways of booting.
-func (r *rack) walkDHCP() {
-	r.Helper()
-	option := func(code uint8, v string) dhcpv4.Modifier {
-		return dhcpv4.WithGeneric(dhcpv4.GenericOptionCode(code), []byte(v))
-	}
-	pxe := func(arch byte) []dhcpv4.Modifier {
-		return []dhcpv4.Modifier{option(60, fmt.Sprintf("PXEClient:Arch:%05d:UNDI:003016", arch)), option(93, "\x00"+string(arch)), option(97, "\x00"+strings.Repeat("u", 16))}
-	}
-	booting := map[string][]dhcpv4.Modifier{
-		"a system": nil, "BIOS": pxe(0), "UEFI": pxe(7), "HTTP boot": {option(60, "HTTPClient:Arch:00016:UNDI:003016"), option(93, "\x00\x10")},
-		"iPXE": append(pxe(7), option(77, "iPXE"), option(175, "\x12\x01\x01\x13\x01\x01\x21\x01\x01\x10\x01\x02\x15\x01\x01\x17\x01\x01\x18\x01\x01")),
-	}
-	wants := dhcpv4.WithRequestedOptions(dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionHostName, dhcpv4.OptionDomainName, dhcpv4.OptionNTPServers,
-		dhcpv4.OptionLogServer, dhcpv4.OptionTFTPServerName, dhcpv4.OptionBootfileName, dhcpv4.OptionVendorSpecificInformation, dhcpv4.GenericOptionCode(252))
-	for _, last := range []byte{0, 1, 2, 0x99} {
-		card := net.HardwareAddr{0x52, 0x54, 0, 0, 0, last}
-		for how, shown := range booting {
-			ask := func(kind dhcpv4.MessageType, more ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
-				return r.dhcp.ask(r.T, append(append([]dhcpv4.Modifier{dhcpv4.WithHwAddr(card), wants, dhcpv4.WithMessageType(kind)}, shown...), more...)...)
-			}
-			offer := ask(dhcpv4.MessageTypeDiscover)
-			if offer == nil {
-				r.Errorf("%s by %s is offered nothing", card, how)
-				continue
-			}
-			own := offer.YourIPAddr
-			ack := ask(dhcpv4.MessageTypeRequest, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(own)), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(offer.ServerIdentifier())))
-			if ack.MessageType() != dhcpv4.MessageTypeAck {
-				r.Errorf("%s by %s was offered %s and is answered %s", card, how, own, ack)
-			}
-			ask(dhcpv4.MessageTypeInform, dhcpv4.WithClientIP(own))
-		}
-	}
-	for _, b := range r.dhcp.answers {
-		r.found.add("DHCP", b)
-	}
-	r.Logf("DHCP: %d answers", len(r.dhcp.answers))
-}
-
-// dhcpWire is a network with one DHCP server: packets to it, and what it answers.
-type dhcpWire struct {
-	net.PacketConn
-	in, out chan []byte
-	closed  chan struct{}
-	close   func()
-	answers [][]byte
-}
-
-func newDHCPWire() *dhcpWire {
-	w := &dhcpWire{in: make(chan []byte), out: make(chan []byte, 64), closed: make(chan struct{})}
-	w.close = sync.OnceFunc(func() { close(w.closed) })
-	return w
-}
-
-func (w *dhcpWire) ReadFrom(p []byte) (int, net.Addr, error) {
-	select {
-	case b := <-w.in:
-		return copy(p, b), &net.UDPAddr{IP: net.IPv4zero, Port: 68}, nil
-	case <-w.closed:
-		return 0, nil, net.ErrClosed
-	}
-}
-
-func (w *dhcpWire) WriteTo(p []byte, _ net.Addr) (int, error) {
-	w.out <- bytes.Clone(p)
-	return len(p), nil
-}
-
-func (w *dhcpWire) Close() error { w.close(); return nil }
-
-// ask returns the answer to a message, nil for silence. What needs no lease is answered in
-// its order, so that an answer to the next one means silence; a request waits for its own.
-func (w *dhcpWire) ask(t *testing.T, mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
-	t.Helper()
-	message := func(mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
-		m, err := dhcpv4.New(mods...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.in <- m.ToBytes()
-		return m
-	}
-	m := message(mods...)
-	next := m
-	if m.MessageType() != dhcpv4.MessageTypeRequest {
-		next = message(dhcpv4.WithHwAddr(net.HardwareAddr{2, 0, 0, 0, 0, 1}), dhcpv4.WithMessageType(dhcpv4.MessageTypeInform), dhcpv4.WithClientIP(net.IPv4(192, 0, 2, 99)))
-	}
-	var got *dhcpv4.DHCPv4
-	for {
-		select {
-		case b := <-w.out:
-			a, err := dhcpv4.FromBytes(b)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.answers = append(w.answers, b)
-			if a.TransactionID == m.TransactionID {
-				got = a
-			}
-			if a.TransactionID == next.TransactionID {
-				return got
-			}
-		case <-time.After(time.Minute):
-			t.Fatalf("no answer to %s", next.Summary())
-		}
 	}
 }
