@@ -3,6 +3,7 @@
 package netboot
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +33,46 @@ func TestKernelStartsByIPv6(t *testing.T) {
 	byPXE, byHTTP := machine("pxe", "51"), machine("http", "52")
 	rack := newRack(ctx, t, boot6YAML, byPXE, byHTTP)
 	withoutIPv4(t, filepath.Join(rack.Site, "cluster.yaml"))
+	serve6(ctx, t, rack, byPXE, byHTTP)
+	for _, c := range []struct {
+		machine lab.Machine
+		how     string
+	}{{byPXE, "fetches snponly.efi by TFTP"}, {byHTTP, "fetches snponly.efi by UEFI HTTP boot"}} {
+		start6(ctx, t, rack, c.machine, c.machine.Name == byHTTP.Name)
+		rack.Guests[c.machine.Name].Stop()
+		whySays(ctx, t, rack, c.machine, "by IPv6: gave fd77::1", c.how, "fetches demo-pxe.vmlinuz")
+	}
+	log, err := os.ReadFile(filepath.Join(rack.Work, "serve.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(log), "IPv6 boot will not work here") {
+		t.Errorf("the server did not hear the router:\n%s", log)
+	}
+}
+
+// On a wire with both, firmware that knows IPv6 only loads the installer by it, and the
+// installer enrols by IPv4.
+func TestFirmwareOfIPv6GetsEnrolled(t *testing.T) {
+	ctx := scenario(t)
+	m := machine("w1", "53")
+	rack := newRack(ctx, t, boot6YAML, m)
+	serve6(ctx, t, rack, m)
+	start6(ctx, t, rack, m, false)
+	whySays(ctx, t, rack, m, "by IPv6: gave fd77::1", "fetches snponly.efi by TFTP", "fetches demo-pxe.vmlinuz")
+	if err := rack.Approve(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	if err := rack.WaitState(ctx, m.Name, "installing", "failed"); err != nil {
+		t.Fatal(err)
+	}
+	rack.Log("%s: enrolled, and told to install", m.Name)
+	whySays(ctx, t, rack, m, m.Address)
+}
+
+// serve6 builds, serves by IPv6 beside a router, and arms the machines.
+func serve6(ctx context.Context, t *testing.T, rack *lab.Lab, machines ...lab.Machine) {
+	t.Helper()
 	if out, err := exec.CommandContext(ctx, "ip", "-6", "address", "add", address6+"/64", "dev", "br0", "nodad").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -45,56 +86,55 @@ func TestKernelStartsByIPv6(t *testing.T) {
 	if err := rack.Serve(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := rack.Imagectl(ctx, "machines", "arm", byPXE.Name, byHTTP.Name); err != nil {
+	arm := []string{"machines", "arm"}
+	for _, m := range machines {
+		arm = append(arm, m.Name)
+	}
+	if _, err := rack.Imagectl(ctx, arm...); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct {
-		machine lab.Machine
-		how     string
-	}{{byPXE, "nbp: fetches snponly.efi by TFTP"}, {byHTTP, "nbp: fetches snponly.efi by UEFI HTTP boot"}} {
-		m := c.machine
-		if err := os.WriteFile(rack.Disk(m), make([]byte, 1<<20), 0o644); err != nil {
+}
+
+// start6 switches a machine on whose firmware boots by IPv6, until the kernel starts.
+func start6(ctx context.Context, t *testing.T, rack *lab.Lab, m lab.Machine, http bool) {
+	t.Helper()
+	if err := os.WriteFile(rack.Disk(m), make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	config := rack.Config(m)
+	config.IPv6, config.HTTPBoot = true, http
+	kernel := regexp.MustCompile(`(Command line: .*initrd=initrd1)|BdsDxe: No bootable option`)
+	const tries = 3 // UEFI waits 5 s for an answer by HTTP, and this host may stand still for longer
+	for try := 1; ; try++ {
+		if err := rack.Start(config); err != nil {
 			t.Fatal(err)
 		}
-		config := rack.Config(m)
-		config.IPv6, config.HTTPBoot = true, m.Name == byHTTP.Name
-		kernel := regexp.MustCompile(`(Command line: .*initrd=initrd1)|BdsDxe: No bootable option`)
-		const tries = 3 // UEFI waits 5 s for an answer by HTTP, and this host may stand still for longer
-		for try := 1; ; try++ {
-			if err := rack.Start(config); err != nil {
-				t.Fatal(err)
-			}
-			rack.Log("%s: power on", m.Name)
-			got, err := rack.Guests[m.Name].Console.Wait(ctx, 0, kernel)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got[1] != "" {
-				break
-			}
-			rack.Guests[m.Name].Stop()
-			if rack.Log("%s: its firmware found nothing to boot, try %d of %d", m.Name, try, tries); try == tries {
-				t.FailNow()
-			}
-		}
-		rack.Log("%s: the kernel started", m.Name)
-		rack.Guests[m.Name].Stop()
-		why, err := rack.Imagectl(ctx, "why", m.MAC)
+		rack.Log("%s: power on", m.Name)
+		got, err := rack.Guests[m.Name].Console.Wait(ctx, 0, kernel)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"by IPv6: gave fd77::1", strings.TrimPrefix(c.how, "nbp: "), "fetches demo-pxe.vmlinuz"} {
-			if !strings.Contains(why, want) {
-				t.Errorf("imagectl why does not say %q:\n%s", want, why)
-			}
+		if got[1] != "" {
+			break
+		}
+		rack.Guests[m.Name].Stop()
+		if rack.Log("%s: its firmware found nothing to boot, try %d of %d", m.Name, try, tries); try == tries {
+			t.FailNow()
 		}
 	}
-	log, err := os.ReadFile(filepath.Join(rack.Work, "serve.log"))
+	rack.Log("%s: the kernel started", m.Name)
+}
+
+func whySays(ctx context.Context, t *testing.T, rack *lab.Lab, m lab.Machine, wants ...string) {
+	t.Helper()
+	why, err := rack.Imagectl(ctx, "why", m.MAC)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(string(log), "IPv6 boot will not work here") {
-		t.Errorf("the server did not hear the router:\n%s", log)
+	for _, want := range wants {
+		if !strings.Contains(why, want) {
+			t.Errorf("imagectl why does not say %q:\n%s", want, why)
+		}
 	}
 }
 
