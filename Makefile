@@ -126,16 +126,16 @@ native-versions: build upstream ## older versions of Kubernetes, each with its o
 	    (cd test/native && $(ISOLATED) env NATIVE_KUBERNETES=$$v $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run '^Test(ARackComesUp|HAThreeControlPlanes)$$' -test.v) || exit 1; done
 
 .PHONY: native-ha
-native-ha: build upstream ## three control planes as processes: joined under kills, one without power, one without disk
-	$(call say,three control planes as processes (about 6 minutes))
+native-ha: build upstream ## three control planes as processes: joined under kills, one without power, one without disk; from one to five and back
+	$(call say,three control planes as processes and five (about 12 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run HA -test.v
 
 .PHONY: native-certs
-native-certs: build upstream ## control planes with and without the CA's key: real kubeadm, certificates renewed and in use
-	$(call say,control planes' certificates signed by the server and by kubeadm (about 4 minutes))
+native-certs: build upstream ## control planes with and without the CA's key: real kubeadm, certificates renewed and in use; etcd's renewed while it runs
+	$(call say,control planes' certificates signed by the server and by kubeadm; etcd's (about 18 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 30m -test.run Certificates -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.run Certificates -test.v
 
 .PHONY: native-encryption
 native-encryption: build upstream ## three control planes from before: Secrets encrypted, the key replaced, while Secrets are written and read
@@ -144,7 +144,7 @@ native-encryption: build upstream ## three control planes from before: Secrets e
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Encryption -test.v
 
 .PHONY: drills
-drills: build upstream ## one of three control planes without power, cut off, stopped, with a full disk, without a server; two of three lost; out of a snapshot
+drills: build upstream ## one of three control planes and a worker without power, cut off, stopped, with a full disk, without a server; two of three lost; out of a snapshot
 	$(call say,what can happen to one and to two of three control planes (about 10 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Drills -test.v
