@@ -30,7 +30,7 @@ var (
 	planes   = flag.Int("control-planes", 3, "how many control planes")
 	workers  = flag.Int("workers", 2, "how many workers")
 	only     = flag.String("only", "", "make one of the two clusters alone: ours, hand")
-	drills   = flag.Bool("drills", true, "set clocks of the first cluster that imagectl made wrong")
+	drills   = flag.Bool("drills", true, "take a control plane's power in the first two clusters, and set clocks of the one that imagectl made wrong")
 )
 
 // goal is how many times as long as by hand it may take.
@@ -116,6 +116,13 @@ func oneRun(t *testing.T, dir string, first bool) float64 {
 	if *only != "ours" {
 		h := hand{t: t, rack: rack, dir: filepath.Join(dir, "hand")}
 		their = h.race(ctx)
+		if first && *drills {
+			k, err := open(h.kubeconfig())
+			if err != nil {
+				t.Fatal(err)
+			}
+			powerLoss(t, ctx, rack, k, "made by hand", h.config)
+		}
 		unplug(t, rack, h.config)
 	}
 	if their != nil {
