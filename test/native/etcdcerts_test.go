@@ -4,7 +4,6 @@ package native
 
 import (
 	"fmt"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -90,11 +89,11 @@ func TestCertificatesOfEtcdAreRenewed(t *testing.T) {
 // presents is what openssl says of the certificate that a port of the machine presents.
 func (m *machine) presents(t *testing.T, port, what string) string {
 	t.Helper()
-	out, err := exec.Command("sh", "-c", fmt.Sprintf("openssl s_client -connect %s:%s </dev/null 2>/dev/null | openssl x509 -noout %s", m.address, port, what)).CombinedOutput()
+	out, err := m.on("sh", "-c", fmt.Sprintf("openssl s_client -connect %s:%s </dev/null 2>/dev/null | openssl x509 -noout %s", m.address, port, what))
 	if err != nil {
 		t.Fatalf("%s:%s: %v %s", m.address, port, err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(out)
 }
 
 // serialOf is what openssl says of the first certificate in a file of the machine.
