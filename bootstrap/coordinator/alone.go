@@ -39,6 +39,9 @@ func AskAlone(nodes []Node, c Choices, name string, lost []string, id string) (C
 		return c, fmt.Sprintf("%d of %d voters are healthy, and etcd has its quorum: replace the others one by one", well, len(c.EtcdVoters))
 	}
 	for _, v := range others {
+		if o := find(nodes, v); o != nil && unheard(*o) {
+			return c, fmt.Sprintf("the server has just begun, and does not know yet whether %s runs; ask again in two minutes", v)
+		}
 		if o := find(nodes, v); o != nil && o.Seen != nil && !o.Seen.Installer && !o.Seen.EtcdEmpty {
 			return c, fmt.Sprintf("%s calls, and is not lost: its member may come back", v)
 		}
