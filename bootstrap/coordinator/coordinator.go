@@ -79,8 +79,8 @@ type Seen struct {
 }
 
 // Choices are decisions that outlive everything. The zero value is a cluster
-// that does not exist yet. A set field never changes, and no name leaves a list but
-// that of a voter which was taken off etcd's own or was lost; EtcdJoining, EtcdLeaving,
+// that does not exist yet. A set field never changes, but that EtcdFirst and KubernetesFirst name
+// another machine when theirs is retired before it was done, and no name leaves a list but that of a voter which was taken off etcd's own or was lost; EtcdJoining, EtcdLeaving,
 // EtcdRemover, EtcdTending, EtcdAsked, EtcdAlone, EtcdSnapshot and Renewing come and go, and the keys
 // of Encryption follow each other. Where nothing is left but a snapshot, Kubernetes is formed again
 // (begunAnew).
@@ -141,21 +141,11 @@ func (c Choices) Equal(o Choices) bool {
 // Choose advances the choices. Nodes are in the order of cluster.yaml, which is
 // the order of preference.
 func Choose(nodes []Node, c Choices) Choices {
-	if c.EtcdFirst == "" {
-		for _, n := range nodes {
-			if n.ControlPlane && n.Seen != nil && !n.Seen.Installer && working(n.State) {
-				c.EtcdFirst = n.Name
-				break
-			}
-		}
-	}
+	c = chooseEtcdFirst(nodes, c)
 	if n := find(nodes, c.EtcdFirst); n != nil && n.Seen != nil && n.Seen.EtcdHealthy {
 		c.EtcdFormed = true
 	}
-	c = chooseTending(nodes, chooseMember(nodes, c))
-	if c.EtcdFormed && c.KubernetesFirst == "" {
-		c.KubernetesFirst = c.EtcdFirst
-	}
+	c = chooseKubernetesFirst(nodes, chooseTending(nodes, chooseMember(nodes, c)))
 	if n := find(nodes, c.KubernetesFirst); n != nil && n.Seen != nil && n.Seen.Joined && n.Seen.APIServerReady {
 		c.KubernetesFormed = true
 	}

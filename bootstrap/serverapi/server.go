@@ -292,9 +292,16 @@ func (s *Server) refresh() []coordinator.Node {
 }
 
 // retiredVoters adds the voters that are retired and that cluster.yaml does not list
-// any more: their members have to go.
+// any more: their members have to go. So do those that were to start etcd or Kubernetes: others have
+// to be chosen.
 func (s *Server) retiredVoters(nodes []coordinator.Node) []coordinator.Node {
-	for _, name := range s.choices.EtcdVoters {
+	names := s.choices.EtcdVoters
+	for _, name := range []string{s.choices.EtcdFirst, s.choices.KubernetesFirst} {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(slices.Clone(names), name)
+		}
+	}
+	for _, name := range names {
 		if _, listed := s.byName[name]; listed || s.cfg.Store.State(name) != machine.Retired {
 			continue
 		}
