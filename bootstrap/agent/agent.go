@@ -87,6 +87,12 @@ type Agent struct {
 	link vip.Link
 	// renewAfter holds back the next attempt to renew; only talk uses it.
 	renewAfter time.Time
+	// keptByNTP is Host.ClockKept; tests whose clock nobody keeps leave it nil.
+	keptByNTP func() bool
+	// clockConfirmed: since this process began our clock was right once. clockSaid is when it was
+	// last said that the server's is another. Only talk uses them.
+	clockConfirmed bool
+	clockSaid      time.Time
 }
 
 // Run works until ctx ends, which is no error.
@@ -96,6 +102,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.askEncryption, a.rewriteSecrets = a.getEncryption, a.patchSecrets
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
 	a.askBMC, a.link, a.linkPatience = a.askMachinesBMC, vip.Kernel{}, linkPatience
+	a.keptByNTP = a.Host.ClockKept
 	return a.run(ctx)
 }
 

@@ -182,6 +182,9 @@ func (n *node) issue(ctx context.Context, profiles []api.CertificateProfile) ([]
 		if pub, ok := chain[0].PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(keys[i].Public()) || item.GetProfile() != profiles[i] {
 			return nil, fmt.Errorf("the server's certificate for %s belongs to another key", profiles[i])
 		}
+		if err := notGood(chain[0], n.Now()); err != nil {
+			return nil, fmt.Errorf("asking the server for a certificate for %s: %w", profiles[i], err)
+		}
 		out[i].certificate, out[i].ca = []byte(item.GetCertificatePem()), []byte(item.GetCaPem())
 	}
 	return out, nil

@@ -57,6 +57,9 @@ type Config struct {
 	// Lifetimes of certificates; the zero value means the defaults.
 	Lifetimes pki.Lifetimes
 	Now       func() time.Time
+	// ClockIsRight: Now is believed although the audit log has entries of a later time
+	// (ClockError), which is written into it.
+	ClockIsRight bool
 	// Rand makes serial numbers and arming ids.
 	Rand io.Reader
 	Log  *slog.Logger

@@ -159,14 +159,15 @@ func (s *Server) decideEnrolment(m store.Machine, a asking, elsewhere string, no
 	return enrol.DecideTPM(r, a.key.Fingerprint(), a.attested, a.refusal)
 }
 
-// holdsFresh tells whether a key has a certificate that is not due yet, by the CA that signs
-// now: another one's would be refused again when that is trusted no more.
+// holdsFresh tells whether a key has a certificate that is good and not due yet, by the CA that
+// signs now: another one's would be refused again when that is trusted no more. One that is
+// good later only was signed while this machine's clock was wrong.
 func (s *Server) holdsFresh(k *store.Key) bool {
 	if k == nil || k.Certificate == "" || k.NotAfter.Sub(s.cfg.Now()) <= s.lifetimes.Agent-pki.RenewAfter(s.lifetimes.Agent) {
 		return false
 	}
 	leaf, err := pki.ParseCertificatePEM([]byte(k.Certificate))
-	return err == nil && s.trust.Load().signs(leaf)
+	return err == nil && !s.cfg.Now().Before(leaf.NotBefore) && s.trust.Load().signs(leaf)
 }
 
 func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking, facts *api.Facts) (enrol.Decision, store.Machine, error) {

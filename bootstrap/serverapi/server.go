@@ -101,7 +101,7 @@ type Server struct {
 }
 
 // New makes the cluster's keys at the first start and brings the records in line
-// with cluster.yaml.
+// with cluster.yaml. A *ClockError is a clock that is before what the audit log has.
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(), led: cfg.Now(),
@@ -116,6 +116,10 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		listed = append(listed, enrol.Hardware{Name: m.Name, MACs: m.MACs, UUID: m.UUID, Serial: m.Serial})
 	}
 	s.index = enrol.NewIndex(listed)
+	// Before anything is signed or written.
+	if err := s.checkClock(ctx); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
 	if err := s.loadAuthority(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}

@@ -37,7 +37,9 @@ type serveFlags struct {
 	dashboard         string
 	metrics           string
 	tls               bootTLSFlags
-	debug             bool
+	// clockIsRight: this machine's clock is believed although the audit log is ahead of it.
+	clockIsRight bool
+	debug        bool
 }
 
 // bootTLSFlags are for UEFI that boots by HTTPS; without a certificate it does not.
@@ -102,6 +104,7 @@ func newServe(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&f.tls.certificate, "boot-tls-cert", "", "let UEFI boot by HTTPS instead of HTTP, with this RSA certificate in PEM (docs/netboot.md)")
 	cmd.Flags().StringVar(&f.tls.key, "boot-tls-key", "", "private key of --boot-tls-cert")
 	cmd.Flags().IntVar(&f.tls.port, "boot-tls-port", 8444, "port for that")
+	cmd.Flags().BoolVar(&f.clockIsRight, "clock-is-right", false, "start although the audit log has entries of a later time: the clock was wrong when they were written, and is right now")
 	cmd.Flags().BoolVar(&f.debug, "debug", false, "log why requests were not answered")
 	cacheFlag(cmd, &f.cache)
 	return cmd
@@ -183,6 +186,7 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 		return err
 	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
+	config.ClockIsRight = f.clockIsRight
 	copies, err := g.backupBucket(p.Backup.Bucket)
 	if err != nil {
 		return err
