@@ -225,7 +225,7 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		if !reinstall && !m.InstalledAt.IsZero() && m.State != machine.Armed {
 			return &refusedError{codeNeedsWord, "it was installed before; say --reinstall to wipe it"}
 		}
-		if err := loses(c, nodes, choices, m.Name, "wiping"); err != nil {
+		if err := s.loses(c, nodes, choices, m.Name, "wiping"); err != nil {
 			return err
 		}
 		if m.State != machine.Armed {

@@ -19,32 +19,6 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
-// loses refuses what would cost etcd its quorum; how is what is done to the
-// machine, such as "wiping". One request may name several
-// machines, so what was armed a moment ago counts.
-func loses(c *change, nodes []coordinator.Node, choices coordinator.Choices, name, how string) error {
-	if !slices.Contains(choices.EtcdVoters, name) {
-		return nil
-	}
-	now := slices.Clone(nodes)
-	for i, n := range now {
-		if !slices.Contains(choices.EtcdVoters, n.Name) {
-			continue
-		}
-		r, ok, err := c.tx.Machine(n.Name)
-		if err != nil {
-			return err
-		}
-		if ok {
-			now[i].State = r.State
-		}
-	}
-	if ok, why := coordinator.MayLose(now, choices, name, how); !ok {
-		return &refusedError{codeWouldLoseEtcd, why}
-	}
-	return nil
-}
-
 // reasoned is why something was done, for the log and for those who are refused.
 func reasoned(what, why string) string {
 	if why = strings.TrimSpace(why); why == "" {
@@ -75,9 +49,10 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		if leaving == m.Name {
 			leaving = "" // this runs again
 		}
-		if err := loses(c, nodes, choices, m.Name, "retiring"); err != nil {
-			if !coordinator.MayLeave(nodes, choices, m.Name) {
-				return err
+		if err := s.loses(c, nodes, choices, m.Name, "retiring"); err != nil {
+			now, errNow := s.asOfNow(c, nodes, choices, m.Name)
+			if errNow != nil || !coordinator.MayLeave(now, choices, m.Name) {
+				return cmp.Or(errNow, err)
 			}
 			if leaving != "" {
 				return &refusedError{codeLeavesEtcd, fmt.Sprintf("its etcd member is removed first, and that of %s before it; retire it again when imagectl etcd members does not list %s any more", leaving, leaving)}
@@ -172,7 +147,7 @@ func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.
 		if _, listed := s.machineOf(name); !listed {
 			return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", name)}
 		}
-		if err := loses(c, nodes, choices, name, "replacing"); err != nil {
+		if err := s.loses(c, nodes, choices, name, "replacing"); err != nil {
 			return err
 		}
 		if code != "" && m.Key != nil && m.Key.Code == enrol.NormalCode(code) {
