@@ -2562,7 +2562,9 @@ type ApproveMachineRequest struct {
 	// machine whose pending code differs is refused with code-mismatch.
 	Codes map[string]string `protobuf:"bytes,2,rep,name=codes,proto3" json:"codes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Accept a key that replaces an approved one.
-	ReplaceKey    bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	ReplaceKey bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	// Although etcd loses its quorum when the machine's certificates are revoked.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2614,6 +2616,13 @@ func (x *ApproveMachineRequest) GetCodes() map[string]string {
 func (x *ApproveMachineRequest) GetReplaceKey() bool {
 	if x != nil {
 		return x.ReplaceKey
+	}
+	return false
+}
+
+func (x *ApproveMachineRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
 	}
 	return false
 }
@@ -4304,7 +4313,9 @@ type IssueTokenRequest struct {
 	// How long it is good for; 0 for the server's default.
 	Minutes uint32 `protobuf:"varint,2,opt,name=minutes,proto3" json:"minutes,omitempty"`
 	// The token may replace an approved key.
-	ReplaceKey    bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	ReplaceKey bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	// Although etcd may lose its quorum when that key's certificates are revoked.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4356,6 +4367,13 @@ func (x *IssueTokenRequest) GetMinutes() uint32 {
 func (x *IssueTokenRequest) GetReplaceKey() bool {
 	if x != nil {
 		return x.ReplaceKey
+	}
+	return false
+}
+
+func (x *IssueTokenRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
 	}
 	return false
 }
@@ -5210,12 +5228,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"\x15\n" +
 	"\x13ListMachinesRequest\"L\n" +
 	"\x14ListMachinesResponse\x124\n" +
-	"\bmachines\x18\x01 \x03(\v2\x18.imagectl.v1.MachineViewR\bmachines\"\xed\x01\n" +
+	"\bmachines\x18\x01 \x03(\v2\x18.imagectl.v1.MachineViewR\bmachines\"\x83\x02\n" +
 	"\x15ApproveMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12C\n" +
 	"\x05codes\x18\x02 \x03(\v2-.imagectl.v1.ApproveMachineRequest.CodesEntryR\x05codes\x12\x1f\n" +
 	"\vreplace_key\x18\x03 \x01(\bR\n" +
-	"replaceKey\x1a8\n" +
+	"replaceKey\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x1a8\n" +
 	"\n" +
 	"CodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5362,12 +5381,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\aserials\x18\x01 \x03(\tR\aserials\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"N\n" +
 	"\x1aRevokeCertificatesResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"h\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"~\n" +
 	"\x11IssueTokenRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\aminutes\x18\x02 \x01(\rR\aminutes\x12\x1f\n" +
 	"\vreplace_key\x18\x03 \x01(\bR\n" +
-	"replaceKey\"c\n" +
+	"replaceKey\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"c\n" +
 	"\x12IssueTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x127\n" +
 	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\")\n" +

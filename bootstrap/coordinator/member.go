@@ -232,6 +232,24 @@ func MayLose(nodes []Node, c Choices, name, how string) (bool, string) {
 	return true, ""
 }
 
+// Without is what etcd is while a voter's connections are refused, in one sentence; empty for a
+// machine that is none.
+func Without(nodes []Node, c Choices, name string) string {
+	total := len(c.EtcdVoters)
+	if !slices.Contains(c.EtcdVoters, name) {
+		return ""
+	}
+	well, ill := healthy(nodes, c, name)
+	s := fmt.Sprintf("without %s %d of %d etcd voters are healthy, quorum is %d", name, well, total, quorum(total))
+	if len(ill) > 0 {
+		s += ", not healthy: " + list(ill)
+	}
+	if well < quorum(total) {
+		s += ": nothing can be written until it has a certificate again"
+	}
+	return s
+}
+
 // EtcdSummary says how far etcd is from losing its quorum; one sentence.
 func EtcdSummary(nodes []Node, c Choices) string {
 	total := len(c.EtcdVoters)

@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
+	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
 // loses refuses what would cost etcd its quorum; how is what is done to the
@@ -54,4 +56,20 @@ func ill(n coordinator.Node) coordinator.Node {
 		n.Seen = &seen
 	}
 	return n
+}
+
+// mayReplaceKey refuses what would revoke all that a voter has, its certificates of etcd too, while
+// etcd cannot do without it. Of one that is armed or installs that was asked when it was armed.
+func (s *Server) mayReplaceKey(c *change, m store.Machine, nodes []coordinator.Node, choices coordinator.Choices) error {
+	if m.Key == nil || m.State == machine.Armed || m.State == machine.Installing {
+		return nil
+	}
+	now, err := s.asOfNow(c, nodes, choices, m.Name)
+	if err != nil {
+		return err
+	}
+	if ok, _ := coordinator.MayLose(now, choices, m.Name, "revoking"); !ok {
+		return &refusedError{codeWouldLoseEtcd, "its certificates are revoked with its key, etcd's too: " + coordinator.Without(now, choices, m.Name) + "; --force does it all the same"}
+	}
+	return nil
 }
