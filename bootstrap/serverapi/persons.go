@@ -84,6 +84,18 @@ func (s *Server) persons(ctx context.Context) (map[string]person, error) {
 // server. Only one person is let in that way: the first of a cluster, and another one
 // when no admin is left. Everybody else has an own key, which an admin adds.
 func (s *Server) Local(ctx context.Context, who string) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
+	return s.local(ctx, who, false)
+}
+
+// LocalNamed is Local for somebody whom the owner of the server's machine names on purpose. Where
+// some things take two persons, that lets in one more while there are fewer than three: one who
+// is alone, or whose only colleague is not to be trusted any more, gets a second person no other
+// way.
+func (s *Server) LocalNamed(ctx context.Context, who string) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
+	return s.local(ctx, who, true)
+}
+
+func (s *Server) local(ctx context.Context, who string, named bool) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
 	return s.operator(ctx, who, pki.RoleAdmin, func(c *change) error {
 		// Of two servers that start at once on one store, the second looks again.
 		var last string
@@ -105,13 +117,18 @@ func (s *Server) Local(ctx context.Context, who string) (certificatePEM, keyPEM 
 		case known:
 			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("operator %s has an own key and needs no context file of this machine", who))
 		}
-		if admins := standing(all, pki.RoleAdmin); len(admins) > 0 {
+		why := "by starting the server: there is no other admin"
+		admins := standing(all, pki.RoleAdmin)
+		if len(admins) > 0 && named && len(s.cfg.SecondPerson) > 0 && len(standing(all, pki.RoleAdmin, pki.RoleOperator)) < 3 {
+			admins, why = nil, "by starting the server with this name: some things take two persons"
+		}
+		if len(admins) > 0 {
 			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is no operator of this cluster; make a key with imagectl operators request, and have it added by %s", who, strings.Join(admins, ", ")))
 		}
 		if err := c.tx.PutValue(valueLocalPerson, who); err != nil {
 			return err
 		}
-		c.log(audit.Entry{Action: "operator-added", Detail: fmt.Sprintf("%s with role %s, by starting the server: there is no other admin", who, pki.RoleAdmin)})
+		c.log(audit.Entry{Action: "operator-added", Detail: fmt.Sprintf("%s with role %s, %s", who, pki.RoleAdmin, why)})
 		return c.tx.PutValue(valuePersons+who, person{Name: who, Role: pki.RoleAdmin, Local: true, AddedAt: c.now, AddedBy: c.actor.Subject})
 	})
 }

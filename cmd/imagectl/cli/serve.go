@@ -309,8 +309,9 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 	if err != nil {
 		return server.Task{}, err
 	}
+	let := api.LocalNamed
 	if operator == "" {
-		operator = os.Getenv("SUDO_USER")
+		let, operator = api.Local, os.Getenv("SUDO_USER")
 	}
 	if operator == "" {
 		operator = "local"
@@ -319,7 +320,7 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 		}
 	}
 	write := func(ctx context.Context) (time.Time, error) {
-		cert, key, end, err := api.Local(ctx, operator)
+		cert, key, end, err := let(ctx, operator)
 		if err != nil {
 			return time.Time{}, err
 		}
