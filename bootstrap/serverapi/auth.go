@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -118,6 +119,8 @@ type caller struct {
 	leaf *x509.Certificate
 	// source is the address without port.
 	source string
+	// tls is the connection that it calls by; nil without TLS.
+	tls *tls.ConnectionState
 }
 
 func (c caller) actor() audit.Actor {
@@ -162,6 +165,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 func (s *Server) identify(r *http.Request) (caller, error) {
 	var c caller
 	c.source, _, _ = net.SplitHostPort(r.RemoteAddr)
+	c.tls = r.TLS
 	if r.TLS == nil {
 		return c, connect.NewError(connect.CodeUnauthenticated, errors.New("this call needs TLS"))
 	}

@@ -221,56 +221,6 @@ func (s operators) AddOperator(ctx context.Context, req *connect.Request[api.Add
 	return connect.NewResponse(&api.AddOperatorResponse{CertificatePem: s.chain(string(issued.PEM)), CaPem: string(s.CAPEM()), FormerPem: string(s.FormerCAPEM()), Cluster: s.cfg.Cluster}), nil
 }
 
-// RenewOperator implements apiconnect.EnrolServiceHandler.
-func (s enrolment) RenewOperator(ctx context.Context, req *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error) {
-	key, err := pki.ParseRequest(req.Msg.GetCsrDer())
-	if err != nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, err)
-	}
-	source := callerOf(ctx).source
-	var issued pki.Issued
-	err = s.change(ctx, audit.Actor{Subject: "key " + key.Fingerprint(), Source: source}, func(c *change) error {
-		var name string
-		ok, err := c.tx.Value(valuePersonKeys+key.Fingerprint(), &name)
-		if err != nil {
-			return err
-		}
-		p, known, err := c.person(name)
-		switch {
-		case err != nil:
-			return err
-		case !ok || !known:
-			return connect.NewError(connect.CodePermissionDenied, errors.New("this key is no operator's; an admin adds it: imagectl operators add NAME --role ROLE --csr FILE"))
-		case !p.standing():
-			return p.refusal()
-		case p.Key != key.Fingerprint():
-			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("operator %s has another key now", name))
-		}
-		// The request can be sent again by whoever has seen it.
-		if !s.renewals.allow(name, c.now) {
-			return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("operator %s asks for a certificate too often; ask again in a minute", name))
-		}
-		// Nobody may hold so many that the oldest are forgotten: they could not be revoked.
-		h := holderOf(pki.KindOperator, name)
-		held, err := c.certificates(h)
-		if err != nil {
-			return err
-		}
-		if n := len(slices.DeleteFunc(held, func(o certificate) bool { return o.ended(c.now) })); n >= maxCertificates/2 {
-			return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%s holds %d certificates that have not ended long ago and gets no more; imagectl certs ls shows them", h, n))
-		}
-		if issued, err = s.signOperator(name, p.Role, key); err != nil {
-			return err
-		}
-		c.actor.Subject = pki.Identity{Cluster: s.cfg.Cluster, Kind: pki.KindOperator, Name: name}.String()
-		return c.issued(h, caImagectl, profileOperator, issued)
-	})
-	if err != nil {
-		return nil, s.storing("", err)
-	}
-	return connect.NewResponse(&api.RenewOperatorResponse{CertificatePem: s.chain(string(issued.PEM)), CaPem: string(s.CAPEM()), FormerPem: string(s.FormerCAPEM())}), nil
-}
-
 // ListOperators implements apiconnect.OperatorServiceHandler.
 func (s operators) ListOperators(ctx context.Context, _ *connect.Request[api.ListOperatorsRequest]) (*connect.Response[api.ListOperatorsResponse], error) {
 	all, err := s.persons(ctx)
