@@ -18,7 +18,9 @@ import (
 type Node struct {
 	Name         string
 	ControlPlane bool
-	State        machine.State
+	// Zone is cluster.yaml's word for where it is; empty for none.
+	Zone  string
+	State machine.State
 	// Seen is what it last said; nil when it has not called lately.
 	Seen *Seen
 	// Gone: it has not called for long, and a server was there to hear it.

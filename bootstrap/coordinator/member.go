@@ -232,7 +232,8 @@ func MayLose(nodes []Node, c Choices, name, how string) (bool, string) {
 	return true, ""
 }
 
-// EtcdSummary says how far etcd is from losing its quorum; one sentence.
+// EtcdSummary says how far etcd is from losing its quorum, by machines and by zones; one
+// sentence.
 func EtcdSummary(nodes []Node, c Choices) string {
 	total := len(c.EtcdVoters)
 	if total == 0 {
@@ -261,9 +262,9 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	case spare < 0:
 		return s + fmt.Sprintf("; %d more must come back before anything can be written", -spare)
 	case spare == 0:
-		return s + "; none may fail"
+		return s + "; none may fail" + zoneSummary(nodes, c)
 	default:
-		return s + fmt.Sprintf("; %d may fail", spare)
+		return s + fmt.Sprintf("; %d may fail", spare) + zoneSummary(nodes, c)
 	}
 }
 
