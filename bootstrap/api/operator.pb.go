@@ -3891,7 +3891,11 @@ type ReplaceMachineRequest struct {
 	Reason  string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The code on the new hardware's console, when it waits already; empty to
 	// approve it later.
-	Code          string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	Code string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	// Arm the new hardware too, in the same transaction.
+	Arm bool `protobuf:"varint,140,opt,name=arm,proto3" json:"arm,omitempty"`
+	// And have its BMC start it from the network, which arms it.
+	Netboot       bool `protobuf:"varint,141,opt,name=netboot,proto3" json:"netboot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3945,6 +3949,20 @@ func (x *ReplaceMachineRequest) GetCode() string {
 		return x.Code
 	}
 	return ""
+}
+
+func (x *ReplaceMachineRequest) GetArm() bool {
+	if x != nil {
+		return x.Arm
+	}
+	return false
+}
+
+func (x *ReplaceMachineRequest) GetNetboot() bool {
+	if x != nil {
+		return x.Netboot
+	}
+	return false
 }
 
 type ReplaceMachineResponse struct {
@@ -5330,11 +5348,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"I\n" +
 	"\x15RetireMachineResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"]\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\x8b\x01\n" +
 	"\x15ReplaceMachineRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
-	"\x04code\x18\x03 \x01(\tR\x04code\"H\n" +
+	"\x04code\x18\x03 \x01(\tR\x04code\x12\x11\n" +
+	"\x03arm\x18\x8c\x01 \x01(\bR\x03arm\x12\x19\n" +
+	"\anetboot\x18\x8d\x01 \x01(\bR\anetboot\"H\n" +
 	"\x16ReplaceMachineResponse\x12.\n" +
 	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\x9a\x03\n" +
 	"\x0fCertificateView\x12\x16\n" +

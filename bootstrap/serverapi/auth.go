@@ -151,6 +151,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 		if err != nil {
 			s.calls.refused(table, r.URL.Path, err)
 			s.cfg.Log.Info("call refused", "procedure", r.URL.Path, "caller", c.identity.String(), "source", c.source, "reason", err.Error())
+			s.auditRefused(r.Context(), c, table, r.URL.Path, err)
 			// The client is gone if this fails.
 			_ = refuse.Write(w, r, err)
 			return
@@ -173,15 +174,16 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 	}
 	leaf := r.TLS.PeerCertificates[0]
 	// A connection may outlive the certificate that it was opened with.
-	c.notAfter = leaf.NotAfter
-	if err := s.allowTime(c); err != nil {
-		return c, err
-	}
+	c.notAfter, c.serial = leaf.NotAfter, pki.Serial(leaf)
 	id, err := pki.IdentityOf(leaf, s.cfg.Cluster)
 	if err != nil {
 		return c, connect.NewError(connect.CodeUnauthenticated, err)
 	}
-	c.identity, c.serial, c.fingerprint, c.leaf, c.issuer = id, pki.Serial(leaf), fingerprint(leaf), leaf, pki.IssuerKeyID(leaf)
+	// The log has who is refused, too.
+	c.identity, c.fingerprint, c.leaf, c.issuer = id, fingerprint(leaf), leaf, pki.IssuerKeyID(leaf)
+	if err := s.allowTime(c); err != nil {
+		return c, err
+	}
 	return c, s.allowSerial(c)
 }
 

@@ -2,8 +2,6 @@ package serverapi
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -49,7 +47,11 @@ func danger(req any) (Danger, string) {
 			return Wipe, "have etcd's and Kubernetes' data wiped on " + selectionWords(r.GetSelection())
 		}
 	case *api.ReplaceMachineRequest:
-		return Destroy, "give the name " + r.GetMachine() + " to other hardware"
+		what := "give the name " + r.GetMachine() + " to other hardware"
+		if r.GetArm() || r.GetNetboot() {
+			what += " and arm it"
+		}
+		return Destroy, what
 	case *api.RestoreEtcdRequest:
 		if f := r.GetSnapshot(); f != nil {
 			return Destroy, snapshotWords(r)
@@ -191,12 +193,7 @@ func digestOf(req connect.AnyRequest) (string, error) {
 	if !ok {
 		return "", errors.New("the call has no message")
 	}
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(append([]byte(req.Spec().Procedure+"\n"), b...))
-	return hex.EncodeToString(sum[:]), nil
+	return digestOfCall(req.Spec().Procedure, m)
 }
 
 func (r request) view() *api.RequestView {

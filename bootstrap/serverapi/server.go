@@ -53,6 +53,7 @@ type Server struct {
 	moves  *limits       // limits what reports change
 	// renewals limits the certificates of persons.
 	renewals *limits
+	refusals refusals
 	calls    calls
 	// poll and headers are maxWait and headerTime but in tests.
 	poll, headers time.Duration
@@ -266,7 +267,7 @@ func (s *Server) refresh() []coordinator.Node {
 	if !current(s.view.store) || !current(s.view.board) || now.After(s.view.until) {
 		s.view = view{store: s.cfg.Store.Changed(), board: s.board.Changed(), until: now.Add(5 * time.Second)}
 		for _, m := range s.cfg.Machines {
-			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, State: s.cfg.Store.State(m.Name)}
+			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, Zone: m.Zone, State: s.cfg.Store.State(m.Name)}
 			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
 				n.Seen = r.seen(s.renewal(s.choices), now)
 			}
