@@ -159,10 +159,14 @@ func (s operators) Status(ctx context.Context, _ *connect.Request[api.StatusRequ
 	if err != nil {
 		return nil, s.storing("", err)
 	}
+	ends, err := s.endNotes(ctx, nodes)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
 	ready, summary := coordinator.Summary(nodes, choices)
 	return connect.NewResponse(&api.StatusResponse{
 		Cluster: s.cfg.Cluster, ServerVersion: s.cfg.Version, Ready: ready, Summary: summary, Machines: views,
-		Backup: s.backupView(), Notes: s.notes(nodes, choices), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
+		Backup: s.backupView(), Notes: append(s.notes(nodes, choices), ends...), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
 	}), nil
 }
 
