@@ -228,15 +228,8 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		if err := loses(c, nodes, choices, m.Name, "wiping"); err != nil {
 			return err
 		}
-		if m.State != machine.Armed {
-			id, err := s.newID()
-			if err != nil {
-				return err
-			}
-			if err := c.move(m, "machine-armed", "", event); err != nil {
-				return err
-			}
-			m.Arming = &store.Arming{ID: id, At: c.now, By: by}
+		if err := s.armNow(c, m, event, by); err != nil {
+			return err
 		}
 		if req.Msg.GetNetboot() {
 			s.askNetboot(c, m, req.Msg.GetAgain())
@@ -244,6 +237,22 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		return nil
 	})
 	return connect.NewResponse(&api.ArmMachineResponse{Outcomes: outcomes}), nil
+}
+
+// armNow arms a machine that is not armed yet.
+func (s *Server) armNow(c *change, m *store.Machine, event machine.Event, by string) error {
+	if m.State == machine.Armed {
+		return nil
+	}
+	id, err := s.newID()
+	if err != nil {
+		return err
+	}
+	if err := c.move(m, "machine-armed", "", event); err != nil {
+		return err
+	}
+	m.Arming = &store.Arming{ID: id, At: c.now, By: by}
+	return nil
 }
 
 func (s *Server) newID() (string, error) {
