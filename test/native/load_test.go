@@ -168,9 +168,11 @@ func (w *writer) verify() {
 
 // asker asks the API through a node's balancer, again and again.
 type asker struct {
-	worst  time.Duration
-	cancel func()
-	done   chan struct{}
+	// worst and answers are for whoever has stopped it.
+	worst   time.Duration
+	answers int
+	cancel  func()
+	done    chan struct{}
 }
 
 func (a *asker) stop() {
@@ -188,9 +190,11 @@ func (r *rack) ask(name string) *asker {
 		for ctx.Err() == nil {
 			if _, err := m.on("curl", "-skf", "--max-time", "2", "-o", "/dev/null", "https://127.0.0.1:7443/readyz"); err == nil {
 				a.worst, last = max(a.worst, time.Since(last)), time.Now()
+				a.answers++
 			}
 			time.Sleep(200 * time.Millisecond)
 		}
+		a.worst = max(a.worst, time.Since(last)) // it may never have answered again
 	}()
 	r.t.Cleanup(a.stop)
 	return a
