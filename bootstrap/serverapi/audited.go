@@ -42,7 +42,8 @@ func argumentsOf(ctx context.Context) func() string {
 	return f
 }
 
-// withArguments says which call a context belongs to. Nobody changes m from now on.
+// withArguments says which call a context belongs to. m is as its handler has it by the time of the
+// entry: of an agent's report, without what was too long in it.
 func withArguments(ctx context.Context, procedure string, m any) context.Context {
 	return context.WithValue(ctx, argumentsKey{}, sync.OnceValue(func() string {
 		message, ok := m.(proto.Message)
