@@ -22,7 +22,7 @@ const module = "github.com/imagectl/imagectl/"
 // "cmd/imagectl/cli" wires everything and may import anything but test/.
 var layers = map[string][]string{
 	"cmd/imagectl":   {"cmd/imagectl/cli"},
-	"cmd/bootstrapd": {"bootstrap/agent", "bootstrap/balancer", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
+	"cmd/bootstrapd": {"bootstrap/agent", "bootstrap/balancer", "bootstrap/etcd", "bootstrap/guestinfo", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
 
 	"butane/diag":     {},
 	"butane/lockdown": {},
@@ -142,6 +142,7 @@ var layers = map[string][]string{
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
+	"bootstrap/guestinfo":     {},
 	"bootstrap/efiboot":       {},
 	"bootstrap/lldp":          {},
 	"bootstrap/ipmi":          {},
