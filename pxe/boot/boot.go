@@ -50,6 +50,13 @@ type Machine struct {
 	// (option 82), as pxe/selector writes them. All are unset in requests by HTTP.
 	Network             netip.Addr
 	CircuitID, RemoteID string
+	// Here says that the machine is there, as far as a network can tell: it asks by DHCP,
+	// or from an address that DHCP has given to its card. Of others, who may say what they
+	// like, nothing is remembered.
+	Here bool
+	// Holds are the machines of cluster.yaml whose addresses its card has by leases that go
+	// on.
+	Holds []string
 }
 
 // Program is what UEFI on x86-64 loads by PXE.
@@ -138,8 +145,18 @@ type Subnet struct {
 	NTP    []netip.Addr
 	// Domain may be empty.
 	Domain string
+	// MTU in bytes is told to who asks for it; 0 for nobody.
+	MTU int
+	// Routes are told to who asks for them, besides Router.
+	Routes []Route
 	// Lease is the lifetime of a lease.
 	Lease time.Duration
+}
+
+// Route leads to a network through a router of the subnet. It is masked, and not the default.
+type Route struct {
+	To  netip.Prefix
+	Via netip.Addr
 }
 
 // Network is what DHCP knows besides single machines. It is immutable.

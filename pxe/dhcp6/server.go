@@ -53,7 +53,7 @@ type Meter interface {
 	Waiting(more int)
 }
 
-// Config is what a server needs. All fields but Peers, the lines, Recorder, Meter, Log
+// Config is what a server needs. All fields but Holds, Peers, the lines, Recorder, Meter, Log
 // and Now are required; Store only where addresses are given out.
 type Config struct {
 	// Address is ours on the boot network: boot files come from it.
@@ -65,10 +65,13 @@ type Config struct {
 	Line, HTTPLine *admit.Line
 	Files          BootFiles
 	Source         Source
-	Store          Store
-	Recorder       boot.Recorder
-	Meter          Meter
-	Log            *slog.Logger
+	// Holds are the machines of cluster.yaml whose addresses a card has by leases of
+	// DHCPv4; nil for none.
+	Holds    func(net.HardwareAddr) []string
+	Store    Store
+	Recorder boot.Recorder
+	Meter    Meter
+	Log      *slog.Logger
 	// Now is time.Now unless a test says otherwise.
 	Now func() time.Time
 }
@@ -195,7 +198,7 @@ func (s *Server) handle(packet []byte, from *net.UDPAddr) pending {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	env := Env{Now: s.Now(), From: from.AddrPort().Addr(), Server: s.Address, DUID: s.DUID, Peers: s.Peers,
-		Network: s.Source.Network6(), Leases: s.table, Answer: s.Source.Decide, Files: s.Files}
+		Network: s.Source.Network6(), Leases: s.table, Answer: s.answer, Files: s.Files}
 	if s.Line != nil {
 		env.Line = s.Line
 	}
@@ -227,6 +230,15 @@ func (s *Server) handle(packet []byte, from *net.UDPAddr) pending {
 		p.reply = d.Reply.ToBytes()
 	}
 	return p
+}
+
+// answer decides about a machine that asks, and so is here.
+func (s *Server) answer(m boot.Machine) boot.Answer {
+	m.Here = true
+	if s.Holds != nil {
+		m.Holds = s.Holds(m.MAC)
+	}
+	return s.Source.Decide(m)
 }
 
 // destination is who sent the packet, at the port of its part (RFC 8415 section 7.2).
