@@ -284,6 +284,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 			HTTPTask("http6", cfg.Sockets.HTTP6, handler, cfg.Log),
 		)
 	}
+	tasks = append(tasks, Task{"interfaces", func(ctx context.Context) error { return cfg.Sockets.KeepOpen(ctx, cfg.Log) }})
 	if cfg.Sockets.BootTLS != nil {
 		tasks = append(tasks, bootTLSTask(cfg.Sockets.BootTLS, handler, cfg.BootTLS, cfg.Log))
 	}
