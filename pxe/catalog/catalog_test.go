@@ -170,7 +170,7 @@ func TestIgnoredStrangers(t *testing.T) {
 
 func TestCardOfAMachineKnownByOtherMarksIsLearned(t *testing.T) {
 	c := newCatalog(t, rack())
-	who := func(m boot.Machine) string { return c.Decide(m).Name }
+	who := func(m boot.Machine) string { m.Here = true; return c.Decide(m).Name }
 	if got := who(boot.Machine{MAC: mac(98)}); got != "" {
 		t.Fatalf("before it showed its serial number: %q", got)
 	}
@@ -191,8 +191,11 @@ func TestCardOfAMachineKnownByOtherMarksIsLearned(t *testing.T) {
 	for n := range 10000 {
 		who(boot.Machine{MAC: mac(1000 + n), Serial: "D"})
 	}
-	if got, limit := len(c.cards), cardsPerMachine*4; got > limit {
-		t.Errorf("%d cards learned, limit %d", got, limit)
+	if got := len(c.Cards("d")); got > cardsPerMachine || len(c.cards.known) != got+1 {
+		t.Errorf("%d cards learned, %d of d, limit %d", len(c.cards.known), got, cardsPerMachine)
+	}
+	if got := who(boot.Machine{MAC: mac(98)}); got != "c" {
+		t.Errorf("after a flood of cards in the name of another: %q", got)
 	}
 }
 

@@ -44,6 +44,9 @@ type Source interface {
 // Config is what the handler needs. Source, Open and Server are required.
 type Config struct {
 	Source Source
+	// Meet tells of a client at an address what is known of the card that it says it has:
+	// whether it is here, and what it holds. Nil tells nothing.
+	Meet func(m boot.Machine, client netip.Addr) boot.Machine
 	// Open opens the content with a digest; an *os.File is sent without copying.
 	Open func(sha256 string) (io.ReadSeekCloser, error)
 	// Server is our address and port as clients reach them; Server6 the same for those
@@ -107,9 +110,20 @@ var (
 	serialForm = regexp.MustCompile(`^[ -~]{1,64}$`)
 )
 
-// machine reads what a client says about itself. What has not the right form is
+// machine is who a client says it is, with what is known of that.
+func (h handler) machine(r *http.Request) boot.Machine { return h.meet(r, said(r)) }
+
+func (h handler) meet(r *http.Request, m boot.Machine) boot.Machine {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if h.Meet == nil || err != nil {
+		return m
+	}
+	return h.Meet(m, at.Addr().Unmap())
+}
+
+// said reads what a client says about itself. What has not the right form is
 // as good as absent: firmware reports odd values, and nothing is granted on them.
-func machine(r *http.Request) boot.Machine {
+func said(r *http.Request) boot.Machine {
 	q := r.URL.Query()
 	var m boot.Machine
 	if mac, err := net.ParseMAC(q.Get("mac")); err == nil && len(mac) == 6 {
@@ -148,7 +162,7 @@ func uefi(arch string) boot.Firmware {
 }
 
 func (h handler) script(w http.ResponseWriter, r *http.Request) {
-	m := machine(r)
+	m := h.machine(r)
 	if m.MAC == nil && m.UUID == "" && m.Serial == "" {
 		http.Error(w, "say who boots: /boot.ipxe?mac=...&uuid=...&serial=...", http.StatusBadRequest)
 		return
@@ -173,7 +187,7 @@ func (h handler) server(r *http.Request) netip.AddrPort {
 }
 
 func (h handler) ignition(w http.ResponseWriter, r *http.Request) {
-	m := machine(r)
+	m := h.machine(r)
 	a := h.Source.Decide(m)
 	if a.Action != boot.Install && a.Action != boot.Discover {
 		h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: fmt.Sprintf("refused: %s (%s)", a.Reason, a.Code),
@@ -239,7 +253,7 @@ func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok
 // fetched records a file request that is a step of the boot path.
 func (h handler) fetched(r *http.Request, detail string, no boot.Refusal) {
 	stage := stageOf(r.URL.Query().Get("stage"))
-	m := machine(r)
+	m := h.machine(r)
 	if stage == "" || m.MAC == nil || r.Method != http.MethodGet {
 		return
 	}

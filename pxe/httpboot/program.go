@@ -29,7 +29,7 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "say which card boots, and what there is: /boot/MAC/NAME", http.StatusNotFound)
 		return
 	}
-	m := boot.Machine{MAC: mac, Firmware: firmware}
+	m := h.meet(r, boot.Machine{MAC: mac, Firmware: firmware})
 	a := h.Source.Decide(m)
 	e := boot.Event{Machine: m, Name: a.Name, Firmware: true, Action: a.Action}
 	if a.Program == boot.GRUB && !p.Installer && p.mayStart(a) {

@@ -16,11 +16,12 @@ import (
 // findForGRUB finds what GRUB on a machine asks for by TFTP: its configuration, and the
 // kernel and initrd that it names. Nobody gets another file, or an installer that the
 // machine is not to run.
-func (cfg Config) findForGRUB(_ netip.Addr, name string) (io.ReadSeekCloser, bool) {
+func (cfg Config) findForGRUB(meet meeting, client netip.Addr, name string) (io.ReadSeekCloser, bool) {
 	r, ok := grub.Parse(name)
 	if !ok {
 		return nil, grub.Spare(name)
 	}
+	r.Machine = meet(r.Machine, client)
 	a := cfg.Source.Decide(r.Machine)
 	e := boot.Event{At: time.Now(), Machine: r.Machine, Name: a.Name, Stage: r.Stage, Action: a.Action}
 	if r.Stage == boot.StageScript {

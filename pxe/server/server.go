@@ -2,6 +2,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -193,6 +194,7 @@ func BootTasks(cfg Config) ([]Task, error) {
 	var tasks []Task
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
+	holds := func(net.HardwareAddr) []string { return nil }
 	line, httpLine := &admit.Line{}, lineByHTTP(cfg.HTTPBoot)
 	tlsPort := 0
 	if cfg.Sockets.BootTLS != nil {
@@ -214,13 +216,13 @@ func BootTasks(cfg Config) ([]Task, error) {
 		if err != nil {
 			return nil, err
 		}
-		card = s.Card
+		card, holds = s.Card, s.Holds
 		tasks = append(tasks, Task{"dhcp", func(ctx context.Context) error { return s.Serve(ctx, sockets...) }})
 	}
 	if cfg.Sockets.DHCP6 != nil {
 		s, err := dhcp6.NewServer(dhcp6.Config{
 			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Line: line, HTTPLine: httpLine, Files: BootFiles6(at6, UEFIURL(at6, tlsPort), programs, extras),
-			Source: cfg.Source, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
+			Source: cfg.Source, Holds: holds, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
 		})
 		if err != nil {
 			return nil, err
@@ -236,6 +238,14 @@ func BootTasks(cfg Config) ([]Task, error) {
 			Task{"dhcp6", func(ctx context.Context) error { return s.Serve(ctx, cfg.Sockets.DHCP6) }},
 			Task{"router advice", cfg.adviseOnRouters},
 		)
+	}
+	meet := meeting(func(m boot.Machine, client netip.Addr) boot.Machine {
+		mac, ok := card(client)
+		m.Here, m.Holds = ok && bytes.Equal(mac, m.MAC), holds(m.MAC)
+		return m
+	})
+	if len(dhcpSockets(cfg.Sockets)) == 0 && cfg.Sockets.DHCP6 == nil {
+		meet = believe // nobody here knows whose address it is
 	}
 	tftpConfig := tftp.Config{
 		MTU:   cfg.Sockets.MTU,
@@ -270,17 +280,17 @@ func BootTasks(cfg Config) ([]Task, error) {
 			cfg.fetched(mac, reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason})
 		},
 	}
-	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Server6: at6, Programs: cfg.HTTPBoot,
+	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Meet: meet, Open: cfg.Open, Server: at, Server6: at6, Programs: cfg.HTTPBoot,
 		Waits:    func() { httpLine.Crowded(time.Now()) },
 		Loaded:   func(mac net.HardwareAddr) { httpLine.Done(admit.MAC(mac), time.Now()) },
 		Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
 	tasks = append(tasks,
-		cfg.tftpTask("tftp", cfg.Sockets.TFTP, tftpConfig, script),
+		cfg.tftpTask("tftp", cfg.Sockets.TFTP, tftpConfig, script, meet),
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
 	)
 	if cfg.Sockets.TFTP6 != nil {
 		tasks = append(tasks,
-			cfg.tftpTask("tftp6", cfg.Sockets.TFTP6, tftpConfig, dhcp.ScriptURL(at6)),
+			cfg.tftpTask("tftp6", cfg.Sockets.TFTP6, tftpConfig, dhcp.ScriptURL(at6), meet),
 			HTTPTask("http6", cfg.Sockets.HTTP6, handler, cfg.Log),
 		)
 	}
@@ -330,15 +340,27 @@ func (cfg Config) adviseOnRouters(ctx context.Context) error {
 	return nil
 }
 
+// meeting tells of a client at an address what is known of the card that it says it has.
+type meeting func(m boot.Machine, client netip.Addr) boot.Machine
+
+// believe is for a network in which DHCP is all another server's (boot.dhcp: off): who asks
+// for boot files is all that is ever seen of a machine there.
+func believe(m boot.Machine, _ netip.Addr) boot.Machine {
+	m.Here = true
+	return m
+}
+
 // tftpTask serves the boot files; those of iPXE that it asks for lead to the script.
-func (cfg Config) tftpTask(name string, conn net.PacketConn, c tftp.Config, script string) Task {
+func (cfg Config) tftpTask(name string, conn net.PacketConn, c tftp.Config, script string, meet meeting) Task {
 	c.Files = map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))}
 	if cfg.IPXEArm64 != nil {
 		c.Files[arm64Name] = cfg.IPXEArm64
 	}
 	if cfg.GRUB != nil {
 		c.Files[grub.ShimName], c.Files[grub.ProgramName], c.Files[grub.ConfigName] = cfg.Shim, cfg.GRUB, []byte(grub.Config(cfg.Address))
-		c.Find = cfg.findForGRUB
+		c.Find = func(client netip.Addr, name string) (io.ReadSeekCloser, bool) {
+			return cfg.findForGRUB(meet, client, name)
+		}
 	}
 	return Task{name, func(ctx context.Context) error { return tftp.Serve(ctx, conn, c) }}
 }
