@@ -153,6 +153,19 @@ func TestFindings(t *testing.T) {
 		}},
 		{"two subnets with the same addresses", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.0.0.128/25, interface: eth2, router: 10.0.0.129, range: {first: 10.0.0.190, last: 10.0.0.220}}\n"},
 			[]string{`error: boot.subnets[1].cidr: boot.subnets[1] 10.0.0.0/24 overlaps boot.subnets[0] 10.0.0.128/25`}},
+		{"what clients of a subnet are told", []string{"    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      mtu: 9000\n      routes: [{to: 10.64.0.0/10, via: 10.0.0.253}]\n"}, nil},
+		{"what no client can use", []string{"    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      mtu: 500\n      routes: [{to: 10.64.0.0/8, via: 10.0.0.253}, {via: 10.0.0.253}, {to: 0.0.0.0/0, via: 10.0.0.253}, {to: 'fd00::/8', via: 10.0.0.253}, {to: 10.64.0.0/10, via: 10.1.0.1}, {to: 10.64.0.0/10, via: 10.0.0.255}]\n"}, []string{
+			`error: boot.subnets[0].mtu: an MTU of 500 is out of range: want 1280 to 65535`,
+			`error: boot.subnets[0].routes[0].to: "10.64.0.0/8" is not a network: bits are set behind the prefix length`,
+			`error: boot.subnets[0].routes[1]: required key "to" is missing`,
+			`error: boot.subnets[0].routes[2].to: the default route is the subnet's router`,
+			`error: boot.subnets[0].routes[3].to: fd00::/8 is not an IPv4 network`,
+			`error: boot.subnets[0].routes[4].via: 10.1.0.1 is not inside 10.0.0.0/24`,
+			`error: boot.subnets[0].routes[5].via: 10.0.0.255 is the broadcast address of 10.0.0.0/24`,
+		}},
+		{"more routes than an answer has room for", []string{"    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      routes: [" + strings.Repeat("{to: 10.64.0.0/10, via: 10.0.0.253}, ", maxSubnetRoutes+1) + "]\n"}, []string{
+			`error: boot.subnets[0].routes[16]: a subnet can have 16 routes`,
+		}},
 		{"a second interface", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1.9, router: 10.9.0.1}\n"}, nil},
 		{"a second subnet that cannot work", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1}\n    - {cidr: 10.8.0.0/24, interface: eth 2, router: 10.8.0.1}\n", "    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      interface: eth7\n"}, []string{
 			`error: boot.subnets[0]: the machines of 10.9.0.0/24 cannot reach the server 10.0.0.2 without a router`,

@@ -129,7 +129,15 @@ type rawSubnet struct {
 	DNS       []rawAddr   `key:"dns"`
 	NTP       []rawAddr   `key:"ntp"`
 	Domain    rawString   `key:"domain"`
+	MTU       rawInt      `key:"mtu"`
+	Routes    []rawVia    `key:"routes"`
 	Lease     rawDuration `key:"lease"`
+}
+
+type rawVia struct {
+	place
+	To  rawPrefix `key:"to,required"`
+	Via rawAddr   `key:"via,required"`
 }
 
 type rawDHCP6 struct {

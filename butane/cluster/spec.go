@@ -184,7 +184,16 @@ type Subnet struct {
 	First, Last, Router netip.Addr
 	DNS, NTP            []netip.Addr
 	Domain              string
-	LeaseSeconds        int
+	// MTU is 0 for not told.
+	MTU          int
+	Routes       []SubnetRoute
+	LeaseSeconds int
+}
+
+// SubnetRoute leads to a network through a router of the subnet.
+type SubnetRoute struct {
+	To  netip.Prefix
+	Via netip.Addr
 }
 
 // DHCP6 is booting by IPv6; the zero value means that there is none.
