@@ -235,8 +235,6 @@ func (s *snapshot) known(e entry) boot.Answer {
 	case machine.Quarantined:
 		a.Refused = true
 		a.Reason = "two keys claim to be it; compare the codes: imagectl machines ls"
-	case machine.Resetting:
-		a.Reason = "it is being reset"
 	case machine.Retired:
 		a.Refused = true
 		a.Reason = "it is retired"

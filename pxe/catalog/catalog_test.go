@@ -92,7 +92,7 @@ func TestOnlyArmedMachinesInstall(t *testing.T) {
 		{"", "local not-armed"}, {machine.Discovered, "local not-armed"}, {machine.Approved, "local not-armed"},
 		{machine.Armed, "install armed"}, {machine.Installing, "install installing"},
 		{machine.Installed, "local installed"}, {machine.Enrolled, "local enrolled"}, {machine.Member, "local member"}, {machine.Ready, "local ready"},
-		{machine.Quarantined, "local quarantined"}, {machine.Failed, "local failed"}, {machine.Resetting, "local resetting"}, {machine.Retired, "local retired"},
+		{machine.Quarantined, "local quarantined"}, {machine.Failed, "local failed"}, {machine.Retired, "local retired"},
 		{"something new", "local not-armed"},
 	} {
 		cfg := rack()

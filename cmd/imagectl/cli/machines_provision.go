@@ -141,7 +141,7 @@ func stageOf(m *api.MachineView, begun, now time.Time) (stage string, end, ok bo
 		return m.GetReason(), false, true
 	case machine.Installing:
 		return "writes its disk", false, true
-	case machine.Failed, machine.Quarantined, machine.Retired, machine.Resetting:
+	case machine.Failed, machine.Quarantined, machine.Retired:
 		return m.GetState() + ": " + m.GetReason(), true, false
 	default: // approved: it was disarmed
 		return "not armed: " + m.GetReason(), true, false
