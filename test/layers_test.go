@@ -108,13 +108,13 @@ var layers = map[string][]string{
 	"pxe/journal":  {},
 	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/journal", "pxe/quirk", "pxe/selector"},
 	"pxe/dhcp6":    {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/journal"},
-	"pxe/httpboot": {"pxe/boot", "pxe/routes"},
+	"pxe/httpboot": {"pxe/boot", "pxe/limit", "pxe/routes"},
 	"pxe/grub":     {"pxe/boot", "pxe/httpboot"},
 	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/grub", "pxe/quirk", "pxe/tftp"},
 	"pxe/leases":   {"bootstrap/store", "pxe/dhcp", "pxe/dhcp6", "pxe/journal"},
 	"pxe/catalog":  {"pxe/boot", "pxe/selector", "butane/plan", "bootstrap/machine", "images/lock"},
 	"pxe/funnel":   {"pxe/boot"},
-	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/funnel"},
+	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/funnel"},
 	"pxe/server":   {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/grub", "pxe/httpboot", "pxe/limit", "pxe/listen", "pxe/quirk", "pxe/syslog", "pxe/tftp"},
 
 	// Only tests of journals use it.

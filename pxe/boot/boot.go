@@ -212,9 +212,23 @@ type Event struct {
 	Firmware bool
 	// Action is the answer of StageScript, and of StageDHCP to UEFI HTTP boot.
 	Action Action
+	// Offer is what a StageDHCP event offered; empty for none. Whether the machine takes
+	// it is known by its next request.
+	Offer Offer
 	// Refusal is set when the machine cannot go on.
 	Refusal Refusal
 }
+
+// Offer is what DHCP offers to a machine that has not asked for it yet.
+type Offer string
+
+// The offers.
+const (
+	// OfferAddress: an address, with the boot program.
+	OfferAddress Offer = "address"
+	// OfferProgram: a boot program only; another server gives the address.
+	OfferProgram Offer = "program"
+)
 
 // Refusal is a no with its reason. The zero value is none.
 type Refusal struct {

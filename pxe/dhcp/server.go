@@ -346,6 +346,12 @@ func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
 	if d.Client.Stage == HTTPBoot {
 		e.Action = d.Answer.Action
 	}
+	switch d.Code {
+	case "offer":
+		e.Offer = boot.OfferAddress
+	case "proxy-offer":
+		e.Offer = boot.OfferProgram
+	}
 	if d.Refused {
 		e.Detail += " (" + d.Code + ")"
 		e.Refusal = boot.Refusal{Code: d.Code, Reason: d.Reason}

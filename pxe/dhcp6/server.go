@@ -51,6 +51,8 @@ type Meter interface {
 	Sent(bytes int)
 	// Waiting adds to the number of answers that wait for the disk.
 	Waiting(more int)
+	// Others6 is called once, with what tells which other servers give out addresses.
+	Others6(func() []Other)
 }
 
 // Config is what a server needs. All fields but Peers, the lines, Recorder, Meter, Log
@@ -76,10 +78,9 @@ type Config struct {
 // Server answers requests on its socket.
 type Server struct {
 	Config
-	mu    sync.Mutex
-	table *Table
-	// warned is when another server was last reported.
-	warned time.Time
+	mu     sync.Mutex
+	table  *Table
+	others others
 }
 
 // NewServer loads the leases.
@@ -100,7 +101,9 @@ func NewServer(cfg Config) (*Server, error) {
 			return nil, err
 		}
 	}
-	return &Server{Config: cfg, table: NewTable(leases)}, nil
+	s := &Server{Config: cfg, table: NewTable(leases), others: others{}}
+	cfg.Meter.Others6(s.otherServers)
+	return s, nil
 }
 
 // unmetered counts nothing.
@@ -109,6 +112,7 @@ type unmetered struct{}
 func (unmetered) Received(string, string, int) {}
 func (unmetered) Sent(int)                     {}
 func (unmetered) Waiting(int)                  {}
+func (unmetered) Others6(func() []Other)       {}
 
 // pending is an answer that waits until its leases are durable.
 type pending struct {
@@ -260,14 +264,34 @@ func (s *Server) Card(a netip.Addr) (net.HardwareAddr, bool) {
 	return mac, err == nil && len(mac) == 6
 }
 
+// noteOther takes in which other server a client chose, and tells the operator where
+// there should be none, or only one.
+func (s *Server) noteOther(d Decision) {
+	if d.Other == nil {
+		return
+	}
+	name := d.Other.ToBytes()
+	if len(name) > maxDUID {
+		return // nobody's
+	}
+	now := s.Now()
+	tell := s.others.note(duidText(name), d.Client.Key, now)
+	if notice := Notice(s.Source.Network6().Stateless, s.others.recent(now)); tell && notice != "" {
+		s.Log.Warn("another DHCPv6 server answers", "client", d.Client.Key, "code", d.Code, "reason", notice)
+	}
+}
+
+func (s *Server) otherServers() []Other {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.others.recent(s.Now())
+}
+
 // report records what a netbooting machine got. Silence towards a stranger's broken
 // packet is only a debug line.
 func (s *Server) report(d Decision) {
 	s.Log.Debug("request", "mac", d.Client.MAC, "client", d.Client.Key, "type", d.Type, "stage", d.Client.Stage, "code", d.Code, "reason", d.Reason)
-	if d.Code == "other-server" && d.Refused && s.Now().Sub(s.warned) >= time.Hour {
-		s.warned = s.Now()
-		s.Log.Warn("another DHCPv6 server answers", "mac", d.Client.MAC, "code", d.Code, "reason", d.Reason)
-	}
+	s.noteOther(d)
 	if s.Recorder == nil || d.Client.MAC == (dhcp.MAC{}) || (!d.Client.boots() && d.Code != "decline" && d.Code != "pool-exhausted") {
 		return
 	}
@@ -279,6 +303,12 @@ func (s *Server) report(d Decision) {
 		Name: d.Answer.Name, Firmware: d.Client.Stage != dhcp.IPXE}
 	if d.Client.Stage == dhcp.HTTPBoot {
 		e.Action = d.Answer.Action
+	}
+	switch d.Code {
+	case "advertise":
+		e.Offer = boot.OfferAddress
+	case "proxy-advertise":
+		e.Offer = boot.OfferProgram
 	}
 	if d.Refused {
 		e.Detail += " (" + d.Code + ")"

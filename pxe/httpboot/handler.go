@@ -26,13 +26,8 @@ import (
 	"github.com/imagectl/imagectl/pxe/routes"
 )
 
-const (
-	// defaultTransfers is how many files are sent at a time.
-	defaultTransfers = 64
-	// slowest is the rate below which a transfer is cut off, in bytes per second:
-	// a client that stands still must not keep its place for ever.
-	slowest = 128 << 10
-)
+// defaultTransfers is how many files are sent at a time.
+const defaultTransfers = 64
 
 // Source is what the handler asks about machines.
 type Source interface {
@@ -52,9 +47,17 @@ type Config struct {
 	// Programs are what UEFI loads by HTTP, by firmware.
 	Programs map[boot.Firmware]Program
 	// Transfers is how many files are sent at a time, 0 means 64, and a quarter of
-	// that to one address. Above it the answer is 503 with Retry-After, which iPXE
-	// honours.
+	// that to one client (limit.Source). Above it the answer is 503 with Retry-After,
+	// which iPXE honours. A client that takes too little is cut off, and then has one
+	// place at most for some minutes.
 	Transfers int
+	// Single says that an address is known to be one machine's (limit.Source); it may be
+	// nil.
+	Single func(netip.Addr) bool
+	// Doubt says in one sentence why a request from an address is not believed to be of
+	// the machine that it names, which has that name in cluster.yaml: then it is answered,
+	// and no event. Empty is no doubt; nil believes everything.
+	Doubt func(from netip.Addr, m boot.Machine, name string) string
 	// Waits is called when UEFI has to wait for its program, Loaded when a card has it;
 	// they may be nil.
 	Waits    func()
@@ -70,6 +73,7 @@ type Config struct {
 type handler struct {
 	Config
 	places *places
+	terms  terms
 }
 
 // New returns the handler for
@@ -79,7 +83,9 @@ type handler struct {
 //	/files/SHA256/NAME                        public files
 //	/boot/MAC/NAME                            what UEFI HTTP boot of a machine loads
 //	/healthz
-func New(cfg Config) http.Handler {
+func New(cfg Config) http.Handler { return on(usual(), cfg) }
+
+func on(t terms, cfg Config) http.Handler {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -89,7 +95,7 @@ func New(cfg Config) http.Handler {
 	if cfg.Transfers == 0 {
 		cfg.Transfers = defaultTransfers
 	}
-	h := handler{Config: cfg, places: newPlaces(cfg.Transfers)}
+	h := handler{Config: cfg, places: newPlaces(cfg.Transfers, cfg.Single), terms: t}
 	mux := &routes.Mux{}
 	mux.HandleFunc("GET /boot.ipxe", h.script)
 	mux.HandleFunc("GET /ignition", h.ignition)
@@ -200,20 +206,22 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no public file of this digest and name", http.StatusNotFound)
 		return
 	}
-	ok, leave := h.places.enter(r.RemoteAddr)
+	ok, leave := h.places.enter(r.RemoteAddr, time.Now())
 	h.send(w, r, blob, ok, leave, func(detail string, no boot.Refusal) { h.fetched(r, detail, no) })
 }
 
-// send sends a file to who has a place, and tells fetched what becomes of it.
-func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok bool, leave func(), fetched func(detail string, no boot.Refusal)) {
+// send sends a file to who has a place, and tells fetched what becomes of it. It says
+// whether all that was asked for has left.
+func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok bool, leave func(stalled bool, now time.Time), fetched func(detail string, no boot.Refusal)) (whole bool) {
 	if !ok {
 		fetched("no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already, or a quarter of that for this address; it was told to come back in seconds", h.Transfers)})
 		// Spread the retries: all that wait would come back together.
 		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
 		http.Error(w, "too many transfers at a time, try again", http.StatusServiceUnavailable)
-		return
+		return false
 	}
-	defer leave()
+	var no boot.Refusal
+	defer func() { leave(no.Code == CodeStalled, time.Now()) }()
 	content, err := h.Open(blob.SHA256)
 	if err != nil {
 		status := http.StatusInternalServerError
@@ -223,17 +231,23 @@ func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok
 		h.Log.Error("file not opened", "name", blob.Name, "sha256", blob.SHA256, "error", err)
 		fetched("the server cannot open "+blob.Name, boot.Refusal{Code: "file-missing", Reason: blob.Name + " is missing on the server, see its log; run imagectl build"})
 		http.Error(w, "this file is missing on the server, see its log", status)
-		return
+		return false
 	}
 	defer content.Close()
 	fetched("fetches "+blob.Name, boot.Refusal{})
-	patience := time.Minute + time.Duration(blob.Size/slowest)*time.Second
-	// Without deadlines (a recorder in a test) the server's own remain.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
 	w.Header().Set("ETag", `"`+blob.SHA256+`"`)
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 	w.Header().Set("Content-Type", contentType(blob.Name))
-	http.ServeContent(w, r, blob.Name, time.Time{}, content)
+	p := h.terms.paced(w)
+	http.ServeContent(p, r, blob.Name, time.Time{}, content)
+	no, err = p.ended(blob.Name, time.Now())
+	switch {
+	case no.Code != "":
+		fetched(no.Reason, no)
+	case err != nil && !errors.Is(err, net.ErrClosed): // else the server stops
+		h.Log.Error("file not sent", "name", blob.Name, "sha256", blob.SHA256, "error", err)
+	}
+	return p.broke == nil
 }
 
 // fetched records a file request that is a step of the boot path.
@@ -272,6 +286,13 @@ func contentType(name string) string {
 }
 
 func (h handler) record(r *http.Request, e boot.Event) {
+	if h.Doubt != nil {
+		from, _ := netip.ParseAddrPort(r.RemoteAddr)
+		if why := h.Doubt(from.Addr().Unmap(), e.Machine, e.Name); why != "" {
+			h.Log.Warn("not believed", "mac", e.Machine.MAC.String(), "stage", e.Stage, "client", r.RemoteAddr, "reason", why)
+			return
+		}
+	}
 	h.Log.Info("boot", "mac", e.Machine.MAC.String(), "stage", e.Stage, "client", r.RemoteAddr, "detail", e.Detail)
 	if h.Recorder != nil {
 		e.At = h.Now()

@@ -172,7 +172,12 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	if err != nil {
 		return err
 	}
-	bootPath := &bootPath{journal: &monitor.journal, plan: p, notice: monitor.notice, consoles: &monitor.consoles}
+	if on.bootTLS != nil {
+		if err := monitor.watchBootTLS(httpboot.End(on.bootTLS)); err != nil {
+			return err
+		}
+	}
+	bootPath := &bootPath{journal: &monitor.journal, plan: p, notices: monitor.notices, consoles: &monitor.consoles}
 	config := site.serverConfig()
 	config.Asked, config.Pages = monitor.asked, monitor.pages(f.dashboard)
 	config.Store, config.Boot, config.Log = st, bootPath, log
@@ -244,6 +249,9 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	)
 	if keeper != nil {
 		tasks = append(tasks, server.Task{Name: "backup", Run: keeper.Run})
+	}
+	if on.bootTLS != nil {
+		tasks = append(tasks, server.Task{Name: "certificate of HTTPS boot", Run: func(ctx context.Context) error { return monitor.warnOfBootTLS(ctx, log) }})
 	}
 	if on.metrics != nil {
 		tasks = append(tasks, server.HTTPTask("metrics", on.metrics, monitor.metricsOnly(), log))
