@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -23,8 +24,8 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 }
 
 // Promote implements upload.Target. One call makes the machine current: it counts the
-// family's promotion in the notes, and gives it the family's name. Then whoever had
-// that name gets the version's back.
+// family's promotion in the notes, and gives it the family's name and the hardware of
+// now. Then whoever had that name gets the version's back.
 func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	// Somebody who promotes at the same time has changed what was read.
 	const rounds = 5
@@ -57,14 +58,18 @@ func (t *Target) promote(ctx context.Context, o upload.Object) error {
 		}
 		m.Turn = turn
 	}
-	if now != m || !m.stableName() {
-		if err := t.change(ctx, *m, m.family()); err != nil {
+	hardware, err := t.renewed(ctx, m)
+	if err != nil {
+		return fmt.Errorf("promoting VM %d: %w", m.VMID, err)
+	}
+	if now != m || !m.stableName() || hardware != nil {
+		if err := t.change(ctx, *m, m.family(), hardware); err != nil {
 			return fmt.Errorf("promoting VM %d: %w", m.VMID, err)
 		}
 	}
 	for _, other := range all {
 		if other.family() == m.family() && other.VMID != m.VMID && other.stableName() {
-			if err := t.change(ctx, other, versionName(other.family(), other.version())); err != nil {
+			if err := t.change(ctx, other, versionName(other.family(), other.version()), nil); err != nil {
 				return fmt.Errorf("naming VM %d after its version: %w", other.VMID, err)
 			}
 		}
@@ -72,14 +77,16 @@ func (t *Target) promote(ctx context.Context, o upload.Object) error {
 	return nil
 }
 
-// change writes the name and the notes of a machine, unless somebody else changed it
-// since it was read.
-func (t *Target) change(ctx context.Context, m machine, name string) error {
+// change writes the name, the notes and perhaps the hardware of a machine, unless somebody
+// else changed it since it was read.
+func (t *Target) change(ctx context.Context, m machine, name string, hardware url.Values) error {
 	notes, err := m.record.notes()
 	if err != nil {
 		return err
 	}
-	err = t.call(ctx, http.MethodPut, m.path()+"/config", url.Values{"name": {name}, "description": {notes}, "digest": {m.config.Digest}}, nil)
+	form := url.Values{"name": {name}, "description": {notes}, "digest": {m.config.Digest}}
+	maps.Copy(form, hardware)
+	err = t.call(ctx, http.MethodPut, m.path()+"/config", form, nil)
 	var no *refusal
 	if errors.As(err, &no) && strings.Contains(no.text, "detected modified configuration") {
 		return fmt.Errorf("%w: %w", errChanged, err)
@@ -246,22 +253,16 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if err != nil {
 		return nil, fmt.Errorf("verifying: %w", err)
 	}
-	audit := img.Audit()
-	var checks []upload.Check
-	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest} {
-		checks = append(checks, upload.Compare("label "+k, m.Audit[k], audit[k]))
-	}
-	if m.Audit[upload.LabelFile] == audit[upload.LabelFile] {
-		checks = append(checks, upload.Check{Name: "SHA-256 of the file, as compared when it was sent", Result: upload.Good, Detail: audit[upload.LabelFile]})
-	} else {
-		checks = append(checks, upload.Check{Name: "SHA-256 of the file, as compared when it was sent", Result: upload.Unprovable, Detail: "the template was made of another file with the same disk"})
+	checks := []upload.Check{
+		upload.CompareLabels(func(key string) string { return m.Audit[key] }, img),
+		upload.CompareFile(m.Audit[upload.LabelFile], img),
 	}
 	size := upload.Check{Name: "size of the disk", Result: upload.Good, Detail: fmt.Sprintf("%d bytes, the image has %d", sizeOf(m.Disk), img.RawSize)}
 	if sizeOf(m.Disk) < img.RawSize {
 		size.Result = upload.Bad
 	}
 	state := upload.Compare("template", strconv.FormatBool(m.finished()), "true")
-	return append(checks, size, state, upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "Proxmox VE keeps no digest of a disk"}), nil
+	return append(checks, size, state, upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "Proxmox VE keeps no digest of a disk; the SHA-256 of the file was compared when it was sent"}), nil
 }
 
 var sizeForm = regexp.MustCompile(`(?:^|,)size=(\d+)([KMGT]?)(?:,|$)`)

@@ -150,6 +150,29 @@ func (s *Server) File(name string) []byte {
 	return s.files[name]
 }
 
+// Named is the configuration of the machine of a name, in lines; empty if there is none.
+func (s *Server) Named(name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, m := range s.machines {
+		if m.config["name"] == name {
+			for k, v := range m.config {
+				out = append(out, k+": "+v+"\n")
+			}
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, "")
+}
+
+// PutFile makes a file of somebody else's.
+func (s *Server) PutFile(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files[name] = []byte("somebody's")
+}
+
 // Config is a machine's.
 func (s *Server) Config(id string) map[string]string {
 	s.mu.Lock()
