@@ -109,6 +109,7 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			return nil
 		},
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "TestADiskThatNobodyFinishedIsBroken has it",
 			uploadtest.Options:   "an image has no options of ours: what a machine is like is said when it is made",
 			uploadtest.Full:      "Azure names no place that could be full: what ends is a quota",
 			uploadtest.CalledOff: "the stand-in is done with a version when it is asked how far it is; that an upload breaks off there is among the faults, which Settle ends",

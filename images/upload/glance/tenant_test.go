@@ -92,6 +92,7 @@ func (n *tenant) platform(conf glance.Config) uploadtest.Platform {
 			uploadtest.CalledOff: "the file is sent by this process",
 			uploadtest.Storm:     storm,
 			uploadtest.Options:   noTemplate,
+			uploadtest.Forgotten: notAlone,
 		},
 		Slow: true,
 	}

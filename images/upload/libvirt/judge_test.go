@@ -136,6 +136,12 @@ func TestConformanceOfARealDaemon(t *testing.T) {
 				return left, err
 			},
 			Plant: func() func() error { return plant(t, s) },
+			Later: func(f *uploadtest.Faults) upload.Target {
+				late := c
+				late.Dial = broken(c, f)
+				late.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+				return made(t, late)
+			},
 			Changed: func(f *uploadtest.Faults) upload.Target {
 				other := c
 				other.Dial = broken(c, f)

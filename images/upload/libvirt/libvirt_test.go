@@ -238,6 +238,35 @@ func TestWhatIsReadBack(t *testing.T) {
 	}
 }
 
+// A volume of an upload that lost its journal is told by its name and its age, and never
+// one that a domain of ours has.
+func TestVolumesThatNobodyHas(t *testing.T) {
+	const ours = "demo-worker_4593.2.1-1a2b3c4d.0a0b0c0d.qcow2"
+	now := time.Unix(1_790_000_000, 0)
+	old, young := fmt.Sprintf("%d.123456789", now.Add(-25*time.Hour).Unix()), fmt.Sprintf("%d.0", now.Add(-23*time.Hour).Unix())
+	mine := []*known{{metadata: metadata{Pool: "default", Volume: "demo-worker_4593.2.1-1a2b3c4d.ffffffff.raw"}}}
+	for _, c := range []struct {
+		name, mtime, pool string
+		want              bool
+	}{
+		{ours, old, "default", true},
+		{ours, young, "default", false},
+		{ours, "", "default", false},
+		{ours, "yesterday", "default", false},
+		{mine[0].Volume, old, "default", false},
+		{mine[0].Volume, old, "other", true},
+		{"demo-worker_4593.2.1-1a2b3c4d.qcow2", old, "default", false},
+		{"demo-worker.0a0b0c0d.qcow2", old, "default", false},
+		{"w1.qcow2", old, "default", false},
+		{"a/" + ours, old, "default", false},
+	} {
+		o, got := lostVolume(c.name, c.mtime, mine, c.pool, now)
+		if got != c.want || got && (!o.Broken || o.Name != "demo-worker" || o.Version != "4593.2.1-1a2b3c4d" || o.ID != "volume/"+c.name) {
+			t.Errorf("%s of %q in %s: %+v, %t, want %t", c.name, c.mtime, c.pool, o, got, c.want)
+		}
+	}
+}
+
 // A host that does not answer is given up with the context; a connection that comes of it
 // all the same is closed.
 func TestDialingEndsWithTheContext(t *testing.T) {

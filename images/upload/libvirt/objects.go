@@ -36,7 +36,7 @@ func (s *session) domains() (mine []*known, err error) {
 	return mine, nil
 }
 
-// List reads the domains' metadata.
+// List reads the domains' metadata, and finds volumes that no domain has.
 func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error) {
 	s, done, err := t.open(ctx)
 	if err != nil {
@@ -53,7 +53,10 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 			templates[k.Name] = k
 		}
 	}
-	var all []upload.Object
+	all, err := s.lost(mine, name, t.Now())
+	if err != nil {
+		return nil, err
+	}
 	for _, k := range mine {
 		// A clone of a version has its metadata, and is none.
 		if k.Kind != kindVersion || k.xml.Name != versionName(k.Name, k.Version) || k.Pool != t.Pool || name != "" && name != k.Name {
@@ -136,6 +139,9 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 		return err
 	}
 	defer done()
+	if volume, is := strings.CutPrefix(o.ID, volumePrefix); is {
+		return s.deleteLost(volume, t.Now())
+	}
 	k, err := s.find(versionName(o.Name, o.Version), kindVersion)
 	if err != nil {
 		return err

@@ -77,6 +77,12 @@ func start(t *testing.T) uploadtest.Platform {
 		Release:    one.Release,
 		Settle:     one.Settle,
 		Waits:      true,
+		Later: func(f *uploadtest.Faults) upload.Target {
+			// What is left is in state ERROR, however young it is.
+			c := conf
+			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
+			return opennebula.New(c)
+		},
 		Changed: func(f *uploadtest.Faults) upload.Target {
 			c := conf
 			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/imagectl/imagectl/images/upload"
 )
@@ -20,7 +21,38 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 	if err != nil {
 		return nil, err
 	}
-	return objects(all, name, t.Now()), nil
+	files, err := t.files(ctx, name)
+	return append(files, objects(all, name, t.Now())...), err
+}
+
+// filePrefix is of the ID of a file, which is no VMID.
+const filePrefix = "file/"
+
+// fileForm is the name of a file that an upload sends: FAMILY-FLATCAR-DIGEST8, the mark of
+// the upload, and the format.
+var fileForm = regexp.MustCompile(`^(.+)-([0-9][0-9A-Za-z.]*-([0-9a-f]{8}))\.[0-9a-f]{8}\.(qcow2|raw)$`)
+
+// files are those of uploads on the import storage which nobody has deleted for a day:
+// whoever sent them has lost the journal.
+func (t *Target) files(ctx context.Context, family string) ([]upload.Object, error) {
+	var all []struct {
+		ID      string `json:"volid"`
+		Created int64  `json:"ctime"`
+	}
+	if err := t.get(ctx, t.node("storage", t.Import, "content"), url.Values{"content": {"import"}}, &all); err != nil {
+		return nil, fmt.Errorf("listing the storage %s: %w", t.Import, err)
+	}
+	var out []upload.Object
+	for _, f := range all {
+		file, is := strings.CutPrefix(f.ID, t.volume(""))
+		m := fileForm.FindStringSubmatch(file)
+		at := time.Unix(f.Created, 0).UTC()
+		if !is || m == nil || family != "" && m[1] != family || f.Created == 0 || t.Now().Sub(at) < halfLimit {
+			continue
+		}
+		out = append(out, upload.Object{ID: filePrefix + file, Name: m[1], Version: m[2], Digest: m[3], Broken: true, Created: at, State: "file on " + t.Import})
+	}
+	return out, nil
 }
 
 // Promote implements upload.Target. One call makes the machine current: it counts the
@@ -100,6 +132,12 @@ var errChanged = errors.New("it was changed meanwhile")
 // Delete implements upload.Target. Proxmox VE itself refuses a template that linked
 // clones lie on.
 func (t *Target) Delete(ctx context.Context, o upload.Object) error {
+	if file, is := strings.CutPrefix(o.ID, filePrefix); is {
+		if !fileForm.MatchString(file) {
+			return fmt.Errorf("deleting the file %q: %w: it is not ours", file, upload.ErrTaken)
+		}
+		return t.cleanFile(ctx, upload.Leftover{Kind: leftFile, Name: file})
+	}
 	all, err := t.machines(ctx)
 	if err != nil {
 		return err

@@ -79,6 +79,12 @@ func platform(t *testing.T, s *proxmoxtest.Server, from upload.Source) uploadtes
 			return target(t, c)
 		},
 		Leftovers: func() ([]string, error) { return s.Things(), nil },
+		Later: func(f *uploadtest.Faults) upload.Target {
+			c := config(s)
+			c.Client = &http.Client{Transport: f.Transport(uploadtest.InProcess(s))}
+			c.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+			return target(t, c)
+		},
 		Changed: func(f *uploadtest.Faults) upload.Target {
 			c := config(s)
 			c.Source = from

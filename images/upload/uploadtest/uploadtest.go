@@ -47,6 +47,8 @@ type Platform struct {
 	Changed  func(f *Faults) upload.Target
 	Template func() (string, error)
 	Options  []string
+	// Later is Target a day on and more, by its clock.
+	Later func(f *Faults) upload.Target
 	// Absent says for each case without a hook why the platform has no such thing, or
 	// where else it is tried. The case is skipped with these words.
 	Absent map[Case]string
@@ -173,6 +175,7 @@ func Run(t *testing.T, start func(*testing.T) Platform) {
 		t.Run(tt.name, func(t *testing.T) { tt.run(set(t, start)) })
 	}
 	t.Run("a server that fails for a while is asked again", func(t *testing.T) { storms(t, start) })
+	t.Run("what is left and written down nowhere is found after a day", func(t *testing.T) { forgotten(t, start) })
 	t.Run("every remote call may fail", func(t *testing.T) { everyCall(t, start) })
 }
 
@@ -189,6 +192,7 @@ const (
 	Others      Case = "objects of somebody else's"      // Plant
 	Storm       Case = "a server that fails for a while" // Patient and Repeats
 	Options     Case = "options of a template"           // Changed, Template and Options
+	Forgotten   Case = "a journal that is lost"          // Later
 )
 
 // hooks says which cases the platform can be brought into.
@@ -196,7 +200,7 @@ func (p Platform) hooks() map[Case]bool {
 	return map[Case]bool{
 		Credentials: p.Stranger != nil, Full: p.Fill != nil, Quota: p.Quota != nil,
 		InUse: p.Use != nil, CalledOff: p.Hold != nil && p.Release != nil, Others: p.Plant != nil, Storm: p.Patient != nil && p.Repeats != nil,
-		Options: p.Changed != nil && p.Template != nil && len(p.Options) > 0,
+		Forgotten: p.Later != nil, Options: p.Changed != nil && p.Template != nil && len(p.Options) > 0,
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -203,9 +204,20 @@ func byID(all []machine, o upload.Object) (*machine, error) {
 	return nil, fmt.Errorf("looking for the template %s: %w", o.ID, upload.ErrNotFound)
 }
 
-// objects are the finished versions of a family, or of all, oldest first. field is
-// the number of our attribute.
-func objects(all []machine, name string, field int32) []upload.Object {
+// markForm is the end of an import's name, behind the version's.
+var markForm = regexp.MustCompile(`^\.[0-9a-f]{8}$`)
+
+// lost tells of an import that nobody has finished for a day: whoever began it has lost
+// the journal.
+func (m machine) lost(now time.Time) bool {
+	end, is := strings.CutPrefix(m.name, versionName(m.labels[upload.LabelName], m.labels[upload.LabelVersion]))
+	at, err := time.Parse(time.RFC3339Nano, m.labels[keyUploaded])
+	return m.ours() && is && markForm.MatchString(end) && err == nil && now.Sub(at) >= abandoned
+}
+
+// objects are the finished versions of a family, or of all, and lost imports, oldest
+// first. field is the number of our attribute.
+func objects(all []machine, name string, field int32, now time.Time) []upload.Object {
 	previous := map[string]string{}
 	for _, m := range all {
 		if m.current() {
@@ -214,10 +226,14 @@ func objects(all []machine, name string, field int32) []upload.Object {
 	}
 	var out []upload.Object
 	for _, m := range all {
-		if !m.finished() || name != "" && m.labels[upload.LabelName] != name {
+		lost := m.lost(now)
+		if !m.finished() && !lost || name != "" && m.labels[upload.LabelName] != name {
 			continue
 		}
 		o := m.object()
+		if lost {
+			o.Broken, o.State = true, "import "+m.name
+		}
 		o.Previous = !o.Current && previous[o.Name] == o.Version
 		out = append(out, o)
 	}

@@ -231,7 +231,7 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 	if err != nil {
 		return nil, err
 	}
-	return objects(all, name, field), nil
+	return objects(all, name, field, t.Now()), nil
 }
 
 // Promote implements upload.Target: this one gets the options of now, the former current
@@ -283,6 +283,11 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 	all, err := s.machines(ctx)
 	if err != nil {
 		return err
+	}
+	for _, m := range all {
+		if m.ref.Value == o.ID && m.lost(t.Now()) {
+			return t.destroy(ctx, s, m.ref, m.name)
+		}
 	}
 	m, err := byID(all, o)
 	if err != nil {

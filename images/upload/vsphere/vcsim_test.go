@@ -322,6 +322,12 @@ func (v *vcenter) platform() uploadtest.Platform {
 		Leftovers:  func() ([]string, error) { return v.names(), nil },
 		Unprovable: []string{"stored bytes"},
 		Plant:      v.plant,
+		Later: func(f *uploadtest.Faults) upload.Target {
+			c := v.config()
+			c.Transport = f.Transport(c.Transport)
+			c.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+			return v.target(c)
+		},
 		Changed: func(f *uploadtest.Faults) upload.Target {
 			c := v.config()
 			c.Transport = f.Transport(refusing{c.Transport, &no})

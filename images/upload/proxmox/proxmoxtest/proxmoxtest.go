@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // The token of the user that tests are, and the names of what there is.
@@ -37,6 +38,7 @@ type Server struct {
 	mu       sync.Mutex
 	machines map[int]*machine
 	files    map[string][]byte
+	stored   map[string]time.Time
 	tasks    map[string]*task
 	nextTask int
 	avail    int64
@@ -68,7 +70,7 @@ type task struct {
 // Start runs a node until the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{machines: map[int]*machine{}, files: map[string][]byte{}, tasks: map[string]*task{}, avail: 100 << 30}
+	s := &Server{machines: map[int]*machine{}, files: map[string][]byte{}, stored: map[string]time.Time{}, tasks: map[string]*task{}, avail: 100 << 30}
 	h := httptest.NewServer(s)
 	s.URL = h.URL
 	t.Cleanup(func() {
