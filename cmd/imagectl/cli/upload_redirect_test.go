@@ -49,3 +49,28 @@ func TestUploadFollowsNobodyElsewhere(t *testing.T) {
 		}
 	}
 }
+
+func TestWhereAnAnswerSendsUs(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		status         int
+		location, want string
+	}{
+		{308, "http://one.example.org/RPC2", "http://one.example.org"}, // the same host without TLS
+		{307, "https://other.example.org/RPC2", "https://other.example.org"},
+		{301, "https://one.example.org:8443/RPC2", "https://one.example.org:8443"},
+		{302, "//other.example.org/", "https://other.example.org"},
+		{303, "http://[::1", "a place that is no URL"},
+		{301, "https://ONE.example.org/RPC2/", ""},
+		{307, "/v2/", ""},
+		{308, "", ""},
+		{201, "https://other.example.org/", ""},
+		{300, "https://other.example.org/", ""},
+	} {
+		r := httptest.NewRequest(http.MethodPost, "https://one.example.org/RPC2", nil)
+		resp := &http.Response{StatusCode: tt.status, Header: http.Header{"Location": {tt.location}}}
+		if got := elsewhere(r, resp); got != tt.want {
+			t.Errorf("%d to %q: got %q, want %q", tt.status, tt.location, got, tt.want)
+		}
+	}
+}
