@@ -329,7 +329,7 @@ roles:`, "  address: 10.0.0.2", "  address: 10.0.0.2\n  artefacts: c"}, []string
 			`error: upload[0].name: "prune" is a verb of imagectl upload; choose another name`,
 			`error: upload[0].endpoint: "one:2633" is not an http or https URL`,
 			`error: upload[0].bucket: type opennebula has no such key`,
-			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, fingerprint, firmware, frontendDirectory, memoryMB, network, node, stage, vcpu`,
+			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, fingerprint, firmware, frontendDirectory, group, memoryMB, network, node, stage, vcpu`,
 			`error: upload[0].options.cpu: is empty`,
 		}},
 		{"uploads to a store, a registry and libvirt", []string{"roles:", `upload:
