@@ -109,7 +109,7 @@ test-root: build upstream ## kernel mounts, firmware and namespaces
 native: build upstream ## real etcd, Kubernetes and agents as processes, killed at every step
 	$(call say,real parts as processes (about 2 minutes))
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
-	IMAGECTL_ETCD=$(UPSTREAM)/etcd/v3.6.10 go test -tags judge ./bootstrap/etcd
+	IMAGECTL_ETCD=$(UPSTREAM)/etcd/v3.6.10 go test -tags judge ./bootstrap/etcd ./bootstrap/backup/etcdsnap
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'HA|Certificates|Drills|Encryption|Joins|VIP' -test.v
 
@@ -144,10 +144,10 @@ native-encryption: build upstream ## three control planes from before: Secrets e
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Encryption -test.v
 
 .PHONY: drills
-drills: build upstream ## one of three control planes without power, cut off, stopped, with a full disk, without a server; two of three lost; out of a snapshot
-	$(call say,what can happen to one and to two of three control planes (about 10 minutes))
+drills: build upstream versitygw ## one of three control planes without power, cut off, stopped, with a full disk, without a server; two of three lost; out of a snapshot, also of those that are taken by schedule
+	$(call say,what can happen to one and to two of three control planes (about 15 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Drills -test.v
+	cd test/native && $(ISOLATED) env NATIVE_VERSITYGW=$(CURDIR)/bin/versitygw $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run Drills -test.v
 
 .PHONY: native-vip
 native-vip: build upstream ## an address that moves, put on three living control planes; its holder killed, without power, stopped, cut off
@@ -244,11 +244,14 @@ bench-images: release ## making images, against what people use otherwise
 # Programs of other hands that uploads are tried against, beside Debian's.
 AZURITE := $(CURDIR)/bin/azurite/node_modules/.bin/azurite-blob
 
+.PHONY: versitygw
+versitygw:
+	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
 .PHONY: upload-programs
-upload-programs:
+upload-programs: versitygw
 	@test/packages images/upload/upload-packages.txt
 	@command -v npm >/dev/null || test/packages images/upload/npm-packages.txt
-	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/fsouza/fake-gcs-server@v1.56.1
 	npm install --silent --no-audit --no-fund --prefix bin/azurite azurite@3.35.0
 

@@ -319,3 +319,33 @@ func TestRevisionsNeverComeTwice(t *testing.T) {
 		}
 	}
 }
+
+// A restore is called off: what was sent goes from the disk, and etcd runs as it did.
+func TestASnapshotIsForgottenWhenTheRestoreIsCalledOff(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	programs(l).ready = true
+	m := left(l)
+	u := newUtility(l, m)
+	n, run := l.newNode(), restoreRun(l, "flood")
+	run.Etcd.Begin = false
+	if err := send(n, run, snapshotSum(), snapshotContent); err != nil {
+		t.Fatal(err)
+	}
+	if !l.exists(snapshotPath(snapshotSum())) {
+		t.Fatal("it was not kept")
+	}
+	run.Etcd.Action, run.Etcd.Snapshot, run.Etcd.Alone = api.EtcdWanted_ACTION_RUN, nil, ""
+	once(n, run)
+	if l.exists(snapshotsPath) || u.ran > 0 || l.node.Units()[etcd.Unit] != "active" {
+		t.Errorf("the snapshot is there: %v, etcdutl ran %d times, etcd is %s", l.exists(snapshotsPath), u.ran, l.node.Units()[etcd.Unit])
+	}
+	if err := send(n, run, snapshotSum(), snapshotContent); !errors.Is(err, nodeapi.ErrNotArmed) {
+		t.Errorf("it takes another one: %v", err)
+	}
+	for _, s := range n.steps(run) {
+		if s.Name == "etcd-snapshot-forgotten" {
+			t.Error("there is nothing to forget, and a step for it")
+		}
+	}
+}

@@ -37,6 +37,9 @@ func (n *node) steps(run *api.Run) []Step {
 		s = append(s, n.firewall(run))
 	}
 	s = append(s, n.containerRuntime(), n.images())
+	if has, err := n.Host.Exists(snapshotsPath); err == nil && has && run.GetEtcd().GetAction() != api.EtcdWanted_ACTION_ALONE {
+		s = append(s, n.snapshotForgotten())
+	}
 	if wantsEtcd(run) {
 		switch run.GetEtcd().GetAction() {
 		case api.EtcdWanted_ACTION_WAIT:

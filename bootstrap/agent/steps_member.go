@@ -35,6 +35,7 @@ type etcdCluster interface {
 	Compact(context.Context) error
 	Defragment(ctx context.Context, endpoint string) error
 	Disarm(context.Context) error
+	Revision(context.Context) (revision int64, member uint64, err error)
 	Snapshot(context.Context) (io.ReadCloser, error)
 	Close() error
 }

@@ -64,6 +64,8 @@ func (d *database) Disarm(context.Context) error {
 	return d.deed("disarm")
 }
 
+func (d *database) Revision(context.Context) (int64, uint64, error) { return 4711, 0xabc, d.fails }
+
 func (d *database) Snapshot(context.Context) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader(d.snapshot)), d.fails
 }

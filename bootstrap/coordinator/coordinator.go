@@ -81,7 +81,7 @@ type Seen struct {
 // Choices are decisions that outlive everything. The zero value is a cluster
 // that does not exist yet. A set field never changes, and no name leaves a list but
 // that of a voter which was taken off etcd's own or was lost; EtcdJoining, EtcdLeaving,
-// EtcdRemover, EtcdTending, EtcdAsked, EtcdAlone, EtcdSnapshot and Renewing come and go, and the keys
+// EtcdRemover, EtcdTending, EtcdAsked, EtcdAlone, EtcdSnapshot, EtcdActing, EtcdSaving and Renewing come and go, and the keys
 // of Encryption follow each other. Where nothing is left but a snapshot, Kubernetes is formed again
 // (begunAnew).
 type Choices struct {
@@ -107,6 +107,10 @@ type Choices struct {
 	EtcdAloneID string `json:"etcdAloneID,omitempty"`
 	// EtcdSnapshot: it begins anew out of this file, and not with the data that it has.
 	EtcdSnapshot Snapshot `json:"etcdSnapshot,omitzero"`
+	// EtcdActing: members may have been told to stop or to begin, so it is not called off any more.
+	EtcdActing bool `json:"etcdActing,omitempty"`
+	// EtcdSaving is the machine of whose member a snapshot is being taken.
+	EtcdSaving string `json:"etcdSaving,omitempty"`
 	// EtcdRestores is how often that was asked for.
 	EtcdRestores uint64 `json:"etcdRestores,omitempty"`
 	// EtcdAsked are the machines whose databases an operator wants defragmented, sorted.
@@ -134,7 +138,7 @@ type Choices struct {
 func (c Choices) Equal(o Choices) bool {
 	return c.Policy == o.Policy && c.Encryption.Equal(o.Encryption) && slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
 		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
-		c.EtcdTending == o.EtcdTending && c.EtcdAlone == o.EtcdAlone && c.EtcdAloneID == o.EtcdAloneID && c.EtcdSnapshot == o.EtcdSnapshot && c.EtcdRestores == o.EtcdRestores && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
+		c.EtcdTending == o.EtcdTending && c.EtcdAlone == o.EtcdAlone && c.EtcdAloneID == o.EtcdAloneID && c.EtcdSnapshot == o.EtcdSnapshot && c.EtcdRestores == o.EtcdRestores && c.EtcdActing == o.EtcdActing && c.EtcdSaving == o.EtcdSaving && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
 		c.ServerSigns == o.ServerSigns && c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
@@ -270,8 +274,8 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	}
 	d := Directive{Kind: Run, First: addonsOn(nodes, c) == name}
 	d.Etcd, d.EtcdReason = etcd(nodes, *n, c)
-	d.EtcdStop = d.Etcd == EtcdWait && stops(nodes, c, name)
-	d.EtcdBegin = d.Etcd == EtcdAlone && c.beginsAnew() && SnapshotWaits(nodes, c) == ""
+	d.EtcdStop = d.Etcd == EtcdWait && c.EtcdActing && stops(nodes, c, name)
+	d.EtcdBegin = d.Etcd == EtcdAlone && c.EtcdActing && c.beginsAnew() && SnapshotWaits(nodes, c) == ""
 	if c.EtcdRemover == name {
 		d.EtcdRemove = c.EtcdLeaving
 	}

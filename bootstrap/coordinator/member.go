@@ -39,7 +39,7 @@ func chooseMember(nodes []Node, c Choices) Choices {
 	if c.EtcdJoining != "" && joiningEnds(find(nodes, c.EtcdJoining)) {
 		c.EtcdJoining = ""
 	}
-	if c.EtcdJoining != "" || c.EtcdTending != "" || slices.ContainsFunc(nodes, busy) {
+	if c.EtcdJoining != "" || c.EtcdTending != "" || c.EtcdSaving != "" || slices.ContainsFunc(nodes, busy) {
 		return c
 	}
 	for _, n := range nodes {
@@ -94,7 +94,7 @@ func chooseLeaving(nodes []Node, c Choices) Choices {
 		return c
 	}
 	c.EtcdRemover = ""
-	if ok, _ := mayLeave(nodes, c); !ok || slices.ContainsFunc(nodes, busy) {
+	if ok, _ := mayLeave(nodes, c); !ok || c.EtcdSaving != "" || slices.ContainsFunc(nodes, busy) {
 		return c
 	}
 	for _, n := range nodes {
@@ -254,6 +254,9 @@ func EtcdSummary(nodes []Node, c Choices) string {
 		_, why := mayLeave(nodes, c)
 		s += "; " + why
 	}
+	if c.EtcdSaving != "" {
+		s += fmt.Sprintf("; a snapshot of %s is taken", c.EtcdSaving)
+	}
 	if why := tendingSummary(nodes, c); why != "" {
 		s += "; " + why
 	}
@@ -306,6 +309,9 @@ func etcd(nodes []Node, n Node, c Choices) (EtcdAction, string) {
 	}
 	if ok, why := mayJoin(nodes, c, n); !ok {
 		return EtcdWait, why
+	}
+	if c.EtcdSaving != "" {
+		return EtcdWait, fmt.Sprintf("%s is next to join etcd, when the snapshot of %s is taken", n.Name, c.EtcdSaving)
 	}
 	return EtcdWait, fmt.Sprintf("%s is next to join etcd", n.Name)
 }

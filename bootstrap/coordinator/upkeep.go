@@ -74,6 +74,8 @@ func mayTend(nodes []Node, c Choices) (bool, string) {
 		return false, fmt.Sprintf("the member of %s is removed first", c.EtcdLeaving)
 	case c.EtcdJoining != "":
 		return false, c.EtcdJoining + " joins etcd first"
+	case c.EtcdSaving != "":
+		return false, fmt.Sprintf("a snapshot of %s is taken first", c.EtcdSaving)
 	}
 	var unfit []string
 	for _, v := range c.EtcdVoters {

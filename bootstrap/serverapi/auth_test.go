@@ -126,6 +126,7 @@ func whoMay() map[string]map[string]string {
 		"/imagectl.v1.OperatorService/IssueToken":          writes,
 		"/imagectl.v1.OperatorService/DefragmentEtcd":      writes,
 		"/imagectl.v1.OperatorService/RestoreEtcd":         admins,
+		"/imagectl.v1.OperatorService/ListEtcdSnapshots":   {"nobody": who, "node": no, "admin": yes, "operator": yes, "reader": yes, "backup": yes},
 		"/imagectl.v1.OperatorService/ActMachine":          writes,
 		"/imagectl.v1.OperatorService/DrainMachine":        writes,
 		"/imagectl.v1.OperatorService/ListCertificates":    reads,

@@ -73,7 +73,11 @@ func (c calls) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.S
 // Collectors are what this server can say in numbers. Machines appear by name only
 // when cluster.yaml lists them.
 func (s *Server) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{s.calls, newState(s)}
+	all := []prometheus.Collector{s.calls, newState(s)}
+	if s.snapshots != nil {
+		all = append(all, newSnapshotMetrics(s))
+	}
+	return all
 }
 
 // state reads everything when it is asked.

@@ -51,6 +51,9 @@ func danger(req any) (Danger, string) {
 	case *api.ReplaceMachineRequest:
 		return Destroy, "give the name " + r.GetMachine() + " to other hardware"
 	case *api.RestoreEtcdRequest:
+		if r.GetCancel() {
+			return "", "" // it is what keeps data
+		}
 		if f := r.GetSnapshot(); f != nil {
 			return Destroy, snapshotWords(r)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/etcdsnap"
 	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
@@ -87,6 +88,9 @@ type Server struct {
 	// revoked is what is revoked; never nil after New.
 	revoked atomic.Pointer[revokedView]
 
+	// snapshots takes those of the cluster's etcd; nil for none.
+	snapshots *etcdsnap.Keeper
+
 	// restored says which backup this state came out of; the zero value for none.
 	// sure are the serial numbers of machines' certificates that are on record then.
 	restored backup.Mark
@@ -110,6 +114,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		poll: maxWait, headers: headerTime, ejectPause: ejectPause, nodePort: nodePort,
 	}
 	s.own = &ownCertificate{server: s}
+	if err := s.prepareSnapshots(); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
 	var listed []enrol.Hardware
 	for i, m := range cfg.Machines {
 		s.byName[m.Name] = i

@@ -169,7 +169,7 @@ func (s operators) Status(ctx context.Context, _ *connect.Request[api.StatusRequ
 // etcdView is the list of members as a healthy voter has last reported it, or the
 // names on record when none has.
 func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices) *api.EtcdView {
-	v := &api.EtcdView{Summary: coordinator.EtcdSummary(nodes, choices), Alarms: s.etcdAlarms(nodes), Warnings: s.etcdWarnings(nodes)}
+	v := &api.EtcdView{Summary: coordinator.EtcdSummary(nodes, choices), Alarms: append(s.etcdAlarms(nodes), s.snapshotAlarms(choices)...), Warnings: append(s.etcdWarnings(nodes), s.snapshotWarnings()...)}
 	well, said := map[string]bool{}, map[string]*api.EtcdObserved{}
 	var newest time.Time
 	for _, n := range nodes {
@@ -225,6 +225,7 @@ func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []
 	}
 	notes = append(notes, s.hardwareNotes()...)
 	notes = append(notes, s.etcdNotes(nodes)...)
+	notes = append(notes, s.snapshotNotes(choices)...)
 	notes = append(notes, s.vipNotes(choices)...)
 	return append(append(notes, s.kubeadmNotes(nodes, choices)...), s.backupNotes()...)
 }

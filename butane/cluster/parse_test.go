@@ -262,19 +262,23 @@ func TestFindings(t *testing.T) {
 		}},
 		{"what comes later", []string{"roles:", "operators: [{name: alice}]\nroles:"}, []string{`error: operators: is not supported yet`}},
 		{"backups that nobody could open", []string{"roles:", "backup: {recipients: []}\nroles:"}, []string{`error: backup: names no recipient, so nobody could open a backup`}},
-		{"a backup with everything wrong", []string{"roles:", "backup: {recipients: [age1zz, AGE-SECRET-KEY-1QQQ], target: backups, every: 5s, keep: 1, nodes: 9}\nroles:"}, []string{
+		{"a backup with everything wrong", []string{"roles:", "backup: {recipients: [age1zz, AGE-SECRET-KEY-1QQQ], target: backups, every: 5s, keep: 1, nodes: 9, etcd: {every: 1s, keep: 1, keepFor: 1s}}\nroles:"}, []string{
 			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
 			`error: backup.recipients[1]: this is a secret key, which never belongs here`,
 			`error: backup.target: "backups" is not an absolute path of a directory on the server's machine`,
 			`error: backup.every: 5s is not between one minute and a week`,
 			`error: backup.keep: 1 backups are not between 2 and 10000`,
 			`error: backup.nodes: 9 copies on each control plane are not between 1 and 8`,
+			`error: backup.etcd.every: 1s is not between one minute and a week`,
+			`error: backup.etcd.keep: 1 snapshots are not between 2 and 10000`,
+			`error: backup.etcd.keepFor: 1s is shorter than twice the 1s from one snapshot to the next`,
 		}},
-		{"copies of no backups, in no bucket", []string{"roles:", "backup: {recipients: [age1zz], bucket: store, nodes: 2}\nroles:"}, []string{
+		{"copies of no backups, in no bucket", []string{"roles:", "backup: {recipients: [age1zz], bucket: store, nodes: 2, etcd: {every: 1h}}\nroles:"}, []string{
 			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
 			`error: backup.bucket: copies what is in backup.target, which names no directory`,
 			`error: backup.bucket: upload has no entry "store" of type s3`,
 			`error: backup.nodes: gives control planes what is in backup.target, which names no directory`,
+			`error: backup.etcd: saves etcd's snapshots in backup.target, which names no directory`,
 		}},
 		{"artefacts in a place that keeps none", []string{"roles:", `upload: [{name: c, type: libvirt, endpoint: "qemu+ssh://root@kvm1/system", datastore: default}]
 roles:`, "  address: 10.0.0.2", "  address: 10.0.0.2\n  artefacts: c"}, []string{

@@ -398,6 +398,14 @@ type rawBackup struct {
 	Every      rawDuration `key:"every"`
 	Keep       rawInt      `key:"keep"`
 	Nodes      rawInt      `key:"nodes"`
+	Etcd       rawSaveEtcd `key:"etcd"`
+}
+
+type rawSaveEtcd struct {
+	place
+	Every   rawDuration `key:"every"`
+	Keep    rawInt      `key:"keep"`
+	KeepFor rawDuration `key:"keepFor"`
 }
 
 type rawIdentity struct {

@@ -133,6 +133,17 @@ type Backup struct {
 	Keep int
 	// Nodes is how many of them each control plane keeps too; 0 for none.
 	Nodes int
+	// Etcd is how snapshots of the cluster's etcd are taken, to the same recipients and places but
+	// for the control planes; the zero value, that none are.
+	Etcd SaveEtcd
+}
+
+// SaveEtcd says how snapshots of the cluster's etcd are taken.
+type SaveEtcd struct {
+	Every time.Duration
+	// Keep is how many of the newest stay, KeepFor how long one stays at most; 0 for ever.
+	Keep    int
+	KeepFor time.Duration
 }
 
 // Boot is the boot network.

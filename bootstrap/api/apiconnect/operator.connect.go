@@ -112,6 +112,9 @@ const (
 	// OperatorServiceRestoreEtcdProcedure is the fully-qualified name of the OperatorService's
 	// RestoreEtcd RPC.
 	OperatorServiceRestoreEtcdProcedure = "/imagectl.v1.OperatorService/RestoreEtcd"
+	// OperatorServiceListEtcdSnapshotsProcedure is the fully-qualified name of the OperatorService's
+	// ListEtcdSnapshots RPC.
+	OperatorServiceListEtcdSnapshotsProcedure = "/imagectl.v1.OperatorService/ListEtcdSnapshots"
 	// OperatorServiceActMachineProcedure is the fully-qualified name of the OperatorService's
 	// ActMachine RPC.
 	OperatorServiceActMachineProcedure = "/imagectl.v1.OperatorService/ActMachine"
@@ -187,6 +190,8 @@ type OperatorServiceClient interface {
 	// that it has no quorum any more (FAILED_PRECONDITION while it may have one); or begin anew on
 	// one control plane out of a snapshot, which NodeService.PutEtcdSnapshot takes there.
 	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
+	// ListEtcdSnapshots tells which of the snapshots are there that the server takes by schedule.
+	ListEtcdSnapshots(context.Context, *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
@@ -372,6 +377,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("RestoreEtcd")),
 			connect.WithClientOptions(opts...),
 		),
+		listEtcdSnapshots: connect.NewClient[api.ListEtcdSnapshotsRequest, api.ListEtcdSnapshotsResponse](
+			httpClient,
+			baseURL+OperatorServiceListEtcdSnapshotsProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ListEtcdSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
 		actMachine: connect.NewClient[api.ActMachineRequest, api.ActMachineResponse](
 			httpClient,
 			baseURL+OperatorServiceActMachineProcedure,
@@ -428,6 +439,7 @@ type operatorServiceClient struct {
 	rollAuthority       *connect.Client[api.RollAuthorityRequest, api.RollAuthorityResponse]
 	defragmentEtcd      *connect.Client[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse]
 	restoreEtcd         *connect.Client[api.RestoreEtcdRequest, api.RestoreEtcdResponse]
+	listEtcdSnapshots   *connect.Client[api.ListEtcdSnapshotsRequest, api.ListEtcdSnapshotsResponse]
 	actMachine          *connect.Client[api.ActMachineRequest, api.ActMachineResponse]
 	drainMachine        *connect.Client[api.DrainMachineRequest, api.DrainMachineResponse]
 	showEncryption      *connect.Client[api.ShowEncryptionRequest, api.ShowEncryptionResponse]
@@ -569,6 +581,11 @@ func (c *operatorServiceClient) RestoreEtcd(ctx context.Context, req *connect.Re
 	return c.restoreEtcd.CallUnary(ctx, req)
 }
 
+// ListEtcdSnapshots calls imagectl.v1.OperatorService.ListEtcdSnapshots.
+func (c *operatorServiceClient) ListEtcdSnapshots(ctx context.Context, req *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error) {
+	return c.listEtcdSnapshots.CallUnary(ctx, req)
+}
+
 // ActMachine calls imagectl.v1.OperatorService.ActMachine.
 func (c *operatorServiceClient) ActMachine(ctx context.Context, req *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error) {
 	return c.actMachine.CallUnary(ctx, req)
@@ -650,6 +667,8 @@ type OperatorServiceHandler interface {
 	// that it has no quorum any more (FAILED_PRECONDITION while it may have one); or begin anew on
 	// one control plane out of a snapshot, which NodeService.PutEtcdSnapshot takes there.
 	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
+	// ListEtcdSnapshots tells which of the snapshots are there that the server takes by schedule.
+	ListEtcdSnapshots(context.Context, *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
@@ -831,6 +850,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("RestoreEtcd")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceListEtcdSnapshotsHandler := connect.NewUnaryHandler(
+		OperatorServiceListEtcdSnapshotsProcedure,
+		svc.ListEtcdSnapshots,
+		connect.WithSchema(operatorServiceMethods.ByName("ListEtcdSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceActMachineHandler := connect.NewUnaryHandler(
 		OperatorServiceActMachineProcedure,
 		svc.ActMachine,
@@ -911,6 +936,8 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceDefragmentEtcdHandler.ServeHTTP(w, r)
 		case OperatorServiceRestoreEtcdProcedure:
 			operatorServiceRestoreEtcdHandler.ServeHTTP(w, r)
+		case OperatorServiceListEtcdSnapshotsProcedure:
+			operatorServiceListEtcdSnapshotsHandler.ServeHTTP(w, r)
 		case OperatorServiceActMachineProcedure:
 			operatorServiceActMachineHandler.ServeHTTP(w, r)
 		case OperatorServiceDrainMachineProcedure:
@@ -1034,6 +1061,10 @@ func (UnimplementedOperatorServiceHandler) DefragmentEtcd(context.Context, *conn
 
 func (UnimplementedOperatorServiceHandler) RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RestoreEtcd is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ListEtcdSnapshots(context.Context, *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ListEtcdSnapshots is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error) {

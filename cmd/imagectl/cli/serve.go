@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	statestore "github.com/imagectl/imagectl/bootstrap/store"
@@ -183,7 +184,7 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 		return err
 	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
-	copies, err := g.backupBucket(p.Backup.Bucket)
+	copies, err := g.backupBucket(p.Backup.Bucket, backupPrefix, files.State)
 	if err != nil {
 		return err
 	}
@@ -197,6 +198,9 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	}
 	if keeper != nil {
 		config.Backups = keeper
+	}
+	if config.EtcdSnapshots, err = g.etcdSnapshots(p.Backup, f.state); err != nil {
+		return err
 	}
 	api, err := serverapi.New(ctx, config)
 	if err != nil {
@@ -239,6 +243,7 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 		server.Task{Name: "https", Run: func(ctx context.Context) error { return api.Serve(ctx, on.sockets.HTTPS) }},
 		server.Task{Name: "netboot", Run: api.Netboot},
 		server.Task{Name: "other servers", Run: api.Follow},
+		server.Task{Name: "etcd snapshots", Run: api.EtcdSnapshots},
 		server.Task{Name: "state", Run: func(ctx context.Context) error { return watchState(ctx, st) }},
 		keep,
 	)

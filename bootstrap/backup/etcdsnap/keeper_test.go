@@ -1,0 +1,603 @@
+package etcdsnap
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+	"go.etcd.io/bbolt"
+
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
+	"github.com/imagectl/imagectl/bootstrap/pki"
+)
+
+// database is a snapshot as etcd's members send them, with that many revisions.
+func database(t *testing.T, revisions int64) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range []string{"key", "meta"} {
+			if _, err := tx.CreateBucket([]byte(name)); err != nil {
+				return err
+			}
+		}
+		for i := int64(1); i <= revisions; i++ {
+			k := binary.BigEndian.AppendUint64(nil, uint64(i))
+			k = binary.BigEndian.AppendUint64(append(k, '_'), 0)
+			if err := tx.Bucket([]byte("key")).Put(k, bytes.Repeat([]byte("v"), 100)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sealed(b)
+}
+
+// sealed ends a database with its digest.
+func sealed(db []byte) []byte {
+	sum := sha256.Sum256(db)
+	return append(slices.Clone(db), sum[:]...)
+}
+
+// source is a cluster that does what the test says.
+type source struct {
+	t  *testing.T
+	ca *pki.CA
+
+	mu sync.Mutex
+	// content is what members send, revision what they say of it.
+	content  []byte
+	revision int64
+	// machines are whose turn it may be, the best first.
+	machines []string
+	notNow   string
+	other    bool // another server leads
+	changed  chan struct{}
+	saving   string
+	log      []string
+	// during is called when a quarter was read; it may fail.
+	during func() error
+	// holds lets a reader wait when half was read, until the call ends.
+	holds bool
+}
+
+func (s *source) Leads() bool { s.mu.Lock(); defer s.mu.Unlock(); return !s.other }
+func (s *source) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// hand has another server lead, or this one again.
+func (s *source) hand(other bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.other = other
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *source) note(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log = append(s.log, fmt.Sprintf(format, args...))
+}
+
+func (s *source) Forget(context.Context) error {
+	if s.saving != "" {
+		s.note("forgotten %s", s.saving)
+	}
+	s.saving = ""
+	return nil
+}
+
+func (s *source) Begin(_ context.Context, avoid string) (string, error) {
+	if s.notNow != "" {
+		return "", fmt.Errorf("%w: %s", ErrNotNow, s.notNow)
+	}
+	if s.saving != "" {
+		s.t.Errorf("one begins while %s is saved", s.saving)
+	}
+	s.saving = s.machines[0]
+	if s.saving == avoid && len(s.machines) > 1 {
+		s.saving = s.machines[1]
+	}
+	return s.saving, nil
+}
+
+func (s *source) End(_ context.Context, machine string, m Manifest, failed error) error {
+	if s.saving != machine {
+		s.t.Errorf("%s ends what %q has begun", machine, s.saving)
+	}
+	s.saving = ""
+	if failed != nil {
+		s.note("failed %s: %v", machine, failed)
+	} else {
+		s.note("saved %s at %d", machine, m.Revision)
+	}
+	return nil
+}
+
+func (s *source) Checked(_ context.Context, m Manifest, broken error) error {
+	s.note("checked %s: %v", m.Machine, broken)
+	return nil
+}
+
+func (s *source) Sign(b []byte) ([]byte, error) { return s.ca.Attest(Domain, b) }
+
+func (s *source) Open(ctx context.Context, machine string) (Stream, error) {
+	return &coming{source: s, ctx: ctx, in: bytes.NewReader(s.content)}, nil
+}
+
+type coming struct {
+	*source
+	ctx  context.Context
+	in   *bytes.Reader
+	once bool
+}
+
+func (c *coming) Revision() int64 { return c.revision }
+func (c *coming) Member() string  { return "abc" }
+func (c *coming) Close() error    { return nil }
+func (c *coming) Read(b []byte) (int, error) {
+	b = b[:min(len(b), 4096)]
+	if read := int(c.in.Size()) - c.in.Len(); c.holds && read >= len(c.content)/2 {
+		<-c.ctx.Done()
+		return 0, c.ctx.Err()
+	} else if c.during != nil && !c.once && read >= len(c.content)/4 {
+		c.once = true
+		if err := c.during(); err != nil {
+			return 0, err
+		}
+	}
+	return c.in.Read(b)
+}
+
+// rig is a keeper with its cluster.
+type rig struct {
+	t *testing.T
+	*Keeper
+	source   *source
+	dir      string
+	recovery *age.X25519Identity
+	now      time.Time
+}
+
+func newRig(t *testing.T, set func(*Config)) *rig {
+	t.Helper()
+	ca, err := pki.NewCA("imagectl", 24*time.Hour*3650, 0, noon, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, dir: t.TempDir(), now: noon, source: &source{t: t, ca: ca, content: database(t, 300), revision: 299, machines: []string{"cp2", "cp3"}, changed: make(chan struct{})}}
+	own, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.recovery, err = age.GenerateX25519Identity(); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{
+		Cluster: "demo", Program: "v1", Plan: Plan{Every: 6 * time.Hour, Keep: 3}, Dir: r.dir, Scratch: t.TempDir(), Max: 1 << 30,
+		Recipients: []age.Recipient{r.recovery.Recipient()}, Own: own, Now: func() time.Time { return r.now }, Log: slog.New(slog.DiscardHandler),
+	}
+	if set != nil {
+		set(&c)
+	}
+	if r.Keeper, err = New(c, r.source); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// rest lets the keeper do all that is due now.
+func (r *rig) rest() {
+	r.t.Helper()
+	for range 20 {
+		if wait := r.step(r.t.Context()); wait > 0 {
+			return
+		}
+	}
+	r.t.Fatalf("there is always something to do: %+v", r.State())
+}
+
+func (r *rig) names() []string {
+	r.t.Helper()
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+func (r *rig) logged(want ...string) {
+	r.t.Helper()
+	if !slices.Equal(r.source.log, want) {
+		r.t.Errorf("on record:\n%s\nwant\n%s", strings.Join(r.source.log, "\n"), strings.Join(want, "\n"))
+	}
+	r.source.log = nil
+}
+
+func TestASnapshotIsSavedAndOthersReadIt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.rest()
+	r.logged("saved cp2 at 299", "checked cp2: <nil>")
+	name := files.Etcd.Name("demo", noon)
+	if got := r.names(); !slices.Equal(got, []string{name, name + ManifestEnd}) {
+		t.Fatalf("there is %v", got)
+	}
+	m, err := r.manifest(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(r.source.content)
+	if m.Machine != "cp2" || m.Member != "abc" || m.Revision != 299 || !m.At.Equal(noon) || m.Size != int64(len(r.source.content)) || m.SHA256 != fmt.Sprintf("%x", sum) {
+		t.Errorf("the manifest says %+v", m)
+	}
+	cas := []*x509.Certificate{r.source.ca.Certificate()}
+	if err := m.Check(cas, "demo", name); err != nil {
+		t.Error(err)
+	}
+	for what, change := range map[string]func(*Manifest){
+		"another revision": func(m *Manifest) { m.Revision++ },
+		"another digest":   func(m *Manifest) { m.SHA256 = strings.Repeat("0", 64) },
+		"another size":     func(m *Manifest) { m.Size++ },
+		"another member":   func(m *Manifest) { m.Member = "def" },
+		"another machine":  func(m *Manifest) { m.Machine = "cp1" },
+		"another time":     func(m *Manifest) { m.At = m.At.Add(time.Hour) },
+		"another file":     func(m *Manifest) { m.FileSHA256 = strings.Repeat("0", 64) },
+		"another name":     func(m *Manifest) { m.Name = files.Etcd.Name("demo", noon.Add(time.Hour)) },
+		"another cluster":  func(m *Manifest) { m.Cluster = "prod" },
+		"no signature":     func(m *Manifest) { m.Signature = nil },
+	} {
+		changed := m
+		change(&changed)
+		if err := changed.Check(cas, "demo", name); err == nil {
+			t.Errorf("%s is taken for the server's", what)
+		}
+	}
+	// With the recovery key and the tool of another hand, what comes is what the member sent.
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte(r.recovery.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := exec.Command("age", "-d", "-i", key, filepath.Join(r.dir, name)).Output()
+	if err != nil || !bytes.Equal(got, r.source.content) {
+		t.Errorf("age gives %d bytes of %d: %v", len(got), len(r.source.content), err)
+	}
+	if b, err := os.ReadFile(filepath.Join(r.dir, name)); err != nil || bytes.Contains(b, []byte("vvvvvvvv")) {
+		t.Errorf("what is on the disk can be read: %v", err)
+	}
+	r.now = noon.Add(6*time.Hour - time.Second)
+	r.rest()
+	r.logged()
+	r.now = noon.Add(6 * time.Hour)
+	r.rest()
+	r.logged("saved cp2 at 299", "checked cp2: <nil>")
+	if all, problems := r.List(t.Context()); len(all) != 2 || len(problems) > 0 || !all[0].At.Equal(r.now) || all[0].Manifest.Revision != 299 || !all[0].InDirectory || all[0].InCopies {
+		t.Errorf("listed: %+v, %v", all, problems)
+	}
+}
+
+// Whatever goes wrong, there is no file; the next attempt is of another member.
+func TestAttemptsThatFail(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		set  func(*rig)
+		want string
+	}{
+		"the member's machine dies":     {func(r *rig) { r.source.during = func() error { return errors.New("connection reset") } }, "failed cp2: connection reset"},
+		"the member stands still":       {func(r *rig) { r.source.holds = true; r.cfg.Stall = 20 * time.Millisecond }, "failed cp2: cp2 has sent nothing for 20ms"},
+		"it is cut off":                 {func(r *rig) { r.source.content = r.source.content[:len(r.source.content)-512] }, "failed cp2: it is no whole snapshot of etcd: the digest at its end does not fit (%d bytes of cp2)"},
+		"a bit of it is changed":        {func(r *rig) { r.source.content[9000] ^= 1 }, "failed cp2: it is no whole snapshot of etcd: the digest at its end does not fit (%d bytes of cp2)"},
+		"it is larger than it may be":   {func(r *rig) { r.cfg.Max = 1000 }, "failed cp2: the snapshot of cp2 has more than 1000 bytes, the most that a restore takes"},
+		"nobody confirms its revision":  {func(r *rig) { r.source.revision = 0 }, "failed cp2: cp2 does not say which revision its snapshot has; its agent is older than this server"},
+		"the directory is not writable": {func(r *rig) { r.cfg.Dir = filepath.Join(r.dir, "gone") }, ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, nil)
+			r.rest()
+			r.logged("saved cp2 at 299", "checked cp2: <nil>")
+			good := r.State().Good
+			r.now = noon.Add(6 * time.Hour)
+			content, cfg := slices.Clone(r.source.content), r.cfg
+			c.set(r)
+			r.rest()
+			want := c.want
+			if strings.Contains(want, "%d") {
+				want = fmt.Sprintf(want, len(r.source.content))
+			}
+			if want != "" {
+				r.logged(want)
+			}
+			s := r.State()
+			if s.Good.Name != good.Name || s.Failed == nil || s.Failures != 1 || s.Total != 1 {
+				t.Errorf("it stands %+v", s)
+			}
+			if got := r.names(); !slices.Equal(got, []string{good.Name, good.Name + ManifestEnd}) {
+				t.Errorf("there is %v", got)
+			}
+			r.source.content, r.source.during, r.source.holds, r.source.revision, r.cfg = content, nil, false, 299, cfg
+			r.source.log = nil
+			r.now = r.now.Add(firstRetry)
+			r.rest()
+			r.logged("saved cp3 at 299", "checked cp3: <nil>")
+			if s := r.State(); s.Failed != nil || s.Failures != 0 || s.Total != 1 {
+				t.Errorf("it stands %+v", s)
+			}
+		})
+	}
+}
+
+func TestNoneIsTakenNow(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.source.notNow = "cp3 joins etcd first"
+	if wait := r.step(t.Context()); wait != again {
+		t.Errorf("it looks again after %s", wait)
+	}
+	if s := r.State(); s.Failures != 0 || s.Failed != nil || !strings.HasSuffix(s.Waiting, "cp3 joins etcd first") {
+		t.Errorf("it stands %+v", s)
+	}
+	r.source.notNow = ""
+	r.rest()
+	r.logged("saved cp2 at 299", "checked cp2: <nil>")
+	if s := r.State(); s.Waiting != "" {
+		t.Errorf("it stands %+v", s)
+	}
+}
+
+// The digest at the end of a snapshot fits, for the member has made it over pages that are damaged.
+func TestABrokenSnapshotIsSetAside(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	whole := r.source.content
+	r.rest()
+	good := r.State().Good
+	r.logged("saved cp2 at 299", "checked cp2: <nil>")
+	for i := range 2 {
+		db := slices.Clone(whole[:len(whole)-sha256.Size])
+		page := os.Getpagesize()
+		clear(db[4*page : 6*page])
+		r.source.content = sealed(db)
+		r.now = r.now.Add(6 * time.Hour)
+		bad := files.Etcd.Name("demo", r.now)
+		if wait := r.step(t.Context()); wait != 0 {
+			t.Fatal(wait)
+		}
+		if r.State().Good.Name != bad {
+			t.Fatalf("it stands %+v", r.State())
+		}
+		r.rest()
+		if len(r.source.log) != 2 || !strings.Contains(r.source.log[1], "the database in the snapshot is not whole: ") {
+			t.Fatalf("on record: %q", r.source.log)
+		}
+		s := r.State()
+		if s.Good.Name != good.Name || s.Broken == "" || s.Failures != i+1 || s.Checked != good.Name {
+			t.Errorf("it stands %+v", s)
+		}
+		// It does not take the good one's place, and no more than one broken one is kept.
+		if got := r.names(); !slices.Equal(got, []string{good.Name, good.Name + ManifestEnd, bad + brokenEnd, bad + ManifestEnd}) {
+			t.Errorf("there is %v", got)
+		}
+		r.source.log = nil
+		if i == 0 {
+			r.source.machines = []string{"cp2"}
+		}
+	}
+	r.source.content, r.source.machines = whole, []string{"cp2", "cp3"}
+	r.now = r.now.Add(lastRetry)
+	r.rest()
+	r.logged("saved cp3 at 299", "checked cp3: <nil>")
+	if s := r.State(); s.Broken != "" || s.Failed != nil {
+		t.Errorf("it stands %+v", s)
+	}
+}
+
+func TestASnapshotThatEndsBeforeItsRevisionIsBroken(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.source.revision = 301
+	r.rest()
+	if s := r.State(); !strings.Contains(s.Broken, "it ends at revision 300, and the member had 301") || s.Good.Name != "" {
+		t.Errorf("it stands %+v", s)
+	}
+}
+
+func TestOldSnapshotsGo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	var want []string
+	for i := range 5 {
+		r.now = noon.Add(time.Duration(i) * 6 * time.Hour)
+		r.rest()
+		if i >= 2 {
+			name := files.Etcd.Name("demo", r.now)
+			want = append(want, name, name+ManifestEnd)
+		}
+	}
+	if got := r.names(); !slices.Equal(got, want) {
+		t.Errorf("there is\n%v\nwant\n%v", got, want)
+	}
+	// What a server left behind that was killed goes with the next one; what is somebody else's stays.
+	orphan, other := files.Etcd.Name("demo", noon)+ManifestEnd, files.Etcd.Name("prod", noon)+ManifestEnd
+	for _, name := range []string{orphan, other, "notes.txt", ".partial-" + files.Etcd.Name("demo", noon) + "-77"} {
+		if err := os.WriteFile(filepath.Join(r.dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.now = noon.Add(30 * time.Hour)
+	r.rest()
+	got := r.names()
+	if slices.Contains(got, orphan) || !slices.Contains(got, other) || !slices.Contains(got, "notes.txt") || len(got) != 8 {
+		t.Errorf("there is %v", got)
+	}
+}
+
+// A server that begins finds what is good, and forgets whose turn it was; while another one leads, it
+// does nothing, and what it has begun ends.
+func TestOneServerTakesThem(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.rest()
+	first := r.State().Good
+	r.now = noon.Add(6 * time.Hour)
+	r.rest()
+	second := r.State().Good
+	r.source.log = nil
+	if err := os.WriteFile(filepath.Join(r.dir, second.Name), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next, err := New(r.cfg, r.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Keeper = next
+	r.source.saving = "cp3" // by one that was killed
+	r.source.hand(true)
+	if wait := r.step(t.Context()); wait != idle {
+		t.Errorf("it comes again after %s", wait)
+	}
+	r.logged()
+	r.source.hand(false)
+	r.now = noon.Add(5 * time.Hour)
+	r.rest()
+	r.logged("forgotten cp3", "checked cp2: <nil>")
+	if s := r.State(); s.Good.Name != first.Name {
+		t.Errorf("it stands %+v", s)
+	}
+	r.now = noon.Add(12 * time.Hour)
+	r.source.holds = true
+	r.source.during = func() error { r.source.hand(true); return nil }
+	r.step(t.Context())
+	r.logged("failed cp2: context canceled")
+}
+
+// shelf is a place that can be torn or full.
+type shelf struct {
+	files      map[string][]byte
+	full, torn bool
+}
+
+func (s *shelf) String() string { return "the shelf" }
+func (s *shelf) List(context.Context) ([]files.File, error) {
+	var out []files.File
+	for name, b := range s.files {
+		if f, ok := files.Etcd.Named(name, int64(len(b))); ok {
+			out = append(out, f)
+		}
+	}
+	return out, nil
+}
+func (s *shelf) Put(_ context.Context, f files.File, r io.Reader) error {
+	if s.full {
+		return errors.New("the shelf is full")
+	}
+	b, err := io.ReadAll(r)
+	if int64(len(b)) != f.Size {
+		return fmt.Errorf("%d bytes of %d", len(b), f.Size)
+	}
+	s.files[f.Name] = b
+	return err
+}
+func (s *shelf) Open(_ context.Context, f files.File) (io.ReadCloser, error) {
+	b := s.files[f.Name]
+	if s.torn {
+		b = b[:len(b)/2]
+	}
+	return io.NopCloser(bytes.NewReader(b)), nil
+}
+func (s *shelf) Remove(_ context.Context, f files.File) error { delete(s.files, f.Name); return nil }
+
+func TestCopiesGoElsewhere(t *testing.T) {
+	t.Parallel()
+	s := &shelf{files: map[string][]byte{}}
+	r := newRig(t, func(c *Config) { c.Copies = s })
+	for i := range 4 {
+		r.now = noon.Add(time.Duration(i) * 6 * time.Hour)
+		r.rest()
+	}
+	if len(s.files) != 6 || s.files[files.Etcd.Name("demo", noon)] != nil {
+		t.Errorf("there are %d files", len(s.files))
+	}
+	for name, b := range s.files {
+		if own, err := os.ReadFile(filepath.Join(r.dir, name)); err != nil || !bytes.Equal(own, b) {
+			t.Errorf("the copy of %s is another: %v", name, err)
+		}
+	}
+	good := r.State().Copied
+	s.full = true
+	r.now = noon.Add(24 * time.Hour)
+	r.rest()
+	if st := r.State(); st.Copied != good || st.CopyFailed == nil || st.Failed != nil {
+		t.Errorf("a full place: %+v", st)
+	}
+	s.full, s.torn = false, true
+	r.now = r.now.Add(copyRetry)
+	r.rest()
+	if st := r.State(); st.Copied != good || !strings.Contains(fmt.Sprint(st.CopyFailed), "its SHA-256 is") {
+		t.Errorf("a copy that is torn: %+v", st)
+	}
+	s.torn = false
+	r.now = r.now.Add(copyRetry)
+	r.rest()
+	if st := r.State(); st.Copied != st.Good.Name || st.CopyFailed != nil {
+		t.Errorf("in the end: %+v", st)
+	}
+	if all, problems := r.List(t.Context()); len(all) != 3 || len(problems) > 0 || !all[0].InCopies || !all[0].InDirectory {
+		t.Errorf("listed: %+v %v", all, problems)
+	}
+}
+
+// Every byte of a snapshot that is changed or cut off is noticed when it is read.
+func TestAChangedSnapshotIsNotRead(t *testing.T) {
+	t.Parallel()
+	whole := database(t, 3)
+	try := func(what string, b []byte) {
+		if _, err := ReadWhole(bytes.NewReader(b)); !errors.Is(err, ErrNotWhole) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	for i := 0; i < len(whole); i += 97 {
+		b := slices.Clone(whole)
+		b[i] ^= 1
+		try(fmt.Sprintf("byte %d changed", i), b)
+		try(fmt.Sprintf("cut at %d", i), whole[:i])
+	}
+	if tr, err := ReadWhole(bytes.NewReader(whole)); err != nil || tr.Size() != int64(len(whole)) {
+		t.Error(err)
+	}
+}
