@@ -123,7 +123,7 @@ func TestAConfirmedSnapshotSaysItsRevision(t *testing.T) {
 	for _, behind := range []error{nil, errors.New("etcdserver: request timed out")} {
 		node := fake{record: &record{}, behind: behind}
 		l := newLabOf(t, node)
-		c := l.client(l.cert(l.ca, l.profile("admin", pki.RoleAdmin)))
+		c := l.client(l.cert(l.ca, l.profile("operator", pki.RoleAdmin)))
 		s, err := c.EtcdSnapshot(t.Context(), connect.NewRequest(&api.EtcdSnapshotRequest{Confirmed: true}))
 		if err != nil {
 			t.Fatal(err)

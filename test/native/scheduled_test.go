@@ -234,6 +234,10 @@ func TestDrillsScheduledSnapshots(t *testing.T) {
 		r.nodes[name].Installed = true
 		r.power(name, veth)
 		veth++
+		r.wait(5*time.Minute, name+"'s own disk", func() (bool, string) {
+			_, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", r.nodes[name].pid, etcd.ClientPath))
+			return err == nil, ""
+		})
 		r.voters(3)
 	}
 	kill("whose snapshot it is", func(saving string) string { return saving })
