@@ -88,6 +88,7 @@ func TestAttemptsThatFail(t *testing.T) {
 	}{
 		"the member's machine dies":     {func(r *rig) { r.source.during = func() error { return errors.New("connection reset") } }, "failed cp2: connection reset"},
 		"the member stands still":       {func(r *rig) { r.source.holds = true; r.cfg.Stall = 20 * time.Millisecond }, "failed cp2: cp2 has sent nothing for 20ms"},
+		"the member never answers":      {func(r *rig) { r.source.mute = true; r.cfg.Stall = 20 * time.Millisecond }, "failed cp2: cp2 has sent nothing for 20ms"},
 		"it is cut off":                 {func(r *rig) { r.source.content = r.source.content[:len(r.source.content)-512] }, "failed cp2: it is no whole snapshot of etcd: the digest at its end does not fit (%d bytes of cp2)"},
 		"a bit of it is changed":        {func(r *rig) { r.source.content[9000] ^= 1 }, "failed cp2: it is no whole snapshot of etcd: the digest at its end does not fit (%d bytes of cp2)"},
 		"it is larger than it may be":   {func(r *rig) { r.cfg.Max = 1000 }, "failed cp2: the snapshot of cp2 has more than 1000 bytes, the most that a restore takes"},
@@ -118,7 +119,7 @@ func TestAttemptsThatFail(t *testing.T) {
 			if got := r.names(); !slices.Equal(got, []string{good.Name, good.Name + ManifestEnd}) {
 				t.Errorf("there is %v", got)
 			}
-			r.source.content, r.source.during, r.source.holds, r.source.revision, r.cfg = content, nil, false, 299, cfg
+			r.source.content, r.source.during, r.source.holds, r.source.mute, r.source.revision, r.cfg = content, nil, false, false, 299, cfg
 			r.source.log = nil
 			r.now = r.now.Add(firstRetry)
 			r.rest()

@@ -82,8 +82,8 @@ type source struct {
 	log      []string
 	// during is called when a quarter was read; it may fail.
 	during func() error
-	// holds lets a reader wait when half was read, until the call ends.
-	holds bool
+	// holds lets a reader wait when half was read, until the call ends; mute lets who opens one.
+	holds, mute bool
 }
 
 func (s *source) Leads() bool { s.mu.Lock(); defer s.mu.Unlock(); return !s.other }
@@ -151,6 +151,10 @@ func (s *source) Checked(_ context.Context, m Manifest, broken error) error {
 func (s *source) Sign(b []byte) ([]byte, error) { return s.ca.Attest(Domain, b) }
 
 func (s *source) Open(ctx context.Context, machine string) (Stream, error) {
+	if s.mute {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	return &coming{source: s, ctx: ctx, in: bytes.NewReader(s.content)}, nil
 }
 
