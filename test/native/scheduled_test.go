@@ -177,7 +177,7 @@ func TestDrillsScheduledSnapshots(t *testing.T) {
 	g := &gate{Recipient: recovery.Recipient()}
 	dir := t.TempDir()
 	r := darkRack(t, func(c *serverapi.Config) {
-		c.EtcdSnapshots = &etcdsnap.Config{Plan: etcdsnap.Plan{Every: 10 * time.Second, Keep: 4}, Dir: dir, Scratch: t.TempDir(), Recipients: []age.Recipient{g}, Copies: place, Stall: 20 * time.Second}
+		c.EtcdSnapshots = &etcdsnap.Config{Plan: etcdsnap.Plan{Every: 10 * time.Second, Keep: 4}, Dir: dir, Scratch: t.TempDir(), Recipients: []age.Recipient{g}, Copies: place, Stall: 20 * time.Second, Inspect: etcdsnap.Inspect}
 	}, "cp1", "cp2", "cp3")
 	for i, name := range []string{"cp1", "cp2", "cp3"} {
 		r.power(name, i+1)

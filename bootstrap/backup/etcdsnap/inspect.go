@@ -36,8 +36,9 @@ const openTime = 5 * time.Second
 
 // Inspect reads a snapshot, as a file that is not encrypted, to its end: each page by bbolt's own
 // check, each key of etcd's, and the digest at its end. It fails with a *BrokenError when it is not
-// whole, and with any other error when it could not be read. A database may be so damaged that its
-// reader dies of it (bbolt maps the file into memory): run it in a process of its own.
+// whole, and with any other error when it could not be read. Run it in a process of its own: bbolt
+// reads the pages of etcd's databases, which have no list of free ones, in a goroutine that ends the
+// process when it finds a damaged one (DB.freepages of 1.5.0), and maps the file into memory.
 func Inspect(ctx context.Context, path string) (c Contents, err error) {
 	f, err := os.Open(path)
 	if err != nil {

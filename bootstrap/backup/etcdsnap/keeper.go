@@ -73,8 +73,7 @@ type Place interface {
 	Remove(ctx context.Context, f files.File) error
 }
 
-// Config says what a Keeper saves and where. All fields but Copies, Inspect and those after it are
-// needed.
+// Config says what a Keeper saves and where. All fields but Copies and Stall are needed.
 type Config struct {
 	Cluster string
 	// Program is the version of imagectl.
@@ -94,8 +93,8 @@ type Config struct {
 	Log *slog.Logger
 	// Copies is where copies go; nil for nowhere.
 	Copies Place
-	// Inspect is the function of that name, or has it done in a process of its own; nil for that
-	// in this one.
+	// Inspect has the function of that name done in a process of its own: a damaged database ends
+	// whoever reads it.
 	Inspect func(ctx context.Context, path string) (Contents, error)
 	// Stall is how long a member may send nothing; 0 for a minute.
 	Stall time.Duration
@@ -119,11 +118,10 @@ func New(cfg Config, source Source) (*Keeper, error) {
 	switch {
 	case len(cfg.Recipients) == 0:
 		return nil, errors.New("preparing snapshots of etcd: nobody could open them; backup.recipients in cluster.yaml names no key")
+	case cfg.Inspect == nil:
+		return nil, errors.New("preparing snapshots of etcd: nobody reads them page by page")
 	case cfg.Dir == "" || cfg.Every <= 0 || cfg.Keep < 1 || cfg.Max <= 0:
 		return nil, fmt.Errorf("preparing snapshots of etcd: directory %q, every %s, keep %d and at most %d bytes are not all set", cfg.Dir, cfg.Every, cfg.Keep, cfg.Max)
-	}
-	if cfg.Inspect == nil {
-		cfg.Inspect = Inspect
 	}
 	if cfg.Stall == 0 {
 		cfg.Stall = stall

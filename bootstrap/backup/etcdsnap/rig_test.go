@@ -208,7 +208,7 @@ func newRig(t *testing.T, set func(*Config)) *rig {
 	}
 	c := Config{
 		Cluster: "demo", Program: "v1", Plan: Plan{Every: 6 * time.Hour, Keep: 3}, Dir: r.dir, Scratch: t.TempDir(), Max: 1 << 30,
-		Recipients: []age.Recipient{r.recovery.Recipient()}, Own: own, Now: func() time.Time { return r.now }, Log: slog.New(slog.DiscardHandler),
+		Recipients: []age.Recipient{r.recovery.Recipient()}, Own: own, Now: func() time.Time { return r.now }, Log: slog.New(slog.DiscardHandler), Inspect: Inspect, // whose databases have a list of free pages
 	}
 	if set != nil {
 		set(&c)
