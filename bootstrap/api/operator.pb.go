@@ -134,7 +134,7 @@ func (x RollAuthorityRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RollAuthorityRequest_Step.Descriptor instead.
 func (RollAuthorityRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type PowerMachineRequest_Action int32
@@ -197,7 +197,7 @@ func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
 func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49, 0}
 }
 
 type DefragmentEtcdRequest struct {
@@ -1007,7 +1007,9 @@ type AuthorityView struct {
 	Next  string   `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
 	Waits []string `protobuf:"bytes,5,rep,name=waits,proto3" json:"waits,omitempty"`
 	// What keeps nothing back.
-	Notes         []string `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"`
+	// The CAs that RotateAuthority replaces.
+	Rotations     []*RotationView `protobuf:"bytes,145,rep,name=rotations,proto3" json:"rotations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1084,6 +1086,193 @@ func (x *AuthorityView) GetNotes() []string {
 	return nil
 }
 
+func (x *AuthorityView) GetRotations() []*RotationView {
+	if x != nil {
+		return x.Rotations
+	}
+	return nil
+}
+
+// RotationView is how far the replacement of a CA is.
+type RotationView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// etcd.
+	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// settled, trusting (all learn to trust another CA too), signing (certificates are made anew by
+	// it) or dropping (the old one is trusted no more).
+	Stage string `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	// use is as in AuthorityView; only those that are trusted.
+	Cas []*AuthorityView_CA `protobuf:"bytes,3,rep,name=cas,proto3" json:"cas,omitempty"`
+	// What the next stage waits for, a sentence each.
+	Waits         []string `protobuf:"bytes,4,rep,name=waits,proto3" json:"waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationView) Reset() {
+	*x = RotationView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationView) ProtoMessage() {}
+
+func (x *RotationView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationView.ProtoReflect.Descriptor instead.
+func (*RotationView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RotationView) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *RotationView) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RotationView) GetCas() []*AuthorityView_CA {
+	if x != nil {
+		return x.Cas
+	}
+	return nil
+}
+
+func (x *RotationView) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+type RotateAuthorityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// etcd.
+	Ca            string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityRequest) Reset() {
+	*x = RotateAuthorityRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityRequest) ProtoMessage() {}
+
+func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RotateAuthorityRequest) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+type RotateAuthorityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False when one is under way already.
+	Changed       bool          `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	Message       string        `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Rotation      *RotationView `protobuf:"bytes,3,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityResponse) Reset() {
+	*x = RotateAuthorityResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityResponse) ProtoMessage() {}
+
+func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RotateAuthorityResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *RotateAuthorityResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RotateAuthorityResponse) GetRotation() *RotationView {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
 type ShowAuthorityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1092,7 +1281,7 @@ type ShowAuthorityRequest struct {
 
 func (x *ShowAuthorityRequest) Reset() {
 	*x = ShowAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1293,7 @@ func (x *ShowAuthorityRequest) String() string {
 func (*ShowAuthorityRequest) ProtoMessage() {}
 
 func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1306,7 @@ func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 type ShowAuthorityResponse struct {
@@ -1129,7 +1318,7 @@ type ShowAuthorityResponse struct {
 
 func (x *ShowAuthorityResponse) Reset() {
 	*x = ShowAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1330,7 @@ func (x *ShowAuthorityResponse) String() string {
 func (*ShowAuthorityResponse) ProtoMessage() {}
 
 func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1343,7 @@ func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShowAuthorityResponse) GetAuthority() *AuthorityView {
@@ -1175,7 +1364,7 @@ type RollAuthorityRequest struct {
 
 func (x *RollAuthorityRequest) Reset() {
 	*x = RollAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1376,7 @@ func (x *RollAuthorityRequest) String() string {
 func (*RollAuthorityRequest) ProtoMessage() {}
 
 func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1389,7 @@ func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RollAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RollAuthorityRequest) GetStep() RollAuthorityRequest_Step {
@@ -1229,7 +1418,7 @@ type RollAuthorityResponse struct {
 
 func (x *RollAuthorityResponse) Reset() {
 	*x = RollAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1430,7 @@ func (x *RollAuthorityResponse) String() string {
 func (*RollAuthorityResponse) ProtoMessage() {}
 
 func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1443,7 @@ func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RollAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RollAuthorityResponse) GetChanged() bool {
@@ -1300,7 +1489,7 @@ type OperatorView struct {
 
 func (x *OperatorView) Reset() {
 	*x = OperatorView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1501,7 @@ func (x *OperatorView) String() string {
 func (*OperatorView) ProtoMessage() {}
 
 func (x *OperatorView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1514,7 @@ func (x *OperatorView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorView.ProtoReflect.Descriptor instead.
 func (*OperatorView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *OperatorView) GetName() string {
@@ -1405,7 +1594,7 @@ type AddOperatorRequest struct {
 
 func (x *AddOperatorRequest) Reset() {
 	*x = AddOperatorRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1606,7 @@ func (x *AddOperatorRequest) String() string {
 func (*AddOperatorRequest) ProtoMessage() {}
 
 func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1619,7 @@ func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorRequest.ProtoReflect.Descriptor instead.
 func (*AddOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AddOperatorRequest) GetName() string {
@@ -1475,7 +1664,7 @@ type AddOperatorResponse struct {
 
 func (x *AddOperatorResponse) Reset() {
 	*x = AddOperatorResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1676,7 @@ func (x *AddOperatorResponse) String() string {
 func (*AddOperatorResponse) ProtoMessage() {}
 
 func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1689,7 @@ func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorResponse.ProtoReflect.Descriptor instead.
 func (*AddOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AddOperatorResponse) GetCertificatePem() string {
@@ -1539,7 +1728,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1740,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1753,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 type ListOperatorsResponse struct {
@@ -1576,7 +1765,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1777,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1790,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*OperatorView {
@@ -1621,7 +1810,7 @@ type RevokeOperatorsRequest struct {
 
 func (x *RevokeOperatorsRequest) Reset() {
 	*x = RevokeOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1822,7 @@ func (x *RevokeOperatorsRequest) String() string {
 func (*RevokeOperatorsRequest) ProtoMessage() {}
 
 func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1835,7 @@ func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevokeOperatorsRequest) GetNames() []string {
@@ -1673,7 +1862,7 @@ type RevokeOperatorsResponse struct {
 
 func (x *RevokeOperatorsResponse) Reset() {
 	*x = RevokeOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1874,7 @@ func (x *RevokeOperatorsResponse) String() string {
 func (*RevokeOperatorsResponse) ProtoMessage() {}
 
 func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1887,7 @@ func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RevokeOperatorsResponse) GetOutcomes() []*Outcome {
@@ -1724,7 +1913,7 @@ type RequestView struct {
 
 func (x *RequestView) Reset() {
 	*x = RequestView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1925,7 @@ func (x *RequestView) String() string {
 func (*RequestView) ProtoMessage() {}
 
 func (x *RequestView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1938,7 @@ func (x *RequestView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestView.ProtoReflect.Descriptor instead.
 func (*RequestView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RequestView) GetId() string {
@@ -1802,7 +1991,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +2003,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +2016,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 type ListRequestsResponse struct {
@@ -1839,7 +2028,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2040,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2053,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*RequestView {
@@ -1883,7 +2072,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2084,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2097,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1927,7 +2116,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2128,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2141,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ApproveRequestResponse) GetRequest() *RequestView {
@@ -2000,7 +2189,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2201,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2214,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MachineView) GetName() string {
@@ -2193,7 +2382,7 @@ type OrderView struct {
 
 func (x *OrderView) Reset() {
 	*x = OrderView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2394,7 @@ func (x *OrderView) String() string {
 func (*OrderView) ProtoMessage() {}
 
 func (x *OrderView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2407,7 @@ func (x *OrderView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderView.ProtoReflect.Descriptor instead.
 func (*OrderView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *OrderView) GetId() string {
@@ -2283,7 +2472,7 @@ type TpmView struct {
 
 func (x *TpmView) Reset() {
 	*x = TpmView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2484,7 @@ func (x *TpmView) String() string {
 func (*TpmView) ProtoMessage() {}
 
 func (x *TpmView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2497,7 @@ func (x *TpmView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmView.ProtoReflect.Descriptor instead.
 func (*TpmView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TpmView) GetEk() string {
@@ -2373,7 +2562,7 @@ type Pcr struct {
 
 func (x *Pcr) Reset() {
 	*x = Pcr{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2574,7 @@ func (x *Pcr) String() string {
 func (*Pcr) ProtoMessage() {}
 
 func (x *Pcr) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2587,7 @@ func (x *Pcr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pcr.ProtoReflect.Descriptor instead.
 func (*Pcr) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Pcr) GetIndex() uint32 {
@@ -2433,7 +2622,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2634,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2647,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Selection) GetNames() []string {
@@ -2483,7 +2672,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2684,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2697,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 type ListMachinesResponse struct {
@@ -2520,7 +2709,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2721,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2734,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -2569,7 +2758,7 @@ type ApproveMachineRequest struct {
 
 func (x *ApproveMachineRequest) Reset() {
 	*x = ApproveMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2770,7 @@ func (x *ApproveMachineRequest) String() string {
 func (*ApproveMachineRequest) ProtoMessage() {}
 
 func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2783,7 @@ func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineRequest.ProtoReflect.Descriptor instead.
 func (*ApproveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ApproveMachineRequest) GetSelection() *Selection {
@@ -2627,7 +2816,7 @@ type ApproveMachineResponse struct {
 
 func (x *ApproveMachineResponse) Reset() {
 	*x = ApproveMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +2828,7 @@ func (x *ApproveMachineResponse) String() string {
 func (*ApproveMachineResponse) ProtoMessage() {}
 
 func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +2841,7 @@ func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineResponse.ProtoReflect.Descriptor instead.
 func (*ApproveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApproveMachineResponse) GetOutcomes() []*Outcome {
@@ -2672,7 +2861,7 @@ type RejectMachineRequest struct {
 
 func (x *RejectMachineRequest) Reset() {
 	*x = RejectMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2873,7 @@ func (x *RejectMachineRequest) String() string {
 func (*RejectMachineRequest) ProtoMessage() {}
 
 func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2886,7 @@ func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineRequest.ProtoReflect.Descriptor instead.
 func (*RejectMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RejectMachineRequest) GetSelection() *Selection {
@@ -2723,7 +2912,7 @@ type RejectMachineResponse struct {
 
 func (x *RejectMachineResponse) Reset() {
 	*x = RejectMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2924,7 @@ func (x *RejectMachineResponse) String() string {
 func (*RejectMachineResponse) ProtoMessage() {}
 
 func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2937,7 @@ func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineResponse.ProtoReflect.Descriptor instead.
 func (*RejectMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RejectMachineResponse) GetOutcomes() []*Outcome {
@@ -2774,7 +2963,7 @@ type ArmMachineRequest struct {
 
 func (x *ArmMachineRequest) Reset() {
 	*x = ArmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2786,7 +2975,7 @@ func (x *ArmMachineRequest) String() string {
 func (*ArmMachineRequest) ProtoMessage() {}
 
 func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2799,7 +2988,7 @@ func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineRequest.ProtoReflect.Descriptor instead.
 func (*ArmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ArmMachineRequest) GetSelection() *Selection {
@@ -2839,7 +3028,7 @@ type ArmMachineResponse struct {
 
 func (x *ArmMachineResponse) Reset() {
 	*x = ArmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3040,7 @@ func (x *ArmMachineResponse) String() string {
 func (*ArmMachineResponse) ProtoMessage() {}
 
 func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3053,7 @@ func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineResponse.ProtoReflect.Descriptor instead.
 func (*ArmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ArmMachineResponse) GetOutcomes() []*Outcome {
@@ -2883,7 +3072,7 @@ type DisarmMachineRequest struct {
 
 func (x *DisarmMachineRequest) Reset() {
 	*x = DisarmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3084,7 @@ func (x *DisarmMachineRequest) String() string {
 func (*DisarmMachineRequest) ProtoMessage() {}
 
 func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3097,7 @@ func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineRequest.ProtoReflect.Descriptor instead.
 func (*DisarmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DisarmMachineRequest) GetSelection() *Selection {
@@ -2927,7 +3116,7 @@ type DisarmMachineResponse struct {
 
 func (x *DisarmMachineResponse) Reset() {
 	*x = DisarmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3128,7 @@ func (x *DisarmMachineResponse) String() string {
 func (*DisarmMachineResponse) ProtoMessage() {}
 
 func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3141,7 @@ func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineResponse.ProtoReflect.Descriptor instead.
 func (*DisarmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
@@ -2974,7 +3163,7 @@ type PowerMachineRequest struct {
 
 func (x *PowerMachineRequest) Reset() {
 	*x = PowerMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3175,7 @@ func (x *PowerMachineRequest) String() string {
 func (*PowerMachineRequest) ProtoMessage() {}
 
 func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3188,7 @@ func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
 func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PowerMachineRequest) GetSelection() *Selection {
@@ -3032,7 +3221,7 @@ type PowerMachineResponse struct {
 
 func (x *PowerMachineResponse) Reset() {
 	*x = PowerMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3233,7 @@ func (x *PowerMachineResponse) String() string {
 func (*PowerMachineResponse) ProtoMessage() {}
 
 func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3246,7 @@ func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
 func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
@@ -3081,7 +3270,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3282,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3295,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -3154,7 +3343,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3166,7 +3355,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3179,7 +3368,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -3208,7 +3397,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3220,7 +3409,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3233,7 +3422,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -3303,7 +3492,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3315,7 +3504,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3328,7 +3517,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -3360,7 +3549,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3372,7 +3561,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3385,7 +3574,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
 }
 
 type StatusResponse struct {
@@ -3407,7 +3596,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3608,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3621,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -3519,7 +3708,7 @@ type BackupView struct {
 
 func (x *BackupView) Reset() {
 	*x = BackupView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3531,7 +3720,7 @@ func (x *BackupView) String() string {
 func (*BackupView) ProtoMessage() {}
 
 func (x *BackupView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3544,7 +3733,7 @@ func (x *BackupView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
 func (*BackupView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BackupView) GetDirectory() string {
@@ -3612,7 +3801,7 @@ type EtcdView struct {
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +3813,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3637,7 +3826,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -3685,7 +3874,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3697,7 +3886,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3710,7 +3899,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -3733,7 +3922,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +3934,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +3947,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -3799,7 +3988,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3811,7 +4000,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3824,7 +4013,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -3850,7 +4039,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +4051,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +4064,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -3898,7 +4087,7 @@ type ReplaceMachineRequest struct {
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +4099,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4112,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -3956,7 +4145,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4157,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4170,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -4016,7 +4205,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4217,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4230,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{62}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -4129,7 +4318,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4141,7 +4330,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4154,7 +4343,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{63}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{66}
 }
 
 type ListCertificatesResponse struct {
@@ -4166,7 +4355,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +4367,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4191,7 +4380,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{64}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -4211,7 +4400,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4223,7 +4412,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4236,7 +4425,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{65}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -4263,7 +4452,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4275,7 +4464,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4288,7 +4477,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{66}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -4311,7 +4500,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +4512,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +4525,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{67}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -4371,7 +4560,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4383,7 +4572,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4396,7 +4585,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{68}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -4423,7 +4612,7 @@ type BackupServerRequest struct {
 
 func (x *BackupServerRequest) Reset() {
 	*x = BackupServerRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +4624,7 @@ func (x *BackupServerRequest) String() string {
 func (*BackupServerRequest) ProtoMessage() {}
 
 func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +4637,7 @@ func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
 func (*BackupServerRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{69}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *BackupServerRequest) GetSend() bool {
@@ -4471,7 +4660,7 @@ type BackupServerResponse struct {
 
 func (x *BackupServerResponse) Reset() {
 	*x = BackupServerResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4483,7 +4672,7 @@ func (x *BackupServerResponse) String() string {
 func (*BackupServerResponse) ProtoMessage() {}
 
 func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4496,7 +4685,7 @@ func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
 func (*BackupServerResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{70}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *BackupServerResponse) GetName() string {
@@ -4535,7 +4724,7 @@ type ListAuditSignaturesRequest struct {
 
 func (x *ListAuditSignaturesRequest) Reset() {
 	*x = ListAuditSignaturesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4547,7 +4736,7 @@ func (x *ListAuditSignaturesRequest) String() string {
 func (*ListAuditSignaturesRequest) ProtoMessage() {}
 
 func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4560,7 +4749,7 @@ func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{71}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{74}
 }
 
 type ListAuditSignaturesResponse struct {
@@ -4573,7 +4762,7 @@ type ListAuditSignaturesResponse struct {
 
 func (x *ListAuditSignaturesResponse) Reset() {
 	*x = ListAuditSignaturesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4585,7 +4774,7 @@ func (x *ListAuditSignaturesResponse) String() string {
 func (*ListAuditSignaturesResponse) ProtoMessage() {}
 
 func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4598,7 +4787,7 @@ func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{72}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListAuditSignaturesResponse) GetWitnesses() []*AuditWitness {
@@ -4616,7 +4805,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4628,7 +4817,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4641,7 +4830,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{73}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{76}
 }
 
 type ReadAuditResponse struct {
@@ -4654,7 +4843,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4666,7 +4855,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4679,7 +4868,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{74}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -4697,7 +4886,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +4898,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +4911,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{75}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{78}
 }
 
 type WatchMachinesResponse struct {
@@ -4734,7 +4923,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4746,7 +4935,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4759,7 +4948,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{76}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -4784,7 +4973,7 @@ type AuthorityView_CA struct {
 
 func (x *AuthorityView_CA) Reset() {
 	*x = AuthorityView_CA{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4796,7 +4985,7 @@ func (x *AuthorityView_CA) String() string {
 func (*AuthorityView_CA) ProtoMessage() {}
 
 func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4863,7 +5052,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4875,7 +5064,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4888,7 +5077,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -4974,7 +5163,7 @@ type EtcdView_Restoring struct {
 
 func (x *EtcdView_Restoring) Reset() {
 	*x = EtcdView_Restoring{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4986,7 +5175,7 @@ func (x *EtcdView_Restoring) String() string {
 func (*EtcdView_Restoring) ProtoMessage() {}
 
 func (x *EtcdView_Restoring) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4999,7 +5188,7 @@ func (x *EtcdView_Restoring) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Restoring.ProtoReflect.Descriptor instead.
 func (*EtcdView_Restoring) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55, 1}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58, 1}
 }
 
 func (x *EtcdView_Restoring) GetMachine() string {
@@ -5086,20 +5275,32 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12;\n" +
 	"\n" +
 	"encryption\x18\x03 \x01(\v2\x1b.imagectl.v1.EncryptionViewR\n" +
-	"encryption\"\xed\x02\n" +
+	"encryption\"\xa7\x03\n" +
 	"\rAuthorityView\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12/\n" +
 	"\x03cas\x18\x03 \x03(\v2\x1d.imagectl.v1.AuthorityView.CAR\x03cas\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\tR\x04next\x12\x14\n" +
 	"\x05waits\x18\x05 \x03(\tR\x05waits\x12\x14\n" +
-	"\x05notes\x18\x06 \x03(\tR\x05notes\x1a\xa2\x01\n" +
+	"\x05notes\x18\x06 \x03(\tR\x05notes\x128\n" +
+	"\trotations\x18\x91\x01 \x03(\v2\x19.imagectl.v1.RotationViewR\trotations\x1a\xa2\x01\n" +
 	"\x02CA\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x129\n" +
 	"\n" +
 	"not_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x10\n" +
-	"\x03use\x18\x04 \x01(\tR\x03use\"\x16\n" +
+	"\x03use\x18\x04 \x01(\tR\x03use\"{\n" +
+	"\fRotationView\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12/\n" +
+	"\x03cas\x18\x03 \x03(\v2\x1d.imagectl.v1.AuthorityView.CAR\x03cas\x12\x14\n" +
+	"\x05waits\x18\x04 \x03(\tR\x05waits\"(\n" +
+	"\x16RotateAuthorityRequest\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\tR\x02ca\"\x84\x01\n" +
+	"\x17RotateAuthorityResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x125\n" +
+	"\brotation\x18\x03 \x01(\v2\x19.imagectl.v1.RotationViewR\brotation\"\x16\n" +
 	"\x14ShowAuthorityRequest\"Q\n" +
 	"\x15ShowAuthorityResponse\x128\n" +
 	"\tauthority\x18\x01 \x01(\v2\x1a.imagectl.v1.AuthorityViewR\tauthority\"\xd1\x01\n" +
@@ -5386,7 +5587,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x05lines\x18\x01 \x03(\fR\x05lines\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\x98\x15\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xf6\x15\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -5414,7 +5615,8 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\fListRequests\x12 .imagectl.v1.ListRequestsRequest\x1a!.imagectl.v1.ListRequestsResponse\x12Y\n" +
 	"\x0eApproveRequest\x12\".imagectl.v1.ApproveRequestRequest\x1a#.imagectl.v1.ApproveRequestResponse\x12V\n" +
 	"\rShowAuthority\x12!.imagectl.v1.ShowAuthorityRequest\x1a\".imagectl.v1.ShowAuthorityResponse\x12V\n" +
-	"\rRollAuthority\x12!.imagectl.v1.RollAuthorityRequest\x1a\".imagectl.v1.RollAuthorityResponse\x12Y\n" +
+	"\rRollAuthority\x12!.imagectl.v1.RollAuthorityRequest\x1a\".imagectl.v1.RollAuthorityResponse\x12\\\n" +
+	"\x0fRotateAuthority\x12#.imagectl.v1.RotateAuthorityRequest\x1a$.imagectl.v1.RotateAuthorityResponse\x12Y\n" +
 	"\x0eDefragmentEtcd\x12\".imagectl.v1.DefragmentEtcdRequest\x1a#.imagectl.v1.DefragmentEtcdResponse\x12P\n" +
 	"\vRestoreEtcd\x12\x1f.imagectl.v1.RestoreEtcdRequest\x1a .imagectl.v1.RestoreEtcdResponse\x12M\n" +
 	"\n" +
@@ -5436,7 +5638,7 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(ActMachineRequest_Action)(0),       // 0: imagectl.v1.ActMachineRequest.Action
 	(RollAuthorityRequest_Step)(0),      // 1: imagectl.v1.RollAuthorityRequest.Step
@@ -5456,220 +5658,228 @@ var file_imagectl_v1_operator_proto_goTypes = []any{
 	(*RotateEncryptionRequest)(nil),     // 15: imagectl.v1.RotateEncryptionRequest
 	(*RotateEncryptionResponse)(nil),    // 16: imagectl.v1.RotateEncryptionResponse
 	(*AuthorityView)(nil),               // 17: imagectl.v1.AuthorityView
-	(*ShowAuthorityRequest)(nil),        // 18: imagectl.v1.ShowAuthorityRequest
-	(*ShowAuthorityResponse)(nil),       // 19: imagectl.v1.ShowAuthorityResponse
-	(*RollAuthorityRequest)(nil),        // 20: imagectl.v1.RollAuthorityRequest
-	(*RollAuthorityResponse)(nil),       // 21: imagectl.v1.RollAuthorityResponse
-	(*OperatorView)(nil),                // 22: imagectl.v1.OperatorView
-	(*AddOperatorRequest)(nil),          // 23: imagectl.v1.AddOperatorRequest
-	(*AddOperatorResponse)(nil),         // 24: imagectl.v1.AddOperatorResponse
-	(*ListOperatorsRequest)(nil),        // 25: imagectl.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),       // 26: imagectl.v1.ListOperatorsResponse
-	(*RevokeOperatorsRequest)(nil),      // 27: imagectl.v1.RevokeOperatorsRequest
-	(*RevokeOperatorsResponse)(nil),     // 28: imagectl.v1.RevokeOperatorsResponse
-	(*RequestView)(nil),                 // 29: imagectl.v1.RequestView
-	(*ListRequestsRequest)(nil),         // 30: imagectl.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),        // 31: imagectl.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),       // 32: imagectl.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),      // 33: imagectl.v1.ApproveRequestResponse
-	(*MachineView)(nil),                 // 34: imagectl.v1.MachineView
-	(*OrderView)(nil),                   // 35: imagectl.v1.OrderView
-	(*TpmView)(nil),                     // 36: imagectl.v1.TpmView
-	(*Pcr)(nil),                         // 37: imagectl.v1.Pcr
-	(*Selection)(nil),                   // 38: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),         // 39: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),        // 40: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),       // 41: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),      // 42: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),        // 43: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),       // 44: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),           // 45: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),          // 46: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),        // 47: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),       // 48: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),         // 49: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),        // 50: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                     // 51: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                  // 52: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                 // 53: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                   // 54: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),               // 55: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),              // 56: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                  // 57: imagectl.v1.BackupView
-	(*EtcdView)(nil),                    // 58: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),      // 59: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),     // 60: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),        // 61: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),       // 62: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),       // 63: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),      // 64: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),             // 65: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),     // 66: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),    // 67: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),   // 68: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil),  // 69: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),           // 70: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),          // 71: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),         // 72: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),        // 73: imagectl.v1.BackupServerResponse
-	(*ListAuditSignaturesRequest)(nil),  // 74: imagectl.v1.ListAuditSignaturesRequest
-	(*ListAuditSignaturesResponse)(nil), // 75: imagectl.v1.ListAuditSignaturesResponse
-	(*ReadAuditRequest)(nil),            // 76: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),           // 77: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),        // 78: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),       // 79: imagectl.v1.WatchMachinesResponse
-	(*AuthorityView_CA)(nil),            // 80: imagectl.v1.AuthorityView.CA
-	nil,                                 // 81: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),             // 82: imagectl.v1.EtcdView.Member
-	(*EtcdView_Restoring)(nil),          // 83: imagectl.v1.EtcdView.Restoring
-	(*EtcdSnapshot)(nil),                // 84: imagectl.v1.EtcdSnapshot
-	(*timestamppb.Timestamp)(nil),       // 85: google.protobuf.Timestamp
-	(*Facts)(nil),                       // 86: imagectl.v1.Facts
-	(*StepStatus)(nil),                  // 87: imagectl.v1.StepStatus
-	(*AuditWitness)(nil),                // 88: imagectl.v1.AuditWitness
+	(*RotationView)(nil),                // 18: imagectl.v1.RotationView
+	(*RotateAuthorityRequest)(nil),      // 19: imagectl.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),     // 20: imagectl.v1.RotateAuthorityResponse
+	(*ShowAuthorityRequest)(nil),        // 21: imagectl.v1.ShowAuthorityRequest
+	(*ShowAuthorityResponse)(nil),       // 22: imagectl.v1.ShowAuthorityResponse
+	(*RollAuthorityRequest)(nil),        // 23: imagectl.v1.RollAuthorityRequest
+	(*RollAuthorityResponse)(nil),       // 24: imagectl.v1.RollAuthorityResponse
+	(*OperatorView)(nil),                // 25: imagectl.v1.OperatorView
+	(*AddOperatorRequest)(nil),          // 26: imagectl.v1.AddOperatorRequest
+	(*AddOperatorResponse)(nil),         // 27: imagectl.v1.AddOperatorResponse
+	(*ListOperatorsRequest)(nil),        // 28: imagectl.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 29: imagectl.v1.ListOperatorsResponse
+	(*RevokeOperatorsRequest)(nil),      // 30: imagectl.v1.RevokeOperatorsRequest
+	(*RevokeOperatorsResponse)(nil),     // 31: imagectl.v1.RevokeOperatorsResponse
+	(*RequestView)(nil),                 // 32: imagectl.v1.RequestView
+	(*ListRequestsRequest)(nil),         // 33: imagectl.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),        // 34: imagectl.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),       // 35: imagectl.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),      // 36: imagectl.v1.ApproveRequestResponse
+	(*MachineView)(nil),                 // 37: imagectl.v1.MachineView
+	(*OrderView)(nil),                   // 38: imagectl.v1.OrderView
+	(*TpmView)(nil),                     // 39: imagectl.v1.TpmView
+	(*Pcr)(nil),                         // 40: imagectl.v1.Pcr
+	(*Selection)(nil),                   // 41: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),         // 42: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),        // 43: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),       // 44: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),      // 45: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),        // 46: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),       // 47: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),           // 48: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),          // 49: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),        // 50: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),       // 51: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),         // 52: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),        // 53: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                     // 54: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                  // 55: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                 // 56: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                   // 57: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),               // 58: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),              // 59: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                  // 60: imagectl.v1.BackupView
+	(*EtcdView)(nil),                    // 61: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),      // 62: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),     // 63: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),        // 64: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),       // 65: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),       // 66: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),      // 67: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),             // 68: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),     // 69: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),    // 70: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),   // 71: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil),  // 72: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),           // 73: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),          // 74: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),         // 75: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),        // 76: imagectl.v1.BackupServerResponse
+	(*ListAuditSignaturesRequest)(nil),  // 77: imagectl.v1.ListAuditSignaturesRequest
+	(*ListAuditSignaturesResponse)(nil), // 78: imagectl.v1.ListAuditSignaturesResponse
+	(*ReadAuditRequest)(nil),            // 79: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),           // 80: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),        // 81: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),       // 82: imagectl.v1.WatchMachinesResponse
+	(*AuthorityView_CA)(nil),            // 83: imagectl.v1.AuthorityView.CA
+	nil,                                 // 84: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),             // 85: imagectl.v1.EtcdView.Member
+	(*EtcdView_Restoring)(nil),          // 86: imagectl.v1.EtcdView.Restoring
+	(*EtcdSnapshot)(nil),                // 87: imagectl.v1.EtcdSnapshot
+	(*timestamppb.Timestamp)(nil),       // 88: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 89: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 90: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 91: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	38,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
-	84,  // 2: imagectl.v1.RestoreEtcdRequest.snapshot:type_name -> imagectl.v1.EtcdSnapshot
-	51,  // 3: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
-	38,  // 4: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
+	41,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
+	54,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
+	87,  // 2: imagectl.v1.RestoreEtcdRequest.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	54,  // 3: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
+	41,  // 4: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
 	0,   // 5: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
-	51,  // 6: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	85,  // 7: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
+	54,  // 6: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	88,  // 7: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
 	12,  // 8: imagectl.v1.EncryptionView.former:type_name -> imagectl.v1.FormerKey
-	85,  // 9: imagectl.v1.FormerKey.made_at:type_name -> google.protobuf.Timestamp
+	88,  // 9: imagectl.v1.FormerKey.made_at:type_name -> google.protobuf.Timestamp
 	11,  // 10: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
 	11,  // 11: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	85,  // 12: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
-	80,  // 13: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
-	17,  // 14: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	1,   // 15: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
-	17,  // 16: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	85,  // 17: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	85,  // 18: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
-	22,  // 19: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
-	51,  // 20: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	85,  // 21: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	85,  // 22: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
-	29,  // 23: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
-	29,  // 24: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	86,  // 25: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	87,  // 26: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	85,  // 27: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	85,  // 28: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	85,  // 29: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	36,  // 30: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	35,  // 31: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
-	85,  // 32: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
-	85,  // 33: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	37,  // 34: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	34,  // 35: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	38,  // 36: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	81,  // 37: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	51,  // 38: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 39: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 40: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 41: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 42: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 43: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 44: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 45: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	2,   // 46: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	51,  // 47: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	54,  // 48: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	54,  // 49: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	85,  // 50: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	34,  // 51: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	85,  // 52: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	58,  // 53: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	57,  // 54: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	85,  // 55: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	85,  // 56: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	85,  // 57: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	82,  // 58: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	83,  // 59: imagectl.v1.EtcdView.restoring:type_name -> imagectl.v1.EtcdView.Restoring
-	38,  // 60: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 61: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	51,  // 62: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	85,  // 63: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	85,  // 64: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 65: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	65,  // 66: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	51,  // 67: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	85,  // 68: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	88,  // 69: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
-	34,  // 70: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	85,  // 71: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
-	85,  // 72: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
-	84,  // 73: imagectl.v1.EtcdView.Restoring.snapshot:type_name -> imagectl.v1.EtcdSnapshot
-	39,  // 74: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	41,  // 75: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	43,  // 76: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	45,  // 77: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	47,  // 78: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	49,  // 79: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	52,  // 80: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	55,  // 81: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	59,  // 82: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	61,  // 83: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	63,  // 84: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	66,  // 85: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	68,  // 86: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	70,  // 87: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	72,  // 88: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	76,  // 89: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	74,  // 90: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
-	78,  // 91: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	23,  // 92: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	25,  // 93: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	27,  // 94: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	30,  // 95: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	32,  // 96: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	18,  // 97: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
-	20,  // 98: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
-	3,   // 99: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
-	5,   // 100: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
-	7,   // 101: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
-	9,   // 102: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
-	13,  // 103: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
-	15,  // 104: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
-	40,  // 105: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	42,  // 106: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	44,  // 107: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	46,  // 108: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	48,  // 109: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	50,  // 110: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	53,  // 111: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	56,  // 112: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	60,  // 113: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	62,  // 114: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	64,  // 115: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	67,  // 116: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	69,  // 117: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	71,  // 118: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	73,  // 119: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	77,  // 120: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	75,  // 121: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
-	79,  // 122: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	24,  // 123: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	26,  // 124: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	28,  // 125: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	31,  // 126: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	33,  // 127: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	19,  // 128: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
-	21,  // 129: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
-	4,   // 130: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
-	6,   // 131: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
-	8,   // 132: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
-	10,  // 133: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
-	14,  // 134: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
-	16,  // 135: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
-	105, // [105:136] is the sub-list for method output_type
-	74,  // [74:105] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	88,  // 12: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
+	83,  // 13: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	18,  // 14: imagectl.v1.AuthorityView.rotations:type_name -> imagectl.v1.RotationView
+	83,  // 15: imagectl.v1.RotationView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	18,  // 16: imagectl.v1.RotateAuthorityResponse.rotation:type_name -> imagectl.v1.RotationView
+	17,  // 17: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	1,   // 18: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
+	17,  // 19: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	88,  // 20: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	88,  // 21: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	25,  // 22: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	54,  // 23: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	88,  // 24: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	88,  // 25: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	32,  // 26: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	32,  // 27: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	89,  // 28: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	90,  // 29: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	88,  // 30: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	88,  // 31: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	88,  // 32: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	39,  // 33: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	38,  // 34: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
+	88,  // 35: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
+	88,  // 36: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	40,  // 37: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	37,  // 38: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	41,  // 39: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	84,  // 40: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	54,  // 41: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	41,  // 42: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	54,  // 43: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	41,  // 44: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	54,  // 45: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	41,  // 46: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	54,  // 47: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	41,  // 48: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	2,   // 49: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	54,  // 50: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	57,  // 51: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	57,  // 52: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	88,  // 53: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	37,  // 54: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	88,  // 55: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	61,  // 56: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	60,  // 57: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	88,  // 58: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	88,  // 59: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	88,  // 60: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	85,  // 61: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	86,  // 62: imagectl.v1.EtcdView.restoring:type_name -> imagectl.v1.EtcdView.Restoring
+	41,  // 63: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	54,  // 64: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	54,  // 65: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	88,  // 66: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	88,  // 67: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	88,  // 68: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	68,  // 69: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	54,  // 70: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	88,  // 71: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	91,  // 72: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	37,  // 73: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	88,  // 74: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
+	88,  // 75: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
+	87,  // 76: imagectl.v1.EtcdView.Restoring.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	42,  // 77: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	44,  // 78: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	46,  // 79: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	48,  // 80: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	50,  // 81: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	52,  // 82: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	55,  // 83: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	58,  // 84: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	62,  // 85: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	64,  // 86: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	66,  // 87: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	69,  // 88: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	71,  // 89: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	73,  // 90: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	75,  // 91: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	79,  // 92: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	77,  // 93: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	81,  // 94: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	26,  // 95: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	28,  // 96: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	30,  // 97: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	33,  // 98: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	35,  // 99: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	21,  // 100: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
+	23,  // 101: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
+	19,  // 102: imagectl.v1.OperatorService.RotateAuthority:input_type -> imagectl.v1.RotateAuthorityRequest
+	3,   // 103: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
+	5,   // 104: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
+	7,   // 105: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
+	9,   // 106: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
+	13,  // 107: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
+	15,  // 108: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
+	43,  // 109: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	45,  // 110: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	47,  // 111: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	49,  // 112: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	51,  // 113: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	53,  // 114: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	56,  // 115: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	59,  // 116: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	63,  // 117: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	65,  // 118: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	67,  // 119: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	70,  // 120: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	72,  // 121: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	74,  // 122: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	76,  // 123: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	80,  // 124: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	78,  // 125: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	82,  // 126: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	27,  // 127: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	29,  // 128: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	31,  // 129: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	34,  // 130: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	36,  // 131: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	22,  // 132: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
+	24,  // 133: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
+	20,  // 134: imagectl.v1.OperatorService.RotateAuthority:output_type -> imagectl.v1.RotateAuthorityResponse
+	4,   // 135: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
+	6,   // 136: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
+	8,   // 137: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
+	10,  // 138: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
+	14,  // 139: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
+	16,  // 140: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
+	109, // [109:141] is the sub-list for method output_type
+	77,  // [77:109] is the sub-list for method input_type
+	77,  // [77:77] is the sub-list for extension type_name
+	77,  // [77:77] is the sub-list for extension extendee
+	0,   // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -5685,7 +5895,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   81,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -39,7 +39,7 @@ func chooseMember(nodes []Node, c Choices) Choices {
 	if c.EtcdJoining != "" && joiningEnds(find(nodes, c.EtcdJoining)) {
 		c.EtcdJoining = ""
 	}
-	if c.EtcdJoining != "" || c.EtcdTending != "" || slices.ContainsFunc(nodes, busy) {
+	if c.EtcdJoining != "" || c.EtcdTending != "" || c.EtcdRestarting != "" || slices.ContainsFunc(nodes, busy) {
 		return c
 	}
 	for _, n := range nodes {
@@ -253,6 +253,9 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	if c.leaving() {
 		_, why := mayLeave(nodes, c)
 		s += "; " + why
+	}
+	if c.EtcdRestarting != "" {
+		s += fmt.Sprintf("; %s starts its member anew with other CAs, one at a time", c.EtcdRestarting)
 	}
 	if why := tendingSummary(nodes, c); why != "" {
 		s += "; " + why

@@ -106,6 +106,9 @@ const (
 	// OperatorServiceRollAuthorityProcedure is the fully-qualified name of the OperatorService's
 	// RollAuthority RPC.
 	OperatorServiceRollAuthorityProcedure = "/imagectl.v1.OperatorService/RollAuthority"
+	// OperatorServiceRotateAuthorityProcedure is the fully-qualified name of the OperatorService's
+	// RotateAuthority RPC.
+	OperatorServiceRotateAuthorityProcedure = "/imagectl.v1.OperatorService/RotateAuthority"
 	// OperatorServiceDefragmentEtcdProcedure is the fully-qualified name of the OperatorService's
 	// DefragmentEtcd RPC.
 	OperatorServiceDefragmentEtcdProcedure = "/imagectl.v1.OperatorService/DefragmentEtcd"
@@ -181,6 +184,8 @@ type OperatorServiceClient interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// RotateAuthority begins to replace a CA of the nodes' own, which goes on by itself.
+	RotateAuthority(context.Context, *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error)
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
 	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
@@ -360,6 +365,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateAuthority: connect.NewClient[api.RotateAuthorityRequest, api.RotateAuthorityResponse](
+			httpClient,
+			baseURL+OperatorServiceRotateAuthorityProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RotateAuthority")),
+			connect.WithClientOptions(opts...),
+		),
 		defragmentEtcd: connect.NewClient[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse](
 			httpClient,
 			baseURL+OperatorServiceDefragmentEtcdProcedure,
@@ -426,6 +437,7 @@ type operatorServiceClient struct {
 	approveRequest      *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
 	showAuthority       *connect.Client[api.ShowAuthorityRequest, api.ShowAuthorityResponse]
 	rollAuthority       *connect.Client[api.RollAuthorityRequest, api.RollAuthorityResponse]
+	rotateAuthority     *connect.Client[api.RotateAuthorityRequest, api.RotateAuthorityResponse]
 	defragmentEtcd      *connect.Client[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse]
 	restoreEtcd         *connect.Client[api.RestoreEtcdRequest, api.RestoreEtcdResponse]
 	actMachine          *connect.Client[api.ActMachineRequest, api.ActMachineResponse]
@@ -559,6 +571,11 @@ func (c *operatorServiceClient) RollAuthority(ctx context.Context, req *connect.
 	return c.rollAuthority.CallUnary(ctx, req)
 }
 
+// RotateAuthority calls imagectl.v1.OperatorService.RotateAuthority.
+func (c *operatorServiceClient) RotateAuthority(ctx context.Context, req *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error) {
+	return c.rotateAuthority.CallUnary(ctx, req)
+}
+
 // DefragmentEtcd calls imagectl.v1.OperatorService.DefragmentEtcd.
 func (c *operatorServiceClient) DefragmentEtcd(ctx context.Context, req *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error) {
 	return c.defragmentEtcd.CallUnary(ctx, req)
@@ -644,6 +661,8 @@ type OperatorServiceHandler interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// RotateAuthority begins to replace a CA of the nodes' own, which goes on by itself.
+	RotateAuthority(context.Context, *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error)
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
 	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
@@ -819,6 +838,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceRotateAuthorityHandler := connect.NewUnaryHandler(
+		OperatorServiceRotateAuthorityProcedure,
+		svc.RotateAuthority,
+		connect.WithSchema(operatorServiceMethods.ByName("RotateAuthority")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceDefragmentEtcdHandler := connect.NewUnaryHandler(
 		OperatorServiceDefragmentEtcdProcedure,
 		svc.DefragmentEtcd,
@@ -907,6 +932,8 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceShowAuthorityHandler.ServeHTTP(w, r)
 		case OperatorServiceRollAuthorityProcedure:
 			operatorServiceRollAuthorityHandler.ServeHTTP(w, r)
+		case OperatorServiceRotateAuthorityProcedure:
+			operatorServiceRotateAuthorityHandler.ServeHTTP(w, r)
 		case OperatorServiceDefragmentEtcdProcedure:
 			operatorServiceDefragmentEtcdHandler.ServeHTTP(w, r)
 		case OperatorServiceRestoreEtcdProcedure:
@@ -1026,6 +1053,10 @@ func (UnimplementedOperatorServiceHandler) ShowAuthority(context.Context, *conne
 
 func (UnimplementedOperatorServiceHandler) RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RollAuthority is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RotateAuthority(context.Context, *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RotateAuthority is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error) {
