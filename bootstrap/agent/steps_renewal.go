@@ -111,8 +111,8 @@ func (n *node) kubeadmRenewal(run *api.Run) []Step {
 		return nil
 	}
 	s := []Step{n.kubeadmCertificates(run)}
-	if policy, ok := policyOf(run); ok {
-		s = append(s, n.policyInUse(policy))
+	if _, ok := policyOf(run); ok {
+		s = append(s, n.policyInUse(run))
 	}
 	return append(s, n.controlPlaneRestarted(run))
 }
