@@ -77,6 +77,8 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceShowAuthorityProcedure: read,
 		apiconnect.OperatorServiceRollAuthorityProcedure: admin,
 
+		apiconnect.OperatorServiceRotateAuthorityProcedure: admin,
+
 		apiconnect.OperatorServiceDefragmentEtcdProcedure:   write,
 		apiconnect.OperatorServiceRestoreEtcdProcedure:      admin,
 		apiconnect.OperatorServiceActMachineProcedure:       write,

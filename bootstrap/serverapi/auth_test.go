@@ -135,6 +135,7 @@ func whoMay() map[string]map[string]string {
 		"/imagectl.v1.OperatorService/ListOperators":       reads,
 		"/imagectl.v1.OperatorService/ShowAuthority":       reads,
 		"/imagectl.v1.OperatorService/RollAuthority":       admins,
+		"/imagectl.v1.OperatorService/RotateAuthority":     admins,
 		"/imagectl.v1.OperatorService/ShowEncryption":      reads,
 		"/imagectl.v1.OperatorService/RotateEncryption":    admins,
 		"/imagectl.v1.OperatorService/AddOperator":         admins,

@@ -87,6 +87,11 @@ func (c *change) issued(h holder, ca, profile string, i pki.Issued) error {
 			return errRolled()
 		}
 	}
+	if ca == caEtcd {
+		if err := c.stillSigns(i); err != nil {
+			return err
+		}
+	}
 	all, err := c.certificates(h)
 	if err != nil {
 		return err

@@ -169,7 +169,7 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 	for i, ca := range s.trust.Load().trusted {
 		gauge(c.certificate, unix(ca.NotAfter), []string{"ca-imagectl", "ca-imagectl-other"}[i])
 	}
-	gauge(c.certificate, unix(a.etcd.Certificate().NotAfter), "ca-etcd")
+	gauge(c.certificate, unix(s.etcd.Load().ca.Certificate().NotAfter), "ca-etcd")
 	gauge(c.certificate, unix(a.kubernetes.Certificate().NotAfter), "ca-kubernetes")
 	gauge(c.certificate, unix(a.frontProxy.Certificate().NotAfter), "ca-front-proxy")
 	if end := s.certificateEnd.Load(); end != 0 {

@@ -55,6 +55,8 @@ func danger(req any) (Danger, string) {
 			return Destroy, snapshotWords(r)
 		}
 		return Destroy, fmt.Sprintf("have etcd go on with what %s has, without %s", r.GetMachine(), strings.Join(r.GetLost(), ", "))
+	case *api.RotateAuthorityRequest:
+		return Destroy, "replace the CA " + r.GetCa()
 	case *api.RetireMachineRequest:
 		return Destroy, "retire " + selectionWords(r.GetSelection())
 	case *api.AddOperatorRequest:

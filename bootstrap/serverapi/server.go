@@ -43,8 +43,10 @@ type Server struct {
 	// trust is the CA imagectl; never nil after New. trusting is held to read it anew.
 	trust    atomic.Pointer[trust]
 	trusting sync.Mutex
-	tpm      *tpm.Verifier
-	start    time.Time
+	// etcd is etcd's CA; never nil after New.
+	etcd  atomic.Pointer[etcdAuthority]
+	tpm   *tpm.Verifier
+	start time.Time
 
 	byName map[string]int // index in cfg.Machines
 	index  enrol.Index
@@ -250,11 +252,17 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 			return nil
 		}
 		c.log(audit.Entry{Action: "cluster-choice", Detail: fmt.Sprintf("from %+v to %+v", stored, next)})
+		if err := s.advanceEtcdCA(c, stored.EtcdCA, next.EtcdCA); err != nil {
+			return err
+		}
 		stored = next
 		return c.tx.PutValue(valueChoices, next)
 	})
 	if err != nil {
 		return nil, coordinator.Choices{}, fmt.Errorf("storing a choice: %w", err)
+	}
+	if !stored.EtcdCA.Equal(s.choices.EtcdCA) {
+		s.reloadEtcdCA(ctx)
 	}
 	s.choices = stored
 	return nodes, s.choices, nil

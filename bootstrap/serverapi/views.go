@@ -205,6 +205,7 @@ func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices)
 
 func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []string {
 	notes := append(s.caNotes(choices), s.encryptionNotes(nodes, choices)...)
+	notes = append(notes, s.etcdCANotes(nodes, choices)...)
 	notes = append(notes, s.rollNotes()...)
 	if s.staleNow() {
 		notes = append(notes, s.staleNotes()...)
