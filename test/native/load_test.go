@@ -5,6 +5,7 @@ package native
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -99,7 +100,13 @@ type writer struct {
 
 func (r *rack) write() *writer {
 	r.t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: r.endpoints(), TLS: r.nodes["cp1"].certificate(r.t), Logger: zap.NewNop(),
+	return r.writeAs(r.nodes["cp1"].certificate(r.t))
+}
+
+// writeAs is write for a client that shows something else.
+func (r *rack) writeAs(conf *tls.Config) *writer {
+	r.t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: r.endpoints(), TLS: conf, Logger: zap.NewNop(),
 		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second})
 	if err != nil {
 		r.t.Fatal(err)
