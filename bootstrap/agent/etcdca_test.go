@@ -28,6 +28,7 @@ type caLab struct {
 	old, new *pki.CA
 	trusts   [][]byte
 	starts   int
+	kills    int
 	// die is called before and after what is done to the member.
 	die func()
 }
@@ -55,6 +56,9 @@ func newCALab(t *testing.T) *caLab {
 			}
 			return []byte("active\n"), nil
 		case unit != etcd.Unit:
+		case cmd.Argv[1] == "kill":
+			c.die()
+			c.kills++
 		case cmd.Argv[1] == "stop":
 			c.die()
 			c.node.SetUnit(unit, "inactive")
@@ -279,8 +283,29 @@ func TestAMemberIsNotStartedAnewWhileAnotherIsNotWell(t *testing.T) {
 		t.Errorf("got %q, want %q; etcd was started %d times", got, want, c.starts)
 	}
 	c.database.peers[1].Learner = true // it has no vote
-	if out := once(n, c.run); !out.done || c.starts != 1 {
-		t.Errorf("%s; etcd was started %d times", states(out), c.starts)
+	if out := once(n, c.run); !out.done || c.starts != 1 || c.kills != 1 || len(c.database.did) > 0 {
+		t.Errorf("%s; etcd was started %d times and killed %d times, it did %q", states(out), c.starts, c.kills, c.database.did)
+	}
+}
+
+// A leader lets another voter lead before its etcd is started anew.
+func TestALeaderIsNotStartedAnew(t *testing.T) {
+	t.Parallel()
+	c := newCALab(t)
+	n := c.node1()
+	c.tell(1, c.old, c.new)
+	c.run.Etcd.Restart = true
+	learner := peer(3, "cp3", "10.0.0.3")
+	learner.Learner, learner.Follows = true, true
+	c.database.peers = slices.Insert(c.database.peers, 1, learner)
+	c.database.peers[0].Leader = true
+	c.database.fails = errors.New("no leader")
+	if out := once(n, c.run); detailOf(out, "etcd-restarted") != "no leader" || c.starts+c.kills != 0 {
+		t.Errorf("%s; etcd was started %d times and killed %d times", states(out), c.starts, c.kills)
+	}
+	c.database.fails, c.database.did = nil, nil
+	if out := once(n, c.run); !out.done || c.starts != 1 || !slices.Equal(c.database.did, []string{"let 2 lead"}) {
+		t.Errorf("%s; etcd was started %d times, it did %q", states(out), c.starts, c.database.did)
 	}
 }
 

@@ -35,6 +35,7 @@ type etcdCluster interface {
 	Compact(context.Context) error
 	Defragment(ctx context.Context, endpoint string) error
 	Disarm(context.Context) error
+	MoveLeader(ctx context.Context, to uint64) error
 	Snapshot(context.Context) (io.ReadCloser, error)
 	Close() error
 }

@@ -57,6 +57,13 @@ func (d *database) Defragment(_ context.Context, endpoint string) error {
 	return d.deed("defragment " + endpoint)
 }
 
+func (d *database) MoveLeader(_ context.Context, to uint64) error {
+	for i := range d.peers {
+		d.peers[i].Leader = d.peers[i].ID == to
+	}
+	return d.deed(fmt.Sprintf("let %x lead", to))
+}
+
 func (d *database) Disarm(context.Context) error {
 	for i := range d.peers {
 		d.peers[i].Alarms = nil

@@ -121,6 +121,9 @@ func (r replacing) next() []replacing {
 		change(func(n *replacingNode) {
 			n.seen, n.stale, n.outdated, n.fit, n.ready, n.done = true, n.up && !same(n.trusts, n.files), !same(n.api, n.files), n.up, n.up, n.through()
 		})
+		if n.seen {
+			change(func(n *replacingNode) { n.seen = false })
+		}
 	}
 	return out
 }

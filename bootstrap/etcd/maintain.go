@@ -35,6 +35,15 @@ func (c *Cluster) Defragment(ctx context.Context, endpoint string) error {
 	return nil
 }
 
+// MoveLeader lets another member lead. The client must have been opened for the one that leads
+// only.
+func (c *Cluster) MoveLeader(ctx context.Context, to uint64) error {
+	if _, err := c.client.MoveLeader(ctx, to); err != nil {
+		return fmt.Errorf("letting etcd member %x lead: %w", to, err)
+	}
+	return nil
+}
+
 // Disarm takes NOSPACE back for every member that raised it, and no other alarm.
 func (c *Cluster) Disarm(ctx context.Context) error {
 	r, err := c.client.AlarmList(ctx)
