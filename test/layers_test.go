@@ -22,7 +22,7 @@ const module = "github.com/imagectl/imagectl/"
 // "cmd/imagectl/cli" wires everything and may import anything but test/.
 var layers = map[string][]string{
 	"cmd/imagectl":   {"cmd/imagectl/cli"},
-	"cmd/bootstrapd": {"bootstrap/agent", "bootstrap/balancer", "bootstrap/etcd", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
+	"cmd/bootstrapd": {"bootstrap/agent", "bootstrap/balancer", "bootstrap/etcd", "bootstrap/guestinfo", "bootstrap/host", "bootstrap/install", "bootstrap/kubeadm", "bootstrap/nodeapi", "bootstrap/nodeconf"},
 
 	"butane/diag":     {},
 	"butane/lockdown": {},
@@ -108,13 +108,13 @@ var layers = map[string][]string{
 	"pxe/journal":  {},
 	"pxe/dhcp":     {"pxe/admit", "pxe/boot", "pxe/journal", "pxe/quirk", "pxe/selector"},
 	"pxe/dhcp6":    {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/journal"},
-	"pxe/httpboot": {"pxe/boot", "pxe/routes"},
+	"pxe/httpboot": {"pxe/boot", "pxe/limit", "pxe/routes"},
 	"pxe/grub":     {"pxe/boot", "pxe/httpboot"},
 	"pxe/replay":   {"pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/grub", "pxe/quirk", "pxe/tftp"},
 	"pxe/leases":   {"bootstrap/store", "pxe/dhcp", "pxe/dhcp6", "pxe/journal"},
 	"pxe/catalog":  {"pxe/boot", "pxe/selector", "butane/plan", "bootstrap/machine", "images/lock"},
 	"pxe/funnel":   {"pxe/boot"},
-	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/funnel"},
+	"pxe/metrics":  {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/funnel"},
 	"pxe/server":   {"pxe/admit", "pxe/boot", "pxe/dhcp", "pxe/dhcp6", "pxe/grub", "pxe/httpboot", "pxe/limit", "pxe/listen", "pxe/quirk", "pxe/syslog", "pxe/tftp"},
 
 	// Only tests of journals use it.
@@ -132,16 +132,18 @@ var layers = map[string][]string{
 	"bootstrap/store/storetest": {"bootstrap/store"},
 	"bootstrap/backup":          {"bootstrap/backup/files", "bootstrap/store"},
 	"bootstrap/backup/bucket":   {"bootstrap/backup/files"},
+	"bootstrap/backup/etcdsnap": {"bootstrap/backup/files", "bootstrap/pki"},
 	"bootstrap/backup/files":    {"bootstrap/pki"},
 	"bootstrap/backup/nodecopy": {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/backup/files", "bootstrap/pki"},
 	"bootstrap/tpm":             {},
 	"bootstrap/tpm/tpmtest":     {"bootstrap/host", "bootstrap/tpm"},
 	"bootstrap/enrol":           {"bootstrap/machine", "bootstrap/pki", "bootstrap/tpm"},
 	"bootstrap/coordinator":     {"bootstrap/machine"},
-	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/backup/files", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit", "pxe/routes"},
+	"bootstrap/serverapi":       {"bootstrap/api", "bootstrap/api/apiconnect", "bootstrap/audit", "bootstrap/backup", "bootstrap/backup/etcdsnap", "bootstrap/backup/files", "bootstrap/coordinator", "bootstrap/enrol", "bootstrap/machine", "bootstrap/nodeapi", "bootstrap/nodeconf", "bootstrap/pki", "bootstrap/store", "bootstrap/tpm", "pxe/limit", "pxe/routes"},
 
 	"bootstrap/host":          {},
 	"bootstrap/platform":      {"bootstrap/nodeconf"},
+	"bootstrap/guestinfo":     {},
 	"bootstrap/efiboot":       {},
 	"bootstrap/lldp":          {},
 	"bootstrap/ipmi":          {},

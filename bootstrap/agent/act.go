@@ -109,6 +109,26 @@ func (n *node) EtcdSnapshot(ctx context.Context) (io.ReadCloser, error) {
 	return &snapshot{in, c}, nil
 }
 
+// EtcdRevision implements nodeapi.Acting.
+func (n *node) EtcdRevision(ctx context.Context) (revision int64, member string, err error) {
+	if !wantsEtcd(n.directive()) {
+		return 0, "", errors.New("this node is no member of etcd; ask a control plane")
+	}
+	conf, err := n.etcdTLS()
+	if err != nil {
+		return 0, "", err
+	}
+	c, err := n.openEtcd(ctx, []string{etcd.LocalEndpoint}, conf)
+	if err != nil {
+		return 0, "", err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, askCluster)
+	defer cancel()
+	revision, id, err := c.Revision(ctx)
+	return revision, strconv.FormatUint(id, 16), err
+}
+
 // snapshot ends its client too.
 type snapshot struct {
 	io.ReadCloser

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// addressed says that this machine has had a CONTEXT at its first start, and holds the
-	// host name that it gave. Machines that were installed never get it, so that nobody
+	// addressed says that this machine's platform spoke of its network at its first start, and
+	// holds the host name that it gave. Machines that were installed never get it, so that nobody
 	// gives one of them other addresses by plugging a stick in.
 	addressed    = "/etc/imagectl/addressed"
 	hostnamePath = "/etc/hostname"
 )
 
-// addresses gives the machine the addresses and the name that OpenNebula has for it. They
+// addresses gives the machine the addresses and the name that its platform has for it. They
 // lie in /etc: from the second start on the machine has them before this program runs, and
-// also without the CONTEXT medium, whose last word stays.
+// also without the platform's medium, whose last word stays.
 type addresses struct {
 	host *host.Host
 	log  *slog.Logger
@@ -73,7 +73,7 @@ func (a *addresses) complain(err error) {
 
 // gone lists files of cards that the platform does not speak of any more.
 func (a *addresses) gone(n platform.Network) ([]string, error) {
-	have, err := a.host.Glob(platform.FilePrefix + "*.network")
+	have, err := a.host.Glob(platform.FilePrefix + "*")
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func (a *addresses) apply(ctx context.Context, n platform.Network, gone []string
 	}
 	a.done = all.String()
 	for _, c := range n.Cards {
-		a.log.Info("the platform has addresses for a network card", "card", c.Name, "mac", c.MAC, "addresses", c.Addresses, "ipv4", c.Four, "ipv6", c.Six)
+		a.log.Info("the platform has addresses for a network card", "from", n.From, "card", c.Name, "mac", c.MAC, "addresses", c.Addresses, "ipv4", c.Four, "ipv6", c.Six)
 	}
 	return nil
 }

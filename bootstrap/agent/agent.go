@@ -64,6 +64,8 @@ type Agent struct {
 	askEtcd func(context.Context, string, *tls.Config) (etcd.Status, error)
 	// askDisk is etcd.AskDisk but in tests.
 	askDisk func(context.Context, string, *tls.Config) (etcd.Disk, error)
+	// askShown is etcd.Show but in tests.
+	askShown func(ctx context.Context, address string, conf *tls.Config) (etcd.Shown, error)
 	// askNode is getNode but in tests.
 	askNode func(ctx context.Context, name string) (kubeNode, error)
 	// removeFormer is dropFormer but in tests.
@@ -87,15 +89,22 @@ type Agent struct {
 	link vip.Link
 	// renewAfter holds back the next attempt to renew; only talk uses it.
 	renewAfter time.Time
+	// keptByNTP is Host.ClockKept; tests whose clock nobody keeps leave it nil.
+	keptByNTP func() bool
+	// clockConfirmed: since this process began our clock was right once. clockSaid is when it was
+	// last said that the server's is another. Only talk uses them.
+	clockConfirmed bool
+	clockSaid      time.Time
 }
 
 // Run works until ctx ends, which is no error.
 func (a *Agent) Run(ctx context.Context) error {
 	a.askEtcd, a.openEtcd, a.askNode, a.askAPIServer = etcd.Ask, openEtcd, a.getNode, a.getAPIServer
-	a.removeFormer, a.askDisk = a.dropFormer, etcd.AskDisk
+	a.removeFormer, a.askDisk, a.askShown = a.dropFormer, etcd.AskDisk, etcd.Show
 	a.askEncryption, a.rewriteSecrets = a.getEncryption, a.patchSecrets
 	a.progressTime, a.witnessPause, a.listen = 2*time.Second, 10*time.Second, lldp.Listen
 	a.askBMC, a.link, a.linkPatience = a.askMachinesBMC, vip.Kernel{}, linkPatience
+	a.keptByNTP = a.Host.ClockKept
 	return a.run(ctx)
 }
 

@@ -1,13 +1,11 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -15,10 +13,8 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
-	"github.com/imagectl/imagectl/bootstrap/host/hosttest"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 	"github.com/imagectl/imagectl/bootstrap/pki"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 func TestAMachineShowsItsCodeUntilItIsApprovedAndKeepsItsKey(t *testing.T) {
@@ -186,31 +182,5 @@ func TestAnExpiredCertificateAndAClockThatStandsStill(t *testing.T) {
 	l.wait("a report with a new certificate", func(*api.SyncRequest) bool { return true })
 	if l.read(CertPath) == old {
 		t.Error("it reports with the expired certificate")
-	}
-}
-
-// An answer that a stopped machine finds when it goes on tells the time of long ago.
-func TestTheClockIsNotSetByAnOldAnswer(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	for _, row := range []struct {
-		server, took time.Duration
-		sets         bool
-	}{
-		{30 * time.Second, 0, false},
-		{-30 * time.Second, 0, false},
-		{2 * time.Minute, 0, true},
-		{-2 * time.Minute, 0, true},
-		{-2 * time.Minute, 2 * time.Minute, false},
-		{-4 * time.Minute, 2 * time.Minute, true},
-		{2 * time.Minute, 2 * time.Minute, true}, // what the server says can only be too early
-		{56 * 365 * 24 * time.Hour, 30 * time.Second, true},
-	} {
-		var log bytes.Buffer
-		a := &Agent{Host: hosttest.New(t).Host, Log: slog.New(slog.NewTextHandler(&log, nil)), Now: func() time.Time { return now }}
-		a.setClock(timestamppb.New(now.Add(row.server)), row.took)
-		if got := strings.Contains(log.String(), "taking the server's time"); got != row.sets {
-			t.Errorf("the server is %v ahead, the call took %v: set %v, want %v", row.server, row.took, got, row.sets)
-		}
 	}
 }

@@ -82,6 +82,10 @@ func (m *members) Close() error                                 { return nil }
 func (m *members) Compact(context.Context) error            { return errors.ErrUnsupported }
 func (m *members) Defragment(context.Context, string) error { return errors.ErrUnsupported }
 func (m *members) Disarm(context.Context) error             { return errors.ErrUnsupported }
+func (m *members) Revision(context.Context) (int64, uint64, error) {
+	return 0, 0, errors.ErrUnsupported
+}
+func (m *members) MoveLeader(context.Context, uint64) error { return errors.ErrUnsupported }
 func (m *members) Snapshot(context.Context) (io.ReadCloser, error) {
 	return nil, errors.ErrUnsupported
 }

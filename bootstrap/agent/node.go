@@ -60,6 +60,8 @@ type node struct {
 	// formerGone are the former nodes that Kubernetes does not know any more; only settle
 	// uses it.
 	formerGone []*api.FormerNode
+	// etcdCADone is the turn of etcd's CA that this node is known to be through with.
+	etcdCADone atomic.Uint64
 	// imagesSeen is when containerd had all images; only settle uses it.
 	imagesSeen time.Time
 

@@ -55,6 +55,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		} else if has, err := n.hasEtcdData(); err == nil {
 			r.etcd.Empty = !has
 		}
+		n.etcdCAObserved(ctx, run, r.etcd)
 	}
 	if joined, err := n.Host.Exists(joinedPath); err == nil {
 		r.kubernetes.Joined = joined
@@ -79,7 +80,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		}
 	}
 	r.kubernetes.ApiServerOutdated = run.GetControlPlane() && r.kubernetes.Joined && n.certificateLacks(run) != ""
-	if policy, ok := policyOf(run); ok && r.kubernetes.Joined {
+	if policy, ok := n.policyOf(run); ok && r.kubernetes.Joined {
 		outdated, err := n.apiServerOutdated(policy)
 		r.kubernetes.ApiServerOutdated = r.kubernetes.ApiServerOutdated || outdated && err == nil
 		if err == nil && !outdated {

@@ -22,7 +22,7 @@ func starters() []string { return []string{etcd.ConfigPath, "/var/lib/kubelet/co
 // what pods have written elsewhere.
 func forgotten() []string {
 	return []string{
-		"/etc/etcd", etcd.DataDir, memberPath, alonePath, restoredPath, snapshotsPath,
+		"/etc/etcd", etcd.DataDir, memberPath, alonePath, restoredPath, snapshotsPath, etcdTurnPath,
 		"/etc/kubernetes", "/var/lib/kubelet", "/etc/cni/net.d", "/var/lib/cni",
 		kubeletCA, signedDir, namedDir, startedPath, kubeadmConf, applied, encryptionLoadedPath, encryptionRewrittenPath, renewingPath,
 		// A directive of before would have a server that is away start what is not there.

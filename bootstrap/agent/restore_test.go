@@ -273,6 +273,61 @@ func TestBeginningAnewKilledBetweenRenames(t *testing.T) {
 	}
 }
 
+// Killed at each moment of the change, and the new etcd never answers: the old data is still there,
+// whatever was done again. It goes when the new answers.
+func TestTheOldDataStaysUntilTheNewAnswers(t *testing.T) {
+	t.Parallel()
+	const kept = beforeDir + "/wal/0.wal"
+	for name, killed := range map[string]func(l *lab) error{
+		"before the first rename": func(l *lab) error { return nil },
+		"between the renames":     func(l *lab) error { return l.node.Rename(memberDir, beforeDir) },
+		"after the second rename": func(l *lab) error {
+			return errors.Join(l.node.Rename(memberDir, beforeDir), l.node.Rename(restoreDir+"/member", memberDir))
+		},
+		"when the file says so": func(l *lab) error {
+			l.put(restoredPath, "flood\n")
+			return errors.Join(l.node.Rename(memberDir, beforeDir), l.node.Rename(restoreDir+"/member", memberDir))
+		},
+	} {
+		l := newLab(t)
+		programs(l).ready = true
+		m := left(l)
+		u := newUtility(l, m)
+		n, run := l.newNode(), restoreRun(l, "flood")
+		if err := send(n, run, snapshotSum(), snapshotContent); err != nil {
+			t.Fatal(err)
+		}
+		l.node.SetUnit(etcd.Unit, "inactive")
+		l.put(restoreDir+"/member/wal/0.wal", "77")
+		if err := errors.Join(killed(l), l.node.Remove(etcd.ConfigPath)); err != nil {
+			t.Fatal(err)
+		}
+		// Twice: it is killed again, and again nothing answers.
+		for range 2 {
+			starting := l.node.Exec
+			l.node.Exec = func(ctx context.Context, cmd host.Command) ([]byte, error) {
+				if slices.Contains(cmd.Argv, "start") && slices.Contains(cmd.Argv, etcd.Unit) {
+					return nil, errors.New("etcd does not start")
+				}
+				return starting(ctx, cmd)
+			}
+			if out := once(l.newNode(), run); out.done || !strings.Contains(states(out), "etcd-restored=failed") {
+				t.Errorf("%s: %s", name, states(out))
+			}
+			if l.read(kept) != "9" || l.read(wal) != "77" {
+				t.Errorf("%s: kept %q, in its place %q", name, l.read(kept), l.read(wal))
+			}
+			if err := l.node.Remove(restoredPath); err != nil { // killed before it was written
+				t.Fatal(err)
+			}
+			l.node.Exec = starting
+		}
+		if out := once(l.newNode(), run); !out.done || l.exists(beforeDir) || l.read(wal) != "77" || len(m.list) != 1 {
+			t.Errorf("%s, and then it answers: %s, restored %d times", name, states(out), u.ran)
+		}
+	}
+}
+
 // A member whose data is given up stops, and nothing starts it; it says so, and no sooner.
 func TestAMemberStopsForASnapshotElsewhere(t *testing.T) {
 	t.Parallel()
@@ -316,6 +371,36 @@ func TestRevisionsNeverComeTwice(t *testing.T) {
 	} {
 		if got := tc.revision + bump(tc.restores, tc.revision); got != tc.want {
 			t.Errorf("restore %d of revision %d begins at %d, want %d", tc.restores, tc.revision, got, tc.want)
+		}
+	}
+}
+
+// A restore is called off: what was sent goes from the disk, and etcd runs as it did.
+func TestASnapshotIsForgottenWhenTheRestoreIsCalledOff(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	programs(l).ready = true
+	m := left(l)
+	u := newUtility(l, m)
+	n, run := l.newNode(), restoreRun(l, "flood")
+	run.Etcd.Begin = false
+	if err := send(n, run, snapshotSum(), snapshotContent); err != nil {
+		t.Fatal(err)
+	}
+	if !l.exists(snapshotPath(snapshotSum())) {
+		t.Fatal("it was not kept")
+	}
+	run.Etcd.Action, run.Etcd.Snapshot, run.Etcd.Alone = api.EtcdWanted_ACTION_RUN, nil, ""
+	once(n, run)
+	if l.exists(snapshotsPath) || u.ran > 0 || l.node.Units()[etcd.Unit] != "active" {
+		t.Errorf("the snapshot is there: %v, etcdutl ran %d times, etcd is %s", l.exists(snapshotsPath), u.ran, l.node.Units()[etcd.Unit])
+	}
+	if err := send(n, run, snapshotSum(), snapshotContent); !errors.Is(err, nodeapi.ErrNotArmed) {
+		t.Errorf("it takes another one: %v", err)
+	}
+	for _, s := range n.steps(run) {
+		if s.Name == "etcd-snapshot-forgotten" {
+			t.Error("there is nothing to forget, and a step for it")
 		}
 	}
 }

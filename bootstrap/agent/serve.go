@@ -19,7 +19,7 @@ func (n *node) Version(context.Context) *api.VersionResponse {
 // Health implements nodeapi.Node: a node is healthy when every step is done.
 func (n *node) Health(context.Context) *api.HealthResponse {
 	f, r := n.Host.Facts(), n.news()
-	out := &api.HealthResponse{Healthy: len(r.steps) > 0, Steps: clone(r.steps), Facts: wireFacts(f), BootId: f.BootID, Warnings: n.keeping.warnings()}
+	out := &api.HealthResponse{Healthy: len(r.steps) > 0, Steps: clone(r.steps), Facts: wireFacts(f), BootId: f.BootID, Warnings: append(n.keeping.warnings(), endWarnings(n.Now(), n.endings())...)}
 	for _, s := range r.steps {
 		if s.GetState() != api.StepStatus_STATE_DONE {
 			out.Healthy = false

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 const (
@@ -21,8 +21,6 @@ const (
 	poll = 30 * time.Second
 	// settle joins reports that come at once into one Sync.
 	settle = 200 * time.Millisecond
-	// skew is the clock error above which the server's time is taken.
-	skew = time.Minute
 	// announceEvery is how often a machine that waits shows its code.
 	announceEvery = 30 * time.Second
 )
@@ -192,7 +190,15 @@ func (a *Agent) renew(ctx context.Context) error {
 	if n := len(resp.Msg.GetItems()); n != 1 {
 		return fmt.Errorf("renewing our certificate: the server sent %d certificates, want 1", n)
 	}
-	if err := a.id.store([]byte(resp.Msg.GetItems()[0].GetCertificatePem())); err != nil {
+	renewed := []byte(resp.Msg.GetItems()[0].GetCertificatePem())
+	chain, err := parseChain(renewed)
+	if err != nil {
+		return fmt.Errorf("renewing our certificate: %w", err)
+	}
+	if err := notGood(chain[0], a.Now()); err != nil {
+		return fmt.Errorf("renewing our certificate: %w", err)
+	}
+	if err := a.id.store(renewed); err != nil {
 		return err
 	}
 	a.servers.reconnect()
@@ -214,9 +220,20 @@ func (a *Agent) enrol(ctx context.Context, mode api.Mode) error {
 		}
 		status := fmt.Sprintf("no server answers: %v", err)
 		if err == nil {
-			a.setClock(resp.GetServerTime(), a.Now().Sub(asked))
+			refused := a.setClock(resp.GetServerTime(), a.Now().Sub(asked))
 			status = resp.GetReason()
-			if resp.GetStatus() == api.EnrolResponse_STATUS_APPROVED {
+			if resp.GetStatus() == api.EnrolResponse_STATUS_APPROVED && refused != "" {
+				// What would not be good by our clock is left where it is: the next server, or this
+				// one when its clock is right, gives another.
+				var chain []*x509.Certificate
+				if chain, err = parseChain([]byte(resp.GetCertificatePem())); err == nil {
+					err = notGood(chain[0], a.Now())
+				}
+				if err != nil {
+					status = fmt.Sprintf("%v; ours stays: %s", err, refused)
+				}
+			}
+			if resp.GetStatus() == api.EnrolResponse_STATUS_APPROVED && err == nil {
 				if err := a.id.store([]byte(resp.GetCertificatePem())); err != nil {
 					return err
 				}
@@ -281,23 +298,6 @@ func (a *Agent) announce(status string) {
 		"Compare the code with \"imagectl machines ls\" before you approve.",
 	} {
 		a.Host.Print(line)
-	}
-}
-
-// setClock takes the server's time when ours is plainly wrong. The server is
-// authenticated by then; certificates, etcd and kubelet all need a clock. took is how long
-// the call was: the answer may be as old as that, in a machine that was stopped meanwhile.
-func (a *Agent) setClock(server *timestamppb.Timestamp, took time.Duration) {
-	if server == nil || !server.IsValid() {
-		return
-	}
-	t, now := server.AsTime(), a.Now()
-	if d := t.Sub(now); d < skew && d > -skew-took {
-		return
-	}
-	a.Log.Warn("our clock is wrong; taking the server's time", "ours", now, "server", t)
-	if err := a.Host.SetClock(t); err != nil {
-		a.Log.Error("setting the clock failed", "err", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -53,6 +54,18 @@ func (n *node) TakeEtcdSnapshot(sum string) (nodeapi.Incoming, error) {
 		return nil, err
 	}
 	return &incoming{n: n, file: f, part: part, want: want, sum: sha256.New()}, nil
+}
+
+// snapshotForgotten removes a snapshot that was sent for a restore which was called off.
+func (n *node) snapshotForgotten() Step {
+	return Step{
+		Name: "etcd-snapshot-forgotten",
+		Observe: func(context.Context) (bool, string, error) {
+			has, err := n.Host.Exists(snapshotsPath)
+			return !has, "there is a snapshot of etcd that nobody wants any more", err
+		},
+		Act: func(context.Context) error { return n.Host.Remove(snapshotsPath) },
+	}
 }
 
 // incoming is a snapshot that comes.

@@ -37,7 +37,13 @@ func (n *node) steps(run *api.Run) []Step {
 		s = append(s, n.firewall(run))
 	}
 	s = append(s, n.containerRuntime(), n.images())
+	if has, err := n.Host.Exists(snapshotsPath); err == nil && has && run.GetEtcd().GetAction() != api.EtcdWanted_ACTION_ALONE {
+		s = append(s, n.snapshotForgotten())
+	}
 	if wantsEtcd(run) {
+		if run.GetEtcd().GetCaPem() != "" {
+			s = append(s, n.etcdAuthority(run))
+		}
 		switch run.GetEtcd().GetAction() {
 		case api.EtcdWanted_ACTION_WAIT:
 			if run.GetEtcd().GetStop() != "" {
@@ -70,8 +76,8 @@ func (n *node) steps(run *api.Run) []Step {
 		if len(run.GetKubernetes().GetEncryptionKeys()) > 0 {
 			s = append(s, n.encryptionKeys(run))
 		}
-		if policy, ok := policyOf(run); ok {
-			s = append(s, n.policyFiles(policy))
+		if _, ok := policyOf(run); ok {
+			s = append(s, n.policyFiles(run))
 		}
 	}
 	if run.GetKubernetes().GetServerSigns() {
@@ -107,6 +113,9 @@ func (n *node) last(run *api.Run) []Step {
 	}
 	if len(run.GetKubernetes().GetDrains()) > 0 {
 		s = append(s, n.drainedNodes(run))
+	}
+	if run.GetEtcd().GetRestart() {
+		s = append(s, n.etcdRestarted(run))
 	}
 	if run.GetEtcd().GetTend() {
 		s = append(s, n.etcdUpkeep(run))

@@ -88,8 +88,9 @@ func (n *node) encryptionKeys(run *api.Run) Step {
 
 // policyFiles keeps the files that the API server's policy needs, and what makes kubeadm write
 // its manifest with them.
-func (n *node) policyFiles(policy kubeadm.Policy) Step {
+func (n *node) policyFiles(run *api.Run) Step {
 	files := func() ([]file, error) {
+		policy, _ := n.policyOf(run) // what a step before this one has written counts
 		all, err := policy.Files()
 		if err != nil {
 			return nil, err
@@ -141,10 +142,11 @@ func (n *node) apiServerOutdated(policy kubeadm.Policy) (bool, error) {
 
 // policyInUse writes the API server's manifest with the policy of now, when it is this node's
 // turn; controlPlaneRestarted waits for the rest.
-func (n *node) policyInUse(policy kubeadm.Policy) Step {
+func (n *node) policyInUse(run *api.Run) Step {
 	return Step{
 		Name: "api-server-policy-in-use",
 		Observe: func(context.Context) (bool, string, error) {
+			policy, _ := n.policyOf(run)
 			outdated, err := n.apiServerOutdated(policy)
 			return !outdated && err == nil, "the API server runs with an older policy", err
 		},
@@ -153,6 +155,7 @@ func (n *node) policyInUse(policy kubeadm.Policy) Step {
 			if err != nil {
 				return err
 			}
+			policy, _ := n.policyOf(run)
 			want, err := policy.Apply(have)
 			if err != nil {
 				return err

@@ -96,6 +96,8 @@ func (n *node) badBundle(bundles []bundle) (string, error) {
 			return fmt.Sprintf("%s: %v", b.path, err), nil
 		case n.etcdRevoked(leaf):
 			return b.path + " is revoked", nil
+		case n.formerEtcdCA(b, leaf):
+			return b.path + " is by a CA of before", nil
 		case n.Now().After(leaf.NotAfter):
 			return fmt.Sprintf("%s has expired at %s", b.path, leaf.NotAfter), nil
 		}
@@ -138,8 +140,14 @@ func (n *node) issueAll(ctx context.Context, bundles []bundle) error {
 	}
 	for i, b := range bundles {
 		// The CA first: a bundle that is there is complete.
-		if err := n.write(file{b.ca, issued[i].ca, 0o644}); err != nil {
+		keeps, err := n.keepsCA(b, issued[i].certificate)
+		if err != nil {
 			return err
+		}
+		if !keeps {
+			if err := n.write(file{b.ca, issued[i].ca, 0o644}); err != nil {
+				return err
+			}
 		}
 		if err := n.write(file{b.path, append(issued[i].certificate, issued[i].key...), 0o600}); err != nil {
 			return err
@@ -181,6 +189,9 @@ func (n *node) issue(ctx context.Context, profiles []api.CertificateProfile) ([]
 		}
 		if pub, ok := chain[0].PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(keys[i].Public()) || item.GetProfile() != profiles[i] {
 			return nil, fmt.Errorf("the server's certificate for %s belongs to another key", profiles[i])
+		}
+		if err := notGood(chain[0], n.Now()); err != nil {
+			return nil, fmt.Errorf("asking the server for a certificate for %s: %w", profiles[i], err)
 		}
 		out[i].certificate, out[i].ca = []byte(item.GetCertificatePem()), []byte(item.GetCaPem())
 	}

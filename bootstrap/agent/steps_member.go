@@ -35,6 +35,8 @@ type etcdCluster interface {
 	Compact(context.Context) error
 	Defragment(ctx context.Context, endpoint string) error
 	Disarm(context.Context) error
+	Revision(context.Context) (revision int64, member uint64, err error)
+	MoveLeader(ctx context.Context, to uint64) error
 	Snapshot(context.Context) (io.ReadCloser, error)
 	Close() error
 }

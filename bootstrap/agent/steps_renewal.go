@@ -85,9 +85,9 @@ func (n *node) certificateOf(path string) (*x509.Certificate, error) {
 	return leaf, nil
 }
 
-// kubeadmEnds is when the first of the certificates ends that kubeadm, or the server in
-// its place, made for this control plane; the zero time when none can be read. kubelet renews its own.
-func (n *node) kubeadmEnds() time.Time {
+// kubeadmPaths are the files with certificates that kubeadm, or the server in its place, made for
+// a control plane.
+func kubeadmPaths() []string {
 	paths := []string{kubeadm.AdminConf}
 	for _, c := range components() {
 		paths = append(paths, c.certificates...)
@@ -95,8 +95,14 @@ func (n *node) kubeadmEnds() time.Time {
 			paths = append(paths, c.conf)
 		}
 	}
+	return paths
+}
+
+// kubeadmEnds is when the first of the certificates ends that kubeadm, or the server in
+// its place, made for this control plane; the zero time when none can be read. kubelet renews its own.
+func (n *node) kubeadmEnds() time.Time {
 	var first time.Time
-	for _, p := range paths {
+	for _, p := range kubeadmPaths() {
 		if leaf, err := n.certificateOf(p); err == nil && (first.IsZero() || leaf.NotAfter.Before(first)) {
 			first = leaf.NotAfter
 		}
@@ -111,8 +117,8 @@ func (n *node) kubeadmRenewal(run *api.Run) []Step {
 		return nil
 	}
 	s := []Step{n.kubeadmCertificates(run)}
-	if policy, ok := policyOf(run); ok {
-		s = append(s, n.policyInUse(policy))
+	if _, ok := policyOf(run); ok {
+		s = append(s, n.policyInUse(run))
 	}
 	return append(s, n.controlPlaneRestarted(run))
 }

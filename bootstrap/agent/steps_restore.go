@@ -140,22 +140,29 @@ func (n *node) restoreData(ctx context.Context, m etcd.Member, want *api.EtcdWan
 	}}); err != nil {
 		return err
 	}
-	has, err := n.Host.Exists(memberDir)
-	if err != nil {
+	if err := n.putAside(); err != nil {
 		return err
-	}
-	if has { // else it was put aside before this was killed, or there was none
-		if err := n.Host.Remove(beforeDir); err != nil {
-			return err
-		}
-		if err := n.Host.Rename(memberDir, beforeDir); err != nil {
-			return err
-		}
 	}
 	if err := n.Host.Rename(restoreDir+"/member", memberDir); err != nil {
 		return err
 	}
 	return n.write(file{restoredPath, []byte(id + "\n"), 0o600})
+}
+
+// putAside takes away what is in the place of etcd's data: the old is kept. When that is aside
+// already, this was killed since, and what has its place is only what a snapshot gave.
+func (n *node) putAside() error {
+	aside, err := n.Host.Exists(beforeDir)
+	if err != nil {
+		return err
+	}
+	if aside {
+		return n.Host.Remove(memberDir)
+	}
+	if has, err := n.Host.Exists(memberDir); err != nil || !has {
+		return err
+	}
+	return n.Host.Rename(memberDir, beforeDir)
 }
 
 // snapshotRevision is the last revision that a snapshot has.

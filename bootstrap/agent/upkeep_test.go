@@ -57,12 +57,23 @@ func (d *database) Defragment(_ context.Context, endpoint string) error {
 	return d.deed("defragment " + endpoint)
 }
 
+func (d *database) MoveLeader(_ context.Context, to uint64) error {
+	for i := range d.peers {
+		if d.fails == nil {
+			d.peers[i].Leader = d.peers[i].ID == to
+		}
+	}
+	return d.deed(fmt.Sprintf("let %x lead", to))
+}
+
 func (d *database) Disarm(context.Context) error {
 	for i := range d.peers {
 		d.peers[i].Alarms = nil
 	}
 	return d.deed("disarm")
 }
+
+func (d *database) Revision(context.Context) (int64, uint64, error) { return 4711, 0xabc, d.fails }
 
 func (d *database) Snapshot(context.Context) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader(d.snapshot)), d.fails

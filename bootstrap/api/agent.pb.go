@@ -845,7 +845,14 @@ type EtcdObserved struct {
 	// The SHA-256 of EtcdWanted.snapshot, when it is on this node.
 	Snapshot string `protobuf:"bytes,130,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// EtcdWanted.stop, when it is done.
-	Stopped       string `protobuf:"bytes,131,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	Stopped string `protobuf:"bytes,131,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	// The last EtcdWanted.ca_turn whose ca_pem this node has taken; 0 for none.
+	CaTurn uint64 `protobuf:"varint,145,opt,name=ca_turn,json=caTurn,proto3" json:"ca_turn,omitempty"`
+	// The same, when all of this node is through with it: its member and its API server run with
+	// these CAs, and what etcd shows and is shown from here is by the first of them.
+	CaDone uint64 `protobuf:"varint,146,opt,name=ca_done,json=caDone,proto3" json:"ca_done,omitempty"`
+	// The member runs with other CAs, and is to be started anew.
+	CaStale       bool `protobuf:"varint,147,opt,name=ca_stale,json=caStale,proto3" json:"ca_stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1032,6 +1039,27 @@ func (x *EtcdObserved) GetStopped() string {
 		return x.Stopped
 	}
 	return ""
+}
+
+func (x *EtcdObserved) GetCaTurn() uint64 {
+	if x != nil {
+		return x.CaTurn
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetCaDone() uint64 {
+	if x != nil {
+		return x.CaDone
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetCaStale() bool {
+	if x != nil {
+		return x.CaStale
+	}
+	return false
 }
 
 type EtcdMember struct {
@@ -2888,7 +2916,14 @@ type EtcdWanted struct {
 	Stop string `protobuf:"bytes,132,opt,name=stop,proto3" json:"stop,omitempty"`
 	// How often etcd has begun anew out of a snapshot, with this one: its revisions go on from so
 	// many times a trillion, above all that anybody has seen.
-	Restores      uint64 `protobuf:"varint,133,opt,name=restores,proto3" json:"restores,omitempty"`
+	Restores uint64 `protobuf:"varint,133,opt,name=restores,proto3" json:"restores,omitempty"`
+	// The CAs of etcd to trust; the first signs. Empty on clusters whose CA was never replaced: then
+	// it is the one that came with the certificates.
+	CaPem string `protobuf:"bytes,145,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	// Counts changes of ca_pem. A node never takes an older one.
+	CaTurn uint64 `protobuf:"varint,146,opt,name=ca_turn,json=caTurn,proto3" json:"ca_turn,omitempty"`
+	// It is this member's turn to be started anew, where it runs with other CAs.
+	Restart       bool `protobuf:"varint,147,opt,name=restart,proto3" json:"restart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3012,6 +3047,27 @@ func (x *EtcdWanted) GetRestores() uint64 {
 		return x.Restores
 	}
 	return 0
+}
+
+func (x *EtcdWanted) GetCaPem() string {
+	if x != nil {
+		return x.CaPem
+	}
+	return ""
+}
+
+func (x *EtcdWanted) GetCaTurn() uint64 {
+	if x != nil {
+		return x.CaTurn
+	}
+	return 0
+}
+
+func (x *EtcdWanted) GetRestart() bool {
+	if x != nil {
+		return x.Restart
+	}
+	return false
 }
 
 // EtcdSnapshot is a file as EtcdSnapshotResponse has it.
@@ -3956,7 +4012,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rSTATE_RUNNING\x10\x02\x12\x0e\n" +
 	"\n" +
 	"STATE_DONE\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x04\"\xd2\x04\n" +
+	"\fSTATE_FAILED\x10\x04\"\xa2\x05\n" +
 	"\fEtcdObserved\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x18\n" +
@@ -3980,7 +4036,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x04room\x18f \x01(\bR\x04room\x12\x14\n" +
 	"\x05alone\x18n \x01(\tR\x05alone\x12\x1b\n" +
 	"\bsnapshot\x18\x82\x01 \x01(\tR\bsnapshot\x12\x19\n" +
-	"\astopped\x18\x83\x01 \x01(\tR\astopped\"e\n" +
+	"\astopped\x18\x83\x01 \x01(\tR\astopped\x12\x18\n" +
+	"\aca_turn\x18\x91\x01 \x01(\x04R\x06caTurn\x12\x18\n" +
+	"\aca_done\x18\x92\x01 \x01(\x04R\x06caDone\x12\x1a\n" +
+	"\bca_stale\x18\x93\x01 \x01(\bR\acaStale\"e\n" +
 	"\n" +
 	"EtcdMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4156,7 +4215,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x05Allow\x12\x12\n" +
 	"\x04from\x18\x01 \x03(\tR\x04from\x12\x14\n" +
 	"\x05ports\x18\x02 \x03(\rR\x05ports\x12\x10\n" +
-	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xb8\x04\n" +
+	"\x03udp\x18\x03 \x01(\bR\x03udp\"\x85\x05\n" +
 	"\n" +
 	"EtcdWanted\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.imagectl.v1.EtcdWanted.ActionR\x06action\x12\x16\n" +
@@ -4172,7 +4231,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\bsnapshot\x18\x82\x01 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12\x15\n" +
 	"\x05begin\x18\x83\x01 \x01(\bR\x05begin\x12\x13\n" +
 	"\x04stop\x18\x84\x01 \x01(\tR\x04stop\x12\x1b\n" +
-	"\brestores\x18\x85\x01 \x01(\x04R\brestores\"\x8b\x01\n" +
+	"\brestores\x18\x85\x01 \x01(\x04R\brestores\x12\x16\n" +
+	"\x06ca_pem\x18\x91\x01 \x01(\tR\x05caPem\x12\x18\n" +
+	"\aca_turn\x18\x92\x01 \x01(\x04R\x06caTurn\x12\x19\n" +
+	"\arestart\x18\x93\x01 \x01(\bR\arestart\"\x8b\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_NONE\x10\x01\x12\x0f\n" +

@@ -187,7 +187,7 @@ func (EnrolResponse_Status) EnumDescriptor() ([]byte, []int) {
 
 type RenewOperatorRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// PKCS#10, DER.
+	// PKCS#10, DER; its subject names the TLS connection.
 	CsrDer        []byte `protobuf:"bytes,1,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

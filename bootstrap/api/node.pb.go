@@ -228,7 +228,10 @@ func (x *EtcdMemberStatus) GetAlarms() []string {
 }
 
 type EtcdSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A quorum has to confirm first that this node's member has all that was acknowledged before
+	// the call (FAILED_PRECONDITION where it does not); then the first message says of what.
+	Confirmed     bool `protobuf:"varint,150,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,9 +266,20 @@ func (*EtcdSnapshotRequest) Descriptor() ([]byte, []int) {
 	return file_imagectl_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
+func (x *EtcdSnapshotRequest) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
+}
+
 type EtcdSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Chunk []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// Only in the first message, which has no chunk then, of a call that asked for confirmed: the
+	// revision that the snapshot has at least, and the member's ID, hexadecimal.
+	Revision      int64  `protobuf:"varint,150,opt,name=revision,proto3" json:"revision,omitempty"`
+	MemberId      string `protobuf:"bytes,151,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +319,20 @@ func (x *EtcdSnapshotResponse) GetChunk() []byte {
 		return x.Chunk
 	}
 	return nil
+}
+
+func (x *EtcdSnapshotResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *EtcdSnapshotResponse) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
 }
 
 type PutEtcdSnapshotRequest struct {
@@ -1117,10 +1145,13 @@ const file_imagectl_v1_node_proto_rawDesc = "" +
 	"\x04used\x18\t \x01(\x04R\x04used\x12\x14\n" +
 	"\x05quota\x18\n" +
 	" \x01(\x04R\x05quota\x12\x16\n" +
-	"\x06alarms\x18\v \x03(\tR\x06alarms\"\x15\n" +
-	"\x13EtcdSnapshotRequest\",\n" +
+	"\x06alarms\x18\v \x03(\tR\x06alarms\"4\n" +
+	"\x13EtcdSnapshotRequest\x12\x1d\n" +
+	"\tconfirmed\x18\x96\x01 \x01(\bR\tconfirmed\"g\n" +
 	"\x14EtcdSnapshotResponse\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"F\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\x12\x1b\n" +
+	"\brevision\x18\x96\x01 \x01(\x03R\brevision\x12\x1c\n" +
+	"\tmember_id\x18\x97\x01 \x01(\tR\bmemberId\"F\n" +
 	"\x16PutEtcdSnapshotRequest\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x14\n" +
 	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"/\n" +

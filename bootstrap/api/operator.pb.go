@@ -78,7 +78,7 @@ func (x ActMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ActMachineRequest_Action.Descriptor instead.
 func (ActMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type RollAuthorityRequest_Step int32
@@ -134,7 +134,7 @@ func (x RollAuthorityRequest_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RollAuthorityRequest_Step.Descriptor instead.
 func (RollAuthorityRequest_Step) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23, 0}
 }
 
 type PowerMachineRequest_Action int32
@@ -197,7 +197,7 @@ func (x PowerMachineRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PowerMachineRequest_Action.Descriptor instead.
 func (PowerMachineRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52, 0}
 }
 
 type DefragmentEtcdRequest struct {
@@ -299,7 +299,9 @@ type RestoreEtcdRequest struct {
 	// What counts from now on, in the place of that voter's data; the machine may be empty.
 	Snapshot *EtcdSnapshot `protobuf:"bytes,130,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// Although there are voters that call and have data, which is given up. Only with a snapshot.
-	GiveUpData    bool `protobuf:"varint,131,opt,name=give_up_data,json=giveUpData,proto3" json:"give_up_data,omitempty"`
+	GiveUpData bool `protobuf:"varint,131,opt,name=give_up_data,json=giveUpData,proto3" json:"give_up_data,omitempty"`
+	// Call off what was asked for with this machine; only machine and reason count then.
+	Cancel        bool `protobuf:"varint,150,opt,name=cancel,proto3" json:"cancel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,6 +371,13 @@ func (x *RestoreEtcdRequest) GetGiveUpData() bool {
 	return false
 }
 
+func (x *RestoreEtcdRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
 type RestoreEtcdResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Outcome       *Outcome               `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
@@ -413,6 +422,236 @@ func (x *RestoreEtcdResponse) GetOutcome() *Outcome {
 	return nil
 }
 
+type ListEtcdSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEtcdSnapshotsRequest) Reset() {
+	*x = ListEtcdSnapshotsRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEtcdSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEtcdSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListEtcdSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEtcdSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListEtcdSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+}
+
+type ListEtcdSnapshotsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest first.
+	Snapshots []*EtcdSnapshotView `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// Where they go: a directory of the server's machine, and a bucket where there is one.
+	Directory string `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	Bucket    string `protobuf:"bytes,3,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	// What is not known, and why: a sentence each.
+	Problems      []string `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEtcdSnapshotsResponse) Reset() {
+	*x = ListEtcdSnapshotsResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEtcdSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEtcdSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListEtcdSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEtcdSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListEtcdSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListEtcdSnapshotsResponse) GetSnapshots() []*EtcdSnapshotView {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *ListEtcdSnapshotsResponse) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *ListEtcdSnapshotsResponse) GetBucket() string {
+	if x != nil {
+		return x.Bucket
+	}
+	return ""
+}
+
+func (x *ListEtcdSnapshotsResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+// EtcdSnapshotView is one that was taken by schedule.
+type EtcdSnapshotView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of its file.
+	Name string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	At   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	// The rest of these is out of its manifest; empty where that is not at hand.
+	Machine  string `protobuf:"bytes,3,opt,name=machine,proto3" json:"machine,omitempty"`
+	MemberId string `protobuf:"bytes,4,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	// What it has at least.
+	Revision int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Of the snapshot itself, as RestoreEtcdRequest names it.
+	Snapshot *EtcdSnapshot `protobuf:"bytes,6,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// How long its file is, in bytes.
+	FileBytes   uint64 `protobuf:"varint,7,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
+	InDirectory bool   `protobuf:"varint,8,opt,name=in_directory,json=inDirectory,proto3" json:"in_directory,omitempty"`
+	InBucket    bool   `protobuf:"varint,9,opt,name=in_bucket,json=inBucket,proto3" json:"in_bucket,omitempty"`
+	// It was read page by page, by the server that runs; unset when it was not.
+	CheckedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=checked_at,json=checkedAt,proto3" json:"checked_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EtcdSnapshotView) Reset() {
+	*x = EtcdSnapshotView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdSnapshotView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdSnapshotView) ProtoMessage() {}
+
+func (x *EtcdSnapshotView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdSnapshotView.ProtoReflect.Descriptor instead.
+func (*EtcdSnapshotView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *EtcdSnapshotView) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EtcdSnapshotView) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *EtcdSnapshotView) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *EtcdSnapshotView) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
+}
+
+func (x *EtcdSnapshotView) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *EtcdSnapshotView) GetSnapshot() *EtcdSnapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *EtcdSnapshotView) GetFileBytes() uint64 {
+	if x != nil {
+		return x.FileBytes
+	}
+	return 0
+}
+
+func (x *EtcdSnapshotView) GetInDirectory() bool {
+	if x != nil {
+		return x.InDirectory
+	}
+	return false
+}
+
+func (x *EtcdSnapshotView) GetInBucket() bool {
+	if x != nil {
+		return x.InBucket
+	}
+	return false
+}
+
+func (x *EtcdSnapshotView) GetCheckedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CheckedAt
+	}
+	return nil
+}
+
 type ActMachineRequest struct {
 	state     protoimpl.MessageState   `protogen:"open.v1"`
 	Selection *Selection               `protobuf:"bytes,1,opt,name=selection,proto3" json:"selection,omitempty"`
@@ -428,7 +667,7 @@ type ActMachineRequest struct {
 
 func (x *ActMachineRequest) Reset() {
 	*x = ActMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +679,7 @@ func (x *ActMachineRequest) String() string {
 func (*ActMachineRequest) ProtoMessage() {}
 
 func (x *ActMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[4]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +692,7 @@ func (x *ActMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActMachineRequest.ProtoReflect.Descriptor instead.
 func (*ActMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{4}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ActMachineRequest) GetSelection() *Selection {
@@ -500,7 +739,7 @@ type ActMachineResponse struct {
 
 func (x *ActMachineResponse) Reset() {
 	*x = ActMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +751,7 @@ func (x *ActMachineResponse) String() string {
 func (*ActMachineResponse) ProtoMessage() {}
 
 func (x *ActMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[5]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +764,7 @@ func (x *ActMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActMachineResponse.ProtoReflect.Descriptor instead.
 func (*ActMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{5}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ActMachineResponse) GetOutcomes() []*Outcome {
@@ -550,7 +789,7 @@ type DrainMachineRequest struct {
 
 func (x *DrainMachineRequest) Reset() {
 	*x = DrainMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +801,7 @@ func (x *DrainMachineRequest) String() string {
 func (*DrainMachineRequest) ProtoMessage() {}
 
 func (x *DrainMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[6]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +814,7 @@ func (x *DrainMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainMachineRequest.ProtoReflect.Descriptor instead.
 func (*DrainMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{6}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DrainMachineRequest) GetMachine() string {
@@ -620,7 +859,7 @@ type DrainMachineResponse struct {
 
 func (x *DrainMachineResponse) Reset() {
 	*x = DrainMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +871,7 @@ func (x *DrainMachineResponse) String() string {
 func (*DrainMachineResponse) ProtoMessage() {}
 
 func (x *DrainMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[7]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +884,7 @@ func (x *DrainMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainMachineResponse.ProtoReflect.Descriptor instead.
 func (*DrainMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{7}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DrainMachineResponse) GetId() string {
@@ -695,7 +934,7 @@ type EncryptionView struct {
 
 func (x *EncryptionView) Reset() {
 	*x = EncryptionView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +946,7 @@ func (x *EncryptionView) String() string {
 func (*EncryptionView) ProtoMessage() {}
 
 func (x *EncryptionView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[8]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +959,7 @@ func (x *EncryptionView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptionView.ProtoReflect.Descriptor instead.
 func (*EncryptionView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{8}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EncryptionView) GetStage() string {
@@ -768,7 +1007,7 @@ type FormerKey struct {
 
 func (x *FormerKey) Reset() {
 	*x = FormerKey{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1019,7 @@ func (x *FormerKey) String() string {
 func (*FormerKey) ProtoMessage() {}
 
 func (x *FormerKey) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[9]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1032,7 @@ func (x *FormerKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormerKey.ProtoReflect.Descriptor instead.
 func (*FormerKey) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FormerKey) GetName() string {
@@ -818,7 +1057,7 @@ type ShowEncryptionRequest struct {
 
 func (x *ShowEncryptionRequest) Reset() {
 	*x = ShowEncryptionRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1069,7 @@ func (x *ShowEncryptionRequest) String() string {
 func (*ShowEncryptionRequest) ProtoMessage() {}
 
 func (x *ShowEncryptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[10]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1082,7 @@ func (x *ShowEncryptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowEncryptionRequest.ProtoReflect.Descriptor instead.
 func (*ShowEncryptionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 type ShowEncryptionResponse struct {
@@ -855,7 +1094,7 @@ type ShowEncryptionResponse struct {
 
 func (x *ShowEncryptionResponse) Reset() {
 	*x = ShowEncryptionResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1106,7 @@ func (x *ShowEncryptionResponse) String() string {
 func (*ShowEncryptionResponse) ProtoMessage() {}
 
 func (x *ShowEncryptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[11]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1119,7 @@ func (x *ShowEncryptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowEncryptionResponse.ProtoReflect.Descriptor instead.
 func (*ShowEncryptionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ShowEncryptionResponse) GetEncryption() *EncryptionView {
@@ -901,7 +1140,7 @@ type RotateEncryptionRequest struct {
 
 func (x *RotateEncryptionRequest) Reset() {
 	*x = RotateEncryptionRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1152,7 @@ func (x *RotateEncryptionRequest) String() string {
 func (*RotateEncryptionRequest) ProtoMessage() {}
 
 func (x *RotateEncryptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[12]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1165,7 @@ func (x *RotateEncryptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateEncryptionRequest.ProtoReflect.Descriptor instead.
 func (*RotateEncryptionRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RotateEncryptionRequest) GetAlsoRead() []string {
@@ -948,7 +1187,7 @@ type RotateEncryptionResponse struct {
 
 func (x *RotateEncryptionResponse) Reset() {
 	*x = RotateEncryptionResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1199,7 @@ func (x *RotateEncryptionResponse) String() string {
 func (*RotateEncryptionResponse) ProtoMessage() {}
 
 func (x *RotateEncryptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[13]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1212,7 @@ func (x *RotateEncryptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateEncryptionResponse.ProtoReflect.Descriptor instead.
 func (*RotateEncryptionResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RotateEncryptionResponse) GetChanged() bool {
@@ -1007,14 +1246,16 @@ type AuthorityView struct {
 	Next  string   `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
 	Waits []string `protobuf:"bytes,5,rep,name=waits,proto3" json:"waits,omitempty"`
 	// What keeps nothing back.
-	Notes         []string `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"`
+	// The CAs that RotateAuthority replaces.
+	Rotations     []*RotationView `protobuf:"bytes,145,rep,name=rotations,proto3" json:"rotations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AuthorityView) Reset() {
 	*x = AuthorityView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1267,7 @@ func (x *AuthorityView) String() string {
 func (*AuthorityView) ProtoMessage() {}
 
 func (x *AuthorityView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[14]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1280,7 @@ func (x *AuthorityView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityView.ProtoReflect.Descriptor instead.
 func (*AuthorityView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AuthorityView) GetPhase() string {
@@ -1084,6 +1325,193 @@ func (x *AuthorityView) GetNotes() []string {
 	return nil
 }
 
+func (x *AuthorityView) GetRotations() []*RotationView {
+	if x != nil {
+		return x.Rotations
+	}
+	return nil
+}
+
+// RotationView is how far the replacement of a CA is.
+type RotationView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// etcd.
+	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// settled, trusting (all learn to trust another CA too), signing (certificates are made anew by
+	// it) or dropping (the old one is trusted no more).
+	Stage string `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	// use is as in AuthorityView; only those that are trusted.
+	Cas []*AuthorityView_CA `protobuf:"bytes,3,rep,name=cas,proto3" json:"cas,omitempty"`
+	// What the next stage waits for, a sentence each.
+	Waits         []string `protobuf:"bytes,4,rep,name=waits,proto3" json:"waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationView) Reset() {
+	*x = RotationView{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationView) ProtoMessage() {}
+
+func (x *RotationView) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationView.ProtoReflect.Descriptor instead.
+func (*RotationView) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RotationView) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *RotationView) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RotationView) GetCas() []*AuthorityView_CA {
+	if x != nil {
+		return x.Cas
+	}
+	return nil
+}
+
+func (x *RotationView) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+type RotateAuthorityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// etcd.
+	Ca            string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityRequest) Reset() {
+	*x = RotateAuthorityRequest{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityRequest) ProtoMessage() {}
+
+func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RotateAuthorityRequest) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+type RotateAuthorityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False when one is under way already.
+	Changed       bool          `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	Message       string        `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Rotation      *RotationView `protobuf:"bytes,3,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityResponse) Reset() {
+	*x = RotateAuthorityResponse{}
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityResponse) ProtoMessage() {}
+
+func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RotateAuthorityResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *RotateAuthorityResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RotateAuthorityResponse) GetRotation() *RotationView {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
 type ShowAuthorityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1092,7 +1520,7 @@ type ShowAuthorityRequest struct {
 
 func (x *ShowAuthorityRequest) Reset() {
 	*x = ShowAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1532,7 @@ func (x *ShowAuthorityRequest) String() string {
 func (*ShowAuthorityRequest) ProtoMessage() {}
 
 func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[15]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1545,7 @@ func (x *ShowAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 type ShowAuthorityResponse struct {
@@ -1129,7 +1557,7 @@ type ShowAuthorityResponse struct {
 
 func (x *ShowAuthorityResponse) Reset() {
 	*x = ShowAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1569,7 @@ func (x *ShowAuthorityResponse) String() string {
 func (*ShowAuthorityResponse) ProtoMessage() {}
 
 func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[16]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1582,7 @@ func (x *ShowAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ShowAuthorityResponse) GetAuthority() *AuthorityView {
@@ -1175,7 +1603,7 @@ type RollAuthorityRequest struct {
 
 func (x *RollAuthorityRequest) Reset() {
 	*x = RollAuthorityRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1615,7 @@ func (x *RollAuthorityRequest) String() string {
 func (*RollAuthorityRequest) ProtoMessage() {}
 
 func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[17]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1628,7 @@ func (x *RollAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RollAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RollAuthorityRequest) GetStep() RollAuthorityRequest_Step {
@@ -1229,7 +1657,7 @@ type RollAuthorityResponse struct {
 
 func (x *RollAuthorityResponse) Reset() {
 	*x = RollAuthorityResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1669,7 @@ func (x *RollAuthorityResponse) String() string {
 func (*RollAuthorityResponse) ProtoMessage() {}
 
 func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[18]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1682,7 @@ func (x *RollAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RollAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RollAuthorityResponse) GetChanged() bool {
@@ -1300,7 +1728,7 @@ type OperatorView struct {
 
 func (x *OperatorView) Reset() {
 	*x = OperatorView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1740,7 @@ func (x *OperatorView) String() string {
 func (*OperatorView) ProtoMessage() {}
 
 func (x *OperatorView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[19]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1753,7 @@ func (x *OperatorView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorView.ProtoReflect.Descriptor instead.
 func (*OperatorView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OperatorView) GetName() string {
@@ -1405,7 +1833,7 @@ type AddOperatorRequest struct {
 
 func (x *AddOperatorRequest) Reset() {
 	*x = AddOperatorRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1845,7 @@ func (x *AddOperatorRequest) String() string {
 func (*AddOperatorRequest) ProtoMessage() {}
 
 func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[20]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1858,7 @@ func (x *AddOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorRequest.ProtoReflect.Descriptor instead.
 func (*AddOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AddOperatorRequest) GetName() string {
@@ -1475,7 +1903,7 @@ type AddOperatorResponse struct {
 
 func (x *AddOperatorResponse) Reset() {
 	*x = AddOperatorResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1915,7 @@ func (x *AddOperatorResponse) String() string {
 func (*AddOperatorResponse) ProtoMessage() {}
 
 func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[21]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1928,7 @@ func (x *AddOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOperatorResponse.ProtoReflect.Descriptor instead.
 func (*AddOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AddOperatorResponse) GetCertificatePem() string {
@@ -1539,7 +1967,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1979,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[22]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1992,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 type ListOperatorsResponse struct {
@@ -1576,7 +2004,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +2016,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[23]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +2029,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*OperatorView {
@@ -1621,7 +2049,7 @@ type RevokeOperatorsRequest struct {
 
 func (x *RevokeOperatorsRequest) Reset() {
 	*x = RevokeOperatorsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +2061,7 @@ func (x *RevokeOperatorsRequest) String() string {
 func (*RevokeOperatorsRequest) ProtoMessage() {}
 
 func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[24]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +2074,7 @@ func (x *RevokeOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RevokeOperatorsRequest) GetNames() []string {
@@ -1673,7 +2101,7 @@ type RevokeOperatorsResponse struct {
 
 func (x *RevokeOperatorsResponse) Reset() {
 	*x = RevokeOperatorsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +2113,7 @@ func (x *RevokeOperatorsResponse) String() string {
 func (*RevokeOperatorsResponse) ProtoMessage() {}
 
 func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[25]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +2126,7 @@ func (x *RevokeOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*RevokeOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RevokeOperatorsResponse) GetOutcomes() []*Outcome {
@@ -1724,7 +2152,7 @@ type RequestView struct {
 
 func (x *RequestView) Reset() {
 	*x = RequestView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2164,7 @@ func (x *RequestView) String() string {
 func (*RequestView) ProtoMessage() {}
 
 func (x *RequestView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[26]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2177,7 @@ func (x *RequestView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestView.ProtoReflect.Descriptor instead.
 func (*RequestView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RequestView) GetId() string {
@@ -1802,7 +2230,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +2242,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[27]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +2255,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 type ListRequestsResponse struct {
@@ -1839,7 +2267,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2279,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[28]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2292,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*RequestView {
@@ -1883,7 +2311,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2323,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[29]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2336,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1927,7 +2355,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2367,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[30]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2380,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApproveRequestResponse) GetRequest() *RequestView {
@@ -2000,7 +2428,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2440,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[31]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2453,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MachineView) GetName() string {
@@ -2193,7 +2621,7 @@ type OrderView struct {
 
 func (x *OrderView) Reset() {
 	*x = OrderView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2633,7 @@ func (x *OrderView) String() string {
 func (*OrderView) ProtoMessage() {}
 
 func (x *OrderView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[32]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2646,7 @@ func (x *OrderView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderView.ProtoReflect.Descriptor instead.
 func (*OrderView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *OrderView) GetId() string {
@@ -2283,7 +2711,7 @@ type TpmView struct {
 
 func (x *TpmView) Reset() {
 	*x = TpmView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2723,7 @@ func (x *TpmView) String() string {
 func (*TpmView) ProtoMessage() {}
 
 func (x *TpmView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[33]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2736,7 @@ func (x *TpmView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmView.ProtoReflect.Descriptor instead.
 func (*TpmView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TpmView) GetEk() string {
@@ -2373,7 +2801,7 @@ type Pcr struct {
 
 func (x *Pcr) Reset() {
 	*x = Pcr{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2813,7 @@ func (x *Pcr) String() string {
 func (*Pcr) ProtoMessage() {}
 
 func (x *Pcr) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[34]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2826,7 @@ func (x *Pcr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pcr.ProtoReflect.Descriptor instead.
 func (*Pcr) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Pcr) GetIndex() uint32 {
@@ -2433,7 +2861,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2873,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[35]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2886,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Selection) GetNames() []string {
@@ -2483,7 +2911,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2923,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[36]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2936,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 type ListMachinesResponse struct {
@@ -2520,7 +2948,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2960,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[37]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2973,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -2562,14 +2990,16 @@ type ApproveMachineRequest struct {
 	// machine whose pending code differs is refused with code-mismatch.
 	Codes map[string]string `protobuf:"bytes,2,rep,name=codes,proto3" json:"codes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Accept a key that replaces an approved one.
-	ReplaceKey    bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	ReplaceKey bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	// Although etcd loses its quorum when the machine's certificates are revoked.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApproveMachineRequest) Reset() {
 	*x = ApproveMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +3011,7 @@ func (x *ApproveMachineRequest) String() string {
 func (*ApproveMachineRequest) ProtoMessage() {}
 
 func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[38]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +3024,7 @@ func (x *ApproveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineRequest.ProtoReflect.Descriptor instead.
 func (*ApproveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ApproveMachineRequest) GetSelection() *Selection {
@@ -2618,6 +3048,13 @@ func (x *ApproveMachineRequest) GetReplaceKey() bool {
 	return false
 }
 
+func (x *ApproveMachineRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type ApproveMachineResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
@@ -2627,7 +3064,7 @@ type ApproveMachineResponse struct {
 
 func (x *ApproveMachineResponse) Reset() {
 	*x = ApproveMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +3076,7 @@ func (x *ApproveMachineResponse) String() string {
 func (*ApproveMachineResponse) ProtoMessage() {}
 
 func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[39]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +3089,7 @@ func (x *ApproveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveMachineResponse.ProtoReflect.Descriptor instead.
 func (*ApproveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ApproveMachineResponse) GetOutcomes() []*Outcome {
@@ -2672,7 +3109,7 @@ type RejectMachineRequest struct {
 
 func (x *RejectMachineRequest) Reset() {
 	*x = RejectMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +3121,7 @@ func (x *RejectMachineRequest) String() string {
 func (*RejectMachineRequest) ProtoMessage() {}
 
 func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[40]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +3134,7 @@ func (x *RejectMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineRequest.ProtoReflect.Descriptor instead.
 func (*RejectMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RejectMachineRequest) GetSelection() *Selection {
@@ -2723,7 +3160,7 @@ type RejectMachineResponse struct {
 
 func (x *RejectMachineResponse) Reset() {
 	*x = RejectMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +3172,7 @@ func (x *RejectMachineResponse) String() string {
 func (*RejectMachineResponse) ProtoMessage() {}
 
 func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[41]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +3185,7 @@ func (x *RejectMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectMachineResponse.ProtoReflect.Descriptor instead.
 func (*RejectMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RejectMachineResponse) GetOutcomes() []*Outcome {
@@ -2774,7 +3211,7 @@ type ArmMachineRequest struct {
 
 func (x *ArmMachineRequest) Reset() {
 	*x = ArmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2786,7 +3223,7 @@ func (x *ArmMachineRequest) String() string {
 func (*ArmMachineRequest) ProtoMessage() {}
 
 func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[42]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2799,7 +3236,7 @@ func (x *ArmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineRequest.ProtoReflect.Descriptor instead.
 func (*ArmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ArmMachineRequest) GetSelection() *Selection {
@@ -2839,7 +3276,7 @@ type ArmMachineResponse struct {
 
 func (x *ArmMachineResponse) Reset() {
 	*x = ArmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3288,7 @@ func (x *ArmMachineResponse) String() string {
 func (*ArmMachineResponse) ProtoMessage() {}
 
 func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[43]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3301,7 @@ func (x *ArmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmMachineResponse.ProtoReflect.Descriptor instead.
 func (*ArmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{43}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ArmMachineResponse) GetOutcomes() []*Outcome {
@@ -2883,7 +3320,7 @@ type DisarmMachineRequest struct {
 
 func (x *DisarmMachineRequest) Reset() {
 	*x = DisarmMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3332,7 @@ func (x *DisarmMachineRequest) String() string {
 func (*DisarmMachineRequest) ProtoMessage() {}
 
 func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[44]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3345,7 @@ func (x *DisarmMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineRequest.ProtoReflect.Descriptor instead.
 func (*DisarmMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{44}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DisarmMachineRequest) GetSelection() *Selection {
@@ -2927,7 +3364,7 @@ type DisarmMachineResponse struct {
 
 func (x *DisarmMachineResponse) Reset() {
 	*x = DisarmMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3376,7 @@ func (x *DisarmMachineResponse) String() string {
 func (*DisarmMachineResponse) ProtoMessage() {}
 
 func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[45]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3389,7 @@ func (x *DisarmMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisarmMachineResponse.ProtoReflect.Descriptor instead.
 func (*DisarmMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{45}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DisarmMachineResponse) GetOutcomes() []*Outcome {
@@ -2974,7 +3411,7 @@ type PowerMachineRequest struct {
 
 func (x *PowerMachineRequest) Reset() {
 	*x = PowerMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3423,7 @@ func (x *PowerMachineRequest) String() string {
 func (*PowerMachineRequest) ProtoMessage() {}
 
 func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[46]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3436,7 @@ func (x *PowerMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineRequest.ProtoReflect.Descriptor instead.
 func (*PowerMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{46}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PowerMachineRequest) GetSelection() *Selection {
@@ -3032,7 +3469,7 @@ type PowerMachineResponse struct {
 
 func (x *PowerMachineResponse) Reset() {
 	*x = PowerMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3481,7 @@ func (x *PowerMachineResponse) String() string {
 func (*PowerMachineResponse) ProtoMessage() {}
 
 func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[47]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3494,7 @@ func (x *PowerMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerMachineResponse.ProtoReflect.Descriptor instead.
 func (*PowerMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{47}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PowerMachineResponse) GetOutcomes() []*Outcome {
@@ -3081,7 +3518,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3530,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[48]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3543,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{48}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Outcome) GetMachine() string {
@@ -3154,7 +3591,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3166,7 +3603,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[49]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3179,7 +3616,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{49}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WhyRequest) GetMachine() string {
@@ -3208,7 +3645,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3220,7 +3657,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[50]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3233,7 +3670,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{50}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WhyResponse) GetAnswer() string {
@@ -3303,7 +3740,7 @@ type BootEvent struct {
 
 func (x *BootEvent) Reset() {
 	*x = BootEvent{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3315,7 +3752,7 @@ func (x *BootEvent) String() string {
 func (*BootEvent) ProtoMessage() {}
 
 func (x *BootEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[51]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3328,7 +3765,7 @@ func (x *BootEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootEvent.ProtoReflect.Descriptor instead.
 func (*BootEvent) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{51}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BootEvent) GetAt() *timestamppb.Timestamp {
@@ -3360,7 +3797,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3372,7 +3809,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[52]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3385,7 +3822,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{52}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
 }
 
 type StatusResponse struct {
@@ -3407,7 +3844,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3856,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[53]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3869,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{53}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -3519,7 +3956,7 @@ type BackupView struct {
 
 func (x *BackupView) Reset() {
 	*x = BackupView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3531,7 +3968,7 @@ func (x *BackupView) String() string {
 func (*BackupView) ProtoMessage() {}
 
 func (x *BackupView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[54]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3544,7 +3981,7 @@ func (x *BackupView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupView.ProtoReflect.Descriptor instead.
 func (*BackupView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{54}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *BackupView) GetDirectory() string {
@@ -3612,7 +4049,7 @@ type EtcdView struct {
 
 func (x *EtcdView) Reset() {
 	*x = EtcdView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +4061,7 @@ func (x *EtcdView) String() string {
 func (*EtcdView) ProtoMessage() {}
 
 func (x *EtcdView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[55]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3637,7 +4074,7 @@ func (x *EtcdView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView.ProtoReflect.Descriptor instead.
 func (*EtcdView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *EtcdView) GetMembers() []*EtcdView_Member {
@@ -3685,7 +4122,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3697,7 +4134,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[56]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3710,7 +4147,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{56}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *IssueKubeconfigRequest) GetCsrDer() []byte {
@@ -3733,7 +4170,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +4182,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[57]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +4195,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{57}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *IssueKubeconfigResponse) GetCertificatePem() string {
@@ -3799,7 +4236,7 @@ type RetireMachineRequest struct {
 
 func (x *RetireMachineRequest) Reset() {
 	*x = RetireMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3811,7 +4248,7 @@ func (x *RetireMachineRequest) String() string {
 func (*RetireMachineRequest) ProtoMessage() {}
 
 func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[58]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3824,7 +4261,7 @@ func (x *RetireMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineRequest.ProtoReflect.Descriptor instead.
 func (*RetireMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{58}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RetireMachineRequest) GetSelection() *Selection {
@@ -3850,7 +4287,7 @@ type RetireMachineResponse struct {
 
 func (x *RetireMachineResponse) Reset() {
 	*x = RetireMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +4299,7 @@ func (x *RetireMachineResponse) String() string {
 func (*RetireMachineResponse) ProtoMessage() {}
 
 func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[59]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +4312,7 @@ func (x *RetireMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireMachineResponse.ProtoReflect.Descriptor instead.
 func (*RetireMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{59}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RetireMachineResponse) GetOutcomes() []*Outcome {
@@ -3891,14 +4328,18 @@ type ReplaceMachineRequest struct {
 	Reason  string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The code on the new hardware's console, when it waits already; empty to
 	// approve it later.
-	Code          string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	Code string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	// Arm the new hardware too, in the same transaction.
+	Arm bool `protobuf:"varint,140,opt,name=arm,proto3" json:"arm,omitempty"`
+	// And have its BMC start it from the network, which arms it.
+	Netboot       bool `protobuf:"varint,141,opt,name=netboot,proto3" json:"netboot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReplaceMachineRequest) Reset() {
 	*x = ReplaceMachineRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +4351,7 @@ func (x *ReplaceMachineRequest) String() string {
 func (*ReplaceMachineRequest) ProtoMessage() {}
 
 func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[60]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4364,7 @@ func (x *ReplaceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{60}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ReplaceMachineRequest) GetMachine() string {
@@ -3947,6 +4388,20 @@ func (x *ReplaceMachineRequest) GetCode() string {
 	return ""
 }
 
+func (x *ReplaceMachineRequest) GetArm() bool {
+	if x != nil {
+		return x.Arm
+	}
+	return false
+}
+
+func (x *ReplaceMachineRequest) GetNetboot() bool {
+	if x != nil {
+		return x.Netboot
+	}
+	return false
+}
+
 type ReplaceMachineResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Outcome       *Outcome               `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
@@ -3956,7 +4411,7 @@ type ReplaceMachineResponse struct {
 
 func (x *ReplaceMachineResponse) Reset() {
 	*x = ReplaceMachineResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4423,7 @@ func (x *ReplaceMachineResponse) String() string {
 func (*ReplaceMachineResponse) ProtoMessage() {}
 
 func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[61]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4436,7 @@ func (x *ReplaceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ReplaceMachineResponse) GetOutcome() *Outcome {
@@ -4016,7 +4471,7 @@ type CertificateView struct {
 
 func (x *CertificateView) Reset() {
 	*x = CertificateView{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4483,7 @@ func (x *CertificateView) String() string {
 func (*CertificateView) ProtoMessage() {}
 
 func (x *CertificateView) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[62]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4496,7 @@ func (x *CertificateView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateView.ProtoReflect.Descriptor instead.
 func (*CertificateView) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{62}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CertificateView) GetSerial() string {
@@ -4129,7 +4584,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4141,7 +4596,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[63]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4154,7 +4609,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{63}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{69}
 }
 
 type ListCertificatesResponse struct {
@@ -4166,7 +4621,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +4633,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[64]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4191,7 +4646,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{64}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*CertificateView {
@@ -4211,7 +4666,7 @@ type RevokeCertificatesRequest struct {
 
 func (x *RevokeCertificatesRequest) Reset() {
 	*x = RevokeCertificatesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4223,7 +4678,7 @@ func (x *RevokeCertificatesRequest) String() string {
 func (*RevokeCertificatesRequest) ProtoMessage() {}
 
 func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[65]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4236,7 +4691,7 @@ func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{65}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RevokeCertificatesRequest) GetSerials() []string {
@@ -4263,7 +4718,7 @@ type RevokeCertificatesResponse struct {
 
 func (x *RevokeCertificatesResponse) Reset() {
 	*x = RevokeCertificatesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4275,7 +4730,7 @@ func (x *RevokeCertificatesResponse) String() string {
 func (*RevokeCertificatesResponse) ProtoMessage() {}
 
 func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[66]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4288,7 +4743,7 @@ func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{66}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RevokeCertificatesResponse) GetOutcomes() []*Outcome {
@@ -4304,14 +4759,16 @@ type IssueTokenRequest struct {
 	// How long it is good for; 0 for the server's default.
 	Minutes uint32 `protobuf:"varint,2,opt,name=minutes,proto3" json:"minutes,omitempty"`
 	// The token may replace an approved key.
-	ReplaceKey    bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	ReplaceKey bool `protobuf:"varint,3,opt,name=replace_key,json=replaceKey,proto3" json:"replace_key,omitempty"`
+	// Although etcd may lose its quorum when that key's certificates are revoked.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +4780,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[67]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +4793,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{67}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *IssueTokenRequest) GetMachine() string {
@@ -4360,6 +4817,13 @@ func (x *IssueTokenRequest) GetReplaceKey() bool {
 	return false
 }
 
+func (x *IssueTokenRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type IssueTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A secret.
@@ -4371,7 +4835,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4383,7 +4847,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[68]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4396,7 +4860,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{68}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -4423,7 +4887,7 @@ type BackupServerRequest struct {
 
 func (x *BackupServerRequest) Reset() {
 	*x = BackupServerRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +4899,7 @@ func (x *BackupServerRequest) String() string {
 func (*BackupServerRequest) ProtoMessage() {}
 
 func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[69]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +4912,7 @@ func (x *BackupServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerRequest.ProtoReflect.Descriptor instead.
 func (*BackupServerRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{69}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *BackupServerRequest) GetSend() bool {
@@ -4471,7 +4935,7 @@ type BackupServerResponse struct {
 
 func (x *BackupServerResponse) Reset() {
 	*x = BackupServerResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4483,7 +4947,7 @@ func (x *BackupServerResponse) String() string {
 func (*BackupServerResponse) ProtoMessage() {}
 
 func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[70]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4496,7 +4960,7 @@ func (x *BackupServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupServerResponse.ProtoReflect.Descriptor instead.
 func (*BackupServerResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{70}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *BackupServerResponse) GetName() string {
@@ -4535,7 +4999,7 @@ type ListAuditSignaturesRequest struct {
 
 func (x *ListAuditSignaturesRequest) Reset() {
 	*x = ListAuditSignaturesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4547,7 +5011,7 @@ func (x *ListAuditSignaturesRequest) String() string {
 func (*ListAuditSignaturesRequest) ProtoMessage() {}
 
 func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[71]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4560,7 +5024,7 @@ func (x *ListAuditSignaturesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{71}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{77}
 }
 
 type ListAuditSignaturesResponse struct {
@@ -4573,7 +5037,7 @@ type ListAuditSignaturesResponse struct {
 
 func (x *ListAuditSignaturesResponse) Reset() {
 	*x = ListAuditSignaturesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4585,7 +5049,7 @@ func (x *ListAuditSignaturesResponse) String() string {
 func (*ListAuditSignaturesResponse) ProtoMessage() {}
 
 func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[72]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4598,7 +5062,7 @@ func (x *ListAuditSignaturesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditSignaturesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditSignaturesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{72}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListAuditSignaturesResponse) GetWitnesses() []*AuditWitness {
@@ -4616,7 +5080,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4628,7 +5092,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[73]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4641,7 +5105,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{73}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{79}
 }
 
 type ReadAuditResponse struct {
@@ -4654,7 +5118,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4666,7 +5130,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[74]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4679,7 +5143,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{74}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ReadAuditResponse) GetLines() [][]byte {
@@ -4697,7 +5161,7 @@ type WatchMachinesRequest struct {
 
 func (x *WatchMachinesRequest) Reset() {
 	*x = WatchMachinesRequest{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +5173,7 @@ func (x *WatchMachinesRequest) String() string {
 func (*WatchMachinesRequest) ProtoMessage() {}
 
 func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[75]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +5186,7 @@ func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
 func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{75}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{81}
 }
 
 type WatchMachinesResponse struct {
@@ -4734,7 +5198,7 @@ type WatchMachinesResponse struct {
 
 func (x *WatchMachinesResponse) Reset() {
 	*x = WatchMachinesResponse{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4746,7 +5210,7 @@ func (x *WatchMachinesResponse) String() string {
 func (*WatchMachinesResponse) ProtoMessage() {}
 
 func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[76]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4759,7 +5223,7 @@ func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
 func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{76}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *WatchMachinesResponse) GetMachine() *MachineView {
@@ -4784,7 +5248,7 @@ type AuthorityView_CA struct {
 
 func (x *AuthorityView_CA) Reset() {
 	*x = AuthorityView_CA{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4796,7 +5260,7 @@ func (x *AuthorityView_CA) String() string {
 func (*AuthorityView_CA) ProtoMessage() {}
 
 func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[77]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4809,7 +5273,7 @@ func (x *AuthorityView_CA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityView_CA.ProtoReflect.Descriptor instead.
 func (*AuthorityView_CA) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{14, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *AuthorityView_CA) GetSha256() string {
@@ -4863,7 +5327,7 @@ type EtcdView_Member struct {
 
 func (x *EtcdView_Member) Reset() {
 	*x = EtcdView_Member{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4875,7 +5339,7 @@ func (x *EtcdView_Member) String() string {
 func (*EtcdView_Member) ProtoMessage() {}
 
 func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[79]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4888,7 +5352,7 @@ func (x *EtcdView_Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Member.ProtoReflect.Descriptor instead.
 func (*EtcdView_Member) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55, 0}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61, 0}
 }
 
 func (x *EtcdView_Member) GetId() string {
@@ -4974,7 +5438,7 @@ type EtcdView_Restoring struct {
 
 func (x *EtcdView_Restoring) Reset() {
 	*x = EtcdView_Restoring{}
-	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4986,7 +5450,7 @@ func (x *EtcdView_Restoring) String() string {
 func (*EtcdView_Restoring) ProtoMessage() {}
 
 func (x *EtcdView_Restoring) ProtoReflect() protoreflect.Message {
-	mi := &file_imagectl_v1_operator_proto_msgTypes[80]
+	mi := &file_imagectl_v1_operator_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4999,7 +5463,7 @@ func (x *EtcdView_Restoring) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdView_Restoring.ProtoReflect.Descriptor instead.
 func (*EtcdView_Restoring) Descriptor() ([]byte, []int) {
-	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{55, 1}
+	return file_imagectl_v1_operator_proto_rawDescGZIP(), []int{61, 1}
 }
 
 func (x *EtcdView_Restoring) GetMachine() string {
@@ -5031,16 +5495,37 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x15DefragmentEtcdRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\"J\n" +
 	"\x16DefragmentEtcdResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xb5\x01\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\xce\x01\n" +
 	"\x12RestoreEtcdRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x12\n" +
 	"\x04lost\x18\x02 \x03(\tR\x04lost\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x126\n" +
 	"\bsnapshot\x18\x82\x01 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12!\n" +
 	"\fgive_up_data\x18\x83\x01 \x01(\bR\n" +
-	"giveUpData\"E\n" +
+	"giveUpData\x12\x17\n" +
+	"\x06cancel\x18\x96\x01 \x01(\bR\x06cancel\"E\n" +
 	"\x13RestoreEtcdResponse\x12.\n" +
-	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\xc5\x02\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\x1a\n" +
+	"\x18ListEtcdSnapshotsRequest\"\xaa\x01\n" +
+	"\x19ListEtcdSnapshotsResponse\x12;\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1d.imagectl.v1.EtcdSnapshotViewR\tsnapshots\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x16\n" +
+	"\x06bucket\x18\x03 \x01(\tR\x06bucket\x12\x1a\n" +
+	"\bproblems\x18\x04 \x03(\tR\bproblems\"\xf6\x02\n" +
+	"\x10EtcdSnapshotView\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\amachine\x18\x03 \x01(\tR\amachine\x12\x1b\n" +
+	"\tmember_id\x18\x04 \x01(\tR\bmemberId\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x125\n" +
+	"\bsnapshot\x18\x06 \x01(\v2\x19.imagectl.v1.EtcdSnapshotR\bsnapshot\x12\x1d\n" +
+	"\n" +
+	"file_bytes\x18\a \x01(\x04R\tfileBytes\x12!\n" +
+	"\fin_directory\x18\b \x01(\bR\vinDirectory\x12\x1b\n" +
+	"\tin_bucket\x18\t \x01(\bR\binBucket\x129\n" +
+	"\n" +
+	"checked_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tcheckedAt\"\xc5\x02\n" +
 	"\x11ActMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12=\n" +
 	"\x06action\x18\x02 \x01(\x0e2%.imagectl.v1.ActMachineRequest.ActionR\x06action\x12\x16\n" +
@@ -5086,20 +5571,32 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12;\n" +
 	"\n" +
 	"encryption\x18\x03 \x01(\v2\x1b.imagectl.v1.EncryptionViewR\n" +
-	"encryption\"\xed\x02\n" +
+	"encryption\"\xa7\x03\n" +
 	"\rAuthorityView\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12/\n" +
 	"\x03cas\x18\x03 \x03(\v2\x1d.imagectl.v1.AuthorityView.CAR\x03cas\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\tR\x04next\x12\x14\n" +
 	"\x05waits\x18\x05 \x03(\tR\x05waits\x12\x14\n" +
-	"\x05notes\x18\x06 \x03(\tR\x05notes\x1a\xa2\x01\n" +
+	"\x05notes\x18\x06 \x03(\tR\x05notes\x128\n" +
+	"\trotations\x18\x91\x01 \x03(\v2\x19.imagectl.v1.RotationViewR\trotations\x1a\xa2\x01\n" +
 	"\x02CA\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x129\n" +
 	"\n" +
 	"not_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x10\n" +
-	"\x03use\x18\x04 \x01(\tR\x03use\"\x16\n" +
+	"\x03use\x18\x04 \x01(\tR\x03use\"{\n" +
+	"\fRotationView\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12/\n" +
+	"\x03cas\x18\x03 \x03(\v2\x1d.imagectl.v1.AuthorityView.CAR\x03cas\x12\x14\n" +
+	"\x05waits\x18\x04 \x03(\tR\x05waits\"(\n" +
+	"\x16RotateAuthorityRequest\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\tR\x02ca\"\x84\x01\n" +
+	"\x17RotateAuthorityResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x125\n" +
+	"\brotation\x18\x03 \x01(\v2\x19.imagectl.v1.RotationViewR\brotation\"\x16\n" +
 	"\x14ShowAuthorityRequest\"Q\n" +
 	"\x15ShowAuthorityResponse\x128\n" +
 	"\tauthority\x18\x01 \x01(\v2\x1a.imagectl.v1.AuthorityViewR\tauthority\"\xd1\x01\n" +
@@ -5210,12 +5707,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"\x15\n" +
 	"\x13ListMachinesRequest\"L\n" +
 	"\x14ListMachinesResponse\x124\n" +
-	"\bmachines\x18\x01 \x03(\v2\x18.imagectl.v1.MachineViewR\bmachines\"\xed\x01\n" +
+	"\bmachines\x18\x01 \x03(\v2\x18.imagectl.v1.MachineViewR\bmachines\"\x83\x02\n" +
 	"\x15ApproveMachineRequest\x124\n" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12C\n" +
 	"\x05codes\x18\x02 \x03(\v2-.imagectl.v1.ApproveMachineRequest.CodesEntryR\x05codes\x12\x1f\n" +
 	"\vreplace_key\x18\x03 \x01(\bR\n" +
-	"replaceKey\x1a8\n" +
+	"replaceKey\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x1a8\n" +
 	"\n" +
 	"CodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5330,11 +5828,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\tselection\x18\x01 \x01(\v2\x16.imagectl.v1.SelectionR\tselection\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"I\n" +
 	"\x15RetireMachineResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"]\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"\x8b\x01\n" +
 	"\x15ReplaceMachineRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
-	"\x04code\x18\x03 \x01(\tR\x04code\"H\n" +
+	"\x04code\x18\x03 \x01(\tR\x04code\x12\x11\n" +
+	"\x03arm\x18\x8c\x01 \x01(\bR\x03arm\x12\x19\n" +
+	"\anetboot\x18\x8d\x01 \x01(\bR\anetboot\"H\n" +
 	"\x16ReplaceMachineResponse\x12.\n" +
 	"\aoutcome\x18\x01 \x01(\v2\x14.imagectl.v1.OutcomeR\aoutcome\"\x9a\x03\n" +
 	"\x0fCertificateView\x12\x16\n" +
@@ -5362,12 +5862,13 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\aserials\x18\x01 \x03(\tR\aserials\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"N\n" +
 	"\x1aRevokeCertificatesResponse\x120\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"h\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x14.imagectl.v1.OutcomeR\boutcomes\"~\n" +
 	"\x11IssueTokenRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
 	"\aminutes\x18\x02 \x01(\rR\aminutes\x12\x1f\n" +
 	"\vreplace_key\x18\x03 \x01(\bR\n" +
-	"replaceKey\"c\n" +
+	"replaceKey\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"c\n" +
 	"\x12IssueTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x127\n" +
 	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\")\n" +
@@ -5386,7 +5887,7 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\x05lines\x18\x01 \x03(\fR\x05lines\"\x16\n" +
 	"\x14WatchMachinesRequest\"K\n" +
 	"\x15WatchMachinesResponse\x122\n" +
-	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\x98\x15\n" +
+	"\amachine\x18\x01 \x01(\v2\x18.imagectl.v1.MachineViewR\amachine2\xda\x16\n" +
 	"\x0fOperatorService\x12S\n" +
 	"\fListMachines\x12 .imagectl.v1.ListMachinesRequest\x1a!.imagectl.v1.ListMachinesResponse\x12Y\n" +
 	"\x0eApproveMachine\x12\".imagectl.v1.ApproveMachineRequest\x1a#.imagectl.v1.ApproveMachineResponse\x12V\n" +
@@ -5414,9 +5915,11 @@ const file_imagectl_v1_operator_proto_rawDesc = "" +
 	"\fListRequests\x12 .imagectl.v1.ListRequestsRequest\x1a!.imagectl.v1.ListRequestsResponse\x12Y\n" +
 	"\x0eApproveRequest\x12\".imagectl.v1.ApproveRequestRequest\x1a#.imagectl.v1.ApproveRequestResponse\x12V\n" +
 	"\rShowAuthority\x12!.imagectl.v1.ShowAuthorityRequest\x1a\".imagectl.v1.ShowAuthorityResponse\x12V\n" +
-	"\rRollAuthority\x12!.imagectl.v1.RollAuthorityRequest\x1a\".imagectl.v1.RollAuthorityResponse\x12Y\n" +
+	"\rRollAuthority\x12!.imagectl.v1.RollAuthorityRequest\x1a\".imagectl.v1.RollAuthorityResponse\x12\\\n" +
+	"\x0fRotateAuthority\x12#.imagectl.v1.RotateAuthorityRequest\x1a$.imagectl.v1.RotateAuthorityResponse\x12Y\n" +
 	"\x0eDefragmentEtcd\x12\".imagectl.v1.DefragmentEtcdRequest\x1a#.imagectl.v1.DefragmentEtcdResponse\x12P\n" +
-	"\vRestoreEtcd\x12\x1f.imagectl.v1.RestoreEtcdRequest\x1a .imagectl.v1.RestoreEtcdResponse\x12M\n" +
+	"\vRestoreEtcd\x12\x1f.imagectl.v1.RestoreEtcdRequest\x1a .imagectl.v1.RestoreEtcdResponse\x12b\n" +
+	"\x11ListEtcdSnapshots\x12%.imagectl.v1.ListEtcdSnapshotsRequest\x1a&.imagectl.v1.ListEtcdSnapshotsResponse\x12M\n" +
 	"\n" +
 	"ActMachine\x12\x1e.imagectl.v1.ActMachineRequest\x1a\x1f.imagectl.v1.ActMachineResponse\x12S\n" +
 	"\fDrainMachine\x12 .imagectl.v1.DrainMachineRequest\x1a!.imagectl.v1.DrainMachineResponse\x12Y\n" +
@@ -5436,7 +5939,7 @@ func file_imagectl_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_imagectl_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
+var file_imagectl_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
 var file_imagectl_v1_operator_proto_goTypes = []any{
 	(ActMachineRequest_Action)(0),       // 0: imagectl.v1.ActMachineRequest.Action
 	(RollAuthorityRequest_Step)(0),      // 1: imagectl.v1.RollAuthorityRequest.Step
@@ -5445,231 +5948,248 @@ var file_imagectl_v1_operator_proto_goTypes = []any{
 	(*DefragmentEtcdResponse)(nil),      // 4: imagectl.v1.DefragmentEtcdResponse
 	(*RestoreEtcdRequest)(nil),          // 5: imagectl.v1.RestoreEtcdRequest
 	(*RestoreEtcdResponse)(nil),         // 6: imagectl.v1.RestoreEtcdResponse
-	(*ActMachineRequest)(nil),           // 7: imagectl.v1.ActMachineRequest
-	(*ActMachineResponse)(nil),          // 8: imagectl.v1.ActMachineResponse
-	(*DrainMachineRequest)(nil),         // 9: imagectl.v1.DrainMachineRequest
-	(*DrainMachineResponse)(nil),        // 10: imagectl.v1.DrainMachineResponse
-	(*EncryptionView)(nil),              // 11: imagectl.v1.EncryptionView
-	(*FormerKey)(nil),                   // 12: imagectl.v1.FormerKey
-	(*ShowEncryptionRequest)(nil),       // 13: imagectl.v1.ShowEncryptionRequest
-	(*ShowEncryptionResponse)(nil),      // 14: imagectl.v1.ShowEncryptionResponse
-	(*RotateEncryptionRequest)(nil),     // 15: imagectl.v1.RotateEncryptionRequest
-	(*RotateEncryptionResponse)(nil),    // 16: imagectl.v1.RotateEncryptionResponse
-	(*AuthorityView)(nil),               // 17: imagectl.v1.AuthorityView
-	(*ShowAuthorityRequest)(nil),        // 18: imagectl.v1.ShowAuthorityRequest
-	(*ShowAuthorityResponse)(nil),       // 19: imagectl.v1.ShowAuthorityResponse
-	(*RollAuthorityRequest)(nil),        // 20: imagectl.v1.RollAuthorityRequest
-	(*RollAuthorityResponse)(nil),       // 21: imagectl.v1.RollAuthorityResponse
-	(*OperatorView)(nil),                // 22: imagectl.v1.OperatorView
-	(*AddOperatorRequest)(nil),          // 23: imagectl.v1.AddOperatorRequest
-	(*AddOperatorResponse)(nil),         // 24: imagectl.v1.AddOperatorResponse
-	(*ListOperatorsRequest)(nil),        // 25: imagectl.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),       // 26: imagectl.v1.ListOperatorsResponse
-	(*RevokeOperatorsRequest)(nil),      // 27: imagectl.v1.RevokeOperatorsRequest
-	(*RevokeOperatorsResponse)(nil),     // 28: imagectl.v1.RevokeOperatorsResponse
-	(*RequestView)(nil),                 // 29: imagectl.v1.RequestView
-	(*ListRequestsRequest)(nil),         // 30: imagectl.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),        // 31: imagectl.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),       // 32: imagectl.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),      // 33: imagectl.v1.ApproveRequestResponse
-	(*MachineView)(nil),                 // 34: imagectl.v1.MachineView
-	(*OrderView)(nil),                   // 35: imagectl.v1.OrderView
-	(*TpmView)(nil),                     // 36: imagectl.v1.TpmView
-	(*Pcr)(nil),                         // 37: imagectl.v1.Pcr
-	(*Selection)(nil),                   // 38: imagectl.v1.Selection
-	(*ListMachinesRequest)(nil),         // 39: imagectl.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),        // 40: imagectl.v1.ListMachinesResponse
-	(*ApproveMachineRequest)(nil),       // 41: imagectl.v1.ApproveMachineRequest
-	(*ApproveMachineResponse)(nil),      // 42: imagectl.v1.ApproveMachineResponse
-	(*RejectMachineRequest)(nil),        // 43: imagectl.v1.RejectMachineRequest
-	(*RejectMachineResponse)(nil),       // 44: imagectl.v1.RejectMachineResponse
-	(*ArmMachineRequest)(nil),           // 45: imagectl.v1.ArmMachineRequest
-	(*ArmMachineResponse)(nil),          // 46: imagectl.v1.ArmMachineResponse
-	(*DisarmMachineRequest)(nil),        // 47: imagectl.v1.DisarmMachineRequest
-	(*DisarmMachineResponse)(nil),       // 48: imagectl.v1.DisarmMachineResponse
-	(*PowerMachineRequest)(nil),         // 49: imagectl.v1.PowerMachineRequest
-	(*PowerMachineResponse)(nil),        // 50: imagectl.v1.PowerMachineResponse
-	(*Outcome)(nil),                     // 51: imagectl.v1.Outcome
-	(*WhyRequest)(nil),                  // 52: imagectl.v1.WhyRequest
-	(*WhyResponse)(nil),                 // 53: imagectl.v1.WhyResponse
-	(*BootEvent)(nil),                   // 54: imagectl.v1.BootEvent
-	(*StatusRequest)(nil),               // 55: imagectl.v1.StatusRequest
-	(*StatusResponse)(nil),              // 56: imagectl.v1.StatusResponse
-	(*BackupView)(nil),                  // 57: imagectl.v1.BackupView
-	(*EtcdView)(nil),                    // 58: imagectl.v1.EtcdView
-	(*IssueKubeconfigRequest)(nil),      // 59: imagectl.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil),     // 60: imagectl.v1.IssueKubeconfigResponse
-	(*RetireMachineRequest)(nil),        // 61: imagectl.v1.RetireMachineRequest
-	(*RetireMachineResponse)(nil),       // 62: imagectl.v1.RetireMachineResponse
-	(*ReplaceMachineRequest)(nil),       // 63: imagectl.v1.ReplaceMachineRequest
-	(*ReplaceMachineResponse)(nil),      // 64: imagectl.v1.ReplaceMachineResponse
-	(*CertificateView)(nil),             // 65: imagectl.v1.CertificateView
-	(*ListCertificatesRequest)(nil),     // 66: imagectl.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),    // 67: imagectl.v1.ListCertificatesResponse
-	(*RevokeCertificatesRequest)(nil),   // 68: imagectl.v1.RevokeCertificatesRequest
-	(*RevokeCertificatesResponse)(nil),  // 69: imagectl.v1.RevokeCertificatesResponse
-	(*IssueTokenRequest)(nil),           // 70: imagectl.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),          // 71: imagectl.v1.IssueTokenResponse
-	(*BackupServerRequest)(nil),         // 72: imagectl.v1.BackupServerRequest
-	(*BackupServerResponse)(nil),        // 73: imagectl.v1.BackupServerResponse
-	(*ListAuditSignaturesRequest)(nil),  // 74: imagectl.v1.ListAuditSignaturesRequest
-	(*ListAuditSignaturesResponse)(nil), // 75: imagectl.v1.ListAuditSignaturesResponse
-	(*ReadAuditRequest)(nil),            // 76: imagectl.v1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),           // 77: imagectl.v1.ReadAuditResponse
-	(*WatchMachinesRequest)(nil),        // 78: imagectl.v1.WatchMachinesRequest
-	(*WatchMachinesResponse)(nil),       // 79: imagectl.v1.WatchMachinesResponse
-	(*AuthorityView_CA)(nil),            // 80: imagectl.v1.AuthorityView.CA
-	nil,                                 // 81: imagectl.v1.ApproveMachineRequest.CodesEntry
-	(*EtcdView_Member)(nil),             // 82: imagectl.v1.EtcdView.Member
-	(*EtcdView_Restoring)(nil),          // 83: imagectl.v1.EtcdView.Restoring
-	(*EtcdSnapshot)(nil),                // 84: imagectl.v1.EtcdSnapshot
-	(*timestamppb.Timestamp)(nil),       // 85: google.protobuf.Timestamp
-	(*Facts)(nil),                       // 86: imagectl.v1.Facts
-	(*StepStatus)(nil),                  // 87: imagectl.v1.StepStatus
-	(*AuditWitness)(nil),                // 88: imagectl.v1.AuditWitness
+	(*ListEtcdSnapshotsRequest)(nil),    // 7: imagectl.v1.ListEtcdSnapshotsRequest
+	(*ListEtcdSnapshotsResponse)(nil),   // 8: imagectl.v1.ListEtcdSnapshotsResponse
+	(*EtcdSnapshotView)(nil),            // 9: imagectl.v1.EtcdSnapshotView
+	(*ActMachineRequest)(nil),           // 10: imagectl.v1.ActMachineRequest
+	(*ActMachineResponse)(nil),          // 11: imagectl.v1.ActMachineResponse
+	(*DrainMachineRequest)(nil),         // 12: imagectl.v1.DrainMachineRequest
+	(*DrainMachineResponse)(nil),        // 13: imagectl.v1.DrainMachineResponse
+	(*EncryptionView)(nil),              // 14: imagectl.v1.EncryptionView
+	(*FormerKey)(nil),                   // 15: imagectl.v1.FormerKey
+	(*ShowEncryptionRequest)(nil),       // 16: imagectl.v1.ShowEncryptionRequest
+	(*ShowEncryptionResponse)(nil),      // 17: imagectl.v1.ShowEncryptionResponse
+	(*RotateEncryptionRequest)(nil),     // 18: imagectl.v1.RotateEncryptionRequest
+	(*RotateEncryptionResponse)(nil),    // 19: imagectl.v1.RotateEncryptionResponse
+	(*AuthorityView)(nil),               // 20: imagectl.v1.AuthorityView
+	(*RotationView)(nil),                // 21: imagectl.v1.RotationView
+	(*RotateAuthorityRequest)(nil),      // 22: imagectl.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),     // 23: imagectl.v1.RotateAuthorityResponse
+	(*ShowAuthorityRequest)(nil),        // 24: imagectl.v1.ShowAuthorityRequest
+	(*ShowAuthorityResponse)(nil),       // 25: imagectl.v1.ShowAuthorityResponse
+	(*RollAuthorityRequest)(nil),        // 26: imagectl.v1.RollAuthorityRequest
+	(*RollAuthorityResponse)(nil),       // 27: imagectl.v1.RollAuthorityResponse
+	(*OperatorView)(nil),                // 28: imagectl.v1.OperatorView
+	(*AddOperatorRequest)(nil),          // 29: imagectl.v1.AddOperatorRequest
+	(*AddOperatorResponse)(nil),         // 30: imagectl.v1.AddOperatorResponse
+	(*ListOperatorsRequest)(nil),        // 31: imagectl.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 32: imagectl.v1.ListOperatorsResponse
+	(*RevokeOperatorsRequest)(nil),      // 33: imagectl.v1.RevokeOperatorsRequest
+	(*RevokeOperatorsResponse)(nil),     // 34: imagectl.v1.RevokeOperatorsResponse
+	(*RequestView)(nil),                 // 35: imagectl.v1.RequestView
+	(*ListRequestsRequest)(nil),         // 36: imagectl.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),        // 37: imagectl.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),       // 38: imagectl.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),      // 39: imagectl.v1.ApproveRequestResponse
+	(*MachineView)(nil),                 // 40: imagectl.v1.MachineView
+	(*OrderView)(nil),                   // 41: imagectl.v1.OrderView
+	(*TpmView)(nil),                     // 42: imagectl.v1.TpmView
+	(*Pcr)(nil),                         // 43: imagectl.v1.Pcr
+	(*Selection)(nil),                   // 44: imagectl.v1.Selection
+	(*ListMachinesRequest)(nil),         // 45: imagectl.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),        // 46: imagectl.v1.ListMachinesResponse
+	(*ApproveMachineRequest)(nil),       // 47: imagectl.v1.ApproveMachineRequest
+	(*ApproveMachineResponse)(nil),      // 48: imagectl.v1.ApproveMachineResponse
+	(*RejectMachineRequest)(nil),        // 49: imagectl.v1.RejectMachineRequest
+	(*RejectMachineResponse)(nil),       // 50: imagectl.v1.RejectMachineResponse
+	(*ArmMachineRequest)(nil),           // 51: imagectl.v1.ArmMachineRequest
+	(*ArmMachineResponse)(nil),          // 52: imagectl.v1.ArmMachineResponse
+	(*DisarmMachineRequest)(nil),        // 53: imagectl.v1.DisarmMachineRequest
+	(*DisarmMachineResponse)(nil),       // 54: imagectl.v1.DisarmMachineResponse
+	(*PowerMachineRequest)(nil),         // 55: imagectl.v1.PowerMachineRequest
+	(*PowerMachineResponse)(nil),        // 56: imagectl.v1.PowerMachineResponse
+	(*Outcome)(nil),                     // 57: imagectl.v1.Outcome
+	(*WhyRequest)(nil),                  // 58: imagectl.v1.WhyRequest
+	(*WhyResponse)(nil),                 // 59: imagectl.v1.WhyResponse
+	(*BootEvent)(nil),                   // 60: imagectl.v1.BootEvent
+	(*StatusRequest)(nil),               // 61: imagectl.v1.StatusRequest
+	(*StatusResponse)(nil),              // 62: imagectl.v1.StatusResponse
+	(*BackupView)(nil),                  // 63: imagectl.v1.BackupView
+	(*EtcdView)(nil),                    // 64: imagectl.v1.EtcdView
+	(*IssueKubeconfigRequest)(nil),      // 65: imagectl.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil),     // 66: imagectl.v1.IssueKubeconfigResponse
+	(*RetireMachineRequest)(nil),        // 67: imagectl.v1.RetireMachineRequest
+	(*RetireMachineResponse)(nil),       // 68: imagectl.v1.RetireMachineResponse
+	(*ReplaceMachineRequest)(nil),       // 69: imagectl.v1.ReplaceMachineRequest
+	(*ReplaceMachineResponse)(nil),      // 70: imagectl.v1.ReplaceMachineResponse
+	(*CertificateView)(nil),             // 71: imagectl.v1.CertificateView
+	(*ListCertificatesRequest)(nil),     // 72: imagectl.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),    // 73: imagectl.v1.ListCertificatesResponse
+	(*RevokeCertificatesRequest)(nil),   // 74: imagectl.v1.RevokeCertificatesRequest
+	(*RevokeCertificatesResponse)(nil),  // 75: imagectl.v1.RevokeCertificatesResponse
+	(*IssueTokenRequest)(nil),           // 76: imagectl.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),          // 77: imagectl.v1.IssueTokenResponse
+	(*BackupServerRequest)(nil),         // 78: imagectl.v1.BackupServerRequest
+	(*BackupServerResponse)(nil),        // 79: imagectl.v1.BackupServerResponse
+	(*ListAuditSignaturesRequest)(nil),  // 80: imagectl.v1.ListAuditSignaturesRequest
+	(*ListAuditSignaturesResponse)(nil), // 81: imagectl.v1.ListAuditSignaturesResponse
+	(*ReadAuditRequest)(nil),            // 82: imagectl.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),           // 83: imagectl.v1.ReadAuditResponse
+	(*WatchMachinesRequest)(nil),        // 84: imagectl.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil),       // 85: imagectl.v1.WatchMachinesResponse
+	(*AuthorityView_CA)(nil),            // 86: imagectl.v1.AuthorityView.CA
+	nil,                                 // 87: imagectl.v1.ApproveMachineRequest.CodesEntry
+	(*EtcdView_Member)(nil),             // 88: imagectl.v1.EtcdView.Member
+	(*EtcdView_Restoring)(nil),          // 89: imagectl.v1.EtcdView.Restoring
+	(*EtcdSnapshot)(nil),                // 90: imagectl.v1.EtcdSnapshot
+	(*timestamppb.Timestamp)(nil),       // 91: google.protobuf.Timestamp
+	(*Facts)(nil),                       // 92: imagectl.v1.Facts
+	(*StepStatus)(nil),                  // 93: imagectl.v1.StepStatus
+	(*AuditWitness)(nil),                // 94: imagectl.v1.AuditWitness
 }
 var file_imagectl_v1_operator_proto_depIdxs = []int32{
-	38,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
-	84,  // 2: imagectl.v1.RestoreEtcdRequest.snapshot:type_name -> imagectl.v1.EtcdSnapshot
-	51,  // 3: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
-	38,  // 4: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
-	0,   // 5: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
-	51,  // 6: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	85,  // 7: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
-	12,  // 8: imagectl.v1.EncryptionView.former:type_name -> imagectl.v1.FormerKey
-	85,  // 9: imagectl.v1.FormerKey.made_at:type_name -> google.protobuf.Timestamp
-	11,  // 10: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	11,  // 11: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
-	85,  // 12: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
-	80,  // 13: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
-	17,  // 14: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	1,   // 15: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
-	17,  // 16: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
-	85,  // 17: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
-	85,  // 18: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
-	22,  // 19: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
-	51,  // 20: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
-	85,  // 21: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
-	85,  // 22: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
-	29,  // 23: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
-	29,  // 24: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
-	86,  // 25: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
-	87,  // 26: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
-	85,  // 27: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
-	85,  // 28: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
-	85,  // 29: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
-	36,  // 30: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
-	35,  // 31: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
-	85,  // 32: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
-	85,  // 33: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
-	37,  // 34: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
-	34,  // 35: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
-	38,  // 36: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
-	81,  // 37: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
-	51,  // 38: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 39: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 40: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 41: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 42: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 43: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 44: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	38,  // 45: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
-	2,   // 46: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
-	51,  // 47: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	54,  // 48: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
-	54,  // 49: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
-	85,  // 50: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
-	34,  // 51: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
-	85,  // 52: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
-	58,  // 53: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
-	57,  // 54: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
-	85,  // 55: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
-	85,  // 56: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
-	85,  // 57: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
-	82,  // 58: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
-	83,  // 59: imagectl.v1.EtcdView.restoring:type_name -> imagectl.v1.EtcdView.Restoring
-	38,  // 60: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
-	51,  // 61: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
-	51,  // 62: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
-	85,  // 63: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
-	85,  // 64: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 65: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
-	65,  // 66: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
-	51,  // 67: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
-	85,  // 68: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	88,  // 69: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
-	34,  // 70: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
-	85,  // 71: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
-	85,  // 72: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
-	84,  // 73: imagectl.v1.EtcdView.Restoring.snapshot:type_name -> imagectl.v1.EtcdSnapshot
-	39,  // 74: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
-	41,  // 75: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
-	43,  // 76: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
-	45,  // 77: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
-	47,  // 78: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
-	49,  // 79: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
-	52,  // 80: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
-	55,  // 81: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
-	59,  // 82: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
-	61,  // 83: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
-	63,  // 84: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
-	66,  // 85: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
-	68,  // 86: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
-	70,  // 87: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
-	72,  // 88: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
-	76,  // 89: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
-	74,  // 90: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
-	78,  // 91: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
-	23,  // 92: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
-	25,  // 93: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
-	27,  // 94: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
-	30,  // 95: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
-	32,  // 96: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
-	18,  // 97: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
-	20,  // 98: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
-	3,   // 99: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
-	5,   // 100: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
-	7,   // 101: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
-	9,   // 102: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
-	13,  // 103: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
-	15,  // 104: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
-	40,  // 105: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
-	42,  // 106: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
-	44,  // 107: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
-	46,  // 108: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
-	48,  // 109: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
-	50,  // 110: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
-	53,  // 111: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
-	56,  // 112: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
-	60,  // 113: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
-	62,  // 114: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
-	64,  // 115: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
-	67,  // 116: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
-	69,  // 117: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
-	71,  // 118: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
-	73,  // 119: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
-	77,  // 120: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
-	75,  // 121: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
-	79,  // 122: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
-	24,  // 123: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
-	26,  // 124: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
-	28,  // 125: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
-	31,  // 126: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
-	33,  // 127: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
-	19,  // 128: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
-	21,  // 129: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
-	4,   // 130: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
-	6,   // 131: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
-	8,   // 132: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
-	10,  // 133: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
-	14,  // 134: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
-	16,  // 135: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
-	105, // [105:136] is the sub-list for method output_type
-	74,  // [74:105] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	44,  // 0: imagectl.v1.DefragmentEtcdRequest.selection:type_name -> imagectl.v1.Selection
+	57,  // 1: imagectl.v1.DefragmentEtcdResponse.outcomes:type_name -> imagectl.v1.Outcome
+	90,  // 2: imagectl.v1.RestoreEtcdRequest.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	57,  // 3: imagectl.v1.RestoreEtcdResponse.outcome:type_name -> imagectl.v1.Outcome
+	9,   // 4: imagectl.v1.ListEtcdSnapshotsResponse.snapshots:type_name -> imagectl.v1.EtcdSnapshotView
+	91,  // 5: imagectl.v1.EtcdSnapshotView.at:type_name -> google.protobuf.Timestamp
+	90,  // 6: imagectl.v1.EtcdSnapshotView.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	91,  // 7: imagectl.v1.EtcdSnapshotView.checked_at:type_name -> google.protobuf.Timestamp
+	44,  // 8: imagectl.v1.ActMachineRequest.selection:type_name -> imagectl.v1.Selection
+	0,   // 9: imagectl.v1.ActMachineRequest.action:type_name -> imagectl.v1.ActMachineRequest.Action
+	57,  // 10: imagectl.v1.ActMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	91,  // 11: imagectl.v1.EncryptionView.made_at:type_name -> google.protobuf.Timestamp
+	15,  // 12: imagectl.v1.EncryptionView.former:type_name -> imagectl.v1.FormerKey
+	91,  // 13: imagectl.v1.FormerKey.made_at:type_name -> google.protobuf.Timestamp
+	14,  // 14: imagectl.v1.ShowEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	14,  // 15: imagectl.v1.RotateEncryptionResponse.encryption:type_name -> imagectl.v1.EncryptionView
+	91,  // 16: imagectl.v1.AuthorityView.since:type_name -> google.protobuf.Timestamp
+	86,  // 17: imagectl.v1.AuthorityView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	21,  // 18: imagectl.v1.AuthorityView.rotations:type_name -> imagectl.v1.RotationView
+	86,  // 19: imagectl.v1.RotationView.cas:type_name -> imagectl.v1.AuthorityView.CA
+	21,  // 20: imagectl.v1.RotateAuthorityResponse.rotation:type_name -> imagectl.v1.RotationView
+	20,  // 21: imagectl.v1.ShowAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	1,   // 22: imagectl.v1.RollAuthorityRequest.step:type_name -> imagectl.v1.RollAuthorityRequest.Step
+	20,  // 23: imagectl.v1.RollAuthorityResponse.authority:type_name -> imagectl.v1.AuthorityView
+	91,  // 24: imagectl.v1.OperatorView.added_at:type_name -> google.protobuf.Timestamp
+	91,  // 25: imagectl.v1.OperatorView.revoked_at:type_name -> google.protobuf.Timestamp
+	28,  // 26: imagectl.v1.ListOperatorsResponse.operators:type_name -> imagectl.v1.OperatorView
+	57,  // 27: imagectl.v1.RevokeOperatorsResponse.outcomes:type_name -> imagectl.v1.Outcome
+	91,  // 28: imagectl.v1.RequestView.at:type_name -> google.protobuf.Timestamp
+	91,  // 29: imagectl.v1.RequestView.until:type_name -> google.protobuf.Timestamp
+	35,  // 30: imagectl.v1.ListRequestsResponse.requests:type_name -> imagectl.v1.RequestView
+	35,  // 31: imagectl.v1.ApproveRequestResponse.request:type_name -> imagectl.v1.RequestView
+	92,  // 32: imagectl.v1.MachineView.facts:type_name -> imagectl.v1.Facts
+	93,  // 33: imagectl.v1.MachineView.steps:type_name -> imagectl.v1.StepStatus
+	91,  // 34: imagectl.v1.MachineView.last_seen:type_name -> google.protobuf.Timestamp
+	91,  // 35: imagectl.v1.MachineView.boot_stage_at:type_name -> google.protobuf.Timestamp
+	91,  // 36: imagectl.v1.MachineView.certificate_not_after:type_name -> google.protobuf.Timestamp
+	42,  // 37: imagectl.v1.MachineView.tpm:type_name -> imagectl.v1.TpmView
+	41,  // 38: imagectl.v1.MachineView.order:type_name -> imagectl.v1.OrderView
+	91,  // 39: imagectl.v1.OrderView.at:type_name -> google.protobuf.Timestamp
+	91,  // 40: imagectl.v1.TpmView.proven_at:type_name -> google.protobuf.Timestamp
+	43,  // 41: imagectl.v1.TpmView.pcrs:type_name -> imagectl.v1.Pcr
+	40,  // 42: imagectl.v1.ListMachinesResponse.machines:type_name -> imagectl.v1.MachineView
+	44,  // 43: imagectl.v1.ApproveMachineRequest.selection:type_name -> imagectl.v1.Selection
+	87,  // 44: imagectl.v1.ApproveMachineRequest.codes:type_name -> imagectl.v1.ApproveMachineRequest.CodesEntry
+	57,  // 45: imagectl.v1.ApproveMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	44,  // 46: imagectl.v1.RejectMachineRequest.selection:type_name -> imagectl.v1.Selection
+	57,  // 47: imagectl.v1.RejectMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	44,  // 48: imagectl.v1.ArmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	57,  // 49: imagectl.v1.ArmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	44,  // 50: imagectl.v1.DisarmMachineRequest.selection:type_name -> imagectl.v1.Selection
+	57,  // 51: imagectl.v1.DisarmMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	44,  // 52: imagectl.v1.PowerMachineRequest.selection:type_name -> imagectl.v1.Selection
+	2,   // 53: imagectl.v1.PowerMachineRequest.action:type_name -> imagectl.v1.PowerMachineRequest.Action
+	57,  // 54: imagectl.v1.PowerMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	60,  // 55: imagectl.v1.WhyResponse.events:type_name -> imagectl.v1.BootEvent
+	60,  // 56: imagectl.v1.WhyResponse.console:type_name -> imagectl.v1.BootEvent
+	91,  // 57: imagectl.v1.BootEvent.at:type_name -> google.protobuf.Timestamp
+	40,  // 58: imagectl.v1.StatusResponse.machines:type_name -> imagectl.v1.MachineView
+	91,  // 59: imagectl.v1.StatusResponse.since:type_name -> google.protobuf.Timestamp
+	64,  // 60: imagectl.v1.StatusResponse.etcd:type_name -> imagectl.v1.EtcdView
+	63,  // 61: imagectl.v1.StatusResponse.backup:type_name -> imagectl.v1.BackupView
+	91,  // 62: imagectl.v1.BackupView.good_at:type_name -> google.protobuf.Timestamp
+	91,  // 63: imagectl.v1.BackupView.failed_at:type_name -> google.protobuf.Timestamp
+	91,  // 64: imagectl.v1.BackupView.restored_from:type_name -> google.protobuf.Timestamp
+	88,  // 65: imagectl.v1.EtcdView.members:type_name -> imagectl.v1.EtcdView.Member
+	89,  // 66: imagectl.v1.EtcdView.restoring:type_name -> imagectl.v1.EtcdView.Restoring
+	44,  // 67: imagectl.v1.RetireMachineRequest.selection:type_name -> imagectl.v1.Selection
+	57,  // 68: imagectl.v1.RetireMachineResponse.outcomes:type_name -> imagectl.v1.Outcome
+	57,  // 69: imagectl.v1.ReplaceMachineResponse.outcome:type_name -> imagectl.v1.Outcome
+	91,  // 70: imagectl.v1.CertificateView.not_before:type_name -> google.protobuf.Timestamp
+	91,  // 71: imagectl.v1.CertificateView.not_after:type_name -> google.protobuf.Timestamp
+	91,  // 72: imagectl.v1.CertificateView.revoked_at:type_name -> google.protobuf.Timestamp
+	71,  // 73: imagectl.v1.ListCertificatesResponse.certificates:type_name -> imagectl.v1.CertificateView
+	57,  // 74: imagectl.v1.RevokeCertificatesResponse.outcomes:type_name -> imagectl.v1.Outcome
+	91,  // 75: imagectl.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	94,  // 76: imagectl.v1.ListAuditSignaturesResponse.witnesses:type_name -> imagectl.v1.AuditWitness
+	40,  // 77: imagectl.v1.WatchMachinesResponse.machine:type_name -> imagectl.v1.MachineView
+	91,  // 78: imagectl.v1.AuthorityView.CA.not_before:type_name -> google.protobuf.Timestamp
+	91,  // 79: imagectl.v1.AuthorityView.CA.not_after:type_name -> google.protobuf.Timestamp
+	90,  // 80: imagectl.v1.EtcdView.Restoring.snapshot:type_name -> imagectl.v1.EtcdSnapshot
+	45,  // 81: imagectl.v1.OperatorService.ListMachines:input_type -> imagectl.v1.ListMachinesRequest
+	47,  // 82: imagectl.v1.OperatorService.ApproveMachine:input_type -> imagectl.v1.ApproveMachineRequest
+	49,  // 83: imagectl.v1.OperatorService.RejectMachine:input_type -> imagectl.v1.RejectMachineRequest
+	51,  // 84: imagectl.v1.OperatorService.ArmMachine:input_type -> imagectl.v1.ArmMachineRequest
+	53,  // 85: imagectl.v1.OperatorService.DisarmMachine:input_type -> imagectl.v1.DisarmMachineRequest
+	55,  // 86: imagectl.v1.OperatorService.PowerMachine:input_type -> imagectl.v1.PowerMachineRequest
+	58,  // 87: imagectl.v1.OperatorService.Why:input_type -> imagectl.v1.WhyRequest
+	61,  // 88: imagectl.v1.OperatorService.Status:input_type -> imagectl.v1.StatusRequest
+	65,  // 89: imagectl.v1.OperatorService.IssueKubeconfig:input_type -> imagectl.v1.IssueKubeconfigRequest
+	67,  // 90: imagectl.v1.OperatorService.RetireMachine:input_type -> imagectl.v1.RetireMachineRequest
+	69,  // 91: imagectl.v1.OperatorService.ReplaceMachine:input_type -> imagectl.v1.ReplaceMachineRequest
+	72,  // 92: imagectl.v1.OperatorService.ListCertificates:input_type -> imagectl.v1.ListCertificatesRequest
+	74,  // 93: imagectl.v1.OperatorService.RevokeCertificates:input_type -> imagectl.v1.RevokeCertificatesRequest
+	76,  // 94: imagectl.v1.OperatorService.IssueToken:input_type -> imagectl.v1.IssueTokenRequest
+	78,  // 95: imagectl.v1.OperatorService.BackupServer:input_type -> imagectl.v1.BackupServerRequest
+	82,  // 96: imagectl.v1.OperatorService.ReadAudit:input_type -> imagectl.v1.ReadAuditRequest
+	80,  // 97: imagectl.v1.OperatorService.ListAuditSignatures:input_type -> imagectl.v1.ListAuditSignaturesRequest
+	84,  // 98: imagectl.v1.OperatorService.WatchMachines:input_type -> imagectl.v1.WatchMachinesRequest
+	29,  // 99: imagectl.v1.OperatorService.AddOperator:input_type -> imagectl.v1.AddOperatorRequest
+	31,  // 100: imagectl.v1.OperatorService.ListOperators:input_type -> imagectl.v1.ListOperatorsRequest
+	33,  // 101: imagectl.v1.OperatorService.RevokeOperators:input_type -> imagectl.v1.RevokeOperatorsRequest
+	36,  // 102: imagectl.v1.OperatorService.ListRequests:input_type -> imagectl.v1.ListRequestsRequest
+	38,  // 103: imagectl.v1.OperatorService.ApproveRequest:input_type -> imagectl.v1.ApproveRequestRequest
+	24,  // 104: imagectl.v1.OperatorService.ShowAuthority:input_type -> imagectl.v1.ShowAuthorityRequest
+	26,  // 105: imagectl.v1.OperatorService.RollAuthority:input_type -> imagectl.v1.RollAuthorityRequest
+	22,  // 106: imagectl.v1.OperatorService.RotateAuthority:input_type -> imagectl.v1.RotateAuthorityRequest
+	3,   // 107: imagectl.v1.OperatorService.DefragmentEtcd:input_type -> imagectl.v1.DefragmentEtcdRequest
+	5,   // 108: imagectl.v1.OperatorService.RestoreEtcd:input_type -> imagectl.v1.RestoreEtcdRequest
+	7,   // 109: imagectl.v1.OperatorService.ListEtcdSnapshots:input_type -> imagectl.v1.ListEtcdSnapshotsRequest
+	10,  // 110: imagectl.v1.OperatorService.ActMachine:input_type -> imagectl.v1.ActMachineRequest
+	12,  // 111: imagectl.v1.OperatorService.DrainMachine:input_type -> imagectl.v1.DrainMachineRequest
+	16,  // 112: imagectl.v1.OperatorService.ShowEncryption:input_type -> imagectl.v1.ShowEncryptionRequest
+	18,  // 113: imagectl.v1.OperatorService.RotateEncryption:input_type -> imagectl.v1.RotateEncryptionRequest
+	46,  // 114: imagectl.v1.OperatorService.ListMachines:output_type -> imagectl.v1.ListMachinesResponse
+	48,  // 115: imagectl.v1.OperatorService.ApproveMachine:output_type -> imagectl.v1.ApproveMachineResponse
+	50,  // 116: imagectl.v1.OperatorService.RejectMachine:output_type -> imagectl.v1.RejectMachineResponse
+	52,  // 117: imagectl.v1.OperatorService.ArmMachine:output_type -> imagectl.v1.ArmMachineResponse
+	54,  // 118: imagectl.v1.OperatorService.DisarmMachine:output_type -> imagectl.v1.DisarmMachineResponse
+	56,  // 119: imagectl.v1.OperatorService.PowerMachine:output_type -> imagectl.v1.PowerMachineResponse
+	59,  // 120: imagectl.v1.OperatorService.Why:output_type -> imagectl.v1.WhyResponse
+	62,  // 121: imagectl.v1.OperatorService.Status:output_type -> imagectl.v1.StatusResponse
+	66,  // 122: imagectl.v1.OperatorService.IssueKubeconfig:output_type -> imagectl.v1.IssueKubeconfigResponse
+	68,  // 123: imagectl.v1.OperatorService.RetireMachine:output_type -> imagectl.v1.RetireMachineResponse
+	70,  // 124: imagectl.v1.OperatorService.ReplaceMachine:output_type -> imagectl.v1.ReplaceMachineResponse
+	73,  // 125: imagectl.v1.OperatorService.ListCertificates:output_type -> imagectl.v1.ListCertificatesResponse
+	75,  // 126: imagectl.v1.OperatorService.RevokeCertificates:output_type -> imagectl.v1.RevokeCertificatesResponse
+	77,  // 127: imagectl.v1.OperatorService.IssueToken:output_type -> imagectl.v1.IssueTokenResponse
+	79,  // 128: imagectl.v1.OperatorService.BackupServer:output_type -> imagectl.v1.BackupServerResponse
+	83,  // 129: imagectl.v1.OperatorService.ReadAudit:output_type -> imagectl.v1.ReadAuditResponse
+	81,  // 130: imagectl.v1.OperatorService.ListAuditSignatures:output_type -> imagectl.v1.ListAuditSignaturesResponse
+	85,  // 131: imagectl.v1.OperatorService.WatchMachines:output_type -> imagectl.v1.WatchMachinesResponse
+	30,  // 132: imagectl.v1.OperatorService.AddOperator:output_type -> imagectl.v1.AddOperatorResponse
+	32,  // 133: imagectl.v1.OperatorService.ListOperators:output_type -> imagectl.v1.ListOperatorsResponse
+	34,  // 134: imagectl.v1.OperatorService.RevokeOperators:output_type -> imagectl.v1.RevokeOperatorsResponse
+	37,  // 135: imagectl.v1.OperatorService.ListRequests:output_type -> imagectl.v1.ListRequestsResponse
+	39,  // 136: imagectl.v1.OperatorService.ApproveRequest:output_type -> imagectl.v1.ApproveRequestResponse
+	25,  // 137: imagectl.v1.OperatorService.ShowAuthority:output_type -> imagectl.v1.ShowAuthorityResponse
+	27,  // 138: imagectl.v1.OperatorService.RollAuthority:output_type -> imagectl.v1.RollAuthorityResponse
+	23,  // 139: imagectl.v1.OperatorService.RotateAuthority:output_type -> imagectl.v1.RotateAuthorityResponse
+	4,   // 140: imagectl.v1.OperatorService.DefragmentEtcd:output_type -> imagectl.v1.DefragmentEtcdResponse
+	6,   // 141: imagectl.v1.OperatorService.RestoreEtcd:output_type -> imagectl.v1.RestoreEtcdResponse
+	8,   // 142: imagectl.v1.OperatorService.ListEtcdSnapshots:output_type -> imagectl.v1.ListEtcdSnapshotsResponse
+	11,  // 143: imagectl.v1.OperatorService.ActMachine:output_type -> imagectl.v1.ActMachineResponse
+	13,  // 144: imagectl.v1.OperatorService.DrainMachine:output_type -> imagectl.v1.DrainMachineResponse
+	17,  // 145: imagectl.v1.OperatorService.ShowEncryption:output_type -> imagectl.v1.ShowEncryptionResponse
+	19,  // 146: imagectl.v1.OperatorService.RotateEncryption:output_type -> imagectl.v1.RotateEncryptionResponse
+	114, // [114:147] is the sub-list for method output_type
+	81,  // [81:114] is the sub-list for method input_type
+	81,  // [81:81] is the sub-list for extension type_name
+	81,  // [81:81] is the sub-list for extension extendee
+	0,   // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_imagectl_v1_operator_proto_init() }
@@ -5685,7 +6205,7 @@ func file_imagectl_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_imagectl_v1_operator_proto_rawDesc), len(file_imagectl_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   81,
+			NumMessages:   87,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

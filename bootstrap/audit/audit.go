@@ -43,7 +43,19 @@ type Entry struct {
 	After  string `json:"after,omitempty"`
 	// Detail is one sentence for people. It never holds a secret.
 	Detail string `json:"detail,omitempty"`
+	// Arguments names the call that an entry comes of with all that the call said: the SHA-256,
+	// lower-case hexadecimal, of its procedure, a line end and its message in protobuf's
+	// deterministic encoding. Empty where no call was made, or none was read; so are entries of
+	// before there was this field.
+	Arguments string `json:"arguments,omitempty"`
+	// Result is what became of that call: Done, or the word for why it was refused or failed.
+	// Empty without a call, and where the call has only begun.
+	Result string `json:"result,omitempty"`
 }
+
+// Done is the result of a call that did what its entry says. An entry that is committed with
+// its change has no other.
+const Done = "done"
 
 // Tip is the end of a chain. The zero value is the empty chain.
 type Tip struct {

@@ -90,6 +90,47 @@ func TestOpenReturnsWhatWasSealed(t *testing.T) {
 	}
 }
 
+// What servers of before there were Arguments and Result have written.
+const chainOfBefore = `{"seq":1,"prev":"","hash":"f6eda127b214b59ff62b2fd69a40f9bb9abec26903501e4c3353a23e1d305c00","entry":{"time":"2026-01-01T00:00:00Z","actor":{"subject":"imagectl://demo/operator/ada","serial":"01"},"action":"machine-armed","machine":"cp1","before":"approved","after":"armed"}}
+{"seq":2,"prev":"f6eda127b214b59ff62b2fd69a40f9bb9abec26903501e4c3353a23e1d305c00","hash":"a66b5e8d2333946bc9df81f86bcee58af3a5e536c5267246a50a8986e1236c2c","entry":{"time":"2026-01-01T00:00:01Z","actor":{"subject":"imagectl://demo/node/cp1","serial":"02","source":"192.0.2.1"},"action":"node-called","machine":"cp1","detail":"Units"}}
+`
+
+// A log goes on where a server of before has left it: its entries verify, and one that has none of
+// what is new is the same bytes as ever.
+func TestAChainOfBeforeGoesOn(t *testing.T) {
+	t.Parallel()
+	var lines [][]byte
+	var tip, again Tip
+	for line := range bytes.Lines([]byte(chainOfBefore)) {
+		line = bytes.TrimSuffix(line, []byte("\n"))
+		e, next, err := Open(tip, line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same, to, err := Seal(again, e)
+		if err != nil || !bytes.Equal(same, line) {
+			t.Errorf("sealed again: %v\n%s\nwant\n%s", err, same, line)
+		}
+		lines, tip, again = append(lines, line), next, to
+	}
+	line, end, err := Seal(tip, Entry{Action: "call-refused", Arguments: strings.Repeat("a", 64), Result: "permission_denied"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(all(append(lines, line)), end); err != nil || len(lines) != 2 {
+		t.Errorf("%d entries of before, %v", len(lines), err)
+	}
+	for what, forged := range map[string][]byte{
+		"another result":    bytes.Replace(line, []byte("permission_denied"), []byte("done"), 1),
+		"another call":      bytes.Replace(line, []byte("aaaa"), []byte("aaab"), 1),
+		"its result is out": bytes.Replace(line, []byte(`,"result":"permission_denied"`), nil, 1),
+	} {
+		if err := Verify(all(append(slices.Clone(lines), forged)), end); err == nil {
+			t.Errorf("%s: it verifies", what)
+		}
+	}
+}
+
 func FuzzOpen(f *testing.F) {
 	lines, _ := chain(f, 1)
 	f.Add(lines[0])

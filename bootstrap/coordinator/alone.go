@@ -39,12 +39,16 @@ func AskAlone(nodes []Node, c Choices, name string, lost []string, id string) (C
 		return c, fmt.Sprintf("%d of %d voters are healthy, and etcd has its quorum: replace the others one by one", well, len(c.EtcdVoters))
 	}
 	for _, v := range others {
+		if o := find(nodes, v); o != nil && unheard(*o) {
+			return c, fmt.Sprintf("the server has just begun, and does not know yet whether %s runs; ask again in two minutes", v)
+		}
 		if o := find(nodes, v); o != nil && o.Seen != nil && !o.Seen.Installer && !o.Seen.EtcdEmpty {
 			return c, fmt.Sprintf("%s calls, and is not lost: its member may come back", v)
 		}
 	}
-	c.EtcdAlone, c.EtcdAloneID = name, id
-	c.EtcdJoining, c.EtcdLeaving, c.EtcdRemover, c.EtcdTending, c.EtcdAsked = "", "", "", "", nil
+	// It calls, and is told within seconds.
+	c.EtcdAlone, c.EtcdAloneID, c.EtcdActing = name, id, true
+	c.EtcdJoining, c.EtcdLeaving, c.EtcdRemover, c.EtcdTending, c.EtcdRestarting, c.EtcdSaving, c.EtcdAsked = "", "", "", "", "", "", nil
 	return c, ""
 }
 
@@ -54,12 +58,15 @@ func chooseAlone(nodes []Node, c Choices) Choices {
 	n := find(nodes, c.EtcdAlone)
 	switch {
 	case n == nil || !n.ControlPlane || n.State == machine.Retired || !c.beginsAnew() && !working(n.State):
-		c.EtcdAlone, c.EtcdSnapshot = "", Snapshot{} // it takes no part any more, and has not begun
+		c.EtcdAlone, c.EtcdSnapshot, c.EtcdActing = "", Snapshot{}, false // it takes no part any more, and has not begun
 	case n.Seen != nil && n.Seen.EtcdAlone == c.EtcdAloneID && n.Seen.Etcd.Fit && slices.Equal(n.Seen.EtcdMembers, []string{n.Name}):
 		if c.beginsAnew() {
 			return begunAnew(*n, c)
 		}
-		c.EtcdVoters, c.EtcdAlone = []string{n.Name}, ""
+		c.EtcdVoters, c.EtcdAlone, c.EtcdActing = []string{n.Name}, "", false
+	case snapshotThere(nodes, c):
+		// From here on the others stop. That is stored before anybody is told.
+		c.EtcdActing = true
 	}
 	return c
 }

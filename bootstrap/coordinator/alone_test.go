@@ -90,6 +90,7 @@ func TestAskAloneIsRefused(t *testing.T) {
 			m.node("cp1").Seen.EtcdHealthy, m.node("cp2").Seen.EtcdHealthy = true, true
 		}},
 		{"another one calls", "cp1", "cp3 calls, and is not lost: its member may come back", func(m *model) { m.power("cp3", false) }},
+		{"the server has just begun, and one has not called yet", "cp1", "the server has just begun, and does not know yet whether cp3 runs; ask again in two minutes", func(m *model) { m.node("cp3").Gone = false }},
 		{"it does not call", "cp2", "its installed system does not call", nil},
 		{"the installer calls", "cp1", "its installed system does not call", func(m *model) { m.node("cp1").Seen.Installer = true }},
 		{"it is retired", "cp1", "its installed system does not call", func(m *model) { m.node("cp1").State = machine.Retired }},

@@ -18,7 +18,9 @@ import (
 type Node struct {
 	Name         string
 	ControlPlane bool
-	State        machine.State
+	// Zone is cluster.yaml's word for where it is; empty for none.
+	Zone  string
+	State machine.State
 	// Seen is what it last said; nil when it has not called lately.
 	Seen *Seen
 	// Gone: it has not called for long, and a server was there to hear it.
@@ -70,6 +72,10 @@ type Seen struct {
 	EncryptionRewritten string
 	// BootID is of the system that calls.
 	BootID string
+	// CATurn is the last CARotation.Turn that it has taken, and CADone the last that it is through
+	// with. CAStale: its etcd runs with other CAs than those on its disk.
+	CATurn, CADone uint64
+	CAStale        bool
 	// RemovesFormer: it knows how to remove Node objects. FormerGone are those that it has
 	// found gone, or has removed.
 	RemovesFormer bool
@@ -79,9 +85,10 @@ type Seen struct {
 }
 
 // Choices are decisions that outlive everything. The zero value is a cluster
-// that does not exist yet. A set field never changes, and no name leaves a list but
+// that does not exist yet. A set field never changes, but that EtcdFirst and KubernetesFirst name
+// another machine when theirs is retired before it was done, and no name leaves a list but
 // that of a voter which was taken off etcd's own or was lost; EtcdJoining, EtcdLeaving,
-// EtcdRemover, EtcdTending, EtcdAsked, EtcdAlone, EtcdSnapshot and Renewing come and go, and the keys
+// EtcdRemover, EtcdTending, EtcdRestarting, EtcdCA, EtcdAsked, EtcdAlone, EtcdSnapshot, EtcdActing, EtcdSaving and Renewing come and go, and the keys
 // of Encryption follow each other. Where nothing is left but a snapshot, Kubernetes is formed again
 // (begunAnew).
 type Choices struct {
@@ -101,12 +108,20 @@ type Choices struct {
 	EtcdRemover string `json:"etcdRemover,omitempty"`
 	// EtcdTending is the only machine that may defragment the database of its member now.
 	EtcdTending string `json:"etcdTending,omitempty"`
+	// EtcdRestarting is the only machine that may start its etcd anew now, for other CAs.
+	EtcdRestarting string `json:"etcdRestarting,omitempty"`
+	// EtcdCA is which CAs of etcd are trusted; NextEtcdCA advances it.
+	EtcdCA CARotation `json:"etcdCA,omitzero"`
 	// EtcdAlone is the voter that goes on as etcd's only member, because all others are lost,
 	// until it has done so. EtcdAloneID names that once, and stays.
 	EtcdAlone   string `json:"etcdAlone,omitempty"`
 	EtcdAloneID string `json:"etcdAloneID,omitempty"`
 	// EtcdSnapshot: it begins anew out of this file, and not with the data that it has.
 	EtcdSnapshot Snapshot `json:"etcdSnapshot,omitzero"`
+	// EtcdActing: members may have been told to stop or to begin, so it is not called off any more.
+	EtcdActing bool `json:"etcdActing,omitempty"`
+	// EtcdSaving is the machine of whose member a snapshot is being taken.
+	EtcdSaving string `json:"etcdSaving,omitempty"`
 	// EtcdRestores is how often that was asked for.
 	EtcdRestores uint64 `json:"etcdRestores,omitempty"`
 	// EtcdAsked are the machines whose databases an operator wants defragmented, sorted.
@@ -134,28 +149,18 @@ type Choices struct {
 func (c Choices) Equal(o Choices) bool {
 	return c.Policy == o.Policy && c.Encryption.Equal(o.Encryption) && slices.Equal(c.EtcdVoters, o.EtcdVoters) && slices.Equal(c.APIServers, o.APIServers) && c.EtcdJoining == o.EtcdJoining &&
 		c.Renewing == o.Renewing && c.EtcdLeaving == o.EtcdLeaving && c.EtcdRemover == o.EtcdRemover &&
-		c.EtcdTending == o.EtcdTending && c.EtcdAlone == o.EtcdAlone && c.EtcdAloneID == o.EtcdAloneID && c.EtcdSnapshot == o.EtcdSnapshot && c.EtcdRestores == o.EtcdRestores && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
+		c.EtcdTending == o.EtcdTending && c.EtcdRestarting == o.EtcdRestarting && c.EtcdCA.Equal(o.EtcdCA) && c.EtcdAlone == o.EtcdAlone && c.EtcdAloneID == o.EtcdAloneID && c.EtcdSnapshot == o.EtcdSnapshot && c.EtcdRestores == o.EtcdRestores && c.EtcdActing == o.EtcdActing && c.EtcdSaving == o.EtcdSaving && slices.Equal(c.EtcdAsked, o.EtcdAsked) &&
 		c.ServerSigns == o.ServerSigns && c.EtcdFirst == o.EtcdFirst && c.EtcdFormed == o.EtcdFormed && c.KubernetesFirst == o.KubernetesFirst && c.KubernetesFormed == o.KubernetesFormed
 }
 
 // Choose advances the choices. Nodes are in the order of cluster.yaml, which is
 // the order of preference.
 func Choose(nodes []Node, c Choices) Choices {
-	if c.EtcdFirst == "" {
-		for _, n := range nodes {
-			if n.ControlPlane && n.Seen != nil && !n.Seen.Installer && working(n.State) {
-				c.EtcdFirst = n.Name
-				break
-			}
-		}
-	}
+	c = chooseEtcdFirst(nodes, c)
 	if n := find(nodes, c.EtcdFirst); n != nil && n.Seen != nil && n.Seen.EtcdHealthy {
 		c.EtcdFormed = true
 	}
-	c = chooseTending(nodes, chooseMember(nodes, c))
-	if c.EtcdFormed && c.KubernetesFirst == "" {
-		c.KubernetesFirst = c.EtcdFirst
-	}
+	c = chooseKubernetesFirst(nodes, chooseRestarting(nodes, chooseTending(nodes, chooseMember(nodes, c))))
 	if n := find(nodes, c.KubernetesFirst); n != nil && n.Seen != nil && n.Seen.Joined && n.Seen.APIServerReady {
 		c.KubernetesFormed = true
 	}
@@ -245,6 +250,8 @@ type Directive struct {
 	EtcdStop, EtcdBegin bool
 	// EtcdRemove is the machine whose member this one takes off etcd's list.
 	EtcdRemove string
+	// EtcdRestart: it starts its etcd anew, where that runs with other CAs.
+	EtcdRestart bool
 	// Tend: it tends the database of its own member; Asked: an operator wants it to.
 	Tend, TendAsked  bool
 	Kubernetes       KubernetesAction
@@ -270,12 +277,13 @@ func Direct(nodes []Node, c Choices, name string) Directive {
 	}
 	d := Directive{Kind: Run, First: addonsOn(nodes, c) == name}
 	d.Etcd, d.EtcdReason = etcd(nodes, *n, c)
-	d.EtcdStop = d.Etcd == EtcdWait && stops(nodes, c, name)
-	d.EtcdBegin = d.Etcd == EtcdAlone && c.beginsAnew() && SnapshotWaits(nodes, c) == ""
+	d.EtcdStop = d.Etcd == EtcdWait && c.EtcdActing && stops(nodes, c, name)
+	d.EtcdBegin = d.Etcd == EtcdAlone && c.EtcdActing && c.beginsAnew() && SnapshotWaits(nodes, c) == ""
 	if c.EtcdRemover == name {
 		d.EtcdRemove = c.EtcdLeaving
 	}
 	d.Tend = c.EtcdTending == name && d.Etcd == EtcdRun
+	d.EtcdRestart = c.EtcdRestarting == name && d.Etcd == EtcdRun
 	d.TendAsked = d.Tend && slices.Contains(c.EtcdAsked, name)
 	d.Kubernetes, d.KubernetesReason = kubernetes(nodes, *n, c)
 	d.Renew = d.Kubernetes == KubernetesRun && c.Renewing == name

@@ -57,8 +57,8 @@ func check(t *testing.T, nodes []Node, before Choices) {
 		t.Fatalf("%+v %+v: choosing again changes %+v to %+v", nodes, before, c, again)
 	}
 	switch {
-	case before.EtcdFirst != "" && c.EtcdFirst != before.EtcdFirst,
-		before.KubernetesFirst != "" && c.KubernetesFirst != before.KubernetesFirst,
+	case before.EtcdFirst != "" && c.EtcdFirst != before.EtcdFirst && (before.EtcdFormed || !retired(nodes, before.EtcdFirst)),
+		before.KubernetesFirst != "" && c.KubernetesFirst != before.KubernetesFirst && (before.KubernetesFormed || !retired(nodes, before.KubernetesFirst)),
 		before.EtcdFormed && !c.EtcdFormed,
 		before.KubernetesFormed && !c.KubernetesFormed,
 		!contains(c.APIServers, before.APIServers),
@@ -143,6 +143,11 @@ func check(t *testing.T, nodes []Node, before Choices) {
 	if bootstraps > 1 || inits > 1 || joins+removals > 1 || applies > 1 {
 		t.Fatalf("%+v %+v: %d machines start etcd, %d run init, %d join etcd, %d remove a member, %d apply the add-ons", nodes, c, bootstraps, inits, joins, removals, applies)
 	}
+}
+
+func retired(nodes []Node, name string) bool {
+	n := find(nodes, name)
+	return n != nil && n.State == machine.Retired
 }
 
 // checkJoining asserts when the right to change etcd's membership is given.

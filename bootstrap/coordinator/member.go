@@ -39,7 +39,7 @@ func chooseMember(nodes []Node, c Choices) Choices {
 	if c.EtcdJoining != "" && joiningEnds(find(nodes, c.EtcdJoining)) {
 		c.EtcdJoining = ""
 	}
-	if c.EtcdJoining != "" || c.EtcdTending != "" || slices.ContainsFunc(nodes, busy) {
+	if c.EtcdJoining != "" || c.EtcdTending != "" || c.EtcdSaving != "" || c.EtcdRestarting != "" || slices.ContainsFunc(nodes, busy) {
 		return c
 	}
 	for _, n := range nodes {
@@ -94,7 +94,7 @@ func chooseLeaving(nodes []Node, c Choices) Choices {
 		return c
 	}
 	c.EtcdRemover = ""
-	if ok, _ := mayLeave(nodes, c); !ok || slices.ContainsFunc(nodes, busy) {
+	if ok, _ := mayLeave(nodes, c); !ok || c.EtcdSaving != "" || slices.ContainsFunc(nodes, busy) {
 		return c
 	}
 	for _, n := range nodes {
@@ -232,7 +232,26 @@ func MayLose(nodes []Node, c Choices, name, how string) (bool, string) {
 	return true, ""
 }
 
-// EtcdSummary says how far etcd is from losing its quorum; one sentence.
+// Without is what etcd is while a voter's connections are refused, in one sentence; empty for a
+// machine that is none.
+func Without(nodes []Node, c Choices, name string) string {
+	total := len(c.EtcdVoters)
+	if !slices.Contains(c.EtcdVoters, name) {
+		return ""
+	}
+	well, ill := healthy(nodes, c, name)
+	s := fmt.Sprintf("without %s %d of %d etcd voters are healthy, quorum is %d", name, well, total, quorum(total))
+	if len(ill) > 0 {
+		s += ", not healthy: " + list(ill)
+	}
+	if well < quorum(total) {
+		s += ": nothing can be written until it has a certificate again"
+	}
+	return s
+}
+
+// EtcdSummary says how far etcd is from losing its quorum, by machines and by zones; one
+// sentence.
 func EtcdSummary(nodes []Node, c Choices) string {
 	total := len(c.EtcdVoters)
 	if total == 0 {
@@ -254,6 +273,12 @@ func EtcdSummary(nodes []Node, c Choices) string {
 		_, why := mayLeave(nodes, c)
 		s += "; " + why
 	}
+	if c.EtcdSaving != "" {
+		s += fmt.Sprintf("; a snapshot of %s is taken", c.EtcdSaving)
+	}
+	if c.EtcdRestarting != "" {
+		s += fmt.Sprintf("; %s starts its member anew with other CAs, one at a time", c.EtcdRestarting)
+	}
 	if why := tendingSummary(nodes, c); why != "" {
 		s += "; " + why
 	}
@@ -261,9 +286,9 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	case spare < 0:
 		return s + fmt.Sprintf("; %d more must come back before anything can be written", -spare)
 	case spare == 0:
-		return s + "; none may fail"
+		return s + "; none may fail" + zoneSummary(nodes, c)
 	default:
-		return s + fmt.Sprintf("; %d may fail", spare)
+		return s + fmt.Sprintf("; %d may fail", spare) + zoneSummary(nodes, c)
 	}
 }
 
@@ -306,6 +331,9 @@ func etcd(nodes []Node, n Node, c Choices) (EtcdAction, string) {
 	}
 	if ok, why := mayJoin(nodes, c, n); !ok {
 		return EtcdWait, why
+	}
+	if c.EtcdSaving != "" {
+		return EtcdWait, fmt.Sprintf("%s is next to join etcd, when the snapshot of %s is taken", n.Name, c.EtcdSaving)
 	}
 	return EtcdWait, fmt.Sprintf("%s is next to join etcd", n.Name)
 }

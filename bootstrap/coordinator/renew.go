@@ -25,7 +25,7 @@ func chooseRenewing(nodes []Node, c Choices) Choices {
 	if c.Renewing != "" && renewingEnds(find(nodes, c.Renewing)) {
 		c.Renewing = ""
 	}
-	if c.Renewing != "" || !c.KubernetesFormed {
+	if c.Renewing != "" || !c.KubernetesFormed || c.EtcdRestarting != "" {
 		return c
 	}
 	for _, at := range []Certificates{CertificatesUrgent, CertificatesDue} {

@@ -55,9 +55,10 @@ func AskSnapshot(nodes []Node, c Choices, name string, lost []string, from Snaps
 			}
 		}
 	}
+	// Who was told to stop for another file has stopped: EtcdActing stays as it is.
 	c.EtcdAlone, c.EtcdAloneID, c.EtcdSnapshot = name, id, from
 	c.EtcdRestores++
-	c.EtcdJoining, c.EtcdLeaving, c.EtcdRemover, c.EtcdTending, c.EtcdAsked = "", "", "", "", nil
+	c.EtcdJoining, c.EtcdLeaving, c.EtcdRemover, c.EtcdTending, c.EtcdRestarting, c.EtcdSaving, c.EtcdAsked = "", "", "", "", "", "", nil
 	return c, ""
 }
 
@@ -73,7 +74,7 @@ func (c Choices) beginsAnew() bool { return c.EtcdAlone != "" && c.EtcdSnapshot 
 // snapshotThere: the machine has the file that it is to begin with.
 func snapshotThere(nodes []Node, c Choices) bool {
 	n := find(nodes, c.EtcdAlone)
-	return n != nil && n.Seen != nil && !n.Seen.Installer && n.Seen.EtcdSnapshot == c.EtcdSnapshot.SHA256
+	return c.beginsAnew() && n != nil && n.Seen != nil && !n.Seen.Installer && n.Seen.EtcdSnapshot == c.EtcdSnapshot.SHA256
 }
 
 // SnapshotWaits says what etcd's beginning anew waits for; empty when nothing holds it up. Nobody
@@ -113,7 +114,7 @@ func stops(nodes []Node, c Choices, name string) bool {
 // and where the machine is no node of Kubernetes none is, so that kubeadm init runs there again,
 // with the same CAs, on what the snapshot has.
 func begunAnew(n Node, c Choices) Choices {
-	c.EtcdVoters, c.EtcdAlone, c.EtcdSnapshot = []string{n.Name}, "", Snapshot{}
+	c.EtcdVoters, c.EtcdAlone, c.EtcdSnapshot, c.EtcdActing = []string{n.Name}, "", Snapshot{}, false
 	if !n.Seen.Joined {
 		c.KubernetesFirst, c.KubernetesFormed, c.APIServers, c.Renewing = n.Name, false, nil, ""
 	}

@@ -22,6 +22,7 @@ func (m *model) asks(giveUp bool) {
 
 func (m *model) waits(want string) {
 	m.t.Helper()
+	m.c = Choose(m.nodes, m.c) // as the server does before it tells anybody anything
 	if got := SnapshotWaits(m.nodes, m.c); got != want {
 		m.t.Errorf("it waits for %q, want %q", got, want)
 	}

@@ -74,6 +74,10 @@ func mayTend(nodes []Node, c Choices) (bool, string) {
 		return false, fmt.Sprintf("the member of %s is removed first", c.EtcdLeaving)
 	case c.EtcdJoining != "":
 		return false, c.EtcdJoining + " joins etcd first"
+	case c.EtcdSaving != "":
+		return false, fmt.Sprintf("a snapshot of %s is taken first", c.EtcdSaving)
+	case c.EtcdRestarting != "":
+		return false, c.EtcdRestarting + " starts its etcd anew first"
 	}
 	var unfit []string
 	for _, v := range c.EtcdVoters {

@@ -35,6 +35,15 @@ func (c *Cluster) Defragment(ctx context.Context, endpoint string) error {
 	return nil
 }
 
+// MoveLeader lets another member lead. The client must have been opened for the one that leads
+// only.
+func (c *Cluster) MoveLeader(ctx context.Context, to uint64) error {
+	if _, err := c.client.MoveLeader(ctx, to); err != nil {
+		return fmt.Errorf("letting etcd member %x lead: %w", to, err)
+	}
+	return nil
+}
+
 // Disarm takes NOSPACE back for every member that raised it, and no other alarm.
 func (c *Cluster) Disarm(ctx context.Context) error {
 	r, err := c.client.AlarmList(ctx)
@@ -50,6 +59,18 @@ func (c *Cluster) Disarm(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Revision is one up to which the member that is asked has everything, and that member's ID. A quorum
+// confirms it: whatever was acknowledged to anybody before the call is in it. Without a quorum it
+// fails when ctx ends.
+func (c *Cluster) Revision(ctx context.Context) (revision int64, member uint64, err error) {
+	// A read that is linearizable: the member asks the leader, and waits until it has caught up.
+	r, err := c.client.Get(ctx, "imagectl", clientv3.WithCountOnly())
+	if err != nil {
+		return 0, 0, fmt.Errorf("asking etcd for its revision: %w", err)
+	}
+	return r.Header.Revision, r.Header.MemberId, nil
 }
 
 // Snapshot streams the database of one of the endpoints that this client was opened for; the

@@ -158,6 +158,12 @@ func (h *Host) StopUnit(ctx context.Context, unit string) error {
 	return err
 }
 
+// KillUnit ends the processes of a systemd unit at once, without asking them.
+func (h *Host) KillUnit(ctx context.Context, unit string) error {
+	_, err := h.Run(ctx, Command{Argv: []string{"systemctl", "kill", "--signal=SIGKILL", unit}})
+	return err
+}
+
 // ReloadUnits makes systemd read its unit files again.
 func (h *Host) ReloadUnits(ctx context.Context) error {
 	_, err := h.Run(ctx, Command{Argv: []string{"systemctl", "daemon-reload"}})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +34,29 @@ func (h *Host) SetClock(t time.Time) error {
 		return fmt.Errorf("setting the clock to %s: %w", t.UTC().Format(time.RFC3339), err)
 	}
 	return nil
+}
+
+// ClockKept says whether the kernel takes the system clock to be kept by NTP: STA_UNSYNC is
+// clear (adjtimex(2)). Setting the clock sets it, and so do some hours without a source:
+// kernel/time/ntp.c. Of a directory it is false.
+func (h *Host) ClockKept() bool {
+	if h.Root != "" {
+		return false
+	}
+	var tx unix.Timex
+	state, err := unix.Adjtimex(&tx)
+	return err == nil && state != unix.TIME_ERROR && tx.Status&unix.STA_UNSYNC == 0
+}
+
+// BatteryClock is what the machine's battery-backed clock says, which counts whole seconds of
+// UTC; false when it has none.
+func (h *Host) BatteryClock() (time.Time, bool) {
+	b, err := h.ReadFile("/sys/class/rtc/rtc0/since_epoch")
+	if err != nil {
+		return time.Time{}, false
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	return time.Unix(n, 0), err == nil && n > 0
 }
 
 // SetHostname sets the running kernel's host name; /etc/hostname is a file like

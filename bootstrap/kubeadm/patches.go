@@ -2,6 +2,7 @@ package kubeadm
 
 import (
 	"fmt"
+	"strings"
 
 	"sigs.k8s.io/yaml"
 )
@@ -33,6 +34,10 @@ func (p Policy) patch() ([]patchOperation, error) {
 	volume, mount := auditVolume()
 	add("/spec/containers/0/volumeMounts/-", mount)
 	add("/spec/volumes/-", volume)
+	if p.EtcdCA != "" {
+		// kubeadm gives this pod annotations of its own (KubeAPIServerAdvertiseAddressEndpointAnnotationKey).
+		add("/metadata/annotations/"+strings.ReplaceAll(etcdCAAnnotation, "/", "~1"), p.EtcdCA)
+	}
 	return ops, nil
 }
 

@@ -41,7 +41,14 @@ type Policy struct {
 	Enforce, Audit, Warn string
 	// Exempt are namespaces without Pod Security, besides kube-system.
 	Exempt []string
+	// EtcdCA names the CAs of etcd that it is to run with, which it reads at its start: with others
+	// its manifest is another one, and kubelet starts it anew. Empty where etcd's CA was never
+	// replaced.
+	EtcdCA string
 }
+
+// etcdCAAnnotation of the API server's static pod is Policy.EtcdCA.
+const etcdCAAnnotation = "imagectl/etcd-ca"
 
 // PolicyFile is a file that a Policy needs. Its name has the digest of its content: what an
 // API server runs with is seen by the names in its manifest, and another content is another
@@ -193,12 +200,14 @@ func (p Policy) Apply(manifest []byte) ([]byte, error) {
 	}
 	addTo(container, "volumeMounts", mount)
 	addTo(spec, "volumes", volume)
-	if !changed {
-		return manifest, nil
+	out := manifest
+	if changed {
+		if out, err = yaml.Marshal(pod); err != nil {
+			return nil, fmt.Errorf("writing the API server's manifest: %w", err)
+		}
 	}
-	out, err := yaml.Marshal(pod)
-	if err != nil {
-		return nil, fmt.Errorf("writing the API server's manifest: %w", err)
+	if p.EtcdCA == "" {
+		return out, nil
 	}
-	return out, nil
+	return Annotated(out, etcdCAAnnotation, p.EtcdCA)
 }

@@ -2,6 +2,7 @@ package kubeadm
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -158,6 +159,49 @@ func TestPolicyPatchIsWhatApplyWants(t *testing.T) {
 	}
 	if got, err := policy().Apply(patched); err != nil || !bytes.Equal(got, patched) {
 		t.Errorf("%v, got\n%s\nwant\n%s", err, got, patched)
+	}
+}
+
+// An API server that is to run with other CAs of etcd has another manifest, by kubeadm's patch too.
+func TestAnAPIServerIsMarkedWithEtcdsCAs(t *testing.T) {
+	t.Parallel()
+	marked := policy()
+	marked.EtcdCA = "0123abcd"
+	manifest := strings.Replace(manifestOf, "metadata:\n", "metadata:\n  annotations: {kubeadm: x}\n", 1)
+	plain, err := policy().Apply([]byte(manifest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	once, err := marked.Apply(plain)
+	if err != nil || bytes.Equal(once, plain) {
+		t.Fatalf("it changes nothing: %v", err)
+	}
+	if twice, err := marked.Apply(once); err != nil || !bytes.Equal(once, twice) {
+		t.Errorf("applied again it changes: %v\n%s\n%s", err, once, twice)
+	}
+	var pod struct {
+		Metadata struct {
+			Annotations map[string]string `json:"annotations"`
+		} `json:"metadata"`
+	}
+	if err := yaml.Unmarshal(once, &pod); err != nil || pod.Metadata.Annotations["imagectl/etcd-ca"] != "0123abcd" || pod.Metadata.Annotations["kubeadm"] != "x" {
+		t.Errorf("%v: %v", err, pod)
+	}
+	other := marked
+	other.EtcdCA = "0123abce"
+	if changed, err := other.Apply(once); err != nil || bytes.Equal(changed, once) {
+		t.Errorf("other CAs change nothing: %v", err)
+	}
+	ops, err := marked.patch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// RFC 6901: a slash in a name is ~1.
+	if last := ops[len(ops)-1]; last != (patchOperation{"add", "/metadata/annotations/imagectl~1etcd-ca", "0123abcd"}) {
+		t.Errorf("kubeadm's patch ends with %v", last)
+	}
+	if ops, err := policy().patch(); err != nil || strings.Contains(fmt.Sprint(ops), "annotations") {
+		t.Errorf("where nothing was replaced: %v %v", err, ops)
 	}
 }
 

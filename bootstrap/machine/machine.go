@@ -32,8 +32,6 @@ const (
 	Quarantined State = "quarantined"
 	// Failed: it gave up and says why; arming it again is the way out.
 	Failed State = "failed"
-	// Resetting: told to wipe itself.
-	Resetting State = "resetting"
 	// Retired: removed for good; its certificates are refused.
 	Retired State = "retired"
 )

@@ -4,7 +4,7 @@ package machine
 func States() []State {
 	return []State{
 		Discovered, Approved, Armed, Installing, Installed, Enrolled, Member, Ready,
-		Quarantined, Failed, Resetting, Retired,
+		Quarantined, Failed, Retired,
 	}
 }
 
@@ -43,10 +43,6 @@ func never(s State, e Event) string {
 			return "add it to cluster.yaml first"
 		}
 	case Approved, Armed, Installing, Installed, Enrolled, Member, Ready, Quarantined, Failed:
-	case Resetting:
-		if e == Arm || e == ArmReinstall || e == Disarm || e == InstallBegun || e == InstallDone {
-			return "wait until it has wiped itself"
-		}
 	case Retired:
 		if e != Retire && e != Replace {
 			return "it was retired for good; imagectl machines replace gives its name to other hardware"
@@ -159,7 +155,7 @@ func move(s State, e Event) (to State, hint string) {
 		switch s {
 		case Approved:
 			return s, "it was not told to do anything"
-		case Quarantined, Resetting:
+		case Quarantined:
 			return s, ""
 		default:
 			return Failed, ""

@@ -106,3 +106,21 @@ func TestStrangersAreRefused(t *testing.T) {
 		t.Error("an unknown event is taken")
 	}
 }
+
+// A state that no event leads to is a promise that nobody keeps.
+func TestEveryStateIsReached(t *testing.T) {
+	t.Parallel()
+	reached := map[State]bool{Discovered: true, Approved: true} // where a life begins
+	for _, s := range States() {
+		for _, e := range Events() {
+			if to, err := Next(s, e); err == nil && to != s {
+				reached[to] = true
+			}
+		}
+	}
+	for _, s := range States() {
+		if !reached[s] {
+			t.Errorf("nothing leads to %s", s)
+		}
+	}
+}

@@ -144,7 +144,7 @@ func whoMay() map[string]string {
 		"Capture":         operators + " forwarded",
 		"Bundle":          operators + " forwarded",
 		"EtcdStatus":      readers + " server forwarded",
-		"EtcdSnapshot":    "admin forwarded",
+		"EtcdSnapshot":    "admin server forwarded",
 		"PutEtcdSnapshot": "admin forwarded",
 		"Act":             operators,
 	}

@@ -19,6 +19,9 @@ import (
 type Acting interface {
 	// EtcdStatus asks the members that the node knows how they are.
 	EtcdStatus(context.Context) (*api.EtcdStatusResponse, error)
+	// EtcdRevision is one up to which the node's member has everything, as a quorum confirms, and
+	// the member's ID, hexadecimal.
+	EtcdRevision(context.Context) (revision int64, member string, err error)
 	// EtcdSnapshot opens the database of the node's member; the caller closes it.
 	EtcdSnapshot(context.Context) (io.ReadCloser, error)
 	// TakeEtcdSnapshot opens a place for the snapshot with that SHA-256, which the server must have
@@ -34,12 +37,13 @@ type Acting interface {
 const snapshotChunk = 256 << 10
 
 // acting is who may make the calls of this file. A snapshot holds every secret of Kubernetes in the
-// clear, and the server's backups do not: who may fetch those gets none. The server, which has the
-// keys of all of them, may see one that it passes on to an admin.
+// clear, and the server's backups do not: who may fetch those gets none. The server may, for it takes
+// snapshots by schedule: it has the key of etcd's CA and those that Secrets are encrypted with, so
+// that it learns nothing that it could not have anyway.
 func acting() map[string]rule {
 	return map[string]rule{
 		apiconnect.NodeServiceEtcdStatusProcedure:      {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator, pki.RoleReader}, server: true, forwarded: true, limit: lookTime},
-		apiconnect.NodeServiceEtcdSnapshotProcedure:    {roles: []pki.Role{pki.RoleAdmin}, forwarded: true},
+		apiconnect.NodeServiceEtcdSnapshotProcedure:    {roles: []pki.Role{pki.RoleAdmin}, server: true, forwarded: true},
 		apiconnect.NodeServicePutEtcdSnapshotProcedure: {roles: []pki.Role{pki.RoleAdmin}, forwarded: true, limit: putTime},
 		apiconnect.NodeServiceActProcedure:             {roles: []pki.Role{pki.RoleAdmin, pki.RoleOperator}, limit: lookTime},
 	}
@@ -56,12 +60,20 @@ func (s *service) EtcdStatus(ctx context.Context, _ *connect.Request[api.EtcdSta
 
 // EtcdSnapshot implements apiconnect.NodeServiceHandler. Nothing leaves before the node's log has
 // it.
-func (s *service) EtcdSnapshot(ctx context.Context, _ *connect.Request[api.EtcdSnapshotRequest], out *connect.ServerStream[api.EtcdSnapshotResponse]) error {
+func (s *service) EtcdSnapshot(ctx context.Context, req *connect.Request[api.EtcdSnapshotRequest], out *connect.ServerStream[api.EtcdSnapshotResponse]) error {
 	select {
 	case s.backups <- struct{}{}:
 		defer func() { <-s.backups }()
 	default:
 		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%d callers read backups or snapshots already; ask again", backupsMax))
+	}
+	// Before the database is read: what is acknowledged later may be in it, what was before is.
+	first := &api.EtcdSnapshotResponse{}
+	if req.Msg.GetConfirmed() {
+		var err error
+		if first.Revision, first.MemberId, err = s.node.EtcdRevision(ctx); err != nil {
+			return connect.NewError(connect.CodeFailedPrecondition, err)
+		}
 	}
 	in, err := s.node.EtcdSnapshot(ctx)
 	if err != nil {
@@ -70,6 +82,11 @@ func (s *service) EtcdSnapshot(ctx context.Context, _ *connect.Request[api.EtcdS
 	defer in.Close()
 	if err := s.record(ctx, "etcd-snapshot-read", ""); err != nil {
 		return err
+	}
+	if req.Msg.GetConfirmed() {
+		if err := out.Send(first); err != nil {
+			return err
+		}
 	}
 	for b := make([]byte, snapshotChunk); ; {
 		if ctx.Err() != nil {

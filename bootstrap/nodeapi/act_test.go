@@ -38,6 +38,13 @@ func (f fake) EtcdStatus(context.Context) (*api.EtcdStatusResponse, error) {
 	return &api.EtcdStatusResponse{Members: []*api.EtcdMemberStatus{{Name: "cp1"}}}, nil
 }
 
+func (f fake) EtcdRevision(context.Context) (int64, string, error) {
+	if f.behind != nil {
+		return 0, "", f.behind
+	}
+	return 4711, "abc", nil
+}
+
 func (f fake) EtcdSnapshot(context.Context) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader(strings.Repeat("x", snapshotChunk*3/2))), nil
 }

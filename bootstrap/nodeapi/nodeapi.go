@@ -86,6 +86,9 @@ type Node interface {
 	Heard(Call)
 }
 
+// MessageMax bounds a message of a call, in bytes, when it is not compressed.
+const MessageMax = 64 << 10
+
 // Query selects from the journal.
 type Query struct {
 	// Unit is empty for everything.
@@ -171,7 +174,7 @@ func Serve(ctx context.Context, ln net.Listener, trust func() (Trust, error), no
 	}
 	mux := http.NewServeMux()
 	s := &service{node: node, streams: make(chan struct{}, streamsMax), backups: make(chan struct{}, backupsMax), gates: newGates()}
-	mux.Handle(apiconnect.NewNodeServiceHandler(s, connect.WithReadMaxBytes(64<<10)))
+	mux.Handle(apiconnect.NewNodeServiceHandler(s, connect.WithReadMaxBytes(MessageMax)))
 	srv := &http.Server{
 		Handler:           authorize(trust, mux, node.Heard),
 		ReadHeaderTimeout: 10 * time.Second,

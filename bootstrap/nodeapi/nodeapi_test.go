@@ -36,6 +36,8 @@ type fake struct {
 	deeds *deeds
 	// takes opens a place for a snapshot; nil for a node that has it.
 	takes func(sum string) (Incoming, error)
+	// behind is why no quorum confirms its etcd's revision.
+	behind error
 	// system is nil for a small one.
 	system System
 	// heard gets who has called; nil for nobody who listens.

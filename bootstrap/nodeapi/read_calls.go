@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"regexp"
-	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -129,16 +128,7 @@ func (s *service) Capture(ctx context.Context, req *connect.Request[api.CaptureR
 		return err
 	}
 	defer leave()
-	detail := fmt.Sprintf("on %s for %s, at most %d packets and %d bytes", q.GetLink(), time.Duration(q.GetSeconds())*time.Second, q.GetPackets(), q.GetBytes())
-	for what, v := range map[string]string{"protocol": q.GetProtocol(), "host": q.GetHost()} {
-		if v != "" {
-			detail += fmt.Sprintf(", %s %s", what, v)
-		}
-	}
-	if q.GetPort() > 0 {
-		detail += fmt.Sprintf(", port %d", q.GetPort())
-	}
-	if err := s.record(ctx, "packets-captured", detail); err != nil {
+	if err := s.record(ctx, "packets-captured", captureWords(q)); err != nil {
 		return err
 	}
 	from, _ := ctx.Value(callerKey{}).(caller)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
@@ -112,5 +113,37 @@ func TestANodeTakesTheSnapshotThatItWasToldOf(t *testing.T) {
 	node.record.mu.Unlock()
 	if _, err := put(t, c, armed, "data"); connect.CodeOf(err) != connect.CodeInternal || p.Len() > 0 || p.kept || !p.closed {
 		t.Errorf("without a log: %v, %d bytes", err, p.Len())
+	}
+}
+
+// Who asks for it is told up to where the member has everything, before anything of the database; and
+// where no quorum confirms that, gets nothing of it, and the node's log has nothing.
+func TestAConfirmedSnapshotSaysItsRevision(t *testing.T) {
+	t.Parallel()
+	for _, behind := range []error{nil, errors.New("etcdserver: request timed out")} {
+		node := fake{record: &record{}, behind: behind}
+		l := newLabOf(t, node)
+		c := l.client(l.cert(l.ca, l.profile("operator", pki.RoleAdmin)))
+		s, err := c.EtcdSnapshot(t.Context(), connect.NewRequest(&api.EtcdSnapshotRequest{Confirmed: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []*api.EtcdSnapshotResponse
+		n := 0
+		for s.Receive() {
+			n += len(s.Msg().GetChunk())
+			got = append(got, proto.CloneOf(s.Msg()))
+		}
+		err = s.Err()
+		_ = s.Close()
+		if behind != nil {
+			if connect.CodeOf(err) != connect.CodeFailedPrecondition || len(got) > 0 || len(node.record.entries) > 0 {
+				t.Errorf("%v, %d messages, log %v", err, len(got), node.record.entries)
+			}
+			continue
+		}
+		if err != nil || n != snapshotChunk*3/2 || got[0].GetRevision() != 4711 || got[0].GetMemberId() != "abc" || len(got[0].GetChunk()) > 0 || got[1].GetRevision() != 0 {
+			t.Errorf("%v, %d bytes, first %v", err, n, got[0])
+		}
 	}
 }

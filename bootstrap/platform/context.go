@@ -19,10 +19,8 @@ const (
 // contextName is OpenNebula's VARIABLE (src/parsers/template_parser.l).
 var contextName = regexp.MustCompile(`^[A-Za-z0-9_]+$`)
 
-// Addresses returns what OpenNebula says of the machine's network cards and of its name.
-// Without a CONTEXT medium the error wraps fs.ErrNotExist. Any other error may come with
-// cards: it says what is wrong with those that are not among them.
-func Addresses(ctx context.Context, m Machine) (Network, error) {
+// openNebula reads the CONTEXT. Without the medium the error wraps fs.ErrNotExist.
+func openNebula(ctx context.Context, m Machine) (Network, error) {
 	b, err := m.ReadMedium(ctx, contextLabel, contextFile, maxContext+1)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -34,7 +32,9 @@ func Addresses(ctx context.Context, m Machine) (Network, error) {
 	if err != nil {
 		return Network{}, fmt.Errorf("%s %s: %w", contextLabel, contextFile, err)
 	}
-	return network(vars)
+	n, err := network(vars)
+	n.From = "OpenNebula's CONTEXT"
+	return n, err
 }
 
 // contextValue returns a variable of OpenNebula's context.sh.

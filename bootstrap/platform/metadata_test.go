@@ -123,7 +123,7 @@ func TestFindSaysWhatIsWrongInTheCloud(t *testing.T) {
 		{"somebody else answers", gcp(), metadata{gcpData: {body: text}}, useless + "the metadata of Google Cloud: GET http://169.254.169.254/computeMetadata/v1/instance/attributes/user-data: the answer lacks Metadata-Flavor: Google, so it is not that service's"},
 		{"sent elsewhere", gcp(), metadata{gcpData: {status: http.StatusFound, header: http.Header{"Location": {"http://10.0.0.66/"}}}}, useless + "the metadata of Google Cloud: GET http://169.254.169.254/computeMetadata/v1/instance/attributes/user-data: 302 Found"},
 		{"too long", ec2(), metadata{ec2Token: {body: "AQAE"}, ec2Data: {body: strings.Repeat(" ", Max+2)}}, useless + "the metadata of Amazon EC2: it has more than 65536 bytes"},
-		{"a machine of no cloud", guest{"/sys/class/dmi/id/sys_vendor": "Supermicro\n"}, metadata{hzData: {body: text}}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV, and the firmware names no cloud"},
+		{"a machine of no cloud", guest{"/sys/class/dmi/id/sys_vendor": "Supermicro\n"}, metadata{hzData: {body: text}}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, no medium labelled CONTEXT, cidata, config-2 or OVF ENV and no guestinfo.imagectl.node, and the firmware names no cloud"},
 		{"firmware that cannot be read", guest{"/sys/class/dmi/id/sys_vendor": "unreadable"}, nil, useless + "finding out which cloud this is: input/output error"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

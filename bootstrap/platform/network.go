@@ -10,21 +10,32 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Network is what a platform says of a machine's network. The zero value says nothing.
 type Network struct {
+	// From says in words where it was found: OpenNebula's CONTEXT.
+	From string
 	// Hostname is one label, to go by until the cluster names the machine; empty for none.
 	Hostname string
-	// Cards are in the order of their names.
+	// Cards are in the platform's order.
 	Cards []Card
 }
 
-// Card is a network card that the platform has addresses for.
+// Card is a network card that the platform has addresses for, or a bond or VLAN that it wants
+// to be made.
 type Card struct {
-	// Name is the platform's word: ETH0. MAC finds the card, whatever it is called inside.
+	// Name is the platform's word: ETH0. MAC finds the card, whatever it is called inside; of a
+	// bond and a VLAN, whose device Name is, it is the address to give it, or nil.
 	Name string
 	MAC  net.HardwareAddr
+	// Device finds a card whose MAC address the platform does not say: a name inside, or a
+	// pattern of names as in systemd.network(5).
+	Device string
+	// Bond and VLAN are nil for a card that is there.
+	Bond *Bond
+	VLAN *VLAN
 	// MTU in bytes; 0 leaves it as it is.
 	MTU       int
 	Four, Six Method
@@ -34,6 +45,26 @@ type Card struct {
 	DNS       []netip.Addr
 	// Search are domains.
 	Search []string
+}
+
+// Bond makes one card of others.
+type Bond struct {
+	// Mode is the kernel's word: 802.3ad.
+	Mode string
+	// Of are names of other cards.
+	Of []string
+	// Monitor is how often the cables are looked at; 0 stands for 100 ms, for a bond that does
+	// not look never notices a dead one.
+	Monitor time.Duration
+	// LACPRate and HashPolicy are the kernel's words; empty for its defaults.
+	LACPRate, HashPolicy string
+}
+
+// VLAN is a card in a VLAN of another card.
+type VLAN struct {
+	ID int
+	// On is the name of the other card.
+	On string
 }
 
 // Method is how a card comes to its addresses of one family.
@@ -84,7 +115,7 @@ func network(vars map[string]string) (Network, error) {
 		switch {
 		case err != nil:
 			wrong = append(wrong, err)
-		case c.Four != None || c.Six == Static || c.Six == DHCP || c.Six == Auto:
+		case c.addressed():
 			n.Cards = append(n.Cards, c)
 		}
 	}
@@ -97,6 +128,11 @@ func network(vars map[string]string) (Network, error) {
 		c.DNS, c.Search = unique(append(dns, c.DNS...)), unique(append(search, c.Search...))
 	}
 	return n, errors.Join(wrong...)
+}
+
+// addressed says whether the platform has addresses for the card, or a way to get them.
+func (c Card) addressed() bool {
+	return c.Four != None || c.Six == Static || c.Six == DHCP || c.Six == Auto
 }
 
 // hostname is the machine's name as one-context makes it of what people call their machines
@@ -332,10 +368,15 @@ func hostAddress(vars map[string]string, name string, family func(netip.Addr) bo
 		return netip.Addr{}, nil
 	}
 	a, err := netip.ParseAddr(s)
-	if err != nil || !family(a) || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	if err != nil || !family(a) || !canHave(a) {
 		return netip.Addr{}, fmt.Errorf("%s %.60q is no address that a machine can have", name, s)
 	}
 	return a, nil
+}
+
+// canHave says whether a machine or a router can have an address.
+func canHave(a netip.Addr) bool {
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 func number(vars map[string]string, name string) (uint32, error) {
@@ -382,24 +423,39 @@ func routes(vars map[string]string, name string) ([]Route, error) {
 func addresses(vars map[string]string, name string) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for s := range strings.FieldsSeq(vars[name]) {
-		a, err := netip.ParseAddr(s)
-		if err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
-			return nil, fmt.Errorf("%s %.60q is no resolver's address", name, s)
+		a, err := resolver(name, s)
+		if err != nil {
+			return nil, err
 		}
 		out = append(out, a)
 	}
 	return out, nil
 }
 
+func resolver(name, s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+		return netip.Addr{}, fmt.Errorf("%s %.60q is no resolver's address", name, s)
+	}
+	return a, nil
+}
+
 func domains(vars map[string]string, name string) ([]string, error) {
 	var out []string
 	for s := range strings.FieldsSeq(vars[name]) {
-		if !domainName.MatchString(s) || len(s) > 253 {
-			return nil, fmt.Errorf("%s %.60q is no domain", name, s)
+		if err := domain(name, s); err != nil {
+			return nil, err
 		}
 		out = append(out, s)
 	}
 	return out, nil
+}
+
+func domain(name, s string) error {
+	if !domainName.MatchString(s) || len(s) > 253 {
+		return fmt.Errorf("%s %.60q is no domain", name, s)
+	}
+	return nil
 }
 
 // unique keeps the first of each.

@@ -247,8 +247,33 @@ func TestAddressesSayWhatIsWrong(t *testing.T) {
 }
 
 // lines of networkd's files: nothing from outside makes another one.
-var networkdLine = regexp.MustCompile(`^(|#.*|\[(Match|Link|Network|IPv6AcceptRA|Route)\]|PermanentMACAddress=[0-9a-f:]{17}|MTUBytes=\d+|(Address|Destination)=[0-9a-f.:]+/\d+|(Gateway|DNS)=[0-9a-f.:]+|` +
-	`DHCP=(no|yes|ipv4|ipv6)|IPv6AcceptRA=(no|yes)|LinkLocalAddressing=no|DHCPv6Client=no|GatewayOnLink=yes|Metric=\d+|Domains=[A-Za-z0-9. -]+)$`)
+var networkdLine = regexp.MustCompile(`^(|#.*|\[(Match|Link|Network|IPv6AcceptRA|Route|NetDev|Bond|VLAN)\]|(Permanent)?MACAddress=[0-9a-f:]{17}|MTUBytes=\d+|(Address|Destination)=[0-9a-f.:]+/\d+|(Gateway|DNS)=[0-9a-f.:]+|` +
+	`DHCP=(no|yes|ipv4|ipv6)|IPv6AcceptRA=(no|yes)|LinkLocalAddressing=no|DHCPv6Client=no|GatewayOnLink=yes|Metric=\d+|Domains=[A-Za-z0-9. -]+|` +
+	`Name=[A-Za-z0-9._*?-]{1,31}|Kind=(bond|vlan)|(Bond|VLAN)=[A-Za-z0-9._-]{1,15}|Id=\d{1,4}|RequiredForOnline=(no|carrier)|Mode=[a-z0-9.-]+|MIIMonitorSec=\d+ms|LACPTransmitRate=(slow|fast)|TransmitHashPolicy=[a-z0-9+]+)$`)
+
+var (
+	oneLabel = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)?$`)
+	filePath = regexp.MustCompile(`^/etc/systemd/network/30-imagectl-context-[a-z0-9][a-z0-9._-]{0,62}\.(network|netdev)$`)
+)
+
+func judgeFiles(t *testing.T, n Network, from string) {
+	t.Helper()
+	if !oneLabel.MatchString(n.Hostname) {
+		t.Errorf("the name %q from %q", n.Hostname, from)
+	}
+	seen := map[string]bool{}
+	for _, file := range n.Files() {
+		if !filePath.MatchString(file.Path) || seen[file.Path] {
+			t.Errorf("a file %q from %q", file.Path, from)
+		}
+		seen[file.Path] = true
+		for line := range strings.Lines(string(file.Content)) {
+			if !networkdLine.MatchString(strings.TrimSuffix(line, "\n")) {
+				t.Errorf("a line %q from %q", line, from)
+			}
+		}
+	}
+}
 
 // FuzzAddresses looks that whatever stands in a CONTEXT, networkd's files have lines of
 // known forms only, and that the name is one label.
@@ -256,22 +281,8 @@ func FuzzAddresses(f *testing.F) {
 	f.Add(one)
 	f.Add(with("ETH0_GATEWAY=10.0.0.1", "SET_HOSTNAME=w1", "ETH0_DNS=::ffff:1.2.3.4", "ETH0_ROUTES=10.0.0.0/8 via 10.0.0.2"))
 	f.Add("ETH0_MAC='02:00:00:00:00:01'\nETH0_IP='10.0.0.5\n[Route]'\n")
-	name := regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)?$`)
-	path := regexp.MustCompile(`^/etc/systemd/network/30-imagectl-context-eth\d+\.network$`)
 	f.Fuzz(func(t *testing.T, script string) {
 		n, _ := Addresses(t.Context(), guest{"CONTEXT context.sh": script})
-		if !name.MatchString(n.Hostname) {
-			t.Errorf("the name %q from %q", n.Hostname, script)
-		}
-		for _, file := range n.Files() {
-			if !path.MatchString(file.Path) {
-				t.Errorf("a file %q from %q", file.Path, script)
-			}
-			for line := range strings.Lines(string(file.Content)) {
-				if !networkdLine.MatchString(strings.TrimSuffix(line, "\n")) {
-					t.Errorf("a line %q from %q", line, script)
-				}
-			}
-		}
+		judgeFiles(t, n, script)
 	})
 }

@@ -1,13 +1,15 @@
 package platform
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
-// FilePrefix is how the paths of Files begin. networkd takes the first file that matches a
+// FilePrefix is how the paths of Files begin, whatever the platform. networkd takes the first file that matches a
 // card: those of cluster.yaml (20-imagectl-) come before, Flatcar's own (yy-, zz-) behind.
 const FilePrefix = "/etc/systemd/network/30-imagectl-context-"
 
@@ -17,22 +19,85 @@ type File struct {
 	Content []byte
 }
 
-// Files are for systemd-networkd (systemd.network(5)), one for each card. The same network
-// gives the same bytes.
+// Files are for systemd-networkd (systemd.network(5), systemd.netdev(5)): one for each card, and
+// one more for each bond and VLAN. The same network gives the same bytes.
 func (n Network) Files() []File {
 	var out []File
+	head := "# Made by imagectl from " + n.From + "; changes here do not last.\n\n"
 	for _, c := range n.Cards {
-		out = append(out, File{Path: FilePrefix + strings.ToLower(c.Name) + ".network", Content: []byte(c.file())})
+		path := FilePrefix + strings.ToLower(c.Name)
+		if c.made() {
+			out = append(out, File{Path: path + ".netdev", Content: []byte(head + c.netdev())})
+		}
+		out = append(out, File{Path: path + ".network", Content: []byte(head + c.file(n))})
 	}
 	return out
 }
 
-func (c Card) file() string {
+// netdev is for what networkd makes.
+func (c Card) netdev() string {
 	var b strings.Builder
-	// By the address that it was made with: a bond above it may have taken that over.
-	fmt.Fprintf(&b, "# Made by imagectl from OpenNebula's CONTEXT; changes here do not last.\n\n[Match]\nPermanentMACAddress=%s\n", c.MAC)
+	kind := "bond"
+	if c.VLAN != nil {
+		kind = "vlan"
+	}
+	fmt.Fprintf(&b, "[NetDev]\nName=%s\nKind=%s\n", c.Name, kind)
+	if c.MAC != nil {
+		fmt.Fprintf(&b, "MACAddress=%s\n", c.MAC)
+	}
+	if c.VLAN != nil {
+		fmt.Fprintf(&b, "\n[VLAN]\nId=%d\n", c.VLAN.ID)
+		return b.String()
+	}
+	fmt.Fprintf(&b, "\n[Bond]\nMode=%s\nMIIMonitorSec=%dms\n", c.Bond.Mode, cmp.Or(c.Bond.Monitor, 100*time.Millisecond).Milliseconds())
+	if c.Bond.LACPRate != "" {
+		fmt.Fprintf(&b, "LACPTransmitRate=%s\n", c.Bond.LACPRate)
+	}
+	if c.Bond.HashPolicy != "" {
+		fmt.Fprintf(&b, "TransmitHashPolicy=%s\n", c.Bond.HashPolicy)
+	}
+	return b.String()
+}
+
+// match finds the device.
+func (c Card) match() string {
+	switch {
+	case c.made():
+		return "Name=" + c.Name
+	case c.MAC != nil:
+		// By the address that it was made with: a bond above it may have taken that over.
+		return "PermanentMACAddress=" + c.MAC.String()
+	}
+	return "Name=" + c.Device
+}
+
+func (c Card) file(n Network) string {
+	var b strings.Builder
+	b.WriteString("[Match]\n" + c.match() + "\n")
+	var link, vlans, bond string
 	if c.MTU > 0 {
-		fmt.Fprintf(&b, "\n[Link]\nMTUBytes=%d\n", c.MTU)
+		link = fmt.Sprintf("MTUBytes=%d\n", c.MTU)
+	}
+	for _, o := range n.Cards {
+		if o.Bond != nil && slices.Contains(o.Bond.Of, c.Name) {
+			bond = o.Name
+		}
+		if o.VLAN != nil && o.VLAN.On == c.Name {
+			vlans += "VLAN=" + o.Name + "\n"
+		}
+	}
+	switch {
+	case bond != "": // a machine with a dead card is online
+		link += "RequiredForOnline=no\n"
+	case !c.addressed(): // it never has an address to wait for
+		link += "RequiredForOnline=carrier\n"
+	}
+	if link != "" {
+		b.WriteString("\n[Link]\n" + link)
+	}
+	if bond != "" {
+		b.WriteString("\n[Network]\nBond=" + bond + "\n")
+		return b.String()
 	}
 	b.WriteString("\n[Network]\n")
 	for _, a := range c.Addresses {
@@ -54,7 +119,7 @@ func (c Card) file() string {
 	} else {
 		b.WriteString("IPv6AcceptRA=no\n")
 	}
-	if c.Six == Disable {
+	if c.Six == Disable || !c.addressed() {
 		b.WriteString("LinkLocalAddressing=no\n")
 	}
 	for _, d := range c.DNS {
@@ -63,6 +128,7 @@ func (c Card) file() string {
 	if len(c.Search) > 0 {
 		b.WriteString("Domains=" + strings.Join(c.Search, " ") + "\n")
 	}
+	b.WriteString(vlans)
 	if c.Six == Auto {
 		b.WriteString("\n[IPv6AcceptRA]\nDHCPv6Client=no\n")
 	}

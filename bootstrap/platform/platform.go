@@ -9,18 +9,18 @@
 //	config-2     OpenStack, KubeVirt: the file openstack/latest/user_data
 //	OVF ENV      vSphere: the property guestinfo.imagectl.node of ovf-env.xml, by the
 //	             OVF transport "iso"
+//	guestinfo    VMware: the variable guestinfo.imagectl.node, or that property by the OVF
+//	             transport "com.vmware.guestInfo"
 //	metadata     EC2, Google Cloud, Azure, Hetzner, DigitalOcean, OpenStack: the user
 //	             data, by HTTP from the cloud's own address
-//
-// VMware's other transport, guestinfo, is read through an I/O port that only its
-// tools know how to use, and Flatcar's generic image has none.
 //
 // Each holds node.json (nodeconf), as it is or in base64. It is public, as
 // node.json is: who changes it on the way changes the enrolment code.
 //
-// OpenNebula has addresses for its machines, and often no DHCP: [Addresses] reads what its
-// CONTEXT says of network cards and of the machine's name, and [Network.Files] is that for
-// systemd-networkd. Nothing else of a CONTEXT is of any effect: no key, user or script.
+// Some platforms have addresses for their machines, and often no DHCP: [Addresses] reads what
+// OpenNebula's CONTEXT, a config drive, NoCloud and guestinfo say of network cards and of the
+// machine's name, and [Network.Files] is that for systemd-networkd. Nothing else of them is of
+// any effect: no key, user or script.
 package platform
 
 import (
@@ -49,13 +49,16 @@ const (
 // (Documentation/ABI/testing/sysfs-firmware-qemu_fw_cfg).
 const firmwareFile = "/sys/firmware/qemu_fw_cfg/by_name/" + FirmwareKey + "/raw"
 
-// Machine is what can be read; *host.Host is one. Both errors wrap
+// Machine is what can be read; *host.Host is one. All errors wrap
 // fs.ErrNotExist when there is no such thing.
 type Machine interface {
 	ReadFile(name string) ([]byte, error)
 	// ReadMedium reads at most limit bytes of a file in the file system with a
 	// label.
 	ReadMedium(ctx context.Context, label, file string, limit int64) ([]byte, error)
+	// Guestinfo returns the variables that VMware keeps for the machine, without
+	// the word guestinfo before their names.
+	Guestinfo(ctx context.Context) (map[string]string, error)
 }
 
 // medium is a file system that a platform attaches.
@@ -118,6 +121,9 @@ func Find(ctx context.Context, m Machine, web Web) (conf nodeconf.Config, from s
 			return conf, from, nil
 		}
 	}
+	if b, found, err := guestConfig(ctx, m); found && try("guestinfo", b, err) {
+		return conf, from, nil
+	}
 	s, err := cloud(m)
 	if s != nil {
 		b, err := s.userData(ctx, web)
@@ -130,7 +136,7 @@ func Find(ctx context.Context, m Machine, web Web) (conf nodeconf.Config, from s
 	if len(wrong) > 0 {
 		return nodeconf.Config{}, "", fmt.Errorf("what the platform says is of no use: %w", errors.Join(wrong...))
 	}
-	return nodeconf.Config{}, "", fmt.Errorf("the platform says nothing: there is no fw_cfg key %s, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV, and the firmware names no cloud", FirmwareKey)
+	return nodeconf.Config{}, "", fmt.Errorf("the platform says nothing: there is no fw_cfg key %s, no medium labelled CONTEXT, cidata, config-2 or OVF ENV and no guestinfo.imagectl.node, and the firmware names no cloud", FirmwareKey)
 }
 
 // parse reads node.json, as it is or in base64.

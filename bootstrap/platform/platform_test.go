@@ -32,6 +32,22 @@ func (g guest) ReadMedium(_ context.Context, label, file string, limit int64) ([
 	return b[:min(int64(len(b)), limit)], err
 }
 
+func (g guest) Guestinfo(context.Context) (map[string]string, error) {
+	vars := map[string]string{}
+	for k, v := range g {
+		if name, ok := strings.CutPrefix(k, "guestinfo."); ok {
+			if v == "unreadable" {
+				return nil, errors.New("input/output error")
+			}
+			vars[name] = v
+		}
+	}
+	if len(vars) == 0 {
+		return nil, fmt.Errorf("no VMware: %w", fs.ErrNotExist)
+	}
+	return vars, nil
+}
+
 func (g guest) read(name string) ([]byte, error) {
 	s, ok := g[name]
 	if !ok {
@@ -87,6 +103,9 @@ func TestFindTakesWhatEachPlatformGives(t *testing.T) {
 		{"vSphere, plain", guest{"OVF ENV ovf-env.xml": ovfEnvironment(text)}, "OVF ENV ovf-env.xml"},
 		{"OVF, by another name", guest{"OVF ENV ovf_env.xml": ovfEnvironment(b64)}, "OVF ENV ovf_env.xml"},
 		{"OVF, by another label", guest{"OVF-TRANSPORT ovf-env.xml": ovfEnvironment(b64)}, "OVF-TRANSPORT ovf-env.xml"},
+		{"guestinfo", guest{"guestinfo.imagectl.node": b64}, "guestinfo"},
+		{"the OVF property by guestinfo", guest{"guestinfo.ovfEnv": ovfEnvironment(b64)}, "guestinfo"},
+		{"guestinfo over an OVF property that nobody filled in", guest{"guestinfo.imagectl.node": text, "guestinfo.ovfEnv": ovfEnvironment("")}, "guestinfo"},
 		{"fw_cfg comes first", guest{firmwareFile: text, "cidata user-data": "unreadable"}, "fw_cfg opt/org.imagectl/node"},
 		{"what is of no use does not hide what is", guest{"CONTEXT context.sh": "ETH0_IP='10.0.0.5'\n", "cidata user-data": text}, "cidata user-data"},
 	} {
@@ -112,7 +131,7 @@ func TestFindSaysWhatIsWrong(t *testing.T) {
 		guest guest
 		want  string
 	}{
-		{"nothing", guest{}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, and no medium labelled CONTEXT, cidata, config-2 or OVF ENV, and the firmware names no cloud"},
+		{"nothing", guest{}, "the platform says nothing: there is no fw_cfg key opt/org.imagectl/node, no medium labelled CONTEXT, cidata, config-2 or OVF ENV and no guestinfo.imagectl.node, and the firmware names no cloud"},
 		{"cloud-config", guest{"cidata user-data": "#cloud-config\nusers: []\n"}, useless + "cidata user-data: it is neither the JSON that imagectl machines config prints, nor that in base64"},
 		{"an installer's", guest{firmwareFile: installer}, useless + `fw_cfg opt/org.imagectl/node: mode is "installer"; a machine that runs from its disk takes "node" only`},
 		{"cut off", guest{firmwareFile: installer[:40]}, useless + "fw_cfg opt/org.imagectl/node: parsing node configuration: unexpected EOF"},
@@ -127,6 +146,8 @@ func TestFindSaysWhatIsWrong(t *testing.T) {
 		{"the OVF property of a neighbour", guest{"OVF ENV ovf-env.xml": `<Environment xmlns="http://schemas.dmtf.org/ovf/environment/1" xmlns:oe="http://schemas.dmtf.org/ovf/environment/1"><Entity oe:id="b"><PropertySection><Property oe:key="guestinfo.imagectl.node" oe:value="x"/></PropertySection></Entity></Environment>`}, useless + "OVF ENV ovf-env.xml: it has no property guestinfo.imagectl.node"},
 		{"another document", guest{"OVF ENV ovf-env.xml": "<Envelope/>"}, useless + "OVF ENV ovf-env.xml: it is no OVF environment: expected element type <Environment> but have <Envelope>"},
 		{"an OVF environment without end", guest{"OVF ENV ovf-env.xml": ovfEnvironment(strings.Repeat(" ", Max))}, useless + "OVF ENV ovf-env.xml: it has more than 65536 bytes"},
+		{"guestinfo with another thing", guest{"guestinfo.imagectl.node": "x"}, useless + "guestinfo: it is neither the JSON that imagectl machines config prints, nor that in base64"},
+		{"guestinfo out of reach", guest{"guestinfo.x": "unreadable"}, useless + "guestinfo: input/output error"},
 		{"two", guest{firmwareFile: "x", "CONTEXT context.sh": ""}, useless + "fw_cfg opt/org.imagectl/node: it is neither the JSON that imagectl machines config prints, nor that in base64\nCONTEXT context.sh: it has no variable IMAGECTL_NODE"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

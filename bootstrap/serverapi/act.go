@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -87,7 +86,7 @@ func (s operators) ActMachine(ctx context.Context, req *connect.Request[api.ActM
 				return err
 			}
 		} else if !req.Msg.GetForce() {
-			now, err := s.withoutAway(c, nodes, choices, m.Name)
+			now, err := s.asOfNow(c, nodes, choices, m.Name)
 			if err != nil {
 				return err
 			}
@@ -137,11 +136,7 @@ func (s operators) mayWipe(c *change, m *store.Machine, nodes []coordinator.Node
 	if _, listed := s.machineOf(m.Name); !listed {
 		return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", m.Name)}
 	}
-	now, err := s.withoutAway(c, nodes, choices, m.Name)
-	if err != nil {
-		return err
-	}
-	return loses(c, now, choices, m.Name, "wiping")
+	return s.loses(c, nodes, choices, m.Name, "wiping")
 }
 
 // reset arms a machine that is installed, as ArmMachine does with reinstall.
@@ -161,27 +156,6 @@ func (s operators) reset(c *change, m *store.Machine, nodes []coordinator.Node, 
 	}
 	m.Arming = &store.Arming{ID: id, At: c.now, By: by}
 	return nil
-}
-
-// withoutAway is what the coordinator sees, but that voters which are on their way down by order
-// are not well: they said so before they were told.
-func (s *Server) withoutAway(c *change, nodes []coordinator.Node, choices coordinator.Choices, but string) ([]coordinator.Node, error) {
-	out := slices.Clone(nodes)
-	for i, n := range out {
-		if n.Name == but || n.Seen == nil || !slices.Contains(choices.EtcdVoters, n.Name) {
-			continue
-		}
-		m, ok, err := c.tx.Machine(n.Name)
-		if err != nil {
-			return nil, err
-		}
-		if ok && away(m, c.now) {
-			seen := *n.Seen
-			seen.EtcdHealthy = false
-			out[i].Seen = &seen
-		}
-	}
-	return out, nil
 }
 
 // orderFor is what a machine that calls is to do; nil for nothing.

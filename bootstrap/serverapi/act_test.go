@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,10 +146,10 @@ func TestAResetWipes(t *testing.T) {
 	if o := nodes["cp1"].sync(obeying("boot of cp1", names...)).GetOrder(); o.GetKind() != api.Order_KIND_REBOOT || o.GetForce() {
 		t.Errorf("it is told %v", o)
 	}
-	if kind, what := danger(&api.ActMachineRequest{Action: reset, Selection: &api.Selection{Names: []string{"cp1"}}}); kind != Wipe || what != "reset, which wipes, cp1" {
+	if kind, what := danger(&api.ActMachineRequest{Action: reset, Selection: &api.Selection{Names: []string{"cp1"}}}); !slices.Equal(kind, []Danger{Wipe}) || what != "reset, which wipes, cp1" {
 		t.Errorf("%s: %s", kind, what)
 	}
-	if kind, _ := danger(&api.ActMachineRequest{Action: api.ActMachineRequest_ACTION_REBOOT}); kind != "" {
+	if kind, _ := danger(&api.ActMachineRequest{Action: api.ActMachineRequest_ACTION_REBOOT}); kind != nil {
 		t.Errorf("a reboot is a %s", kind)
 	}
 	_, err := r.operator(pki.RoleOperator).ActMachine(t.Context(), connect.NewRequest(&api.ActMachineRequest{Selection: &api.Selection{All: true}, Action: reset}))

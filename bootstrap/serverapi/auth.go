@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -77,12 +78,15 @@ func permissions() map[string]permission {
 		apiconnect.OperatorServiceShowAuthorityProcedure: read,
 		apiconnect.OperatorServiceRollAuthorityProcedure: admin,
 
-		apiconnect.OperatorServiceDefragmentEtcdProcedure:   write,
-		apiconnect.OperatorServiceRestoreEtcdProcedure:      admin,
-		apiconnect.OperatorServiceActMachineProcedure:       write,
-		apiconnect.OperatorServiceDrainMachineProcedure:     write,
-		apiconnect.OperatorServiceShowEncryptionProcedure:   read,
-		apiconnect.OperatorServiceRotateEncryptionProcedure: admin,
+		apiconnect.OperatorServiceRotateAuthorityProcedure: admin,
+
+		apiconnect.OperatorServiceDefragmentEtcdProcedure:    write,
+		apiconnect.OperatorServiceRestoreEtcdProcedure:       admin,
+		apiconnect.OperatorServiceListEtcdSnapshotsProcedure: {roles: pki.Roles()},
+		apiconnect.OperatorServiceActMachineProcedure:        write,
+		apiconnect.OperatorServiceDrainMachineProcedure:      write,
+		apiconnect.OperatorServiceShowEncryptionProcedure:    read,
+		apiconnect.OperatorServiceRotateEncryptionProcedure:  admin,
 
 		apiconnect.OperatorServiceListOperatorsProcedure:   read,
 		apiconnect.OperatorServiceAddOperatorProcedure:     admin,
@@ -118,6 +122,8 @@ type caller struct {
 	leaf *x509.Certificate
 	// source is the address without port.
 	source string
+	// tls is the connection that it calls by; nil without TLS.
+	tls *tls.ConnectionState
 }
 
 func (c caller) actor() audit.Actor {
@@ -151,6 +157,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 		if err != nil {
 			s.calls.refused(table, r.URL.Path, err)
 			s.cfg.Log.Info("call refused", "procedure", r.URL.Path, "caller", c.identity.String(), "source", c.source, "reason", err.Error())
+			s.auditRefused(r.Context(), c, table, r.URL.Path, err)
 			// The client is gone if this fails.
 			_ = refuse.Write(w, r, err)
 			return
@@ -162,6 +169,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 func (s *Server) identify(r *http.Request) (caller, error) {
 	var c caller
 	c.source, _, _ = net.SplitHostPort(r.RemoteAddr)
+	c.tls = r.TLS
 	if r.TLS == nil {
 		return c, connect.NewError(connect.CodeUnauthenticated, errors.New("this call needs TLS"))
 	}
@@ -173,15 +181,16 @@ func (s *Server) identify(r *http.Request) (caller, error) {
 	}
 	leaf := r.TLS.PeerCertificates[0]
 	// A connection may outlive the certificate that it was opened with.
-	c.notAfter = leaf.NotAfter
-	if err := s.allowTime(c); err != nil {
-		return c, err
-	}
+	c.notAfter, c.serial = leaf.NotAfter, pki.Serial(leaf)
 	id, err := pki.IdentityOf(leaf, s.cfg.Cluster)
 	if err != nil {
 		return c, connect.NewError(connect.CodeUnauthenticated, err)
 	}
-	c.identity, c.serial, c.fingerprint, c.leaf, c.issuer = id, pki.Serial(leaf), fingerprint(leaf), leaf, pki.IssuerKeyID(leaf)
+	// The log has who is refused, too.
+	c.identity, c.fingerprint, c.leaf, c.issuer = id, fingerprint(leaf), leaf, pki.IssuerKeyID(leaf)
+	if err := s.allowTime(c); err != nil {
+		return c, err
+	}
 	return c, s.allowSerial(c)
 }
 

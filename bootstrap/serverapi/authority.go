@@ -14,8 +14,9 @@ import (
 // authority is every private key of a cluster. They are made once, at the first
 // start, and live encrypted in the store.
 type authority struct {
-	// The CA imagectl is rolled over while the server runs: it is in Server.trust.
-	etcd, kubernetes, frontProxy *pki.CA
+	// The CAs imagectl and etcd are replaced while the server runs: they are in Server.trust and
+	// Server.etcd.
+	kubernetes, frontProxy *pki.CA
 	// serviceAccounts signs Kubernetes' service account tokens.
 	serviceAccounts crypto.Signer
 }
@@ -34,13 +35,13 @@ const (
 
 func (s *Server) loadAuthority(ctx context.Context) error {
 	a := &s.authority
-	var first *pki.CA // loadTrust reads it again
+	var first, etcd *pki.CA // loadTrust and loadEtcdCA read them again
 	for _, c := range []struct {
 		secret, name string
 		to           **pki.CA
 	}{
 		{secretCA, "imagectl " + s.cfg.Cluster, &first},
-		{"ca/etcd", "etcd " + s.cfg.Cluster, &a.etcd},
+		{secretEtcdCA, "etcd " + s.cfg.Cluster, &etcd},
 		{"ca/kubernetes", "kubernetes", &a.kubernetes},
 		{"ca/front-proxy", "front-proxy-ca", &a.frontProxy},
 	} {
@@ -73,6 +74,9 @@ func (s *Server) loadAuthority(ctx context.Context) error {
 		return fmt.Errorf("reading secret %s: %w", sa, err)
 	}
 	if err := s.loadEncryption(ctx); err != nil {
+		return err
+	}
+	if err := s.loadEtcdCA(ctx); err != nil {
 		return err
 	}
 	return s.loadTrust(ctx)

@@ -24,7 +24,8 @@ const (
 const (
 	// maxCertificates is how many certificates of one holder are remembered, several
 	// times what one has in a month of renewals. A node gets no more; of a server and
-	// an operator the oldest are forgotten, since they must not lock themselves out.
+	// an operator the oldest of the same profile are forgotten, since they must not lock
+	// themselves out, nor outlive being revoked by having others made.
 	maxCertificates = 256
 	// keepEnded is how long a certificate counts after its end, for nodes whose clock
 	// is behind.
@@ -87,16 +88,27 @@ func (c *change) issued(h holder, ca, profile string, i pki.Issued) error {
 			return errRolled()
 		}
 	}
+	if ca == caEtcd {
+		if err := c.stillSigns(i); err != nil {
+			return err
+		}
+	}
 	all, err := c.certificates(h)
 	if err != nil {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(o certificate) bool { return o.ended(c.now) })
-	if n := len(all) - maxCertificates + 1; n > 0 {
-		if h.machine() != "" {
-			return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%s holds %d certificates that have not ended and gets no more; imagectl certs ls shows them", h, len(all)))
+	if h.machine() != "" && len(all) >= maxCertificates {
+		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%s holds %d certificates that have not ended and gets no more; imagectl certs ls shows them", h, len(all)))
+	}
+	same := 0
+	for i := len(all) - 1; i >= 0 && h.machine() == ""; i-- {
+		if all[i].Profile != profile {
+			continue
 		}
-		all = slices.Delete(all, 0, n)
+		if same++; same >= maxCertificates {
+			all = slices.Delete(all, i, i+1)
+		}
 	}
 	all = append(all, certificate{
 		Serial: i.Serial(), CA: ca, Profile: profile, Subject: i.Certificate.Subject.String(), Key: fingerprint(i.Certificate), Authority: pki.IssuerKeyID(i.Certificate),

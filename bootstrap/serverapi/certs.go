@@ -15,6 +15,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
 
@@ -98,24 +99,35 @@ func (s operators) RevokeCertificates(ctx context.Context, req *connect.Request[
 	return connect.NewResponse(&api.RevokeCertificatesResponse{Outcomes: out}), nil
 }
 
+// resolve finds what a serial number or a holder's name means; the holder has nothing where it
+// means nothing.
+func resolve(held map[holder][]certificate, asked string) (holder, func(certificate) bool) {
+	if _, ok := held[holder(asked)]; ok {
+		return holder(asked), every
+	}
+	h, serial := holder(""), strings.ToLower(strings.ReplaceAll(asked, ":", ""))
+	which := func(c certificate) bool { return c.Serial == serial }
+	for _, name := range slices.Sorted(maps.Keys(held)) {
+		if slices.ContainsFunc(held[name], which) {
+			h = name
+		}
+	}
+	return h, which
+}
+
 // revokeAsked revokes a serial number or all that a holder has, and says what
 // follows from it.
 func (s *Server) revokeAsked(ctx context.Context, held map[holder][]certificate, asked, why string) (string, error) {
-	h, which := holder(asked), every
+	h, which := resolve(held, asked)
 	if _, ok := held[h]; !ok {
-		serial := strings.ToLower(strings.ReplaceAll(asked, ":", ""))
-		which = func(c certificate) bool { return c.Serial == serial }
-		for _, name := range slices.Sorted(maps.Keys(held)) {
-			if slices.ContainsFunc(held[name], which) {
-				h = name
-			}
-		}
-		if _, ok := held[h]; !ok {
-			return "", &refusedError{codeUnknownSerial, fmt.Sprintf("there is no certificate %s that has not ended; imagectl certs ls shows them", asked)}
-		}
+		return "", &refusedError{codeUnknownSerial, fmt.Sprintf("there is no certificate %s that has not ended; imagectl certs ls shows them", asked)}
+	}
+	nodes, choices, err := s.decide(ctx)
+	if err != nil {
+		return "", err
 	}
 	var message string
-	err := s.coordinate(ctx, callerOf(ctx).actor(), func(c *change) error {
+	err = s.coordinate(ctx, callerOf(ctx).actor(), func(c *change) error {
 		message = ""
 		all, err := c.certificates(h)
 		if err != nil {
@@ -133,7 +145,11 @@ func (s *Server) revokeAsked(ctx context.Context, held map[holder][]certificate,
 		if err == nil && !withdrawn && asked == string(h) {
 			withdrawn, err = c.withdrawPerson(h, why, func(person) bool { return true })
 		}
-		message = consequences(h, wanted, withdrawn)
+		if err != nil {
+			return err
+		}
+		now, err := s.asOfNow(c, nodes, choices, h.machine())
+		message = consequences(h, wanted, withdrawn, coordinator.Without(now, choices, h.machine()))
 		return err
 	})
 	return message, err
@@ -165,8 +181,9 @@ func (s *Server) withdraw(c *change, h holder, revoked []certificate, why string
 	return true, c.tx.PutMachine(m)
 }
 
-// consequences says what revoking means for whoever relied on it.
-func consequences(h holder, revoked []certificate, withdrawn bool) string {
+// consequences says what revoking means for whoever relied on it. etcd is what etcd is without
+// this machine; empty for a machine that it does without anyway.
+func consequences(h holder, revoked []certificate, withdrawn bool, etcd string) string {
 	var out []string
 	has := func(ca string) bool {
 		return slices.ContainsFunc(revoked, func(c certificate) bool { return c.CA == ca })
@@ -180,7 +197,14 @@ func consequences(h holder, revoked []certificate, withdrawn bool) string {
 		out = append(out, fmt.Sprintf("the key of %s is refused too: install it again (imagectl machines arm %s --reinstall) to give it another", h.machine(), h.machine()))
 	}
 	if has(caEtcd) {
-		out = append(out, "etcd refuses new connections with it once its node has called, open ones stay; the node gets another certificate by itself")
+		then := "the node gets another certificate by itself"
+		if withdrawn {
+			then = "the node gets no other one before a key of it is approved again"
+		}
+		out = append(out, "etcd refuses new connections with it once its node has called, open ones stay; "+then)
+		if etcd != "" {
+			out = append(out, etcd)
+		}
 	}
 	if has(caKubernetes) || has(caFrontProxy) {
 		out = append(out, "Kubernetes cannot revoke: there it is good until its end")

@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type change struct {
 	actor   audit.Actor
 	now     time.Time
 	entries []audit.Entry
+	// arguments is the digest of the call that wants the change; nil for none.
+	arguments func() string
 	// revoked is set when the change revokes something.
 	revoked *revocations
 }
@@ -34,6 +37,9 @@ func (s *Server) change(ctx context.Context, actor audit.Actor, f func(c *change
 	var revoked *revocations
 	err := s.cfg.Store.Change(ctx, func(tx *store.Tx) error {
 		c := &change{tx: tx, actor: actor, now: s.cfg.Now()}
+		if actor != s.self() { // what the server decides on the way is no part of the call
+			c.arguments = argumentsOf(ctx)
+		}
 		if err := f(c); err != nil {
 			revoked = nil
 			return err
@@ -51,9 +57,12 @@ func (s *Server) change(ctx context.Context, actor audit.Actor, f func(c *change
 	return err
 }
 
-// log adds an entry; time and actor are filled in.
+// log adds an entry; time, actor and what is known of the call are filled in.
 func (c *change) log(e audit.Entry) {
 	e.Time, e.Actor = c.now, c.actor
+	if c.arguments != nil {
+		e.Arguments, e.Result = c.arguments(), cmp.Or(e.Result, audit.Done)
+	}
 	c.entries = append(c.entries, e)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/etcdsnap"
 	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
@@ -52,11 +53,17 @@ type Config struct {
 	Asked func(Asked)
 	// Backups makes backups of the state; nil when cluster.yaml asks for none.
 	Backups Backups
+	// EtcdSnapshots says where snapshots of the cluster's etcd go, and when they are taken; nil when
+	// cluster.yaml asks for none. Cluster, Program, Own, Max, Now and Log are filled in.
+	EtcdSnapshots *etcdsnap.Config
 	// BMC reaches machines' management controllers; nil when there are none.
 	BMC BMC
 	// Lifetimes of certificates; the zero value means the defaults.
 	Lifetimes pki.Lifetimes
 	Now       func() time.Time
+	// ClockIsRight: Now is believed although the audit log has entries of a later time
+	// (ClockError), which is written into it.
+	ClockIsRight bool
 	// Rand makes serial numbers and arming ids.
 	Rand io.Reader
 	Log  *slog.Logger

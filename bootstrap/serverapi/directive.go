@@ -112,6 +112,9 @@ func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Ch
 	default:
 		w.Action = api.EtcdWanted_ACTION_NONE
 	}
+	if w.Restart = d.EtcdRestart; d.Etcd != coordinator.EtcdNone {
+		w.CaPem, w.CaTurn = s.etcdCAs(c)
+	}
 	w.ClusterToken = "imagectl-" + s.cfg.Cluster
 	if d.Etcd == coordinator.EtcdBootstrap {
 		w.InitialCluster = fmt.Sprintf("%s=https://%s", m.Name, hostPort(s.address(m, from.source), etcdPeerPort))

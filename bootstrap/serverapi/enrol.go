@@ -15,6 +15,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/pki"
@@ -159,14 +160,15 @@ func (s *Server) decideEnrolment(m store.Machine, a asking, elsewhere string, no
 	return enrol.DecideTPM(r, a.key.Fingerprint(), a.attested, a.refusal)
 }
 
-// holdsFresh tells whether a key has a certificate that is not due yet, by the CA that signs
-// now: another one's would be refused again when that is trusted no more.
+// holdsFresh tells whether a key has a certificate that is good and not due yet, by the CA that
+// signs now: another one's would be refused again when that is trusted no more. One that is
+// good later only was signed while this machine's clock was wrong.
 func (s *Server) holdsFresh(k *store.Key) bool {
 	if k == nil || k.Certificate == "" || k.NotAfter.Sub(s.cfg.Now()) <= s.lifetimes.Agent-pki.RenewAfter(s.lifetimes.Agent) {
 		return false
 	}
 	leaf, err := pki.ParseCertificatePEM([]byte(k.Certificate))
-	return err == nil && s.trust.Load().signs(leaf)
+	return err == nil && !s.cfg.Now().Before(leaf.NotBefore) && s.trust.Load().signs(leaf)
 }
 
 func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking, facts *api.Facts) (enrol.Decision, store.Machine, error) {
@@ -174,12 +176,20 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking
 	var d enrol.Decision
 	var m store.Machine
 	var issued pki.Issued
-	if r, ok := s.cfg.Store.Machine(name); ok && s.decideEnrolment(r, a, "", s.cfg.Now()).Status == enrol.Approved {
+	var nodes []coordinator.Node
+	var choices coordinator.Choices
+	r, _ := s.cfg.Store.Machine(name)
+	if before := s.decideEnrolment(r, a, "", s.cfg.Now()); r.Name != "" && before.Status == enrol.Approved {
 		// Signed before the transaction, which may run twice, and worthless unless
 		// it commits: only what is recorded leaves.
 		var err error
 		if issued, err = s.signNode(name, key); err != nil {
 			return d, m, err
+		}
+		if before.Burn && r.Key != nil {
+			if nodes, choices, err = s.decide(ctx); err != nil {
+				return d, m, err
+			}
 		}
 	}
 	actor := from.actor()
@@ -204,6 +214,15 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking
 			}
 		}
 		d = s.decideEnrolment(m, a, elsewhere, c.now)
+		if d.Burn && m.Key != nil && !m.Token.Force {
+			refused := new(refusedError)
+			if err := s.mayReplaceKey(c, m, nodes, choices); errors.As(err, &refused) {
+				d = enrol.Decision{Status: enrol.Pending, Code: refused.code, Remember: !waits(m, key.Fingerprint()),
+					Reason: fmt.Sprintf("%s; an operator can: imagectl machines approve %s --replace-key --force", refused.message, m.Name)}
+			} else if err != nil {
+				return err
+			}
+		}
 		asks := s.keyOf(key, a.given, c.now, from.source)
 		asks.TPM = proofOf(a.attested)
 		if b, err := protojson.Marshal(facts); err == nil && (m.Key == nil || d.Status == enrol.Approved) && (m.InstalledAt.IsZero() || len(m.Facts) == 0) {
@@ -241,6 +260,9 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking
 		}
 		return c.tx.PutMachine(m)
 	})
+	if d.Burn && err == nil && r.Key != nil {
+		s.board.forget(name) // what it said last, it said by the key before
+	}
 	if d.Conflict && err == nil {
 		s.cfg.Log.Warn("a second key claims a machine", "machine", name, "source", from.source, "code", d.Code)
 	}

@@ -20,6 +20,9 @@ import (
 // snapshot.
 const codeNotLost = "etcd-not-lost"
 
+// codeTooLate is the reason code when a restore cannot be called off.
+const codeTooLate = "etcd-restore-acts"
+
 // sha256RE is a SHA-256 as it is on the wire.
 var sha256RE = regexp.MustCompile("^[0-9a-f]{64}$")
 
@@ -56,6 +59,9 @@ func (s operators) RestoreEtcd(ctx context.Context, req *connect.Request[api.Res
 	name, lost := req.Msg.GetMachine(), req.Msg.GetLost()
 	if name == "" {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say which voter etcd is to go on with"))
+	}
+	if req.Msg.GetCancel() {
+		return s.callOff(ctx, req.Msg)
 	}
 	var from coordinator.Snapshot
 	if f := req.Msg.GetSnapshot(); f != nil {
@@ -102,6 +108,40 @@ func (s operators) RestoreEtcd(ctx context.Context, req *connect.Request[api.Res
 		}
 		stored = next
 		c.log(audit.Entry{Action: "etcd-restore-asked", Machine: m.Name, Detail: reasoned(detail, req.Msg.GetReason())})
+		return c.tx.PutValue(valueChoices, next)
+	})
+	if outcome.GetOk() {
+		s.choices = stored
+		s.board.wake()
+	}
+	return connect.NewResponse(&api.RestoreEtcdResponse{Outcome: outcome}), nil
+}
+
+// callOff takes back what RestoreEtcd has stored, as long as no machine was told to do anything that
+// cannot be taken back.
+func (s operators) callOff(ctx context.Context, r *api.RestoreEtcdRequest) (*connect.Response[api.RestoreEtcdResponse], error) {
+	if len(r.GetLost()) > 0 || r.GetSnapshot() != nil || r.GetGiveUpData() {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("calling off a restore takes the machine and a reason, and nothing else"))
+	}
+	if _, _, err := s.decide(ctx); err != nil {
+		return nil, s.storing("", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nodes := s.refresh()
+	var stored coordinator.Choices
+	outcome := s.one(ctx, r.GetMachine(), "the restore is called off, and etcd goes on with what it has; disarm whom you have armed for it", func(c *change, m *store.Machine) error {
+		stored = coordinator.Choices{}
+		if _, err := c.tx.Value(valueChoices, &stored); err != nil {
+			return err
+		}
+		next, why := coordinator.CallOff(nodes, stored, m.Name)
+		if why != "" {
+			return &refusedError{codeTooLate, why}
+		}
+		detail := fmt.Sprintf("out of the snapshot with SHA-256 %.64s", words(stored.EtcdSnapshot.SHA256))
+		stored = next
+		c.log(audit.Entry{Action: "etcd-restore-called-off", Machine: m.Name, Detail: reasoned(detail, r.GetReason())})
 		return c.tx.PutValue(valueChoices, next)
 	})
 	if outcome.GetOk() {

@@ -2,7 +2,9 @@ package serverapi
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -29,17 +31,25 @@ func TestEtcdIsRestoredFromTheVoterThatIsLeft(t *testing.T) {
 	if err != nil || o.GetReasonCode() != codeNotLost || !strings.HasPrefix(o.GetMessage(), "3 of 3 voters are healthy, and etcd has its quorum") {
 		t.Fatalf("while all are well: %v %v", o, err)
 	}
-	r.restart(config(all...))
+	var ahead atomic.Int64
+	cfg := config(all...)
+	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	r.restart(cfg)
 	ill := voter("cp1", "cp2", "cp3")
 	ill.Etcd.Healthy = false
 	nodes["cp1"].sync(ill)
 	if o, err = restore(pki.RoleAdmin, "cp2"); err != nil || o.GetMessage() != "the other voters are cp2, cp3; name exactly these as lost" {
 		t.Fatalf("one is not named: %v %v", o, err)
 	}
+	if o, err = restore(pki.RoleAdmin, "cp3", "cp2"); err != nil || o.GetMessage() != "the server has just begun, and does not know yet whether cp2 runs; ask again in two minutes" {
+		t.Fatalf("a server that was just started: %v %v", o, err)
+	}
+	ahead.Store(int64(silence + time.Second))
+	nodes["cp1"].sync(ill)
 	if o, err = restore(pki.RoleAdmin, "cp3", "cp2"); err != nil || !o.GetOk() {
 		t.Fatalf("%v %v", o, err)
 	}
-	r.restart(config(all...))
+	r.restart(cfg)
 	e := nodes["cp1"].sync(ill).GetRun().GetEtcd()
 	if e.GetAction() != api.EtcdWanted_ACTION_ALONE || e.GetAlone() == "" {
 		t.Fatalf("cp1 is told %v", e)

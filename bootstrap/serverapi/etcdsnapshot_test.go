@@ -153,7 +153,7 @@ func TestASnapshotIsPassedOnToANode(t *testing.T) {
 	if _, err := r.through(pki.RoleReader, to("cp1")).Units(t.Context(), connect.NewRequest(&api.UnitsRequest{Unit: strings.Repeat("x", maxRequest)})); err == nil {
 		t.Error("a call of any size is passed on")
 	}
-	if entries := r.audited("node-called"); len(entries) == 0 || entries[0].Detail != "PutEtcdSnapshot" {
+	if entries := r.audited("node-called"); len(entries) == 0 || entries[0].Detail != "PutEtcdSnapshot SHA-256 "+strings.Repeat("a", 64) {
 		t.Errorf("the log has %+v", entries)
 	}
 }

@@ -92,7 +92,7 @@ func FuzzHandler(f *testing.F) {
 	h := s.Handler()
 	callers := fuzzTLS(f, s)
 	open := []string{"/", ReadyPath, CoordinatesPath, apiconnect.EnrolServiceEnrolProcedure, apiconnect.EnrolServiceRenewOperatorProcedure}
-	backups := []string{apiconnect.OperatorServiceBackupServerProcedure, apiconnect.NodeServiceVersionProcedure}
+	backups := []string{apiconnect.OperatorServiceBackupServerProcedure, apiconnect.OperatorServiceListEtcdSnapshotsProcedure, apiconnect.NodeServiceVersionProcedure}
 
 	const http11 = " HTTP/1.1\r\nHost: x\r\n"
 	json := func(path, body string) string {

@@ -40,7 +40,7 @@ const (
 func (s *Server) Handler() http.Handler { return s.authenticate(unhurried(s.mux())) }
 
 func (s *Server) mux() *routes.Mux {
-	options := []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(s.calls, secondPerson{s})}
+	options := []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(s.calls, audited{s, permissions()}, secondPerson{s})}
 	mux := &routes.Mux{}
 	mux.Handle(apiconnect.NewEnrolServiceHandler(enrolment{s}, options...))
 	mux.Handle(apiconnect.NewAgentServiceHandler(agents{s}, options...))

@@ -48,13 +48,13 @@ func (s *Server) profile(p api.CertificateProfile) (profile, bool) {
 	case api.CertificateProfile_CERTIFICATE_PROFILE_NODE:
 		return profile{name: profileNode, caName: caImagectl, ca: s.signer(), make: pki.Node}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_SERVER:
-		return profile{name: "etcd-server", controlPlane: true, caName: caEtcd, ca: a.etcd, make: pki.EtcdServer}, true
+		return profile{name: "etcd-server", controlPlane: true, caName: caEtcd, ca: s.etcd.Load().ca, make: pki.EtcdServer}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_PEER:
-		return profile{name: "etcd-peer", controlPlane: true, caName: caEtcd, ca: a.etcd, make: pki.EtcdPeer}, true
+		return profile{name: "etcd-peer", controlPlane: true, caName: caEtcd, ca: s.etcd.Load().ca, make: pki.EtcdPeer}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_APISERVER_CLIENT:
-		return profile{name: "etcd-apiserver-client", controlPlane: true, caName: caEtcd, ca: a.etcd, make: client("kube-apiserver")}, true
+		return profile{name: "etcd-apiserver-client", controlPlane: true, caName: caEtcd, ca: s.etcd.Load().ca, make: client("kube-apiserver")}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_AGENT_CLIENT:
-		return profile{name: "etcd-agent-client", controlPlane: true, caName: caEtcd, ca: a.etcd, make: client("imagectl-agent")}, true
+		return profile{name: "etcd-agent-client", controlPlane: true, caName: caEtcd, ca: s.etcd.Load().ca, make: client("imagectl-agent")}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_SERVING:
 		return profile{name: "kubelet-serving", caName: caKubernetes, ca: a.kubernetes, make: pki.KubeletServing}, true
 	case api.CertificateProfile_CERTIFICATE_PROFILE_KUBELET_BOOTSTRAP:

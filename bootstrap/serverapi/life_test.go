@@ -156,7 +156,7 @@ func TestFromFirstKeyToReady(t *testing.T) {
 	if err != nil || len(secrets.Msg.GetFiles()) != 4 {
 		t.Fatalf("secrets: %v", err)
 	}
-	etcdKey, err := r.authority.etcd.KeyPEM()
+	etcdKey, err := r.etcd.Load().ca.KeyPEM()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,11 @@ func (c calls) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.S
 // Collectors are what this server can say in numbers. Machines appear by name only
 // when cluster.yaml lists them.
 func (s *Server) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{s.calls, newState(s)}
+	all := []prometheus.Collector{s.calls, newState(s)}
+	if s.snapshots != nil {
+		all = append(all, newSnapshotMetrics(s))
+	}
+	return all
 }
 
 // state reads everything when it is asked.
@@ -169,7 +173,7 @@ func (c state) Collect(ch chan<- prometheus.Metric) {
 	for i, ca := range s.trust.Load().trusted {
 		gauge(c.certificate, unix(ca.NotAfter), []string{"ca-imagectl", "ca-imagectl-other"}[i])
 	}
-	gauge(c.certificate, unix(a.etcd.Certificate().NotAfter), "ca-etcd")
+	gauge(c.certificate, unix(s.etcd.Load().ca.Certificate().NotAfter), "ca-etcd")
 	gauge(c.certificate, unix(a.kubernetes.Certificate().NotAfter), "ca-kubernetes")
 	gauge(c.certificate, unix(a.frontProxy.Certificate().NotAfter), "ca-front-proxy")
 	if end := s.certificateEnd.Load(); end != 0 {

@@ -71,17 +71,24 @@ func (n *nodes) enter(who string) (leave func(), err error) {
 	}, nil
 }
 
-// ServeHTTP passes on a call that authenticate has let in. That it was made is in the audit
-// log before the node hears of it.
+// ServeHTTP passes on a call that authenticate has let in. That it was made, and what it asks
+// for, is in the audit log before the node hears of it; what became of it is there when it has
+// ended.
 func (n *nodes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refuse := connect.NewErrorWriter()
-	fail := func(err error) {
+	answered := func(err error) {
 		n.Server.calls.count(r.URL.Path, err)
 		// The client is gone if this fails.
 		_ = refuse.Write(w, r, err)
 	}
 	c := callerOf(r.Context())
 	name := r.Header.Get(nodeapi.HeaderNode)
+	fail := func(err error) {
+		answered(err)
+		of := nothingCameOf(path.Base(r.URL.Path), err)
+		of.machine = name
+		n.auditRefusals(r.Context(), c, of)
+	}
 	address, err := n.nodeAddress(name)
 	if err != nil {
 		fail(err)
@@ -93,14 +100,29 @@ func (n *nodes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	what, err := readAsked(r)
+	if err != nil {
+		fail(err)
+		return
+	}
 	err = n.change(r.Context(), c.actor(), func(ch *change) error {
-		ch.log(audit.Entry{Action: "node-called", Machine: name, Detail: path.Base(r.URL.Path)})
+		ch.log(audit.Entry{Action: "node-called", Machine: name, Detail: words(what.what), Arguments: what.arguments})
 		return nil
 	})
 	if err != nil {
 		fail(err)
 		return
 	}
+	var a *answer
+	unheard := connect.CodeUnavailable // no answer has begun
+	// The proxy panics when who asked goes away amid an answer.
+	defer func() {
+		result, bytes := unheard.String(), int64(0)
+		if a != nil {
+			result, bytes = a.result(), a.bytes
+		}
+		n.ended(r.Context(), c, name, what, result, bytes)
+	}()
 	t := n.toNode(name, address)
 	defer t.CloseIdleConnections()
 	proxy := &httputil.ReverseProxy{
@@ -114,19 +136,38 @@ func (n *nodes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			resp.Header.Del("Set-Cookie")
+			a = newAnswer(resp)
+			resp.Body = a
 			n.Server.calls.count(r.URL.Path, nil)
 			return nil
 		},
 		// A line of a log is sent when it comes.
 		FlushInterval: -1,
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
-			fail(connect.NewError(connect.CodeUnavailable, fmt.Errorf("the server calls %s at %s: %w", name, address, err)))
+			if r.Context().Err() != nil {
+				unheard = connect.CodeCanceled
+			}
+			answered(connect.NewError(connect.CodeUnavailable, fmt.Errorf("the server calls %s at %s: %w", name, address, err)))
 		},
 		ErrorLog: slog.NewLogLogger(n.cfg.Log.With("node", name).Handler(), slog.LevelDebug),
 	}
 	// The node ends what lasts too long, and each answer that nobody takes.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 	proxy.ServeHTTP(w, r)
+}
+
+// ended puts into the log what became of a call. A server that dies before has none of it:
+// then the log has that it was made, and nothing else.
+func (n *nodes) ended(ctx context.Context, c caller, name string, what asked, result string, bytes int64) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTime)
+	defer cancel()
+	err := n.change(ctx, c.actor(), func(ch *change) error {
+		ch.log(audit.Entry{Action: "node-answered", Machine: name, Detail: fmt.Sprintf("%s: %d bytes", words(what.what), bytes), Arguments: what.arguments, Result: result})
+		return nil
+	})
+	if err != nil {
+		n.cfg.Log.Error("noting what a node answered", "machine", name, "call", what.what, "result", result, "error", err.Error())
+	}
 }
 
 // boundedCalls bounds what people send to nodes: little, but for a snapshot of etcd, which the node

@@ -80,7 +80,7 @@ func (r *rig) serveNode(cert *tls.Certificate, n nodeapi.Node) (port string) {
 }
 
 // through is a client that asks the server for a node.
-func (r *rig) through(role pki.Role, header http.Header) apiconnect.NodeServiceClient {
+func (r *rig) through(role pki.Role, header http.Header, options ...connect.ClientOption) apiconnect.NodeServiceClient {
 	r.t.Helper()
 	cert, key, _, err := r.Operator(r.t.Context(), "ada", role)
 	if err != nil {
@@ -92,7 +92,7 @@ func (r *rig) through(role pki.Role, header http.Header) apiconnect.NodeServiceC
 	}
 	c := r.client(&pair)
 	c.Transport = withHeader{header, c.Transport}
-	return apiconnect.NewNodeServiceClient(c, r.url)
+	return apiconnect.NewNodeServiceClient(c, r.url, options...)
 }
 
 type withHeader struct {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/pki"
@@ -145,7 +146,18 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 		return nil, err
 	}
 	by := callerOf(ctx).identity.Name
-	outcomes := s.together(ctx, names, "its key is approved", func(c *change, m *store.Machine) error {
+	// First keys have nothing to do with each other. Of voters whose keys are replaced each costs
+	// etcd one, so they go one after the other.
+	apply := s.together
+	var nodes []coordinator.Node
+	var choices coordinator.Choices
+	if req.Msg.GetReplaceKey() {
+		if nodes, choices, err = s.decide(ctx); err != nil {
+			return nil, s.storing("", err)
+		}
+		nodes, apply = slices.Clone(nodes), s.each
+	}
+	outcomes := apply(ctx, names, "its key is approved", func(c *change, m *store.Machine) error {
 		approvedCode := ""
 		if m.Key != nil {
 			approvedCode = m.Key.Code
@@ -158,8 +170,16 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 			return nil // approved before; the reply was lost
 		}
 		if m.Key != nil {
+			if !req.Msg.GetForce() {
+				if err := s.mayReplaceKey(c, *m, nodes, choices); err != nil {
+					return err
+				}
+			}
 			if _, err := s.revoke(c, holderOf(pki.KindNode, m.Name), "the machine's key was replaced", every); err != nil {
 				return err
+			}
+			if at := slices.IndexFunc(nodes, func(n coordinator.Node) bool { return n.Name == m.Name }); at >= 0 {
+				nodes[at] = ill(nodes[at]) // for those that follow
 			}
 		}
 		if err := c.approve(m, i, by); err != nil {
@@ -167,6 +187,11 @@ func (s operators) ApproveMachine(ctx context.Context, req *connect.Request[api.
 		}
 		return c.move(m, "conflict-resolved", "", machine.ConflictResolved)
 	})
+	for _, o := range outcomes {
+		if o.GetOk() && req.Msg.GetReplaceKey() {
+			s.board.forget(o.GetMachine()) // what it said last, it said by the key before
+		}
+	}
 	return connect.NewResponse(&api.ApproveMachineResponse{Outcomes: outcomes}), nil
 }
 
@@ -225,18 +250,11 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		if !reinstall && !m.InstalledAt.IsZero() && m.State != machine.Armed {
 			return &refusedError{codeNeedsWord, "it was installed before; say --reinstall to wipe it"}
 		}
-		if err := loses(c, nodes, choices, m.Name, "wiping"); err != nil {
+		if err := s.loses(c, nodes, choices, m.Name, "wiping"); err != nil {
 			return err
 		}
-		if m.State != machine.Armed {
-			id, err := s.newID()
-			if err != nil {
-				return err
-			}
-			if err := c.move(m, "machine-armed", "", event); err != nil {
-				return err
-			}
-			m.Arming = &store.Arming{ID: id, At: c.now, By: by}
+		if err := s.armNow(c, m, event, by); err != nil {
+			return err
 		}
 		if req.Msg.GetNetboot() {
 			s.askNetboot(c, m, req.Msg.GetAgain())
@@ -244,6 +262,22 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		return nil
 	})
 	return connect.NewResponse(&api.ArmMachineResponse{Outcomes: outcomes}), nil
+}
+
+// armNow arms a machine that is not armed yet.
+func (s *Server) armNow(c *change, m *store.Machine, event machine.Event, by string) error {
+	if m.State == machine.Armed {
+		return nil
+	}
+	id, err := s.newID()
+	if err != nil {
+		return err
+	}
+	if err := c.move(m, "machine-armed", "", event); err != nil {
+		return err
+	}
+	m.Arming = &store.Arming{ID: id, At: c.now, By: by}
+	return nil
 }
 
 func (s *Server) newID() (string, error) {

@@ -84,6 +84,18 @@ func (s *Server) persons(ctx context.Context) (map[string]person, error) {
 // server. Only one person is let in that way: the first of a cluster, and another one
 // when no admin is left. Everybody else has an own key, which an admin adds.
 func (s *Server) Local(ctx context.Context, who string) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
+	return s.local(ctx, who, false)
+}
+
+// LocalNamed is Local for somebody whom the owner of the server's machine names on purpose. Where
+// some things take two persons, that lets in one more while there are fewer than three: one who
+// is alone, or whose only colleague is not to be trusted any more, gets a second person no other
+// way.
+func (s *Server) LocalNamed(ctx context.Context, who string) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
+	return s.local(ctx, who, true)
+}
+
+func (s *Server) local(ctx context.Context, who string, named bool) (certificatePEM, keyPEM []byte, notAfter time.Time, err error) {
 	return s.operator(ctx, who, pki.RoleAdmin, func(c *change) error {
 		// Of two servers that start at once on one store, the second looks again.
 		var last string
@@ -105,13 +117,18 @@ func (s *Server) Local(ctx context.Context, who string) (certificatePEM, keyPEM 
 		case known:
 			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("operator %s has an own key and needs no context file of this machine", who))
 		}
-		if admins := standing(all, pki.RoleAdmin); len(admins) > 0 {
+		why := "by starting the server: there is no other admin"
+		admins := standing(all, pki.RoleAdmin)
+		if len(admins) > 0 && named && len(s.cfg.SecondPerson) > 0 && len(standing(all, pki.RoleAdmin, pki.RoleOperator)) < 3 {
+			admins, why = nil, "by starting the server with this name: some things take two persons"
+		}
+		if len(admins) > 0 {
 			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is no operator of this cluster; make a key with imagectl operators request, and have it added by %s", who, strings.Join(admins, ", ")))
 		}
 		if err := c.tx.PutValue(valueLocalPerson, who); err != nil {
 			return err
 		}
-		c.log(audit.Entry{Action: "operator-added", Detail: fmt.Sprintf("%s with role %s, by starting the server: there is no other admin", who, pki.RoleAdmin)})
+		c.log(audit.Entry{Action: "operator-added", Detail: fmt.Sprintf("%s with role %s, %s", who, pki.RoleAdmin, why)})
 		return c.tx.PutValue(valuePersons+who, person{Name: who, Role: pki.RoleAdmin, Local: true, AddedAt: c.now, AddedBy: c.actor.Subject})
 	})
 }
@@ -202,56 +219,6 @@ func (s operators) AddOperator(ctx context.Context, req *connect.Request[api.Add
 		return nil, s.storing("", err)
 	}
 	return connect.NewResponse(&api.AddOperatorResponse{CertificatePem: s.chain(string(issued.PEM)), CaPem: string(s.CAPEM()), FormerPem: string(s.FormerCAPEM()), Cluster: s.cfg.Cluster}), nil
-}
-
-// RenewOperator implements apiconnect.EnrolServiceHandler.
-func (s enrolment) RenewOperator(ctx context.Context, req *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error) {
-	key, err := pki.ParseRequest(req.Msg.GetCsrDer())
-	if err != nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, err)
-	}
-	source := callerOf(ctx).source
-	var issued pki.Issued
-	err = s.change(ctx, audit.Actor{Subject: "key " + key.Fingerprint(), Source: source}, func(c *change) error {
-		var name string
-		ok, err := c.tx.Value(valuePersonKeys+key.Fingerprint(), &name)
-		if err != nil {
-			return err
-		}
-		p, known, err := c.person(name)
-		switch {
-		case err != nil:
-			return err
-		case !ok || !known:
-			return connect.NewError(connect.CodePermissionDenied, errors.New("this key is no operator's; an admin adds it: imagectl operators add NAME --role ROLE --csr FILE"))
-		case !p.standing():
-			return p.refusal()
-		case p.Key != key.Fingerprint():
-			return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("operator %s has another key now", name))
-		}
-		// The request can be sent again by whoever has seen it.
-		if !s.renewals.allow(name, c.now) {
-			return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("operator %s asks for a certificate too often; ask again in a minute", name))
-		}
-		// Nobody may hold so many that the oldest are forgotten: they could not be revoked.
-		h := holderOf(pki.KindOperator, name)
-		held, err := c.certificates(h)
-		if err != nil {
-			return err
-		}
-		if n := len(slices.DeleteFunc(held, func(o certificate) bool { return o.ended(c.now) })); n >= maxCertificates/2 {
-			return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("%s holds %d certificates that have not ended long ago and gets no more; imagectl certs ls shows them", h, n))
-		}
-		if issued, err = s.signOperator(name, p.Role, key); err != nil {
-			return err
-		}
-		c.actor.Subject = pki.Identity{Cluster: s.cfg.Cluster, Kind: pki.KindOperator, Name: name}.String()
-		return c.issued(h, caImagectl, profileOperator, issued)
-	})
-	if err != nil {
-		return nil, s.storing("", err)
-	}
-	return connect.NewResponse(&api.RenewOperatorResponse{CertificatePem: s.chain(string(issued.PEM)), CaPem: string(s.CAPEM()), FormerPem: string(s.FormerCAPEM())}), nil
 }
 
 // ListOperators implements apiconnect.OperatorServiceHandler.

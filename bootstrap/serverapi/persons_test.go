@@ -5,8 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -48,11 +52,25 @@ func (h *human) calls() apiconnect.OperatorServiceClient {
 // renew asks for another certificate, with no more than the key.
 func (h *human) renew() error {
 	h.t.Helper()
-	resp, err := apiconnect.NewEnrolServiceClient(h.client(nil), h.url).RenewOperator(h.t.Context(), connect.NewRequest(&api.RenewOperatorRequest{CsrDer: csr(h.t, h.key)}))
+	client, on, err := OneConnection(h.t.Context(), h.url, h.client(nil).Transport.(*http.Transport).TLSClientConfig)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer client.CloseIdleConnections()
+	der, err := pki.RenewalRequest(h.key, on, rand.Reader)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	resp, err := h.resend(client, der)
 	if err == nil {
 		h.has(resp.Msg.GetCertificatePem())
 	}
 	return err
+}
+
+// resend sends a request to be given another certificate.
+func (r *rig) resend(client *http.Client, der []byte) (*connect.Response[api.RenewOperatorResponse], error) {
+	return apiconnect.NewEnrolServiceClient(client, r.url).RenewOperator(r.t.Context(), connect.NewRequest(&api.RenewOperatorRequest{CsrDer: der}))
 }
 
 // let has somebody add this person.
@@ -301,7 +319,8 @@ func TestRevokingACertificateOfAPersonsKeyKeepsThePersonOut(t *testing.T) {
 	refusedWith(t, "after all were revoked", err, "operator root was revoked at ")
 }
 
-// What somebody has seen of a person's request gets no certificates without end.
+// A person's own key gets so many certificates and no more. What counts is what is good: neither
+// kubeconfigs, nor what was revoked or has ended, nor what another key had.
 func TestAPersonGetsSoManyCertificatesAndNoMore(t *testing.T) {
 	t.Parallel()
 	r := start(t, config(w1()))
@@ -322,18 +341,147 @@ func TestAPersonGetsSoManyCertificatesAndNoMore(t *testing.T) {
 		err = ada.renew()
 	}
 	refusedWith(t, "too often", err, "resource_exhausted: operator ada asks for a certificate too often")
+	held, err := r.held(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := held["operator/ada"][0]
+	holds := func(n int, as func(*certificate)) {
+		t.Helper()
+		if err := r.change(t.Context(), r.self(), func(c *change) error {
+			all := []certificate{first}
+			for i := range n {
+				o := first
+				o.Serial = fmt.Sprintf("%x", i+1)
+				as(&o)
+				all = append(all, o)
+			}
+			return c.tx.PutValue(valueCertificates+"operator/ada", all)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		r.renewals = newLimits()
+	}
+	for what, as := range map[string]func(*certificate){
+		"kubeconfigs":          func(o *certificate) { o.CA, o.Profile = caKubernetes, profileKubeconfig },
+		"of another key":       func(o *certificate) { o.Key = "another" },
+		"ended":                func(o *certificate) { o.NotAfter = time.Now().Add(-time.Minute) },
+		"of another authority": func(o *certificate) { o.Profile = profileNode },
+	} {
+		if holds(2*maxRenewed, as); ada.renew() != nil {
+			t.Errorf("%s count", what)
+		}
+	}
+	holds(maxRenewed, func(*certificate) {})
+	refusedWith(t, "too many", ada.renew(), "resource_exhausted: this key of operator/ada has 129 certificates that are good, and gets no more")
+	var serials []string
+	for i := range 8 {
+		serials = append(serials, fmt.Sprintf("%x", i+1))
+	}
 	if err := r.change(t.Context(), r.self(), func(c *change) error {
-		all, err := c.certificates("operator/ada")
-		if err != nil {
-			return err
-		}
-		for len(all) < maxCertificates/2 {
-			all = append(all, all[0])
-		}
-		return c.tx.PutValue(valueCertificates+"operator/ada", all)
+		_, err := r.revoke(c, "operator/ada", "a test", func(o certificate) bool { return slices.Contains(serials, o.Serial) })
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
-	r.renewals = newLimits()
-	refusedWith(t, "too many", ada.renew(), "resource_exhausted: operator/ada holds 128 certificates")
+	if err := ada.renew(); err != nil {
+		t.Errorf("revoked ones count: %v", err)
+	}
+}
+
+// Who has seen a person's request, the one that an admin was sent or one on the wire, gets nothing
+// by it, and does not use up what the person may ask for.
+func TestAPersonsRequestIsOfNoUseToOthers(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	root, err := r.local("root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ada := r.human("ada")
+	if err := ada.let(root, pki.RoleAdmin, false); err != nil {
+		t.Fatal(err)
+	}
+	// It keeps its connection for more than one call.
+	client, on, err := OneConnection(t.Context(), r.url, r.client(nil).Transport.(*http.Transport).TLSClientConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.CloseIdleConnections()
+	seen, err := pki.RenewalRequest(ada.key, on, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.resend(client, seen); err != nil {
+		t.Fatal(err)
+	}
+	const want = "permission_denied: the request was not made for this connection: it was sent before, or by an imagectl that is older than the server; bring imagectl up to date"
+	before := len(r.audited("certificate-issued"))
+	stranger := r.client(nil)
+	for range 2 * movesBurst {
+		_, err := r.resend(stranger, seen)
+		refusedWith(t, "seen on the wire", err, want)
+		if t.Failed() {
+			break
+		}
+	}
+	_, err = r.resend(stranger, csr(t, ada.key))
+	refusedWith(t, "what the admin was sent", err, want)
+	if n := len(r.audited("certificate-issued")); n != before {
+		t.Errorf("%d certificates were made of it", n-before)
+	}
+	if err := ada.renew(); err != nil {
+		t.Errorf("the person afterwards: %v", err)
+	}
+}
+
+// Whoever has many kubeconfigs made does not have the server forget the certificate that it would
+// refuse once it is revoked.
+func TestNobodyOutlivesBeingRevoked(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	root, err := r.local("root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ada := r.human("ada")
+	if err := ada.let(root, pki.RoleAdmin, false); err != nil {
+		t.Fatal(err)
+	}
+	profile, err := pki.KubernetesAdmin("ada", r.lifetimes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := pki.OwnKey(ada.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := r.authority.kubernetes.Sign(profile, own, time.Now(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.change(t.Context(), r.self(), func(c *change) error {
+		for range maxCertificates + 5 {
+			if err := c.issued("operator/ada", caKubernetes, profileKubeconfig, issued); err != nil {
+				return err
+			}
+		}
+		c.entries = nil // one transaction takes 128
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	held, err := r.held(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(held["operator/ada"]); n != maxCertificates+1 {
+		t.Errorf("%d are remembered, want %d", n, maxCertificates+1)
+	}
+	if o := r.revokeOperator(root, "ada"); !o.GetOk() {
+		t.Fatal(o)
+	}
+	if got := try(t, r.client(ada.cert), r.url, apiconnect.OperatorServiceListMachinesProcedure); got != "unauthenticated" {
+		t.Errorf("her certificate is taken: %s", got)
+	}
 }

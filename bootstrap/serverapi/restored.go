@@ -147,7 +147,7 @@ func (s *Server) learn(ctx context.Context, from caller, held []*api.HeldList) (
 		if len(h.GetCrlDer()) == 0 {
 			return false, nil
 		}
-		cas := map[string][]*x509.Certificate{caImagectl: s.trust.Load().known(), caEtcd: {s.authority.etcd.Certificate()}}[h.GetCa()]
+		cas := map[string][]*x509.Certificate{caImagectl: s.trust.Load().known(), caEtcd: s.etcdListSigners()}[h.GetCa()]
 		if len(cas) == 0 {
 			continue
 		}

@@ -19,32 +19,6 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store"
 )
 
-// loses refuses what would cost etcd its quorum; how is what is done to the
-// machine, such as "wiping". One request may name several
-// machines, so what was armed a moment ago counts.
-func loses(c *change, nodes []coordinator.Node, choices coordinator.Choices, name, how string) error {
-	if !slices.Contains(choices.EtcdVoters, name) {
-		return nil
-	}
-	now := slices.Clone(nodes)
-	for i, n := range now {
-		if !slices.Contains(choices.EtcdVoters, n.Name) {
-			continue
-		}
-		r, ok, err := c.tx.Machine(n.Name)
-		if err != nil {
-			return err
-		}
-		if ok {
-			now[i].State = r.State
-		}
-	}
-	if ok, why := coordinator.MayLose(now, choices, name, how); !ok {
-		return &refusedError{codeWouldLoseEtcd, why}
-	}
-	return nil
-}
-
 // reasoned is why something was done, for the log and for those who are refused.
 func reasoned(what, why string) string {
 	if why = strings.TrimSpace(why); why == "" {
@@ -75,9 +49,10 @@ func (s operators) RetireMachine(ctx context.Context, req *connect.Request[api.R
 		if leaving == m.Name {
 			leaving = "" // this runs again
 		}
-		if err := loses(c, nodes, choices, m.Name, "retiring"); err != nil {
-			if !coordinator.MayLeave(nodes, choices, m.Name) {
-				return err
+		if err := s.loses(c, nodes, choices, m.Name, "retiring"); err != nil {
+			now, errNow := s.asOfNow(c, nodes, choices, m.Name)
+			if errNow != nil || !coordinator.MayLeave(now, choices, m.Name) {
+				return cmp.Or(errNow, err)
 			}
 			if leaving != "" {
 				return &refusedError{codeLeavesEtcd, fmt.Sprintf("its etcd member is removed first, and that of %s before it; retire it again when imagectl etcd members does not list %s any more", leaving, leaving)}
@@ -150,63 +125,6 @@ func (s *Server) leftToDo(name string) string {
 		todo = append(todo, "take it out of cluster.yaml")
 	}
 	return strings.Join(todo, "; ")
-}
-
-// ReplaceMachine implements apiconnect.OperatorServiceHandler.
-func (s operators) ReplaceMachine(ctx context.Context, req *connect.Request[api.ReplaceMachineRequest]) (*connect.Response[api.ReplaceMachineResponse], error) {
-	name := req.Msg.GetMachine()
-	if name == "" {
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("say which machine"))
-	}
-	nodes, choices, err := s.decide(ctx)
-	if err != nil {
-		return nil, s.storing("", err)
-	}
-	by, code := callerOf(ctx).identity.Name, req.Msg.GetCode()
-	why := reasoned("the machine's hardware was replaced", req.Msg.GetReason())
-	message := fmt.Sprintf("its old key and certificates are refused; next: put the new hardware's MAC address into cluster.yaml, restart imagectl serve, imagectl machines arm %s, netboot it, imagectl machines approve %s --code %s=CODE", name, name, name)
-	if code != "" {
-		message = fmt.Sprintf("its old key and certificates are refused and the new key is approved; next: imagectl machines arm %s", name)
-	}
-	outcomes := s.each(ctx, []string{name}, message, func(c *change, m *store.Machine) error {
-		if _, listed := s.machineOf(name); !listed {
-			return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", name)}
-		}
-		if err := loses(c, nodes, choices, name, "replacing"); err != nil {
-			return err
-		}
-		if code != "" && m.Key != nil && m.Key.Code == enrol.NormalCode(code) {
-			return &refusedError{enrol.CodeNothing, fmt.Sprintf("this is the code of the hardware that %s has now; the new one shows another", name)}
-		}
-		next := -1
-		if code != "" {
-			var refusal *enrol.Refusal
-			if next, refusal = enrol.Approve(s.recordOf(*m), "", code, true); refusal != nil {
-				return refusal
-			}
-		}
-		if _, err := s.revoke(c, holderOf(pki.KindNode, name), why, every); err != nil {
-			return err
-		}
-		if m.Key != nil {
-			reject(m, m.Key.Fingerprint)
-		}
-		if err := c.move(m, "machine-replaced", req.Msg.GetReason(), machine.Replace); err != nil {
-			return err
-		}
-		if err := c.unbind(m); err != nil {
-			return err
-		}
-		*m = store.Machine{Name: m.Name, State: m.State, Since: m.Since, Reason: m.Reason, Known: m.Known, FirstSeen: m.FirstSeen, JoinedAt: m.JoinedAt, LostBoot: cmp.Or(m.NodeBoot, m.LostBoot), Pending: m.Pending, Asked: m.Asked, Rejected: m.Rejected}
-		if next >= 0 {
-			return c.approve(m, next, by)
-		}
-		return nil
-	})
-	if o := outcomes[0]; o.GetOk() {
-		s.board.forget(name)
-	}
-	return connect.NewResponse(&api.ReplaceMachineResponse{Outcome: outcomes[0]}), nil
 }
 
 // approve takes the key at a place among the pending ones, and the TPM that it was

@@ -54,7 +54,7 @@ type revokedView struct {
 
 // listSigners are the CAs whose lists somebody reads.
 func (s *Server) listSigners() map[string]*pki.CA {
-	return map[string]*pki.CA{caImagectl: s.signer(), caEtcd: s.authority.etcd}
+	return map[string]*pki.CA{caImagectl: s.signer(), caEtcd: s.etcd.Load().ca}
 }
 
 // loadRevocations reads what is revoked, and signs the first, empty lists.

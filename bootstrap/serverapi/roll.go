@@ -266,6 +266,11 @@ func (s *Server) authorityView(ctx context.Context) (*api.AuthorityView, error) 
 		out.Waits = append(out.Waits, o.text)
 	}
 	out.Next, out.Notes = string(step), append(s.rollNotes(), s.staleNotes()...)
+	etcd, err := s.rotationView(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out.Rotations = append(out.Rotations, etcd)
 	return out, nil
 }
 
@@ -279,7 +284,7 @@ func (s *Server) rollNotes() []string {
 	case activated:
 		out = append(out, fmt.Sprintf("CA imagectl: a new one signs since %s, and nodes get its certificates; next: imagectl server ca finish", stamp(t.Since)))
 	default:
-		if note := caEndNote(caImagectl, t.ca.Certificate().NotAfter, true, now); note != "" {
+		if note := caEndNote(caImagectl, t.ca.Certificate().NotAfter, "imagectl server ca prepare", now); note != "" {
 			out = append(out, note)
 		}
 	}
@@ -287,8 +292,9 @@ func (s *Server) rollNotes() []string {
 	for _, c := range []struct {
 		name string
 		ca   *pki.CA
-	}{{caEtcd, a.etcd}, {caKubernetes, a.kubernetes}, {caFrontProxy, a.frontProxy}} {
-		if note := caEndNote(c.name, c.ca.Certificate().NotAfter, false, now); note != "" {
+		how  string
+	}{{caEtcd, s.etcd.Load().ca, "imagectl server ca rotate etcd"}, {caKubernetes, a.kubernetes, ""}, {caFrontProxy, a.frontProxy, ""}} {
+		if note := caEndNote(c.name, c.ca.Certificate().NotAfter, c.how, now); note != "" {
 			out = append(out, note)
 		}
 	}

@@ -217,16 +217,16 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 // whoever plans the work has the rest of a year.
 const caNotice = 365 * 24 * time.Hour
 
-// caEndNote tells of a CA's end; empty when that is far away. roll says that there is a
-// command that makes another.
-func caEndNote(name string, end time.Time, roll bool, now time.Time) string {
+// caEndNote tells of a CA's end; empty when that is far away. how is the command that makes
+// another; empty for none.
+func caEndNote(name string, end time.Time, how string, now time.Time) string {
 	left := end.Sub(now)
 	if left > caNotice {
 		return ""
 	}
 	text := fmt.Sprintf("warning: CA %s ends at %s, in %d days; a certificate that would outlive it is not signed", name, stamp(end), int(max(left, 0).Hours()/24))
-	if roll {
-		return text + ": imagectl server ca prepare"
+	if how != "" {
+		return text + ": " + how
 	}
 	return text + ", and there is no command that makes another: build the cluster anew before that"
 }

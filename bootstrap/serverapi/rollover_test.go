@@ -142,15 +142,15 @@ func TestWhenACAsEndIsTold(t *testing.T) {
 	end := at(0)
 	for _, c := range []struct {
 		left time.Duration
-		roll bool
+		how  string
 		want string
 	}{
-		{366 * 24 * time.Hour, true, ""},
-		{365 * 24 * time.Hour, true, "warning: CA x ends at 2035-03-01T00:00:00Z, in 365 days; a certificate that would outlive it is not signed: imagectl server ca prepare"},
-		{36 * time.Hour, false, "warning: CA x ends at 2035-03-01T00:00:00Z, in 1 days; a certificate that would outlive it is not signed, and there is no command that makes another: build the cluster anew before that"},
-		{-time.Hour, true, "warning: CA x ends at 2035-03-01T00:00:00Z, in 0 days; a certificate that would outlive it is not signed: imagectl server ca prepare"},
+		{366 * 24 * time.Hour, "imagectl do", ""},
+		{365 * 24 * time.Hour, "imagectl do", "warning: CA x ends at 2035-03-01T00:00:00Z, in 365 days; a certificate that would outlive it is not signed: imagectl do"},
+		{36 * time.Hour, "", "warning: CA x ends at 2035-03-01T00:00:00Z, in 1 days; a certificate that would outlive it is not signed, and there is no command that makes another: build the cluster anew before that"},
+		{-time.Hour, "imagectl do", "warning: CA x ends at 2035-03-01T00:00:00Z, in 0 days; a certificate that would outlive it is not signed: imagectl do"},
 	} {
-		if got := caEndNote("x", end, c.roll, end.Add(-c.left)); got != c.want {
+		if got := caEndNote("x", end, c.how, end.Add(-c.left)); got != c.want {
 			t.Errorf("%v before:\ngot  %s\nwant %s", c.left, got, c.want)
 		}
 	}

@@ -2,8 +2,6 @@ package serverapi
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -31,38 +29,52 @@ const (
 	// Admit lets a person in. Without it, one person could make a second one; so it is
 	// guarded whenever anything is.
 	Admit Danger = "admit"
+	// Expel keeps a person out so that fewer than two are left, and is guarded as Admit is: or
+	// one person could make everybody else go, and let in a second one of his own.
+	Expel Danger = "expel"
 )
 
-// danger is what a request would do, in words for the person who is to agree; empty when
-// one person is enough for it anywhere.
-func danger(req any) (Danger, string) {
+// danger is what a request would do, in words for the person who is to agree; nil when
+// one person is enough for it anywhere. One of the dangers in the policy is enough to hold it.
+func danger(req any) ([]Danger, string) {
 	switch r := req.(type) {
 	case *api.ArmMachineRequest:
 		if r.GetReinstall() {
-			return Wipe, "wipe and install again " + selectionWords(r.GetSelection())
+			return []Danger{Wipe}, "wipe and install again " + selectionWords(r.GetSelection())
 		}
 	case *api.ActMachineRequest:
 		if r.GetAction() == api.ActMachineRequest_ACTION_RESET {
-			return Wipe, "reset, which wipes, " + selectionWords(r.GetSelection())
+			return []Danger{Wipe}, "reset, which wipes, " + selectionWords(r.GetSelection())
 		}
 		if r.GetAction() == api.ActMachineRequest_ACTION_RESET_KEEP {
-			return Wipe, "have etcd's and Kubernetes' data wiped on " + selectionWords(r.GetSelection())
+			return []Danger{Wipe}, "have etcd's and Kubernetes' data wiped on " + selectionWords(r.GetSelection())
 		}
 	case *api.ReplaceMachineRequest:
-		return Destroy, "give the name " + r.GetMachine() + " to other hardware"
-	case *api.RestoreEtcdRequest:
-		if f := r.GetSnapshot(); f != nil {
-			return Destroy, snapshotWords(r)
+		// The machine counts as one that was never installed, which is armed without a word: on the
+		// same hardware that is a reinstallation.
+		what := "give the name " + r.GetMachine() + " to other hardware"
+		if r.GetArm() || r.GetNetboot() {
+			what += " and arm it"
 		}
-		return Destroy, fmt.Sprintf("have etcd go on with what %s has, without %s", r.GetMachine(), strings.Join(r.GetLost(), ", "))
+		return []Danger{Destroy, Wipe}, what
+	case *api.RestoreEtcdRequest:
+		if r.GetCancel() {
+			return nil, "" // it is what keeps data
+		}
+		if f := r.GetSnapshot(); f != nil {
+			return []Danger{Destroy}, snapshotWords(r)
+		}
+		return []Danger{Destroy}, fmt.Sprintf("have etcd go on with what %s has, without %s", r.GetMachine(), strings.Join(r.GetLost(), ", "))
+	case *api.RotateAuthorityRequest:
+		return []Danger{Destroy}, "replace the CA " + r.GetCa()
 	case *api.RetireMachineRequest:
-		return Destroy, "retire " + selectionWords(r.GetSelection())
+		return []Danger{Destroy}, "retire " + selectionWords(r.GetSelection())
 	case *api.AddOperatorRequest:
 		if r.GetRole() == string(pki.RoleAdmin) || r.GetRole() == string(pki.RoleOperator) {
-			return Admit, fmt.Sprintf("let in %s with role %s", r.GetName(), r.GetRole())
+			return []Danger{Admit}, fmt.Sprintf("let in %s with role %s", r.GetName(), r.GetRole())
 		}
 	}
-	return "", ""
+	return nil, ""
 }
 
 func selectionWords(s *api.Selection) string {
@@ -126,8 +138,8 @@ func (s secondPerson) WrapStreamingHandler(next connect.StreamingHandlerFunc) co
 
 // hold returns nil when the call may go on now.
 func (s secondPerson) hold(ctx context.Context, req connect.AnyRequest) error {
-	kind, what := danger(req.Any())
-	if kind == "" || len(s.cfg.SecondPerson) == 0 || kind != Admit && !slices.Contains(s.cfg.SecondPerson, kind) {
+	kinds, what := danger(req.Any())
+	if len(s.cfg.SecondPerson) == 0 || kinds == nil && !aboutPersons(req.Any()) {
 		return nil
 	}
 	from := callerOf(ctx)
@@ -135,12 +147,30 @@ func (s secondPerson) hold(ctx context.Context, req connect.AnyRequest) error {
 	if err != nil {
 		return s.storing("", err)
 	}
+	if kinds == nil {
+		if kinds, what, err = s.expels(ctx, all, req.Any()); err != nil {
+			return s.storing("", err)
+		}
+	}
+	always := slices.Contains(kinds, Admit) || slices.Contains(kinds, Expel)
+	if !always && !slices.ContainsFunc(kinds, func(d Danger) bool { return slices.Contains(s.cfg.SecondPerson, d) }) {
+		return nil
+	}
+	kind := kinds[0]
 	others := slices.DeleteFunc(standing(all, pki.RoleAdmin, pki.RoleOperator), func(name string) bool { return name == from.identity.Name })
+	two, err := s.twoStood(ctx, from, all)
+	if err != nil {
+		return s.storing("", err)
+	}
 	if len(others) == 0 {
-		if kind == Admit {
+		if kind == Admit && !two {
 			return nil // somebody has to let in the second person
 		}
-		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("to %s takes a second person, and there is none: imagectl operators add", what))
+		way := "imagectl operators add"
+		if two {
+			way = "once there were two, whoever has the server's machine lets in the next one: imagectl serve --operator NAME"
+		}
+		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("to %s takes a second person, and there is none: %s", what, way))
 	}
 	digest, err := digestOf(req)
 	if err != nil {
@@ -185,18 +215,79 @@ func (s secondPerson) hold(ctx context.Context, req connect.AnyRequest) error {
 	return waits
 }
 
+// valueTwoPersons is the name of what remembers that two persons stood once.
+const valueTwoPersons = "two-persons"
+
+// twoStood says whether there were two once who could hold each other back, and remembers it: one
+// who is alone since then may not choose the second one. Persons who were kept out are on record.
+func (s secondPerson) twoStood(ctx context.Context, from caller, all map[string]person) (bool, error) {
+	known := 0
+	for _, p := range all {
+		if guards(p.Role) {
+			known++
+		}
+	}
+	two := known >= 2
+	err := s.coordinate(ctx, from.actor(), func(c *change) error {
+		var before bool
+		if _, err := c.tx.Value(valueTwoPersons, &before); err != nil || before || !two {
+			two = two || before
+			return err
+		}
+		return c.tx.PutValue(valueTwoPersons, true)
+	})
+	return two, err
+}
+
+// guards says whether who has a role can be the second person.
+func guards(r pki.Role) bool { return r == pki.RoleAdmin || r == pki.RoleOperator }
+
+// aboutPersons says whether a call may take something away from a person.
+func aboutPersons(req any) bool {
+	switch req.(type) {
+	case *api.RevokeOperatorsRequest, *api.RevokeCertificatesRequest, *api.AddOperatorRequest:
+		return true
+	}
+	return false
+}
+
+// expels says whether a call keeps so many people out, or takes their roles away, that fewer than two
+// are left of those who hold each other back.
+func (s secondPerson) expels(ctx context.Context, all map[string]person, req any) ([]Danger, string, error) {
+	var names []string
+	switch r := req.(type) {
+	case *api.RevokeOperatorsRequest:
+		names = r.GetNames()
+	case *api.AddOperatorRequest: // with another role than those two, or it is Admit
+		names = []string{r.GetName()}
+	case *api.RevokeCertificatesRequest:
+		held, err := s.held(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, asked := range r.GetSerials() {
+			h, which := resolve(held, asked)
+			p, known := all[h.operator()]
+			if known && (asked == string(h) || slices.ContainsFunc(held[h], func(c certificate) bool { return which(c) && c.CA == caImagectl && c.Key == p.Key })) {
+				names = append(names, p.Name)
+			}
+		}
+	}
+	before := standing(all, pki.RoleAdmin, pki.RoleOperator)
+	gone := slices.DeleteFunc(slices.Clone(before), func(name string) bool { return !slices.Contains(names, name) })
+	if len(before) < 2 || len(gone) == 0 || len(before)-len(gone) >= 2 {
+		return nil, "", nil
+	}
+	return []Danger{Expel}, fmt.Sprintf("keep out %s, which leaves %d", strings.Join(gone, ", "), len(before)-len(gone)), nil
+}
+
 // digestOf names a call with all that it says.
 func digestOf(req connect.AnyRequest) (string, error) {
 	m, ok := req.Any().(proto.Message)
 	if !ok {
 		return "", errors.New("the call has no message")
 	}
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(append([]byte(req.Spec().Procedure+"\n"), b...))
-	return hex.EncodeToString(sum[:]), nil
+	return digestOfCall(req.Spec().Procedure, m)
 }
 
 func (r request) view() *api.RequestView {

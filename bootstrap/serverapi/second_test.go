@@ -1,6 +1,7 @@
 package serverapi
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -107,9 +108,14 @@ func TestADangerousCallTakesTwoPersons(t *testing.T) {
 	if list, err := root.ListRequests(t.Context(), connect.NewRequest(&api.ListRequestsRequest{})); err != nil || len(list.Msg.GetRequests()) > 0 {
 		t.Errorf("got %v, %v", list, err)
 	}
-	// A second person who was revoked is none.
-	if o := r.revokeOperator(ada.calls(), "ada"); !o.GetOk() {
-		t.Fatal(o)
+	// A second person who was revoked is none. Who goes so that one is left needs the other one's word.
+	err = expel(ada.calls(), "ada")
+	refusedWith(t, "going", err, "failed_precondition: to keep out ada, which leaves 1 takes a second person (root): imagectl operators approve ")
+	if err := agree(root, requestID(t, err)); err != nil {
+		t.Fatal(err)
+	}
+	if err := expel(ada.calls(), "ada"); err != nil {
+		t.Fatal(err)
 	}
 	refusedWith(t, "alone again", wipe(root, "w1"), "takes a second person, and there is none")
 	actions := r.actions(t)
@@ -117,6 +123,130 @@ func TestADangerousCallTakesTwoPersons(t *testing.T) {
 		if !slices.Contains(actions, want) {
 			t.Errorf("the log has no %s: %v", want, actions)
 		}
+	}
+}
+
+func expel(by apiconnect.OperatorServiceClient, names ...string) error {
+	_, err := by.RevokeOperators(context.Background(), connect.NewRequest(&api.RevokeOperatorsRequest{Names: names}))
+	return err
+}
+
+// One person cannot make the others go and let in a second one of his own, on none of the ways;
+// whoever has the server's machine can.
+func TestOnePersonDoesNotBecomeTwo(t *testing.T) {
+	t.Parallel()
+	cfg := config(w1())
+	cfg.SecondPerson = []Danger{Wipe}
+	r := start(t, cfg)
+	root, err := r.local("root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ada, eve, bob := r.human("ada"), r.human("eve"), r.human("bob")
+	if err := ada.let(root, pki.RoleOperator, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := bob.let(root, pki.RoleReader, false); err != nil {
+		t.Fatal(err)
+	}
+	certs := func(what string) error {
+		_, err := root.RevokeCertificates(t.Context(), connect.NewRequest(&api.RevokeCertificatesRequest{Serials: []string{what}}))
+		return err
+	}
+	const want = "failed_precondition: to keep out ada, which leaves 1 takes a second person (ada): imagectl operators approve "
+	for what, err := range map[string]error{
+		"revoking her":                    expel(root, "ada"),
+		"revoking her and another":        expel(root, "bob", "ada"),
+		"revoking all her certificates":   certs("operator/ada"),
+		"revoking one of her key":         certs(pki.Serial(ada.cert.Leaf)),
+		"giving her a role without a say": (&human{rig: r, name: "ada", key: r.human("ada").key}).let(root, pki.RoleReader, true),
+	} {
+		refusedWith(t, what, err, want)
+	}
+	if err := expel(root, "bob"); err != nil {
+		t.Errorf("who can hold back nobody: %v", err)
+	}
+	if err := expel(ada.calls(), "ada"); connect.CodeOf(err) != connect.CodePermissionDenied {
+		t.Errorf("an operator revokes: %v", err)
+	}
+	err = expel(root, "ada")
+	if _, err := ada.calls().ApproveRequest(t.Context(), connect.NewRequest(&api.ApproveRequestRequest{Id: requestID(t, err)})); err != nil {
+		t.Fatal(err)
+	}
+	if err := expel(root, "ada"); err != nil {
+		t.Fatalf("she agrees: %v", err)
+	}
+	const alone = "takes a second person, and there is none: once there were two, whoever has the server's machine lets in the next one: imagectl serve --operator NAME"
+	refusedWith(t, "alone", eve.let(root, pki.RoleAdmin, false), "failed_precondition: to let in eve with role admin "+alone)
+	r.restart(cfg)
+	refusedWith(t, "alone, after a restart", eve.let(root, pki.RoleAdmin, false), alone)
+	_, err = root.ArmMachine(t.Context(), connect.NewRequest(&api.ArmMachineRequest{Selection: &api.Selection{Names: []string{"w1"}}, Reinstall: true}))
+	refusedWith(t, "wiping", err, alone)
+
+	if _, err := r.local("eve"); err == nil {
+		t.Error("whoever starts the server comes in as the second person")
+	}
+	named := func(name string) error {
+		_, _, _, err := r.LocalNamed(t.Context(), name)
+		return err
+	}
+	for _, name := range []string{"eve", "dan"} {
+		if err := named(name); err != nil {
+			t.Errorf("%s, named by whoever has the server: %v", name, err)
+		}
+	}
+	refusedWith(t, "a fourth", named("mallory"), "mallory is no operator of this cluster")
+	refusedWith(t, "one who was revoked", named("ada"), "operator ada was revoked at ")
+	if e := r.audited("operator-added"); len(e) != 5 || e[3].Detail != "eve with role admin, by starting the server with this name: some things take two persons" {
+		t.Errorf("the log has %v", e)
+	}
+}
+
+// What is remembered of two persons is not what is on record of them now.
+func TestTwoPersonsAreRemembered(t *testing.T) {
+	t.Parallel()
+	cfg := config(w1())
+	cfg.SecondPerson = []Danger{Wipe}
+	r := start(t, cfg)
+	root, err := r.local("root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ada := r.human("ada")
+	if err := ada.let(root, pki.RoleAdmin, false); err != nil {
+		t.Fatal(err)
+	}
+	demoted := r.human("ada")
+	demote := func() error { return demoted.let(root, pki.RoleReader, true) }
+	request := &api.AddOperatorRequest{Name: "ada", Role: string(pki.RoleReader), CsrDer: csr(t, demoted.key), Replace: true}
+	_, err = root.AddOperator(t.Context(), connect.NewRequest(request))
+	refusedWith(t, "alone", demote(), "to keep out ada, which leaves 1 takes a second person (ada)")
+	if _, err := ada.calls().ApproveRequest(t.Context(), connect.NewRequest(&api.ApproveRequestRequest{Id: requestID(t, err)})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := root.AddOperator(t.Context(), connect.NewRequest(request)); err != nil {
+		t.Fatal(err)
+	}
+	refusedWith(t, "with nobody on record but a reader", r.human("eve").let(root, pki.RoleAdmin, false), "takes a second person, and there is none: once there were two")
+}
+
+// A machine whose name was given to other hardware is armed without a word, so that is guarded
+// where wiping is.
+func TestReplacingIsWiping(t *testing.T) {
+	t.Parallel()
+	for _, policy := range [][]Danger{{Wipe}, {Destroy}} {
+		cfg := config(w1())
+		cfg.SecondPerson = policy
+		r := start(t, cfg)
+		root, err := r.local("root")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.human("ada").let(root, pki.RoleAdmin, false); err != nil {
+			t.Fatal(err)
+		}
+		_, err = root.ReplaceMachine(t.Context(), connect.NewRequest(&api.ReplaceMachineRequest{Machine: "w1"}))
+		refusedWith(t, string(policy[0]), err, "failed_precondition: to give the name w1 to other hardware takes a second person (ada)")
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/etcdsnap"
 	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
@@ -43,8 +44,10 @@ type Server struct {
 	// trust is the CA imagectl; never nil after New. trusting is held to read it anew.
 	trust    atomic.Pointer[trust]
 	trusting sync.Mutex
-	tpm      *tpm.Verifier
-	start    time.Time
+	// etcd is etcd's CA; never nil after New.
+	etcd  atomic.Pointer[etcdAuthority]
+	tpm   *tpm.Verifier
+	start time.Time
 
 	byName map[string]int // index in cfg.Machines
 	index  enrol.Index
@@ -53,6 +56,7 @@ type Server struct {
 	moves  *limits       // limits what reports change
 	// renewals limits the certificates of persons.
 	renewals *limits
+	refusals refusals
 	calls    calls
 	// poll and headers are maxWait and headerTime but in tests.
 	poll, headers time.Duration
@@ -87,6 +91,9 @@ type Server struct {
 	// revoked is what is revoked; never nil after New.
 	revoked atomic.Pointer[revokedView]
 
+	// snapshots takes those of the cluster's etcd; nil for none.
+	snapshots *etcdsnap.Keeper
+
 	// restored says which backup this state came out of; the zero value for none.
 	// sure are the serial numbers of machines' certificates that are on record then.
 	restored backup.Mark
@@ -101,7 +108,7 @@ type Server struct {
 }
 
 // New makes the cluster's keys at the first start and brings the records in line
-// with cluster.yaml.
+// with cluster.yaml. A *ClockError is a clock that is before what the audit log has.
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, lifetimes: cfg.Lifetimes.WithDefaults(), start: cfg.Now(), led: cfg.Now(),
@@ -110,12 +117,19 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		poll: maxWait, headers: headerTime, ejectPause: ejectPause, nodePort: nodePort,
 	}
 	s.own = &ownCertificate{server: s}
+	if err := s.prepareSnapshots(); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
 	var listed []enrol.Hardware
 	for i, m := range cfg.Machines {
 		s.byName[m.Name] = i
 		listed = append(listed, enrol.Hardware{Name: m.Name, MACs: m.MACs, UUID: m.UUID, Serial: m.Serial})
 	}
 	s.index = enrol.NewIndex(listed)
+	// Before anything is signed or written.
+	if err := s.checkClock(ctx); err != nil {
+		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
+	}
 	if err := s.loadAuthority(ctx); err != nil {
 		return nil, fmt.Errorf("starting cluster %s: %w", cfg.Cluster, err)
 	}
@@ -250,11 +264,17 @@ func (s *Server) decide(ctx context.Context) ([]coordinator.Node, coordinator.Ch
 			return nil
 		}
 		c.log(audit.Entry{Action: "cluster-choice", Detail: fmt.Sprintf("from %+v to %+v", stored, next)})
+		if err := s.advanceEtcdCA(c, stored.EtcdCA, next.EtcdCA); err != nil {
+			return err
+		}
 		stored = next
 		return c.tx.PutValue(valueChoices, next)
 	})
 	if err != nil {
 		return nil, coordinator.Choices{}, fmt.Errorf("storing a choice: %w", err)
+	}
+	if !stored.EtcdCA.Equal(s.choices.EtcdCA) {
+		s.reloadEtcdCA(ctx)
 	}
 	s.choices = stored
 	return nodes, s.choices, nil
@@ -266,7 +286,7 @@ func (s *Server) refresh() []coordinator.Node {
 	if !current(s.view.store) || !current(s.view.board) || now.After(s.view.until) {
 		s.view = view{store: s.cfg.Store.Changed(), board: s.board.Changed(), until: now.Add(5 * time.Second)}
 		for _, m := range s.cfg.Machines {
-			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, State: s.cfg.Store.State(m.Name)}
+			n := coordinator.Node{Name: m.Name, ControlPlane: m.ControlPlane, Zone: m.Zone, State: s.cfg.Store.State(m.Name)}
 			if r, ok := s.board.get(m.Name); ok && r.last != nil && now.Sub(r.at) < silence {
 				n.Seen = r.seen(s.renewal(s.choices), now)
 			}
@@ -292,9 +312,16 @@ func (s *Server) refresh() []coordinator.Node {
 }
 
 // retiredVoters adds the voters that are retired and that cluster.yaml does not list
-// any more: their members have to go.
+// any more: their members have to go. So do those that were to start etcd or Kubernetes: others have
+// to be chosen.
 func (s *Server) retiredVoters(nodes []coordinator.Node) []coordinator.Node {
-	for _, name := range s.choices.EtcdVoters {
+	names := s.choices.EtcdVoters
+	for _, name := range []string{s.choices.EtcdFirst, s.choices.KubernetesFirst} {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(slices.Clone(names), name)
+		}
+	}
+	for _, name := range names {
 		if _, listed := s.byName[name]; listed || s.cfg.Store.State(name) != machine.Retired {
 			continue
 		}

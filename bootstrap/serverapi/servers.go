@@ -68,6 +68,9 @@ func (s *Server) takeOver(ctx context.Context) error {
 	if err := s.loadChoices(ctx); err != nil {
 		return err
 	}
+	if err := s.loadEtcdCA(ctx); err != nil {
+		return err
+	}
 	s.term, s.led, s.view = term, s.cfg.Now(), view{}
 	return nil
 }
@@ -99,6 +102,10 @@ func (s *Server) Follow(ctx context.Context) error {
 				s.cfg.Log.Error("reading which CA signs; restart imagectl serve", "error", err.Error())
 			}
 		})
+		return nil
+	})
+	all.Go(func() error {
+		s.cfg.Store.FollowValue(ctx, valueEtcdCAs, func() { s.reloadEtcdCA(ctx) })
 		return nil
 	})
 	all.Go(func() error {

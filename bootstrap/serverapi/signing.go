@@ -25,7 +25,9 @@ func (s *Server) choose(nodes []coordinator.Node, c coordinator.Choices) coordin
 	if c.KubernetesFirst == "" && next.KubernetesFirst != "" {
 		next.ServerSigns = !s.cfg.Kubernetes.CAKeyOnNodes
 	}
-	return s.chooseEncryption(nodes, c, next)
+	next = s.chooseEncryption(nodes, c, next)
+	next.EtcdCA = coordinator.NextEtcdCA(nodes, next, s.etcdCAHolds(next))
+	return next
 }
 
 // serverSigns tells whether the keys stay here.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
+	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/machine"
 	"github.com/imagectl/imagectl/bootstrap/pki"
@@ -43,6 +44,13 @@ func (s operators) IssueToken(ctx context.Context, req *connect.Request[api.Issu
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
+	var nodes []coordinator.Node
+	var choices coordinator.Choices
+	if req.Msg.GetReplaceKey() {
+		if nodes, choices, err = s.decide(ctx); err != nil {
+			return nil, s.storing(name, err)
+		}
+	}
 	var end time.Time
 	err = s.coordinate(ctx, from.actor(), func(c *change) error {
 		if err := c.standing(from); err != nil {
@@ -58,8 +66,17 @@ func (s operators) IssueToken(ctx context.Context, req *connect.Request[api.Issu
 		case m.Key != nil && !req.Msg.GetReplaceKey():
 			return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("%s has an approved key; if this machine is made anew, say --replace-key", name))
 		}
+		// It is asked again when the token is used; the person hears of it now.
+		if !req.Msg.GetForce() {
+			err := s.mayReplaceKey(c, m, nodes, choices)
+			if refused := new(refusedError); errors.As(err, &refused) {
+				return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("%s (%s): %w", name, refused.code, refused))
+			} else if err != nil {
+				return err
+			}
+		}
 		end = c.now.Add(time.Duration(minutes) * time.Minute)
-		m.Token = &store.Token{Digest: enrol.TokenDigest(token), At: c.now, By: from.identity.Name, NotAfter: end, Replace: req.Msg.GetReplaceKey()}
+		m.Token = &store.Token{Digest: enrol.TokenDigest(token), At: c.now, By: from.identity.Name, NotAfter: end, Replace: req.Msg.GetReplaceKey(), Force: req.Msg.GetForce()}
 		c.log(audit.Entry{Action: "token-made", Machine: name, Detail: "good until " + end.UTC().Format(time.RFC3339)})
 		return c.tx.PutMachine(m)
 	})

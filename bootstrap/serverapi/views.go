@@ -159,17 +159,21 @@ func (s operators) Status(ctx context.Context, _ *connect.Request[api.StatusRequ
 	if err != nil {
 		return nil, s.storing("", err)
 	}
+	ends, err := s.endNotes(ctx, nodes)
+	if err != nil {
+		return nil, s.storing("", err)
+	}
 	ready, summary := coordinator.Summary(nodes, choices)
 	return connect.NewResponse(&api.StatusResponse{
 		Cluster: s.cfg.Cluster, ServerVersion: s.cfg.Version, Ready: ready, Summary: summary, Machines: views,
-		Backup: s.backupView(), Notes: s.notes(nodes, choices), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
+		Backup: s.backupView(), Notes: append(s.notes(nodes, choices), ends...), Since: timestamppb.New(s.start), Etcd: s.etcdView(nodes, choices),
 	}), nil
 }
 
 // etcdView is the list of members as a healthy voter has last reported it, or the
 // names on record when none has.
 func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices) *api.EtcdView {
-	v := &api.EtcdView{Summary: coordinator.EtcdSummary(nodes, choices), Alarms: s.etcdAlarms(nodes), Warnings: s.etcdWarnings(nodes)}
+	v := &api.EtcdView{Summary: coordinator.EtcdSummary(nodes, choices), Alarms: append(s.etcdAlarms(nodes), s.snapshotAlarms(choices)...), Warnings: append(s.etcdWarnings(nodes), s.snapshotWarnings()...)}
 	well, said := map[string]bool{}, map[string]*api.EtcdObserved{}
 	var newest time.Time
 	for _, n := range nodes {
@@ -205,6 +209,7 @@ func (s *Server) etcdView(nodes []coordinator.Node, choices coordinator.Choices)
 
 func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []string {
 	notes := append(s.caNotes(choices), s.encryptionNotes(nodes, choices)...)
+	notes = append(notes, s.etcdCANotes(nodes, choices)...)
 	notes = append(notes, s.rollNotes()...)
 	if s.staleNow() {
 		notes = append(notes, s.staleNotes()...)
@@ -225,6 +230,7 @@ func (s *Server) notes(nodes []coordinator.Node, choices coordinator.Choices) []
 	}
 	notes = append(notes, s.hardwareNotes()...)
 	notes = append(notes, s.etcdNotes(nodes)...)
+	notes = append(notes, s.snapshotNotes(choices)...)
 	notes = append(notes, s.vipNotes(choices)...)
 	return append(append(notes, s.kubeadmNotes(nodes, choices)...), s.backupNotes()...)
 }

@@ -152,8 +152,9 @@ type Token struct {
 	At       time.Time `json:"at"`
 	By       string    `json:"by"`
 	NotAfter time.Time `json:"notAfter"`
-	// Replace: it may replace an approved key.
+	// Replace: it may replace an approved key; Force: although etcd loses its quorum by that.
 	Replace bool `json:"replace,omitempty"`
+	Force   bool `json:"force,omitempty"`
 	// UsedBy is the fingerprint of the key that it let in; empty for not used.
 	UsedBy string    `json:"usedBy,omitempty"`
 	UsedAt time.Time `json:"usedAt,omitzero"`

@@ -70,6 +70,9 @@ func (s *Store) Recipient() *age.X25519Recipient { return s.identity.Recipient()
 // Identity decrypts what is encrypted to Recipient.
 func (s *Store) Identity() age.Identity { return s.identity }
 
+// OwnIdentity is Identity with its public half.
+func (s *Store) OwnIdentity() *age.X25519Identity { return s.identity }
+
 // Create makes a state directory out of records. c.Dir must be empty but for what
 // lies there under other names than the store's. When it returns nil, everything is
 // durable; after an error the directory is of no use.

@@ -15,6 +15,9 @@ const (
 	backupKeep  = 28
 	// nodesMost is files.MaxCopies of bootstrap/backup, which this package does not import.
 	nodesMost = 8
+	// A week of snapshots of etcd, too.
+	etcdEvery = 6 * time.Hour
+	etcdKeep  = 28
 )
 
 func (c *checker) backup(raw rawBackup, uploads []Upload) Backup {
@@ -61,5 +64,26 @@ func (c *checker) backup(raw rawBackup, uploads []Upload) Backup {
 	case raw.Nodes.Set && !raw.Target.Set:
 		c.add(raw.Nodes.Pos, raw.Nodes.Path, "target: /var/backups/imagectl", "gives control planes what is in backup.target, which names no directory")
 	}
+	b.Etcd = c.saveEtcd(raw.Etcd, raw.Target.Set)
 	return b
+}
+
+func (c *checker) saveEtcd(raw rawSaveEtcd, target bool) SaveEtcd {
+	if raw.place.Path == "" {
+		return SaveEtcd{}
+	}
+	e := SaveEtcd{Every: raw.Every.or(etcdEvery), Keep: raw.Keep.or(etcdKeep), KeepFor: raw.KeepFor.V}
+	if !target {
+		c.add(raw.place.Pos, raw.place.Path, "target: /var/backups/imagectl", "saves etcd's snapshots in backup.target, which names no directory")
+	}
+	if raw.Every.Set && (e.Every < time.Minute || e.Every > 7*24*time.Hour) {
+		c.add(raw.Every.Pos, raw.Every.Path, "every: 6h", "%s is not between one minute and a week", e.Every)
+	}
+	if raw.Keep.Set && (e.Keep < 2 || e.Keep > 10000) {
+		c.add(raw.Keep.Pos, raw.Keep.Path, "keep: 28", "%d snapshots are not between 2 and 10000", e.Keep)
+	}
+	if raw.KeepFor.Set && e.KeepFor < 2*e.Every {
+		c.add(raw.KeepFor.Pos, raw.KeepFor.Path, "keepFor: 720h", "%s is shorter than twice the %s from one snapshot to the next", e.KeepFor, e.Every)
+	}
+	return e
 }

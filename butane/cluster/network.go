@@ -19,6 +19,7 @@ func (c *checker) subnet(raw rawSubnet) Subnet {
 	for _, a := range raw.NTP {
 		s.NTP = append(s.NTP, a.V)
 	}
+	s.MTU, s.Routes = c.mtu(raw.MTU), c.subnetRoutes(raw)
 	if raw.Domain.Set && !isHostname(s.Domain) {
 		c.add(raw.Domain.Pos, raw.Domain.Path, "domain: example.org", "%q is not a DNS name", s.Domain)
 	}
@@ -48,6 +49,30 @@ func (c *checker) subnet(raw rawSubnet) Subnet {
 		}
 	}
 	return s
+}
+
+// maxSubnetRoutes keeps an answer small: a route has up to nine bytes, and clients need
+// take no more than 576 (RFC 2131 section 2).
+const maxSubnetRoutes = 16
+
+// subnetRoutes are what the clients of a subnet are told of routers besides the default one.
+func (c *checker) subnetRoutes(raw rawSubnet) (out []SubnetRoute) {
+	for i, r := range raw.Routes {
+		to, via := r.To, r.Via
+		switch {
+		case i == maxSubnetRoutes:
+			c.add(r.Pos, r.Path, "", "a subnet can have %d routes", maxSubnetRoutes)
+		case !to.Set || !via.Set: // said already
+		case !to.V.Addr().Is4():
+			c.add(to.Pos, to.Path, "", "%s is not an IPv4 network", to.V)
+		case to.V.Bits() == 0:
+			c.add(to.Pos, to.Path, "", "the default route is the subnet's router")
+		case raw.CIDR.Set && raw.CIDR.V.Addr().Is4():
+			c.usable(via, raw.CIDR.V)
+		}
+		out = append(out, SubnetRoute{To: to.V, Via: via.V})
+	}
+	return out
 }
 
 // lease is a lifetime in seconds.

@@ -153,6 +153,19 @@ func TestFindings(t *testing.T) {
 		}},
 		{"two subnets with the same addresses", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.0.0.128/25, interface: eth2, router: 10.0.0.129, range: {first: 10.0.0.190, last: 10.0.0.220}}\n"},
 			[]string{`error: boot.subnets[1].cidr: boot.subnets[1] 10.0.0.0/24 overlaps boot.subnets[0] 10.0.0.128/25`}},
+		{"what clients of a subnet are told", []string{"    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      mtu: 9000\n      routes: [{to: 10.64.0.0/10, via: 10.0.0.253}]\n"}, nil},
+		{"what no client can use", []string{"    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      mtu: 500\n      routes: [{to: 10.64.0.0/8, via: 10.0.0.253}, {via: 10.0.0.253}, {to: 0.0.0.0/0, via: 10.0.0.253}, {to: 'fd00::/8', via: 10.0.0.253}, {to: 10.64.0.0/10, via: 10.1.0.1}, {to: 10.64.0.0/10, via: 10.0.0.255}]\n"}, []string{
+			`error: boot.subnets[0].mtu: an MTU of 500 is out of range: want 1280 to 65535`,
+			`error: boot.subnets[0].routes[0].to: "10.64.0.0/8" is not a network: bits are set behind the prefix length`,
+			`error: boot.subnets[0].routes[1]: required key "to" is missing`,
+			`error: boot.subnets[0].routes[2].to: the default route is the subnet's router`,
+			`error: boot.subnets[0].routes[3].to: fd00::/8 is not an IPv4 network`,
+			`error: boot.subnets[0].routes[4].via: 10.1.0.1 is not inside 10.0.0.0/24`,
+			`error: boot.subnets[0].routes[5].via: 10.0.0.255 is the broadcast address of 10.0.0.0/24`,
+		}},
+		{"more routes than an answer has room for", []string{"    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      routes: [" + strings.Repeat("{to: 10.64.0.0/10, via: 10.0.0.253}, ", maxSubnetRoutes+1) + "]\n"}, []string{
+			`error: boot.subnets[0].routes[16]: a subnet can have 16 routes`,
+		}},
 		{"a second interface", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1.9, router: 10.9.0.1}\n"}, nil},
 		{"a second subnet that cannot work", []string{"  subnets:\n", "  subnets:\n    - {cidr: 10.9.0.0/24, interface: eth1}\n    - {cidr: 10.8.0.0/24, interface: eth 2, router: 10.8.0.1}\n", "    - cidr: 10.0.0.0/24\n", "    - cidr: 10.0.0.0/24\n      interface: eth7\n"}, []string{
 			`error: boot.subnets[0]: the machines of 10.9.0.0/24 cannot reach the server 10.0.0.2 without a router`,
@@ -262,19 +275,23 @@ func TestFindings(t *testing.T) {
 		}},
 		{"what comes later", []string{"roles:", "operators: [{name: alice}]\nroles:"}, []string{`error: operators: is not supported yet`}},
 		{"backups that nobody could open", []string{"roles:", "backup: {recipients: []}\nroles:"}, []string{`error: backup: names no recipient, so nobody could open a backup`}},
-		{"a backup with everything wrong", []string{"roles:", "backup: {recipients: [age1zz, AGE-SECRET-KEY-1QQQ], target: backups, every: 5s, keep: 1, nodes: 9}\nroles:"}, []string{
+		{"a backup with everything wrong", []string{"roles:", "backup: {recipients: [age1zz, AGE-SECRET-KEY-1QQQ], target: backups, every: 5s, keep: 1, nodes: 9, etcd: {every: 1s, keep: 1, keepFor: 1s}}\nroles:"}, []string{
 			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
 			`error: backup.recipients[1]: this is a secret key, which never belongs here`,
 			`error: backup.target: "backups" is not an absolute path of a directory on the server's machine`,
 			`error: backup.every: 5s is not between one minute and a week`,
 			`error: backup.keep: 1 backups are not between 2 and 10000`,
 			`error: backup.nodes: 9 copies on each control plane are not between 1 and 8`,
+			`error: backup.etcd.every: 1s is not between one minute and a week`,
+			`error: backup.etcd.keep: 1 snapshots are not between 2 and 10000`,
+			`error: backup.etcd.keepFor: 1s is shorter than twice the 1s from one snapshot to the next`,
 		}},
-		{"copies of no backups, in no bucket", []string{"roles:", "backup: {recipients: [age1zz], bucket: store, nodes: 2}\nroles:"}, []string{
+		{"copies of no backups, in no bucket", []string{"roles:", "backup: {recipients: [age1zz], bucket: store, nodes: 2, etcd: {every: 1h}}\nroles:"}, []string{
 			`error: backup.recipients[0]: "age1zz" is no public key of age: want age1…`,
 			`error: backup.bucket: copies what is in backup.target, which names no directory`,
 			`error: backup.bucket: upload has no entry "store" of type s3`,
 			`error: backup.nodes: gives control planes what is in backup.target, which names no directory`,
+			`error: backup.etcd: saves etcd's snapshots in backup.target, which names no directory`,
 		}},
 		{"artefacts in a place that keeps none", []string{"roles:", `upload: [{name: c, type: libvirt, endpoint: "qemu+ssh://root@kvm1/system", datastore: default}]
 roles:`, "  address: 10.0.0.2", "  address: 10.0.0.2\n  artefacts: c"}, []string{
@@ -329,7 +346,7 @@ roles:`, "  address: 10.0.0.2", "  address: 10.0.0.2\n  artefacts: c"}, []string
 			`error: upload[0].name: "prune" is a verb of imagectl upload; choose another name`,
 			`error: upload[0].endpoint: "one:2633" is not an http or https URL`,
 			`error: upload[0].bucket: type opennebula has no such key`,
-			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, fingerprint, firmware, frontendDirectory, memoryMB, network, node, stage, vcpu`,
+			`error: upload[0].options.memory: type opennebula has no option "memory"; it has bus, ca, cpu, diskMB, fingerprint, firmware, frontendDirectory, group, memoryMB, network, node, stage, vcpu`,
 			`error: upload[0].options.cpu: is empty`,
 		}},
 		{"uploads to a store, a registry and libvirt", []string{"roles:", `upload:

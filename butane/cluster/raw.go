@@ -129,7 +129,15 @@ type rawSubnet struct {
 	DNS       []rawAddr   `key:"dns"`
 	NTP       []rawAddr   `key:"ntp"`
 	Domain    rawString   `key:"domain"`
+	MTU       rawInt      `key:"mtu"`
+	Routes    []rawVia    `key:"routes"`
 	Lease     rawDuration `key:"lease"`
+}
+
+type rawVia struct {
+	place
+	To  rawPrefix `key:"to,required"`
+	Via rawAddr   `key:"via,required"`
 }
 
 type rawDHCP6 struct {
@@ -398,6 +406,14 @@ type rawBackup struct {
 	Every      rawDuration `key:"every"`
 	Keep       rawInt      `key:"keep"`
 	Nodes      rawInt      `key:"nodes"`
+	Etcd       rawSaveEtcd `key:"etcd"`
+}
+
+type rawSaveEtcd struct {
+	place
+	Every   rawDuration `key:"every"`
+	Keep    rawInt      `key:"keep"`
+	KeepFor rawDuration `key:"keepFor"`
 }
 
 type rawIdentity struct {

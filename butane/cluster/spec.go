@@ -133,6 +133,17 @@ type Backup struct {
 	Keep int
 	// Nodes is how many of them each control plane keeps too; 0 for none.
 	Nodes int
+	// Etcd is how snapshots of the cluster's etcd are taken, to the same recipients and places but
+	// for the control planes; the zero value, that none are.
+	Etcd SaveEtcd
+}
+
+// SaveEtcd says how snapshots of the cluster's etcd are taken.
+type SaveEtcd struct {
+	Every time.Duration
+	// Keep is how many of the newest stay, KeepFor how long one stays at most; 0 for ever.
+	Keep    int
+	KeepFor time.Duration
 }
 
 // Boot is the boot network.
@@ -184,7 +195,16 @@ type Subnet struct {
 	First, Last, Router netip.Addr
 	DNS, NTP            []netip.Addr
 	Domain              string
-	LeaseSeconds        int
+	// MTU is 0 for not told.
+	MTU          int
+	Routes       []SubnetRoute
+	LeaseSeconds int
+}
+
+// SubnetRoute leads to a network through a router of the subnet.
+type SubnetRoute struct {
+	To  netip.Prefix
+	Via netip.Addr
 }
 
 // DHCP6 is booting by IPv6; the zero value means that there is none.

@@ -42,7 +42,7 @@ func uploadTypes() []uploadType {
 		name:     "opennebula",
 		required: []string{"endpoint", "datastore", "username", "password"},
 		allowed:  []string{"insecure"},
-		options:  []string{"bus", "ca", "cpu", "diskMB", "fingerprint", "firmware", "frontendDirectory", "memoryMB", "network", "node", "stage", "vcpu"},
+		options:  []string{"bus", "ca", "cpu", "diskMB", "fingerprint", "firmware", "frontendDirectory", "group", "memoryMB", "network", "node", "stage", "vcpu"},
 		files:    []string{"ca", "node"},
 		remote:   true,
 	}, {

@@ -216,6 +216,9 @@ type Subnet struct {
 	DNS    []netip.Addr
 	NTP    []netip.Addr
 	Domain string
+	// MTU is 0 for not told.
+	MTU    int
+	Routes []cluster.SubnetRoute
 	// LeaseSeconds is the lifetime of a lease.
 	LeaseSeconds int
 }

@@ -42,6 +42,7 @@ func Role(r plan.Role) ([]byte, error) {
 	}
 	cfg = ignition.Merge(cfg, closedDoors())
 	cfg = ignition.Merge(cfg, kubernetesNode())
+	cfg = ignition.Merge(cfg, acceleratedCards())
 	b, err := encode(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("rendering role %s: %w", r.Name, err)

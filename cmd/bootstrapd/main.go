@@ -18,6 +18,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/imagectl/imagectl/bootstrap/agent"
+	"github.com/imagectl/imagectl/bootstrap/guestinfo"
 	"github.com/imagectl/imagectl/bootstrap/host"
 	"github.com/imagectl/imagectl/bootstrap/kubeadm"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
@@ -31,6 +32,13 @@ func main() {
 	flag.Parse()
 	if *version {
 		fmt.Println(build())
+		return
+	}
+	if flag.Arg(0) == guestinfo.Verb {
+		if err := guestinfo.Print(os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -249,6 +249,10 @@ func judge(t *testing.T, img string) (root string) {
 	if got := tool(t, "grub-fstest", oem, "cat", "/config.ign"); got != `{"ignition":{"version":"3.4.0"}}` {
 		t.Errorf("GRUB reads config.ign as %q", got)
 	}
+	// One image is for every platform: neither grub.cfg nor a file of OEM's names one.
+	if got := tool(t, "grub-fstest", oem, "ls", "/"); !slices.Equal(slices.Sorted(strings.FieldsSeq(got)), []string{"config.ign", "grub.cfg"}) {
+		t.Errorf("GRUB lists %q on OEM, want config.ign and grub.cfg alone", got)
+	}
 	return root
 }
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -20,7 +21,10 @@ import (
 type Key struct {
 	// Target has no dot in it.
 	Target string
-	Image  Image
+	// Place says in words what Target stands for, for whoever finds the journal when the
+	// target is described in another way. It may be empty.
+	Place string
+	Image Image
 }
 
 const journalSuffix = ".journal"
@@ -38,9 +42,10 @@ type FileJournal struct {
 	f file
 	// size is the length of the lines that are known to be whole; torn says that there
 	// may be more in the file.
-	size int64
-	torn bool
-	left []Leftover
+	size  int64
+	torn  bool
+	left  []Leftover
+	place string
 }
 
 // file is an open journal; only a test has another one than the system's.
@@ -53,6 +58,8 @@ type file interface {
 
 // line is one change.
 type line struct {
+	// Place is in the first line alone.
+	Place  string    `json:"place,omitempty"`
 	Write  *Leftover `json:"write,omitempty"`
 	Forget *Leftover `json:"forget,omitempty"`
 }
@@ -63,7 +70,11 @@ func OpenJournal(dir string, key Key) (*FileJournal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of upload journals: %w", err)
 	}
-	return openJournal(filepath.Join(dir, key.file()), os.O_CREATE)
+	j, err := openJournal(filepath.Join(dir, key.file()), os.O_CREATE)
+	if err == nil && j.size == 0 {
+		j.place = key.Place
+	}
+	return j, err
 }
 
 func openJournal(path string, flag int) (*FileJournal, error) {
@@ -163,6 +174,9 @@ func (j *FileJournal) apply(l line) {
 	same := func(a *Leftover) func(Leftover) bool {
 		return func(b Leftover) bool { return a.Kind == b.Kind && a.Name == b.Name }
 	}
+	if l.Place != "" {
+		j.place = l.Place
+	}
 	switch {
 	case l.Forget != nil:
 		j.left = slices.DeleteFunc(j.left, same(l.Forget))
@@ -176,6 +190,9 @@ func (j *FileJournal) apply(l line) {
 }
 
 func (j *FileJournal) add(l line) error {
+	if j.size == 0 {
+		l.Place = j.place
+	}
 	b, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("writing upload journal: %w", err)
@@ -212,6 +229,52 @@ func (j *FileJournal) Close() error {
 		err = os.Remove(j.f.Name())
 	}
 	return errors.Join(err, j.f.Close())
+}
+
+// Other is a journal of a target of the same name that was described in another way.
+type Other struct {
+	// Path of the file, and what was there when it was written; empty if it does not say.
+	Path, Place string
+	Left        []Leftover
+}
+
+// keyForm is the end of a target's key, behind its name.
+var keyForm = regexp.MustCompile(`^-[0-9a-f]{8}$`)
+
+// Others finds what uploads have left whose target has the same name, as cluster.yaml
+// calls it, and another key: cluster.yaml was edited, or there are two. Those of uploads
+// that run are not told.
+func Others(dir, name, target string) ([]Other, error) {
+	all, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for upload journals: %w", err)
+	}
+	var out []Other
+	for _, e := range all {
+		key, _, _ := strings.Cut(e.Name(), ".")
+		end, is := strings.CutPrefix(key, name)
+		if !is || !keyForm.MatchString(end) || key == target || !strings.HasSuffix(e.Name(), journalSuffix) {
+			continue
+		}
+		o := Other{Path: filepath.Join(dir, e.Name())}
+		j, err := openJournal(o.Path, 0)
+		if errors.Is(err, ErrRunning) || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if o.Place, o.Left = j.place, j.Left(); len(o.Left) > 0 {
+			out = append(out, o)
+		}
+		if err := j.Close(); err != nil {
+			return nil, fmt.Errorf("closing upload journal %s: %w", o.Path, err)
+		}
+	}
+	return out, nil
 }
 
 // Journals returns the paths of a target's journals, sorted.

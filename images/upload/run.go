@@ -14,10 +14,13 @@ type Outcome struct {
 	Unchanged bool `json:"unchanged"`
 	// Promoted: the stable name points to it since this run.
 	Promoted bool `json:"promoted"`
+	// Renewed: it was current before, and its template has got the options of now.
+	Renewed bool `json:"renewed,omitempty"`
 }
 
 // Run uploads an image unless it is there, and makes it current when promote is
-// set or the family has nothing that is. What an earlier run left is used or
+// set or the family has nothing that is. Of one that is current already promote renews
+// the template where the target's options have changed (Templates). What an earlier run left is used or
 // removed; what cannot be removed is an error, but the image is promoted none the less.
 func Run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote bool) (Outcome, error) {
 	out, err := run(ctx, t, img, j, ev, promote)
@@ -41,8 +44,12 @@ func run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote
 	}
 	// What cannot be removed is in nobody's way: the image is whole without it.
 	left := settle(ctx, t, j)
-	if out.Object.Current || left != nil && ctx.Err() != nil {
+	if left != nil && ctx.Err() != nil {
 		return out, left
+	}
+	if out.Object.Current {
+		err := renew(ctx, t, &out, promote, ev)
+		return out, errors.Join(err, left)
 	}
 	if !promote {
 		has, err := hasCurrent(ctx, t, img.Name)
@@ -56,6 +63,46 @@ func run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote
 	}
 	out.Object.Current, out.Promoted, out.Unchanged = true, true, false
 	return out, left
+}
+
+// renew writes the template of what is current anew, if its options are others now. It
+// is not done unasked: people may have reasons for what they changed.
+func renew(ctx context.Context, t Target, out *Outcome, promote bool, ev Events) error {
+	stale, err := Stale(ctx, t, out.Object)
+	if !promote && (stale || err != nil) {
+		ev(Event{Phase: "looking at the template", Note: staleNote(err)})
+		return nil
+	}
+	if err != nil || !stale {
+		return err
+	}
+	ev(Event{Phase: "renewing the template"})
+	if err := t.Promote(ctx, out.Object); err != nil {
+		return fmt.Errorf("renewing the template of %s %s: %w", out.Object.Name, out.Object.Version, err)
+	}
+	out.Renewed, out.Unchanged = true, false
+	return nil
+}
+
+func staleNote(err error) string {
+	if err != nil {
+		return "whether the template has the options of now is not known: " + err.Error()
+	}
+	return "the template has other options than cluster.yaml has now: --promote renews it"
+}
+
+// Stale tells whether the template that starts an object says something else than the
+// target's options; never for a target without templates.
+func Stale(ctx context.Context, t Target, o Object) (bool, error) {
+	with, is := t.(Templates)
+	if !is {
+		return false, nil
+	}
+	stale, err := with.Stale(ctx, o)
+	if err != nil {
+		return false, fmt.Errorf("looking at the template of %s %s: %w", o.Name, o.Version, err)
+	}
+	return stale, nil
 }
 
 // settle removes what is still in the journal, newest first.

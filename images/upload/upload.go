@@ -68,6 +68,15 @@ const (
 	LabelFile    = "file-digest"
 )
 
+// Keys of Labels that say which build an image is of, and not what is on the disk: the
+// commit of the imagectl that built it, when what it holds was released, and the digest
+// of the manifest, which its provenance names.
+const (
+	LabelGit      = "git"
+	LabelCreated  = "created"
+	LabelManifest = "manifest"
+)
+
 // Audit is the record that goes onto every object at a platform, as far as it
 // takes labels: Labels and who made it, of what.
 func (i Image) Audit() map[string]string {
@@ -106,6 +115,9 @@ type Object struct {
 type Plan struct {
 	// Found is the finished object with this digest; nil if there is none.
 	Found *Object `json:"found,omitempty"`
+	// Stale: what was found is current, and its template has other options than the
+	// target has now. Whoever plans sets it (package function Stale).
+	Stale bool `json:"stale,omitempty"`
 	// Steps in words, in order; none when there is nothing to do.
 	Steps []string `json:"steps"`
 	// Bytes that will be sent, at most.
@@ -157,6 +169,15 @@ type Target interface {
 	Clean(ctx context.Context, left Leftover) error
 	// Verify reads labels and the platform's own hash again.
 	Verify(ctx context.Context, o Object, img Image) ([]Check, error)
+}
+
+// Templates is what a Target has besides whose stable name is a template that says what
+// machines are like: CPUs, memory, network, firmware, their server. Promote writes all of
+// that as the target has it now.
+type Templates interface {
+	// Stale tells whether the template that starts o says something else; false where
+	// nothing starts it. It changes nothing. An error is, too, what Promote cannot change.
+	Stale(ctx context.Context, o Object) (bool, error)
 }
 
 // Leftover is something at a platform that stays if an upload breaks off.

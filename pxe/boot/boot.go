@@ -50,6 +50,13 @@ type Machine struct {
 	// (option 82), as pxe/selector writes them. All are unset in requests by HTTP.
 	Network             netip.Addr
 	CircuitID, RemoteID string
+	// Here says that the machine is there, as far as a network can tell: it asks by DHCP,
+	// or from an address that DHCP has given to its card. Of others, who may say what they
+	// like, nothing is remembered.
+	Here bool
+	// Holds are the machines of cluster.yaml whose addresses its card has by leases that go
+	// on.
+	Holds []string
 }
 
 // Program is what UEFI on x86-64 loads by PXE.
@@ -138,8 +145,18 @@ type Subnet struct {
 	NTP    []netip.Addr
 	// Domain may be empty.
 	Domain string
+	// MTU in bytes is told to who asks for it; 0 for nobody.
+	MTU int
+	// Routes are told to who asks for them, besides Router.
+	Routes []Route
 	// Lease is the lifetime of a lease.
 	Lease time.Duration
+}
+
+// Route leads to a network through a router of the subnet. It is masked, and not the default.
+type Route struct {
+	To  netip.Prefix
+	Via netip.Addr
 }
 
 // Network is what DHCP knows besides single machines. It is immutable.
@@ -212,9 +229,23 @@ type Event struct {
 	Firmware bool
 	// Action is the answer of StageScript, and of StageDHCP to UEFI HTTP boot.
 	Action Action
+	// Offer is what a StageDHCP event offered; empty for none. Whether the machine takes
+	// it is known by its next request.
+	Offer Offer
 	// Refusal is set when the machine cannot go on.
 	Refusal Refusal
 }
+
+// Offer is what DHCP offers to a machine that has not asked for it yet.
+type Offer string
+
+// The offers.
+const (
+	// OfferAddress: an address, with the boot program.
+	OfferAddress Offer = "address"
+	// OfferProgram: a boot program only; another server gives the address.
+	OfferProgram Offer = "program"
+)
 
 // Refusal is a no with its reason. The zero value is none.
 type Refusal struct {

@@ -5,7 +5,6 @@ package catalog
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -50,23 +49,15 @@ type Config struct {
 type Catalog struct {
 	current atomic.Pointer[snapshot]
 
-	mu sync.RWMutex
-	// cards are network cards that cluster.yaml does not list, by the machine that
-	// showed its UUID or serial number with them. An operating system's DHCP shows
-	// neither, and yet its machine must get the reserved address.
-	cards map[card]string
+	mu    sync.RWMutex
+	cards cards
 	// bound are the machines that fitted a selector last, by its machine's name.
 	bound map[string]binding
 }
 
-type card [6]byte
-
-// cardsPerMachine bounds what is learned.
-const cardsPerMachine = 8
-
 // New builds a catalog. It fails when anything in it could not be served as it is.
 func New(cfg Config) (*Catalog, error) {
-	c := &Catalog{cards: map[card]string{}, bound: map[string]binding{}}
+	c := &Catalog{cards: newCards(), bound: map[string]binding{}}
 	return c, c.Replace(cfg)
 }
 
@@ -92,13 +83,15 @@ func (c *Catalog) Blob(sha256 string) (boot.Blob, bool) {
 	return b, ok
 }
 
-// Decide implements boot.Source.
-func (c *Catalog) Decide(m boot.Machine) boot.Answer { return c.decide(m, true) }
-
 // Look is Decide for people who ask: the machine is not there, and nothing is learned.
-func (c *Catalog) Look(m boot.Machine) boot.Answer { return c.decide(m, false) }
+func (c *Catalog) Look(m boot.Machine) boot.Answer {
+	m.Here = false
+	return c.Decide(m)
+}
 
-func (c *Catalog) decide(m boot.Machine, there bool) boot.Answer {
+// Decide implements boot.Source. It remembers who a machine is that is here; others are
+// answered by what they say, and leave no trace.
+func (c *Catalog) Decide(m boot.Machine) boot.Answer {
 	s := c.current.Load()
 	found, fits := s.find(m), false
 	if len(found) == 0 {
@@ -106,8 +99,8 @@ func (c *Catalog) decide(m boot.Machine, there bool) boot.Answer {
 		fits = len(found) > 0
 	}
 	if len(found) == 0 {
-		if name, ok := c.learned(m.MAC); ok {
-			if i, ok := s.byName[name]; ok && !s.entries[i].selector.Contradicts(shown(m)) {
+		if at, ok := c.learned(m.MAC); ok {
+			if i, ok := s.byName[at.name]; ok && !s.entries[i].selector.Contradicts(shown(m)) {
 				found = []int{i}
 			}
 		}
@@ -118,14 +111,15 @@ func (c *Catalog) decide(m boot.Machine, there bool) boot.Answer {
 	case 1:
 		e := s.entries[found[0]]
 		if fits {
-			if other, ok := c.bind(m, e.Name, s.now(), there); !ok {
+			if other, ok := c.bind(m, e.Name, s.now()); !ok {
 				return conflict("it fits the selector of %s, and so does the machine with the card %s, which was seen less than %s ago: make the selector narrower", e.Name, other, bindTime)
 			}
 		}
-		if there {
-			c.learn(s, m, e.Name, fits)
+		a := s.known(e)
+		if other := c.learn(s, m, e.Name, fits); other != "" {
+			a.Reason += fmt.Sprintf(" (but its card stays with %s, whose address it has by a lease that goes on; if it was moved for good, list it under match.mac of cluster.yaml)", other)
 		}
-		return s.forProcessor(m, s.known(e))
+		return s.forProcessor(m, a)
 	}
 	names := []string{s.entries[found[0]].Name, s.entries[found[1]].Name}
 	slices.Sort(names)
@@ -140,30 +134,6 @@ func conflict(format string, args ...any) boot.Answer {
 	return boot.Answer{Action: boot.None, Code: "conflict", Refused: true, Reason: fmt.Sprintf(format, args...)}
 }
 
-// Named says which machine of cluster.yaml showed itself with a network card that the
-// file does not list.
-func (c *Catalog) Named(mac net.HardwareAddr) (string, bool) {
-	name, ok := c.learned(mac)
-	if ok {
-		_, ok = c.current.Load().byName[name]
-	}
-	return name, ok
-}
-
-// Cards are the network cards that a machine showed itself with and the file does not
-// list, in no particular order.
-func (c *Catalog) Cards(name string) []net.HardwareAddr {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	var out []net.HardwareAddr
-	for k, n := range c.cards {
-		if n == name {
-			out = append(out, net.HardwareAddr(k[:]))
-		}
-	}
-	return out
-}
-
 // Ignition implements boot.Source.
 func (c *Catalog) Ignition(m boot.Machine) ([]byte, error) {
 	a := c.Decide(m)
@@ -171,34 +141,6 @@ func (c *Catalog) Ignition(m boot.Machine) ([]byte, error) {
 		return nil, fmt.Errorf("rendering Ignition: the machine is to %s, not to boot an installer: %s", a.Action, a.Reason)
 	}
 	return c.current.Load().ignitionOf(a.Name)
-}
-
-func (c *Catalog) learned(mac net.HardwareAddr) (string, bool) {
-	if len(mac) != 6 {
-		return "", false
-	}
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	name, ok := c.cards[card(mac)]
-	return name, ok
-}
-
-// learn remembers the card of a machine that was recognised by something else.
-func (c *Catalog) learn(s *snapshot, m boot.Machine, name string, fits bool) {
-	if len(m.MAC) != 6 || (m.UUID == "" && m.Serial == "" && !fits) {
-		return
-	}
-	if _, listed := s.byMAC[card(m.MAC)]; listed {
-		return
-	}
-	if known, ok := c.learned(m.MAC); ok && known == name {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, moves := c.cards[card(m.MAC)]; moves || len(c.cards) < cardsPerMachine*len(s.entries) {
-		c.cards[card(m.MAC)] = name
-	}
 }
 
 // entry is a machine with everything its answer needs.
@@ -235,8 +177,6 @@ func (s *snapshot) known(e entry) boot.Answer {
 	case machine.Quarantined:
 		a.Refused = true
 		a.Reason = "two keys claim to be it; compare the codes: imagectl machines ls"
-	case machine.Resetting:
-		a.Reason = "it is being reset"
 	case machine.Retired:
 		a.Refused = true
 		a.Reason = "it is retired"

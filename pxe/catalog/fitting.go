@@ -53,8 +53,8 @@ func (s *snapshot) fitting(m boot.Machine) []int {
 }
 
 // bind says whether a machine that fits a selector is the one that fitted it before,
-// or the only one lately; else it names the other's card. It is remembered when it is there.
-func (c *Catalog) bind(m boot.Machine, name string, now time.Time, there bool) (other string, ok bool) {
+// or the only one lately; else it names the other's card. It is remembered when it is here.
+func (c *Catalog) bind(m boot.Machine, name string, now time.Time) (other string, ok bool) {
 	b := binding{uuid: canonical(m.UUID), seen: now}
 	if len(m.MAC) == 6 {
 		b.card = card(m.MAC)
@@ -66,7 +66,7 @@ func (c *Catalog) bind(m boot.Machine, name string, now time.Time, there bool) (
 	if known && !same && now.Sub(old.seen) < bindTime {
 		return net.HardwareAddr(old.card[:]).String(), false
 	}
-	if !there {
+	if !m.Here {
 		return "", true
 	}
 	if same && b.uuid == ([16]byte{}) {
@@ -74,11 +74,7 @@ func (c *Catalog) bind(m boot.Machine, name string, now time.Time, there bool) (
 	}
 	c.bound[name] = b
 	if known && !same {
-		for k, n := range c.cards {
-			if n == name {
-				delete(c.cards, k) // of the machine before
-			}
-		}
+		c.cards.forgetAll(name) // of the machine before
 	}
 	return "", true
 }

@@ -32,10 +32,11 @@ func TestMachinesAreKnownByTheirSwitchPort(t *testing.T) {
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	c := newCatalog(t, ports(&now))
 	port := func(card int, circuit string) boot.Machine {
-		return boot.Machine{MAC: mac(card), CircuitID: circuit, RemoteID: "leaf", Network: netip.MustParseAddr("10.0.0.1")}
+		return boot.Machine{Here: true, MAC: mac(card), CircuitID: circuit, RemoteID: "leaf", Network: netip.MustParseAddr("10.0.0.1")}
 	}
 	decide := func(what string, m boot.Machine, want string) {
 		t.Helper()
+		m.Here = true
 		a := c.Decide(m)
 		if got := a.Name + " " + a.Code; got != want {
 			t.Errorf("%s: got %q, want %q (%s)", what, got, want, a.Reason)
@@ -82,6 +83,7 @@ func TestSelectorsThatNobodyCouldCompare(t *testing.T) {
 	for _, m := range []boot.Machine{
 		{MAC: mac(50), UUID: "4c4c4544-0000-2010-8020-80c04f202021"}, {MAC: mac(51), UUID: "4c4c4544-0000-2010-8020-80c04f202021"}, {MAC: mac(51)},
 	} {
+		m.Here = true
 		if a := c.Decide(m); a.Name != "p3" {
 			t.Errorf("%v is %q: %s", m, a.Name, a.Reason)
 		}

@@ -215,8 +215,12 @@ func network(p plan.Plan) boot.Network {
 	n := boot.Network{Reserved: map[netip.Addr]string{}, Relays: p.Boot.Relays,
 		Proxy: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011}
 	for _, s := range p.Boot.Subnets {
+		var routes []boot.Route
+		for _, r := range s.Routes {
+			routes = append(routes, boot.Route(r))
+		}
 		n.Subnets = append(n.Subnets, boot.Subnet{Prefix: s.Prefix, First: s.First, Last: s.Last, Router: s.Router,
-			DNS: s.DNS, NTP: s.NTP, Domain: s.Domain, Lease: time.Duration(s.LeaseSeconds) * time.Second})
+			DNS: s.DNS, NTP: s.NTP, Domain: s.Domain, MTU: s.MTU, Routes: routes, Lease: time.Duration(s.LeaseSeconds) * time.Second})
 	}
 	for _, m := range p.Machines {
 		if m.Address.IsValid() {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/imagectl/imagectl/pxe/boot"
 )
 
 // choose picks the address for a client: its reservation, what it had, what it
@@ -13,11 +15,8 @@ func (r *query) choose() (address netip.Addr, machine string, ok bool) {
 	if a, name, ok := r.reservation(); ok {
 		return a, name, true
 	}
-	candidates := []netip.Addr{addr(r.RequestedIPAddress())}
-	if l, ok := r.Leases.ByMAC(r.client.MAC); ok {
-		candidates = []netip.Addr{l.Addr, candidates[0]}
-	}
-	for _, a := range candidates {
+	own, _ := r.last()
+	for _, a := range []netip.Addr{own.Addr, addr(r.RequestedIPAddress())} {
 		if !a.IsValid() {
 			continue
 		}
@@ -41,6 +40,10 @@ func (r *query) mayHave(a netip.Addr) (machine, whyNot string) {
 	if !r.subnet.Prefix.Contains(a) {
 		return "", fmt.Sprintf("%s is not in %s", a, r.subnet.Prefix)
 	}
+	// A system that renews shows less than its firmware did: the lease says whose it is.
+	if l, ok := r.has(a); ok && l.holds(r.Network, r.Now) && (r.answer.Name == "" || r.answer.Name == l.Machine) {
+		return l.Machine, ""
+	}
 	own, name, reserved := r.reservation()
 	if reserved {
 		if a != own {
@@ -51,11 +54,14 @@ func (r *query) mayHave(a netip.Addr) (machine, whyNot string) {
 	if name := r.Network.Reserved[a]; name != "" {
 		return "", fmt.Sprintf("%s is reserved for %s", a, name)
 	}
-	if !r.subnet.First.IsValid() || a.Less(r.subnet.First) || r.subnet.Last.Less(a) {
+	if !r.inRange(a) {
 		return "", fmt.Sprintf("%s is not in the dynamic range", a)
 	}
 	if r.keptFree(a) {
 		return "", fmt.Sprintf("%s belongs to the network itself", a)
+	}
+	if l, ok := r.last(); ok && l.Addr != a && l.State == Bound && l.active(r.Now) {
+		return "", fmt.Sprintf("%s has %s in this network", r.client.MAC, l.Addr)
 	}
 	if l, ok := r.Leases.ByAddr(a); ok && l.active(r.Now) && (l.MAC != r.client.MAC || l.State == Declined) {
 		return "", fmt.Sprintf("%s is in use", a)
@@ -73,7 +79,7 @@ func (r *query) mayHave(a netip.Addr) (machine, whyNot string) {
 func (r *query) reservation() (address netip.Addr, name string, ok bool) {
 	address, name = r.answer.Address, r.answer.Name
 	if name == "" {
-		l, ok := r.Leases.ByMAC(r.client.MAC)
+		l, ok := latest(r.Leases.ByMAC(r.client.MAC), func(l Lease) bool { return r.subnet.Prefix.Contains(l.Addr) })
 		if !ok || l.Machine == "" || r.Network.Reserved[l.Addr] != l.Machine {
 			return netip.Addr{}, "", false
 		}
@@ -92,6 +98,54 @@ func (r *query) reservation() (address netip.Addr, name string, ok bool) {
 	return address, name, true
 }
 
+// has is the client's lease of an address, ended or not.
+func (r *query) has(a netip.Addr) (Lease, bool) {
+	l, ok := r.Leases.ByAddr(a)
+	return l, ok && l.MAC == r.client.MAC && l.State != Declined
+}
+
+// held is the address that the client is offered here.
+func (r *query) held() (Lease, bool) {
+	return latest(r.Leases.ByMAC(r.client.MAC), func(l Lease) bool { return l.State == Held && r.subnet.Prefix.Contains(l.Addr) })
+}
+
+// last is the client's lease of a dynamic address of this subnet: the one that goes on, or
+// else the one that it had last. It is given no second one beside the first, so that one
+// card cannot use up the range.
+func (r *query) last() (Lease, bool) {
+	all := r.Leases.ByMAC(r.client.MAC)
+	dynamic := func(l Lease) bool { return r.inRange(l.Addr) && !r.keptFree(l.Addr) }
+	if l, ok := latest(all, func(l Lease) bool { return l.State == Bound && l.active(r.Now) && dynamic(l) }); ok {
+		return l, true
+	}
+	return latest(all, dynamic)
+}
+
+// latest is the lease that ends last of those that count.
+func latest(all []Lease, counts func(Lease) bool) (out Lease, ok bool) {
+	for _, l := range all {
+		if counts(l) && (!ok || l.Until.After(out.Until)) {
+			out, ok = l, true
+		}
+	}
+	return out, ok
+}
+
+// holds says whether a lease gives its card the address of a machine now.
+func (l Lease) holds(n *boot.Network, now time.Time) bool {
+	return l.State == Bound && l.Machine != "" && n.Reserved[l.Addr] == l.Machine && l.active(now)
+}
+
+// holds are the machines whose addresses a card has by leases that go on.
+func holds(all []Lease, n *boot.Network, now time.Time) (machines []string) {
+	for _, l := range all {
+		if l.holds(n, now) {
+			machines = append(machines, l.Machine)
+		}
+	}
+	return machines
+}
+
 // stillHas says whether a card that holds a machine's address is still one of
 // that machine's: a replaced card must not keep it from the new one.
 func (r *query) stillHas(holder Lease, name string) bool {
@@ -100,6 +154,10 @@ func (r *query) stillHas(holder Lease, name string) bool {
 		return now == name
 	}
 	return holder.Machine == name && r.answer.Name == ""
+}
+
+func (r *query) inRange(a netip.Addr) bool {
+	return r.subnet.First.IsValid() && !a.Less(r.subnet.First) && !r.subnet.Last.Less(a)
 }
 
 // keptFree says which addresses of a dynamic range are not dynamic.

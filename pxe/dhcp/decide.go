@@ -36,7 +36,9 @@ const declineTime = 10 * time.Minute
 
 // Leases is the view of the lease table that a decision needs.
 type Leases interface {
-	ByMAC(MAC) (Lease, bool)
+	// ByMAC are the leases of a card in any order, ended or not, but not what it has
+	// declined. They are the table's, and good until it changes.
+	ByMAC(MAC) []Lease
 	ByAddr(netip.Addr) (Lease, bool)
 	// Free names an address from first to last that is in share, nobody has and skip
 	// does not reject, preferring those that were never given out, then the one whose
@@ -210,7 +212,7 @@ func (r *query) renewed() netip.Addr {
 	if t != dhcpv4.MessageTypeRequest || addr(r.RequestedIPAddress()).IsValid() {
 		return netip.Addr{}
 	}
-	if l, ok := r.Leases.ByMAC(r.client.MAC); (ok && l.Addr == a) || r.answer.Address == a {
+	if _, ok := r.has(a); ok || r.answer.Address == a {
 		return a
 	}
 	return netip.Addr{}
@@ -219,6 +221,7 @@ func (r *query) renewed() netip.Addr {
 // machine is what the client shows, with where it is.
 func (r *query) machine() boot.Machine {
 	m := r.client.machine()
+	m.Here, m.Holds = true, holds(r.Leases.ByMAC(r.client.MAC), r.Network, r.Now)
 	switch {
 	case r.relay.agent.IsValid():
 		m.Network, m.CircuitID, m.RemoteID = r.relay.link, r.relay.circuit, r.relay.remote
@@ -345,11 +348,8 @@ func (r *query) request() Decision {
 	wanted, server, ciaddr := addr(r.RequestedIPAddress()), addr(r.ServerIdentifier()), addr(r.ClientIPAddr)
 	switch {
 	case server.IsValid() && server != r.identifier(): // selecting, but another server
-		d := silent("peer-server", "the client chose the server %s, which shares our leases", server)
-		if !slices.Contains(r.Peers, server) {
-			d = r.otherServer(server)
-		}
-		if l, ok := r.Leases.ByMAC(r.client.MAC); ok && l.State == Held {
+		d := r.elsewhere(server, r.otherServer)
+		if l, ok := r.held(); ok {
 			d.Change, d.Lease = End, l
 		}
 		return d
@@ -373,6 +373,14 @@ func (r *query) request() Decision {
 	}
 }
 
+// elsewhere is for a message to another server: one that shares our leases, or another's.
+func (r *query) elsewhere(server netip.Addr, other func(netip.Addr) Decision) Decision {
+	if slices.Contains(r.Peers, server) {
+		return silent("peer-server", "the client chose the server %s, which shares our leases", server)
+	}
+	return other(server)
+}
+
 // otherServer is for a client that chose a server that is none of ours.
 func (r *query) otherServer(server netip.Addr) Decision {
 	d := silent("other-server", "the client chose the server %s: it gives out addresses here too; switch it off, or set boot.dhcp: proxy in cluster.yaml", server)
@@ -390,21 +398,26 @@ func (r *query) inform() Decision {
 }
 
 func (r *query) release() Decision {
-	l, ok := r.Leases.ByMAC(r.client.MAC)
-	if !ok || l.Addr != addr(r.ClientIPAddr) {
+	l, ok := r.has(addr(r.ClientIPAddr))
+	if !ok {
 		return silent("not-leased", "%s released %s, which it does not have", r.client.MAC, r.ClientIPAddr)
 	}
 	l.Until = r.Now
 	return Decision{Change: End, Lease: l, Code: "release", Reason: "gave back " + l.Addr.String()}
 }
 
-// decline accepts only what the client was given, so that nobody can use up the
-// pool by declining it. A reserved address stays with its owner: there is no
+// decline accepts only what the client was given here, so that nobody can use up the
+// pool by declining it: what another server offered is that one's to put aside. A reserved address stays with its owner: there is no
 // other one to give, and the event shows the conflict.
 func (r *query) decline() Decision {
-	declined := addr(r.RequestedIPAddress())
-	l, ok := r.Leases.ByMAC(r.client.MAC)
-	if !ok || l.Addr != declined {
+	declined, server := addr(r.RequestedIPAddress()), addr(r.ServerIdentifier())
+	if server.IsValid() && server != r.identifier() {
+		return r.elsewhere(server, func(netip.Addr) Decision {
+			return silent("not-for-us", "the client declined %s, which the server %s offered", declined, server)
+		})
+	}
+	l, ok := r.has(declined)
+	if !ok {
 		return silent("not-leased", "%s declined %s, which it does not have", r.client.MAC, declined)
 	}
 	const found = "something else on the network uses %s, says %s"

@@ -19,7 +19,6 @@ type Replay struct {
 // NewReplay takes all of an Env but Now, From, BootServer and Leases.
 func NewReplay(env Env) *Replay {
 	r := &Replay{env: env, table: NewTable(nil)}
-	r.table.use(env.Network)
 	r.env.Leases = r.table
 	return r
 }
@@ -31,6 +30,7 @@ func (r *Replay) Packet(at time.Time, from, to netip.AddrPort, packet []byte) (*
 		return nil, Decision{}, fmt.Errorf("reading a DHCP packet: %w", err)
 	}
 	r.env.Now, r.env.From, r.env.BootServer = at, from, to.Port() == 4011
+	r.table.use(r.env.Network, at)
 	d := Decide(req, r.env)
 	r.table.apply(d)
 	return req, d, nil

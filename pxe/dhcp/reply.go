@@ -1,9 +1,11 @@
 package dhcp
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -45,8 +47,33 @@ func (r *query) reply(t dhcpv4.MessageType, yours netip.Addr) *dhcpv4.DHCPv4 {
 	if r.answer.Name != "" {
 		m.UpdateOption(dhcpv4.OptHostName(r.answer.Name))
 	}
+	if r.asksFor(dhcpv4.OptionInterfaceMTU) && s.MTU != 0 {
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(s.MTU))))
+	}
+	if r.asksFor(dhcpv4.OptionClasslessStaticRoute) && len(s.Routes) > 0 {
+		m.UpdateOption(dhcpv4.OptClasslessStaticRoute(routes(s)...))
+	}
 	r.addBootFile(m)
 	return m
+}
+
+// asksFor says whether a client names an option among those that it wants: firmware, which
+// does not, is not made to read more than it has to.
+func (r *query) asksFor(code dhcpv4.OptionCode) bool {
+	return slices.Contains(r.Options.Get(dhcpv4.OptionParameterRequestList), code.Code())
+}
+
+// routes are all of a subnet's. Who takes them passes over option 3 (RFC 3442), so the
+// default route is among them.
+func routes(s boot.Subnet) []*dhcpv4.Route {
+	var out []*dhcpv4.Route
+	for _, r := range s.Routes {
+		out = append(out, &dhcpv4.Route{Dest: &net.IPNet{IP: ip(r.To.Addr()), Mask: net.CIDRMask(r.To.Bits(), 32)}, Router: ip(r.Via)})
+	}
+	if s.Router.IsValid() {
+		out = append(out, &dhcpv4.Route{Dest: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Router: ip(s.Router)})
+	}
+	return out
 }
 
 // addBootFile points a netbooting client at its program.

@@ -247,11 +247,11 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 		s.Meter.Received(kind(req.MessageType()), "store-failed", len(packet))
 		return pending{}, false
 	}
-	network := s.Source.Network()
+	network, now := s.Source.Network(), s.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.table.use(network)
-	env := Env{Now: s.Now(), Server: s.Address, Link: socket.Address, BootServer: socket.BootServer,
+	s.table.use(network, now)
+	env := Env{Now: now, Server: s.Address, Link: socket.Address, BootServer: socket.BootServer,
 		Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks, Peers: s.Peers, Share: s.Share}
 	if udp, ok := from.(*net.UDPAddr); ok {
 		env.From = udp.AddrPort()
@@ -307,6 +307,18 @@ func (s *Server) Card(a netip.Addr) (net.HardwareAddr, bool) {
 	return net.HardwareAddr(l.MAC[:]), true
 }
 
+// Holds are the machines of cluster.yaml whose reserved addresses a card has by leases that
+// go on; usually none or one. It is safe for concurrent use.
+func (s *Server) Holds(mac net.HardwareAddr) []string {
+	if len(mac) != 6 {
+		return nil
+	}
+	network, now := s.Source.Network(), s.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return holds(s.table.ByMAC(MAC(mac)), network, now)
+}
+
 // noteOther takes in which other server a client chose, and tells the operator where
 // there should be none, or only one.
 func (s *Server) noteOther(req *dhcpv4.DHCPv4, d Decision, proxy bool) {
@@ -345,6 +357,12 @@ func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
 		Name: d.Answer.Name, Firmware: d.Client.Stage != IPXE}
 	if d.Client.Stage == HTTPBoot {
 		e.Action = d.Answer.Action
+	}
+	switch d.Code {
+	case "offer":
+		e.Offer = boot.OfferAddress
+	case "proxy-offer":
+		e.Offer = boot.OfferProgram
 	}
 	if d.Refused {
 		e.Detail += " (" + d.Code + ")"

@@ -33,19 +33,20 @@ type Lease struct {
 	State   State
 }
 
-// Table is the lease table in memory: at most one lease per card and one per
-// address. A declined address belongs to nobody: it rests beside what its card got
-// instead. The zero value is not usable; it is not safe for concurrent use.
+// Table is the lease table in memory: at most one lease per address. A card may have
+// several: it is in several networks (VLANs of one cable have one MAC address), and what
+// it was given stays its own until that ends, whatever comes in its name. What it may be
+// given besides is the decision's: see mayHave. A declined address belongs to nobody. The
+// zero value is not usable; it is not safe for concurrent use.
 type Table struct {
-	byMAC  map[MAC]Lease
+	// byMAC has the leases of each card but what it has declined.
+	byMAC  map[MAC][]Lease
 	byAddr map[netip.Addr]Lease
 	pools  map[pool]*cursor
-	// network is what the pools' cursors were worked out for.
+	// network is what the pools' cursors were worked out for, and now the time.
 	network *boot.Network
+	now     time.Time
 }
-
-// maxSeen bounds the addresses of another server that a proxy remembers.
-const maxSeen = 4096
 
 type pool struct {
 	first, last netip.Addr
@@ -65,15 +66,15 @@ type cursor struct {
 
 // NewTable is a table of the leases that a Store has kept.
 func NewTable(leases []Lease) *Table {
-	t := &Table{byMAC: map[MAC]Lease{}, byAddr: map[netip.Addr]Lease{}, pools: map[pool]*cursor{}}
+	t := &Table{byMAC: map[MAC][]Lease{}, byAddr: map[netip.Addr]Lease{}, pools: map[pool]*cursor{}}
 	for _, l := range leases {
 		t.put(l)
 	}
 	return t
 }
 
-// ByMAC is the lease of a card, ended or not, but not what it has declined.
-func (t *Table) ByMAC(m MAC) (Lease, bool) { l, ok := t.byMAC[m]; return l, ok }
+// ByMAC implements Leases.
+func (t *Table) ByMAC(m MAC) []Lease { return t.byMAC[m] }
 
 // ByAddr is the lease of an address, ended or not.
 func (t *Table) ByAddr(a netip.Addr) (Lease, bool) { l, ok := t.byAddr[a]; return l, ok }
@@ -81,8 +82,9 @@ func (t *Table) ByAddr(a netip.Addr) (Lease, bool) { l, ok := t.byAddr[a]; retur
 // Len is the number of leases, ended ones included.
 func (t *Table) Len() int { return len(t.byAddr) }
 
-// use tells the table which network the following calls are about.
-func (t *Table) use(n *boot.Network) {
+// use tells the table which network the following calls are about, and when they come.
+func (t *Table) use(n *boot.Network, now time.Time) {
+	t.now = now
 	if t.network != n {
 		t.network = n
 		clear(t.pools)
@@ -148,20 +150,16 @@ func (t *Table) apply(d Decision) []Lease {
 	l := d.Lease
 	switch d.Change {
 	case Hold:
-		// A renewed offer must not weaken what the client has: it may still use it.
-		if old, ok := t.byMAC[l.MAC]; ok && old.Addr == l.Addr && old.State == Bound && l.Until.Before(old.Until) {
+		// An offer must not weaken what a client has, this one or another: it may still use
+		// it. Only a request takes a machine's reserved address from its other card.
+		if old, ok := t.byAddr[l.Addr]; ok && old.State == Bound && old.active(t.now) && (old.MAC != l.MAC || l.Until.Before(old.Until)) {
 			return nil
 		}
 		l.State = Held
 		t.put(l)
 		return nil
 	case See:
-		// Anybody may say anything, so there is a limit.
-		if t.Len() >= maxSeen {
-			*t = *NewTable(nil)
-		}
-		l.State = Seen
-		t.put(l)
+		t.see(l)
 		return nil
 	case Bind:
 		l.State = Bound
@@ -179,20 +177,30 @@ func (t *Table) apply(d Decision) []Lease {
 	return []Lease{l}
 }
 
-// put records a lease in place of whatever its card and its address had before.
+// put records a lease in place of what its address had before, and of what its card need
+// not have any more.
 func (t *Table) put(l Lease) {
-	if old, ok := t.byMAC[l.MAC]; ok && old.Addr != l.Addr && l.State != Declined {
-		t.drop(old)
-	}
-	if old, ok := t.byAddr[l.Addr]; ok && old.MAC != l.MAC {
+	old, known := t.byAddr[l.Addr]
+	if known && old.MAC != l.MAC {
 		t.drop(old)
 	}
 	t.byAddr[l.Addr] = l
-	if l.State != Declined {
-		t.byMAC[l.MAC] = l
-	} else if t.byMAC[l.MAC].Addr == l.Addr {
-		delete(t.byMAC, l.MAC)
+	own := t.byMAC[l.MAC]
+	if known && old.MAC == l.MAC || t.network != nil { // not while a file is read: there may be many
+		own = slices.DeleteFunc(own, func(x Lease) bool {
+			if x.Addr != l.Addr && (l.State == Declined || !t.replaces(l, x)) {
+				return false
+			}
+			if x.Addr != l.Addr {
+				t.free(x.Addr)
+			}
+			return true
+		})
 	}
+	if l.State != Declined {
+		own = append(own, l)
+	}
+	t.owns(l.MAC, own)
 	for p, c := range t.pools {
 		if p.holds(l.Addr) && l.Until.Before(c.fullUntil) {
 			c.fullUntil = l.Until
@@ -200,16 +208,38 @@ func (t *Table) put(l Lease) {
 	}
 }
 
+// replaces says whether a card with a lease of one network has no use for another one: it
+// is offered one address there at a time, and of those that have ended it gets the last
+// one again.
+func (t *Table) replaces(l, old Lease) bool {
+	if t.network == nil || old.State == Bound && old.active(t.now) || old.State == Seen {
+		return false
+	}
+	s, ok := subnetOf(t.network, l.Addr)
+	return ok && s.Prefix.Contains(old.Addr)
+}
+
 func (p pool) holds(a netip.Addr) bool { return !a.Less(p.first) && !p.last.Less(a) }
 
+// drop ends a lease: its address is free.
 func (t *Table) drop(l Lease) {
-	if t.byMAC[l.MAC].Addr == l.Addr {
-		delete(t.byMAC, l.MAC)
+	t.owns(l.MAC, slices.DeleteFunc(t.byMAC[l.MAC], func(x Lease) bool { return x.Addr == l.Addr }))
+	t.free(l.Addr)
+}
+
+func (t *Table) owns(m MAC, leases []Lease) {
+	if len(leases) == 0 {
+		delete(t.byMAC, m)
+		return
 	}
-	delete(t.byAddr, l.Addr)
+	t.byMAC[m] = leases
+}
+
+func (t *Table) free(a netip.Addr) {
+	delete(t.byAddr, a)
 	for p, c := range t.pools {
-		if !l.Addr.Less(p.first) && l.Addr.Less(c.next) {
-			c.next = l.Addr
+		if !a.Less(p.first) && a.Less(c.next) {
+			c.next = a
 		}
 	}
 }

@@ -102,7 +102,7 @@ func (q *query) renew() Decision {
 
 // sort finds what a client may go on using, and what it must drop.
 func (q *query) sort(ia *dhcpv6.OptIANA) (keep netip.Addr, drop []netip.Addr) {
-	own, has := q.Leases.ByKey(q.key(ia))
+	own, has := q.own(ia)
 	for _, o := range ia.Options.Addresses() {
 		switch a := addr(o.IPv6Addr); {
 		case !a.IsValid():
@@ -145,15 +145,17 @@ func (q *query) giveUp(code, what string, ended func(Lease) Lease) Decision {
 	d := Decision{Code: code, Refused: code == "decline"}
 	var gone []string
 	for _, ia := range q.msg.Options.IANA() {
-		l, ok := q.Leases.ByKey(q.key(ia))
-		if ok = ok && l.active(q.Now) && names(ia, l.Addr); !ok {
+		had := q.named(ia)
+		if len(had) == 0 {
 			none := &dhcpv6.OptIANA{IaId: ia.IaId}
 			none.Options.Add(&dhcpv6.OptStatusCode{StatusCode: iana.StatusNoBinding})
 			m.AddOption(none)
 			continue
 		}
-		d.Changes = append(d.Changes, ended(l))
-		gone = append(gone, l.Addr.String())
+		for _, l := range had {
+			d.Changes = append(d.Changes, ended(l))
+			gone = append(gone, l.Addr.String())
+		}
 	}
 	d.Reply, d.Reason = q.wrap(m), what+" "+strings.Join(gone, " and ")
 	if gone == nil {
@@ -162,13 +164,24 @@ func (q *query) giveUp(code, what string, ended func(Lease) Lease) Decision {
 	return d
 }
 
-func names(ia *dhcpv6.OptIANA, a netip.Addr) bool {
+// own is the lease of an identity association in this subnet.
+func (q *query) own(ia *dhcpv6.OptIANA) (Lease, bool) {
+	if !q.subnet.First.IsValid() {
+		return Lease{}, false
+	}
+	return q.Leases.ByKey(q.key(ia), q.subnet.First, q.subnet.Last)
+}
+
+// named are the leases that go on of those that an identity association names.
+func (q *query) named(ia *dhcpv6.OptIANA) (out []Lease) {
 	for _, o := range ia.Options.Addresses() {
-		if addr(o.IPv6Addr) == a {
-			return true
+		l, ok := q.Leases.ByAddr(addr(o.IPv6Addr))
+		if ok && l.Key == q.key(ia) && l.State != Declined && l.active(q.Now) && !q.given[l.Addr] {
+			q.given[l.Addr] = true
+			out = append(out, l)
 		}
 	}
-	return false
+	return out
 }
 
 func (q *query) exhausted() Decision {
@@ -211,7 +224,7 @@ func (q *query) choose(ia *dhcpv6.OptIANA) (netip.Addr, bool) {
 }
 
 func (q *query) preferred(ia *dhcpv6.OptIANA, key Key) (netip.Addr, bool) {
-	if l, ok := q.Leases.ByKey(key); ok && q.mayHave(l.Addr, key) {
+	if l, ok := q.own(ia); ok && q.mayHave(l.Addr, key) {
 		return l.Addr, true
 	}
 	for _, o := range ia.Options.Addresses() {

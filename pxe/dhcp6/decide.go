@@ -83,6 +83,8 @@ type Decision struct {
 	Verdict *admit.Verdict
 	// Changes are for the lease table, and durable before the reply leaves.
 	Changes []Lease
+	// Other is the server that the client chose, where that is none of ours.
+	Other dhcpv6.DUID
 	// Code is a stable word; Reason is one sentence. Refused says that the client
 	// does not get what it needs to go on.
 	Code    string
@@ -230,7 +232,7 @@ func (q *query) misaddressed() (Decision, bool) {
 		return silent("peer-server", "the client chose another server of this cluster"), true
 	}
 	d := silent("other-server", "the client chose another DHCPv6 server: one gives out addresses here too; switch it off, or set boot.dhcp6.mode: stateless in cluster.yaml")
-	d.Refused = q.client.boots() && !q.Network.Stateless
+	d.Refused, d.Other = q.client.boots() && !q.Network.Stateless, server
 	return d, true
 }
 

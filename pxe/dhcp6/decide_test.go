@@ -383,7 +383,48 @@ func TestAMachineDoesNotUseUpTheRange(t *testing.T) {
 	}
 }
 
-// Every address of a range is given before one is refused, and none twice.
+// A machine that is in two networks by one cable uses one name in both; what it has in one
+// is not given away because it asks in the other.
+func TestAMachineKeepsItsAddressWhenItAsksInAnotherNetwork(t *testing.T) {
+	table := NewTable(nil)
+	e := env()
+	e.Leases = table
+	decide := func(p dhcpv6.DHCPv6) Decision {
+		t.Helper()
+		d := Decide(p, e)
+		for _, l := range d.Changes {
+			table.put(l)
+		}
+		return d
+	}
+	ask := message(dhcpv6.MessageTypeRequest, client(), chosen(), ia(1))
+	d := decide(ask)
+	if len(d.Changes) != 1 {
+		t.Fatal(d.Reason)
+	}
+	first := d.Changes[0]
+	d = decide(forward(ask, 0, "fd01::1", peer.String()))
+	if len(d.Changes) != 1 || !network().Subnets[1].Prefix.Contains(d.Changes[0].Addr) || d.Changes[0].Key != first.Key {
+		t.Fatalf("got %v: %s", d.Changes, d.Reason)
+	}
+	second := d.Changes[0]
+	// Somebody else asks for the first.
+	e.From = netip.MustParseAddr("fe80::5054:ff:fe98:2")
+	if d := decide(message(dhcpv6.MessageTypeRequest, client(), chosen(), ia(1, first.Addr.String()))); len(d.Changes) != 1 || d.Changes[0].Addr == first.Addr {
+		t.Errorf("another machine gets %v: %s", d.Changes, d.Reason)
+	}
+	e.From = peer
+	if d := decide(message(dhcpv6.MessageTypeRenew, client(), chosen(), ia(1, first.Addr.String()))); d.Code != "renew" || len(d.Changes) != 1 || d.Changes[0].Addr != first.Addr {
+		t.Errorf("it renews the first: %s: %s", d.Code, d.Reason)
+	}
+	if d := decide(forward(message(dhcpv6.MessageTypeRelease, client(), chosen(), ia(1, second.Addr.String())), 0, "fd01::1", peer.String())); d.Code != "release" || len(d.Changes) != 1 || d.Changes[0].Addr != second.Addr {
+		t.Errorf("it gives back the second: %s: %s, %v", d.Code, d.Reason, d.Changes)
+	}
+	if l, ok := table.ByAddr(first.Addr); !ok || l.Key != first.Key || !l.active(e.Now) {
+		t.Errorf("the first is gone: %v", l)
+	}
+}
+
 func TestNoGRUBByIPv6(t *testing.T) {
 	e := env()
 	e.Answer = func(boot.Machine) boot.Answer {
@@ -395,6 +436,7 @@ func TestNoGRUBByIPv6(t *testing.T) {
 	}
 }
 
+// Every address of a range is given before one is refused, and none twice.
 func TestRangeIsUsedUp(t *testing.T) {
 	table := NewTable(nil)
 	e := env()

@@ -13,7 +13,7 @@ import (
 
 // OpenJournal opens or makes the Store in the file at path. The caller closes it.
 func OpenJournal(path string) (*journal.Journal[Lease], error) {
-	return journal.Open(path, leases(), live{NewTable(nil)})
+	return journal.Open(path, leases(), live{})
 }
 
 // line is a Lease in the file.
@@ -45,13 +45,13 @@ func leases() journal.Kind[Lease] {
 	}
 }
 
-// live is a table that a journal fills.
-type live struct{ *Table }
+// live is what is known of each address: the last that was said of it.
+type live map[netip.Addr]Lease
 
 // Put implements journal.Live.
-func (t live) Put(l Lease) { t.put(l) }
+func (l live) Put(x Lease) { l[x.Addr] = x }
 
 // All implements journal.Live.
-func (t live) All() []Lease {
-	return slices.SortedFunc(maps.Values(t.byAddr), func(a, b Lease) int { return a.Addr.Compare(b.Addr) })
+func (l live) All() []Lease {
+	return slices.SortedFunc(maps.Values(l), func(a, b Lease) int { return a.Addr.Compare(b.Addr) })
 }

@@ -51,9 +51,11 @@ type Meter interface {
 	Sent(bytes int)
 	// Waiting adds to the number of answers that wait for the disk.
 	Waiting(more int)
+	// Others6 is called once, with what tells which other servers give out addresses.
+	Others6(func() []Other)
 }
 
-// Config is what a server needs. All fields but Peers, the lines, Recorder, Meter, Log
+// Config is what a server needs. All fields but Holds, Peers, the lines, Recorder, Meter, Log
 // and Now are required; Store only where addresses are given out.
 type Config struct {
 	// Address is ours on the boot network: boot files come from it.
@@ -65,10 +67,13 @@ type Config struct {
 	Line, HTTPLine *admit.Line
 	Files          BootFiles
 	Source         Source
-	Store          Store
-	Recorder       boot.Recorder
-	Meter          Meter
-	Log            *slog.Logger
+	// Holds are the machines of cluster.yaml whose addresses a card has by leases of
+	// DHCPv4; nil for none.
+	Holds    func(net.HardwareAddr) []string
+	Store    Store
+	Recorder boot.Recorder
+	Meter    Meter
+	Log      *slog.Logger
 	// Now is time.Now unless a test says otherwise.
 	Now func() time.Time
 }
@@ -76,10 +81,9 @@ type Config struct {
 // Server answers requests on its socket.
 type Server struct {
 	Config
-	mu    sync.Mutex
-	table *Table
-	// warned is when another server was last reported.
-	warned time.Time
+	mu     sync.Mutex
+	table  *Table
+	others others
 }
 
 // NewServer loads the leases.
@@ -100,7 +104,9 @@ func NewServer(cfg Config) (*Server, error) {
 			return nil, err
 		}
 	}
-	return &Server{Config: cfg, table: NewTable(leases)}, nil
+	s := &Server{Config: cfg, table: NewTable(leases), others: others{}}
+	cfg.Meter.Others6(s.otherServers)
+	return s, nil
 }
 
 // unmetered counts nothing.
@@ -109,6 +115,7 @@ type unmetered struct{}
 func (unmetered) Received(string, string, int) {}
 func (unmetered) Sent(int)                     {}
 func (unmetered) Waiting(int)                  {}
+func (unmetered) Others6(func() []Other)       {}
 
 // pending is an answer that waits until its leases are durable.
 type pending struct {
@@ -195,7 +202,7 @@ func (s *Server) handle(packet []byte, from *net.UDPAddr) pending {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	env := Env{Now: s.Now(), From: from.AddrPort().Addr(), Server: s.Address, DUID: s.DUID, Peers: s.Peers,
-		Network: s.Source.Network6(), Leases: s.table, Answer: s.Source.Decide, Files: s.Files}
+		Network: s.Source.Network6(), Leases: s.table, Answer: s.answer, Files: s.Files}
 	if s.Line != nil {
 		env.Line = s.Line
 	}
@@ -229,6 +236,15 @@ func (s *Server) handle(packet []byte, from *net.UDPAddr) pending {
 	return p
 }
 
+// answer decides about a machine that asks, and so is here.
+func (s *Server) answer(m boot.Machine) boot.Answer {
+	m.Here = true
+	if s.Holds != nil {
+		m.Holds = s.Holds(m.MAC)
+	}
+	return s.Source.Decide(m)
+}
+
 // destination is who sent the packet, at the port of its part (RFC 8415 section 7.2).
 func destination(from *net.UDPAddr, relay bool) *net.UDPAddr {
 	to := *from
@@ -260,14 +276,34 @@ func (s *Server) Card(a netip.Addr) (net.HardwareAddr, bool) {
 	return mac, err == nil && len(mac) == 6
 }
 
+// noteOther takes in which other server a client chose, and tells the operator where
+// there should be none, or only one.
+func (s *Server) noteOther(d Decision) {
+	if d.Other == nil {
+		return
+	}
+	name := d.Other.ToBytes()
+	if len(name) > maxDUID {
+		return // nobody's
+	}
+	now := s.Now()
+	tell := s.others.note(duidText(name), d.Client.Key, now)
+	if notice := Notice(s.Source.Network6().Stateless, s.others.recent(now)); tell && notice != "" {
+		s.Log.Warn("another DHCPv6 server answers", "client", d.Client.Key, "code", d.Code, "reason", notice)
+	}
+}
+
+func (s *Server) otherServers() []Other {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.others.recent(s.Now())
+}
+
 // report records what a netbooting machine got. Silence towards a stranger's broken
 // packet is only a debug line.
 func (s *Server) report(d Decision) {
 	s.Log.Debug("request", "mac", d.Client.MAC, "client", d.Client.Key, "type", d.Type, "stage", d.Client.Stage, "code", d.Code, "reason", d.Reason)
-	if d.Code == "other-server" && d.Refused && s.Now().Sub(s.warned) >= time.Hour {
-		s.warned = s.Now()
-		s.Log.Warn("another DHCPv6 server answers", "mac", d.Client.MAC, "code", d.Code, "reason", d.Reason)
-	}
+	s.noteOther(d)
 	if s.Recorder == nil || d.Client.MAC == (dhcp.MAC{}) || (!d.Client.boots() && d.Code != "decline" && d.Code != "pool-exhausted") {
 		return
 	}
@@ -279,6 +315,12 @@ func (s *Server) report(d Decision) {
 		Name: d.Answer.Name, Firmware: d.Client.Stage != dhcp.IPXE}
 	if d.Client.Stage == dhcp.HTTPBoot {
 		e.Action = d.Answer.Action
+	}
+	switch d.Code {
+	case "advertise":
+		e.Offer = boot.OfferAddress
+	case "proxy-advertise":
+		e.Offer = boot.OfferProgram
 	}
 	if d.Refused {
 		e.Detail += " (" + d.Code + ")"

@@ -36,7 +36,9 @@ func (l Lease) active(now time.Time) bool { return now.Before(l.Until) }
 
 // Leases is the view of the lease table that a decision needs.
 type Leases interface {
-	ByKey(Key) (Lease, bool)
+	// ByKey is the lease of an identity association, from first to last, that ends last;
+	// not what was declined.
+	ByKey(k Key, first, last netip.Addr) (Lease, bool)
 	ByAddr(netip.Addr) (Lease, bool)
 	// Oldest is the address, from first to last, of the client's lease that ends first,
 	// if it has as many as a client may have.
@@ -54,27 +56,39 @@ const (
 	maxSearch = 1024
 )
 
-// Table is the lease table in memory: at most one lease per identity association and
-// one per address. A declined address belongs to nobody. The zero value is not usable;
-// it is not safe for concurrent use.
+// Table is the lease table in memory: at most one lease per address. An identity
+// association may have several, one in each network: a machine that is in two VLANs of one
+// cable uses the same names in both, and what it was given stays its own until that ends,
+// whatever comes in its name. A declined address belongs to nobody. The zero value is not
+// usable; it is not safe for concurrent use.
 type Table struct {
-	byKey    map[Key]Lease
-	byAddr   map[netip.Addr]Lease
-	byClient map[string]map[Key]bool
+	byAddr map[netip.Addr]Lease
+	// byClient are the addresses of each client but what it has declined.
+	byClient map[string]map[netip.Addr]bool
 }
 
 // NewTable is a table of the leases that a Store has kept.
 func NewTable(leases []Lease) *Table {
-	t := &Table{byKey: map[Key]Lease{}, byAddr: map[netip.Addr]Lease{}, byClient: map[string]map[Key]bool{}}
+	t := &Table{byAddr: map[netip.Addr]Lease{}, byClient: map[string]map[netip.Addr]bool{}}
 	for _, l := range leases {
 		t.put(l)
 	}
 	return t
 }
 
-// ByKey is the lease of an identity association, ended or not, but not what was
-// declined.
-func (t *Table) ByKey(k Key) (Lease, bool) { l, ok := t.byKey[k]; return l, ok }
+// ByKey implements Leases.
+func (t *Table) ByKey(k Key, first, last netip.Addr) (out Lease, ok bool) {
+	for a := range t.byClient[k.Client] {
+		l := t.byAddr[a]
+		if l.Key != k || a.Less(first) || last.Less(a) {
+			continue
+		}
+		if !ok || l.Until.After(out.Until) || l.Until.Equal(out.Until) && a.Less(out.Addr) {
+			out, ok = l, true
+		}
+	}
+	return out, ok
+}
 
 // ByAddr is the lease of an address, ended or not.
 func (t *Table) ByAddr(a netip.Addr) (Lease, bool) { l, ok := t.byAddr[a]; return l, ok }
@@ -84,15 +98,15 @@ func (t *Table) Len() int { return len(t.byAddr) }
 
 // Oldest implements Leases.
 func (t *Table) Oldest(client string, first, last netip.Addr) (netip.Addr, bool) {
-	keys := t.byClient[client]
-	if len(keys) < maxPerClient {
+	has := t.byClient[client]
+	if len(has) < maxPerClient {
 		return netip.Addr{}, false
 	}
 	var oldest Lease
-	for k := range keys {
-		l := t.byKey[k]
-		in := !l.Addr.Less(first) && !last.Less(l.Addr)
-		if in && (!oldest.Addr.IsValid() || l.Until.Before(oldest.Until) || l.Until.Equal(oldest.Until) && l.Addr.Less(oldest.Addr)) {
+	for a := range has {
+		l := t.byAddr[a]
+		in := !a.Less(first) && !last.Less(a)
+		if in && (!oldest.Addr.IsValid() || l.Until.Before(oldest.Until) || l.Until.Equal(oldest.Until) && a.Less(oldest.Addr)) {
 			oldest = l
 		}
 	}
@@ -126,34 +140,24 @@ func (t *Table) Free(first, last netip.Addr, seed uint64, skip func(netip.Addr) 
 	return ended.Addr, ended.Addr.IsValid()
 }
 
-// put records a lease in place of whatever its key and its address had before. What is
-// declined takes nothing from its key but that address itself: leases are read back in
-// the order of their addresses.
+// put records a lease in place of what its address had before.
 func (t *Table) put(l Lease) {
-	if old, ok := t.byKey[l.Key]; ok && (old.Addr == l.Addr) == (l.State == Declined) {
-		t.drop(old)
-	}
-	if old, ok := t.byAddr[l.Addr]; ok && old.Key != l.Key {
+	if old, ok := t.byAddr[l.Addr]; ok {
 		t.drop(old)
 	}
 	t.byAddr[l.Addr] = l
 	if l.State == Declined {
 		return
 	}
-	t.byKey[l.Key] = l
 	if t.byClient[l.Client] == nil {
-		t.byClient[l.Client] = map[Key]bool{}
+		t.byClient[l.Client] = map[netip.Addr]bool{}
 	}
-	t.byClient[l.Client][l.Key] = true
+	t.byClient[l.Client][l.Addr] = true
 }
 
 func (t *Table) drop(l Lease) {
 	delete(t.byAddr, l.Addr)
-	if t.byKey[l.Key].Addr != l.Addr {
-		return
-	}
-	delete(t.byKey, l.Key)
-	if delete(t.byClient[l.Client], l.Key); len(t.byClient[l.Client]) == 0 {
+	if delete(t.byClient[l.Client], l.Addr); len(t.byClient[l.Client]) == 0 {
 		delete(t.byClient, l.Client)
 	}
 }

@@ -8,6 +8,7 @@
 package funnel
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -17,6 +18,17 @@ import (
 // pause is how long a machine may be silent in DHCP before its next request is
 // taken for another start. UEFI tries for 60 s, a person at the setup for longer.
 const pause = 5 * time.Minute
+
+const (
+	// maxOffers is how often firmware is offered something before its silence means
+	// something: UEFI asks four times for a boot (EDK2: mPxeDhcpTimeout).
+	maxOffers = 4
+	// apart is how much later another request comes; a relay may bring one twice.
+	apart = time.Second
+	// CodeNoRequest is of firmware that is offered something again and again, and does not
+	// ask for it (netboot quirk 5).
+	CodeNoRequest = "no-request"
+)
 
 // Boot is one machine's newest boot. The zero value is a machine that was not seen
 // yet.
@@ -31,6 +43,10 @@ type Boot struct {
 	// Refusal is the last one, of this boot or an earlier one, and when it was.
 	Refusal   boot.Refusal
 	RefusedAt time.Time
+	// offers were made one after the other, and nothing else was heard since; offered is
+	// when the last one was.
+	offers  int
+	offered time.Time
 }
 
 // Step is what an event changed.
@@ -42,6 +58,8 @@ type Step struct {
 	Timed bool
 	// News: something that people look at is different now.
 	News bool
+	// Found is a refusal that no single event is: what several of them mean.
+	Found boot.Refusal
 }
 
 // Over says that nothing of the boot is left to wait for: the machine was told to
@@ -62,7 +80,7 @@ func (b Boot) Next(e boot.Event) (Boot, Step) {
 	}
 	switch {
 	case b.startsAnew(e):
-		b = Boot{Began: e.At, Stage: e.Stage, At: e.At, Refusal: b.Refusal, RefusedAt: b.RefusedAt}
+		b = Boot{Began: e.At, Stage: e.Stage, At: e.At, Refusal: b.Refusal, RefusedAt: b.RefusedAt, offers: b.offers, offered: b.offered}
 		s.To, s.News = e.Stage, true
 	case b.advances(e):
 		s.To, s.Took, s.Timed, s.News = e.Stage, max(0, e.At.Sub(b.At)), true, true
@@ -72,8 +90,39 @@ func (b Boot) Next(e boot.Event) (Boot, Step) {
 		s.News = s.News || b.Action != e.Action
 		b.Action = e.Action
 	}
+	if before := b.offers; b.countOffer(e) && b.offers > before && b.offers >= maxOffers {
+		s.Found = notTaken(e.Offer, b.offers)
+		s.News = true
+		b.Refusal, b.RefusedAt = s.Found, e.At
+	}
 	b.Seen = e.At
 	return b, s
+}
+
+// countOffer counts those in a row; it is false when an event ends the row.
+func (b *Boot) countOffer(e boot.Event) bool {
+	switch {
+	case e.Offer == "" || !e.Firmware:
+		b.offers, b.offered = 0, time.Time{}
+		return false
+	case e.At.Sub(b.offered) >= pause:
+		b.offers, b.offered = 1, e.At
+	case e.At.Sub(b.offered) >= apart:
+		b.offers, b.offered = b.offers+1, e.At
+	}
+	return true
+}
+
+// notTaken says what is known of firmware that was offered something so often, and what
+// to do.
+func notTaken(offer boot.Offer, times int) boot.Refusal {
+	reason := fmt.Sprintf("it was offered an address %d times and has not asked for it, nor for another server's as far as is heard here: "+
+		"our offers do not reach its firmware (look at relay, VLAN and what filters broadcasts), or it does not take such ones; capture at its port, and see imagectl why CAPTURE", times)
+	if offer == boot.OfferProgram {
+		reason = fmt.Sprintf("it was offered a boot program %d times and has asked nobody for an address, as far as is heard here: "+
+			"the other DHCP server offers it none, or its firmware does not join two offers (quirk 5): then let that server name the boot program, or set boot.dhcp: authoritative", times)
+	}
+	return boot.Refusal{Code: CodeNoRequest, Reason: reason}
 }
 
 // asksOn says whether an event may come from a machine that was sent to its own

@@ -26,13 +26,8 @@ import (
 	"github.com/imagectl/imagectl/pxe/routes"
 )
 
-const (
-	// defaultTransfers is how many files are sent at a time.
-	defaultTransfers = 64
-	// slowest is the rate below which a transfer is cut off, in bytes per second:
-	// a client that stands still must not keep its place for ever.
-	slowest = 128 << 10
-)
+// defaultTransfers is how many files are sent at a time.
+const defaultTransfers = 64
 
 // Source is what the handler asks about machines.
 type Source interface {
@@ -44,6 +39,9 @@ type Source interface {
 // Config is what the handler needs. Source, Open and Server are required.
 type Config struct {
 	Source Source
+	// Meet tells of a client at an address what is known of the card that it says it has:
+	// whether it is here, and what it holds. Nil tells nothing.
+	Meet func(m boot.Machine, client netip.Addr) boot.Machine
 	// Open opens the content with a digest; an *os.File is sent without copying.
 	Open func(sha256 string) (io.ReadSeekCloser, error)
 	// Server is our address and port as clients reach them; Server6 the same for those
@@ -52,9 +50,17 @@ type Config struct {
 	// Programs are what UEFI loads by HTTP, by firmware.
 	Programs map[boot.Firmware]Program
 	// Transfers is how many files are sent at a time, 0 means 64, and a quarter of
-	// that to one address. Above it the answer is 503 with Retry-After, which iPXE
-	// honours.
+	// that to one client (limit.Source). Above it the answer is 503 with Retry-After,
+	// which iPXE honours. A client that takes too little is cut off, and then has one
+	// place at most for some minutes.
 	Transfers int
+	// Single says that an address is known to be one machine's (limit.Source); it may be
+	// nil.
+	Single func(netip.Addr) bool
+	// Doubt says in one sentence why a request from an address is not believed to be of
+	// the machine that it names, which has that name in cluster.yaml: then it is answered,
+	// and no event. Empty is no doubt; nil believes everything.
+	Doubt func(from netip.Addr, m boot.Machine, name string) string
 	// Waits is called when UEFI has to wait for its program, Loaded when a card has it;
 	// they may be nil.
 	Waits    func()
@@ -70,6 +76,7 @@ type Config struct {
 type handler struct {
 	Config
 	places *places
+	terms  terms
 }
 
 // New returns the handler for
@@ -79,7 +86,9 @@ type handler struct {
 //	/files/SHA256/NAME                        public files
 //	/boot/MAC/NAME                            what UEFI HTTP boot of a machine loads
 //	/healthz
-func New(cfg Config) http.Handler {
+func New(cfg Config) http.Handler { return on(usual(), cfg) }
+
+func on(t terms, cfg Config) http.Handler {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -89,7 +98,7 @@ func New(cfg Config) http.Handler {
 	if cfg.Transfers == 0 {
 		cfg.Transfers = defaultTransfers
 	}
-	h := handler{Config: cfg, places: newPlaces(cfg.Transfers)}
+	h := handler{Config: cfg, places: newPlaces(cfg.Transfers, cfg.Single), terms: t}
 	mux := &routes.Mux{}
 	mux.HandleFunc("GET /boot.ipxe", h.script)
 	mux.HandleFunc("GET /ignition", h.ignition)
@@ -107,9 +116,20 @@ var (
 	serialForm = regexp.MustCompile(`^[ -~]{1,64}$`)
 )
 
-// machine reads what a client says about itself. What has not the right form is
+// machine is who a client says it is, with what is known of that.
+func (h handler) machine(r *http.Request) boot.Machine { return h.meet(r, said(r)) }
+
+func (h handler) meet(r *http.Request, m boot.Machine) boot.Machine {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if h.Meet == nil || err != nil {
+		return m
+	}
+	return h.Meet(m, at.Addr().Unmap())
+}
+
+// said reads what a client says about itself. What has not the right form is
 // as good as absent: firmware reports odd values, and nothing is granted on them.
-func machine(r *http.Request) boot.Machine {
+func said(r *http.Request) boot.Machine {
 	q := r.URL.Query()
 	var m boot.Machine
 	if mac, err := net.ParseMAC(q.Get("mac")); err == nil && len(mac) == 6 {
@@ -148,7 +168,7 @@ func uefi(arch string) boot.Firmware {
 }
 
 func (h handler) script(w http.ResponseWriter, r *http.Request) {
-	m := machine(r)
+	m := h.machine(r)
 	if m.MAC == nil && m.UUID == "" && m.Serial == "" {
 		http.Error(w, "say who boots: /boot.ipxe?mac=...&uuid=...&serial=...", http.StatusBadRequest)
 		return
@@ -173,7 +193,7 @@ func (h handler) server(r *http.Request) netip.AddrPort {
 }
 
 func (h handler) ignition(w http.ResponseWriter, r *http.Request) {
-	m := machine(r)
+	m := h.machine(r)
 	a := h.Source.Decide(m)
 	if a.Action != boot.Install && a.Action != boot.Discover {
 		h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: fmt.Sprintf("refused: %s (%s)", a.Reason, a.Code),
@@ -200,20 +220,22 @@ func (h handler) file(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no public file of this digest and name", http.StatusNotFound)
 		return
 	}
-	ok, leave := h.places.enter(r.RemoteAddr)
+	ok, leave := h.places.enter(r.RemoteAddr, time.Now())
 	h.send(w, r, blob, ok, leave, func(detail string, no boot.Refusal) { h.fetched(r, detail, no) })
 }
 
-// send sends a file to who has a place, and tells fetched what becomes of it.
-func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok bool, leave func(), fetched func(detail string, no boot.Refusal)) {
+// send sends a file to who has a place, and tells fetched what becomes of it. It says
+// whether all that was asked for has left.
+func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok bool, leave func(stalled bool, now time.Time), fetched func(detail string, no boot.Refusal)) (whole bool) {
 	if !ok {
 		fetched("no place for "+blob.Name, boot.Refusal{Code: "overloaded", Reason: fmt.Sprintf("%d transfers run already, or a quarter of that for this address; it was told to come back in seconds", h.Transfers)})
 		// Spread the retries: all that wait would come back together.
 		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
 		http.Error(w, "too many transfers at a time, try again", http.StatusServiceUnavailable)
-		return
+		return false
 	}
-	defer leave()
+	var no boot.Refusal
+	defer func() { leave(no.Code == CodeStalled, time.Now()) }()
 	content, err := h.Open(blob.SHA256)
 	if err != nil {
 		status := http.StatusInternalServerError
@@ -223,23 +245,29 @@ func (h handler) send(w http.ResponseWriter, r *http.Request, blob boot.Blob, ok
 		h.Log.Error("file not opened", "name", blob.Name, "sha256", blob.SHA256, "error", err)
 		fetched("the server cannot open "+blob.Name, boot.Refusal{Code: "file-missing", Reason: blob.Name + " is missing on the server, see its log; run imagectl build"})
 		http.Error(w, "this file is missing on the server, see its log", status)
-		return
+		return false
 	}
 	defer content.Close()
 	fetched("fetches "+blob.Name, boot.Refusal{})
-	patience := time.Minute + time.Duration(blob.Size/slowest)*time.Second
-	// Without deadlines (a recorder in a test) the server's own remain.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
 	w.Header().Set("ETag", `"`+blob.SHA256+`"`)
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 	w.Header().Set("Content-Type", contentType(blob.Name))
-	http.ServeContent(w, r, blob.Name, time.Time{}, content)
+	p := h.terms.paced(w)
+	http.ServeContent(p, r, blob.Name, time.Time{}, content)
+	no, err = p.ended(blob.Name, time.Now())
+	switch {
+	case no.Code != "":
+		fetched(no.Reason, no)
+	case err != nil && !errors.Is(err, net.ErrClosed): // else the server stops
+		h.Log.Error("file not sent", "name", blob.Name, "sha256", blob.SHA256, "error", err)
+	}
+	return p.broke == nil
 }
 
 // fetched records a file request that is a step of the boot path.
 func (h handler) fetched(r *http.Request, detail string, no boot.Refusal) {
 	stage := stageOf(r.URL.Query().Get("stage"))
-	m := machine(r)
+	m := h.machine(r)
 	if stage == "" || m.MAC == nil || r.Method != http.MethodGet {
 		return
 	}
@@ -272,6 +300,13 @@ func contentType(name string) string {
 }
 
 func (h handler) record(r *http.Request, e boot.Event) {
+	if h.Doubt != nil {
+		from, _ := netip.ParseAddrPort(r.RemoteAddr)
+		if why := h.Doubt(from.Addr().Unmap(), e.Machine, e.Name); why != "" {
+			h.Log.Warn("not believed", "mac", e.Machine.MAC.String(), "stage", e.Stage, "client", r.RemoteAddr, "reason", why)
+			return
+		}
+	}
 	h.Log.Info("boot", "mac", e.Machine.MAC.String(), "stage", e.Stage, "client", r.RemoteAddr, "detail", e.Detail)
 	if h.Recorder != nil {
 		e.At = h.Now()

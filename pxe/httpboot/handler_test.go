@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imagectl/imagectl/pxe/boot"
 )
@@ -273,20 +274,20 @@ func TestTransfersAreBounded(t *testing.T) {
 }
 
 func TestOneAddressHasAQuarterOfTheTransfers(t *testing.T) {
-	p := newPlaces(8)
+	p := newPlaces(8, nil)
 	enter := func(client string) func() {
-		ok, leave := p.enter(client)
+		ok, leave := p.enter(client, time.Now())
 		if !ok {
 			return nil
 		}
-		return leave
+		return func() { leave(false, time.Now()) }
 	}
 	first, second := enter("10.0.0.7:1"), enter("10.0.0.7:2")
 	if first == nil || second == nil || enter("10.0.0.7:3") != nil || enter("[::ffff:10.0.0.7]:4") != nil {
 		t.Fatal("of 8 places one address shall have 2")
 	}
 	var others []func()
-	for _, a := range []string{"10.0.0.8:1", "10.0.0.8:2", "10.0.0.9:1", "10.0.0.9:2", "[fd00::1]:1", "[fd00::1]:2"} {
+	for _, a := range []string{"10.0.0.8:1", "10.0.0.8:2", "10.0.0.9:1", "10.0.0.9:2", "[fd00::1]:1", "[fd00::2]:2"} {
 		others = append(others, enter(a))
 	}
 	if slices.ContainsFunc(others, func(leave func()) bool { return leave == nil }) || enter("10.0.0.10:1") != nil {

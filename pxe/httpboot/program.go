@@ -29,7 +29,7 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "say which card boots, and what there is: /boot/MAC/NAME", http.StatusNotFound)
 		return
 	}
-	m := boot.Machine{MAC: mac, Firmware: firmware}
+	m := h.meet(r, boot.Machine{MAC: mac, Firmware: firmware})
 	a := h.Source.Decide(m)
 	e := boot.Event{Machine: m, Name: a.Name, Firmware: true, Action: a.Action}
 	if a.Program == boot.GRUB && !p.Installer && p.mayStart(a) {
@@ -45,11 +45,14 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ok, leave := h.place(r)
-	h.send(w, r, p.Blob, ok, leave, func(detail string, no boot.Refusal) {
+	whole := h.send(w, r, p.Blob, ok, leave, func(detail string, no boot.Refusal) {
 		if r.Method != http.MethodGet {
 			return // UEFI asks for the size first
 		}
-		e.Stage, e.Detail, e.Refusal = boot.StageNBP, detail+" by UEFI HTTP boot", no
+		e.Stage, e.Detail, e.Refusal = boot.StageNBP, detail, no
+		if no.Code == "" {
+			e.Detail += " by UEFI HTTP boot"
+		}
 		if p.Installer {
 			e.Stage = boot.StageKernel
 		}
@@ -58,7 +61,7 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		}
 		h.record(r, e)
 	})
-	if ok && r.Method == http.MethodGet && h.Loaded != nil && r.Context().Err() == nil {
+	if whole && r.Method == http.MethodGet && h.Loaded != nil && r.Context().Err() == nil {
 		h.Loaded(mac)
 	}
 }
@@ -68,8 +71,8 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 const programWait = 4 * time.Second
 
 // place is one for UEFI, which does not understand that it shall come back.
-func (h handler) place(r *http.Request) (ok bool, leave func()) {
-	if ok, leave := h.places.enter(r.RemoteAddr); ok {
+func (h handler) place(r *http.Request) (ok bool, leave func(stalled bool, now time.Time)) {
+	if ok, leave := h.places.enter(r.RemoteAddr, time.Now()); ok {
 		return true, leave
 	}
 	if h.Waits != nil {
@@ -77,7 +80,7 @@ func (h handler) place(r *http.Request) (ok bool, leave func()) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), programWait)
 	defer cancel()
-	return h.places.wait(ctx, r.RemoteAddr)
+	return h.places.wait(ctx, r.RemoteAddr, time.Now)
 }
 
 // named also says which firmware loads the program: who asks for it has said so by DHCP.

@@ -141,10 +141,10 @@ func TestHTTPBootWaitsForAPlace(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				waits, loaded := 0, []net.HardwareAddr{}
-				h := handler{places: newPlaces(1), Config: Config{Source: answersByCard, Open: open, Server: at, Programs: programs(false), Now: time.Now, Log: slog.New(slog.DiscardHandler),
+				h := handler{places: newPlaces(1, nil), terms: usual(), Config: Config{Source: answersByCard, Open: open, Server: at, Programs: programs(false), Now: time.Now, Log: slog.New(slog.DiscardHandler),
 					Waits: func() { waits++ }, Loaded: func(mac net.HardwareAddr) { loaded = append(loaded, mac) }}}
-				_, leave := h.places.enter("10.0.0.9:1")
-				time.AfterFunc(c.free, leave)
+				_, leave := h.places.enter("10.0.0.9:1", time.Now())
+				time.AfterFunc(c.free, func() { leave(false, time.Now()) })
 				r := httptest.NewRequest(http.MethodGet, "/", nil)
 				r.SetPathValue("mac", card(armed))
 				r.SetPathValue("name", nbp.Name)

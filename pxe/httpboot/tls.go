@@ -8,6 +8,27 @@ import (
 	"time"
 )
 
+// notice is how long before its end the certificate of HTTPS boot is told of: long enough
+// for a person to make another one.
+const notice = 14 * 24 * time.Hour
+
+// End is when the certificate of HTTPS boot ends.
+func End(c *tls.Config) time.Time { return c.Certificates[0].Leaf.NotAfter }
+
+// EndNotice is one sentence on a certificate of HTTPS boot that ends soon, or has ended;
+// empty while it is good for long.
+func EndNotice(end, now time.Time) string {
+	const todo = "make another one of the same CA, and start imagectl serve again with it (docs/netboot.md)"
+	left := end.Sub(now)
+	switch at := end.UTC().Format("2006-01-02 15:04:05 MST"); {
+	case left <= 0:
+		return fmt.Sprintf("the certificate of --boot-tls-cert ended at %s: firmware that looks at its clock does not boot by HTTPS any more; %s", at, todo)
+	case left < notice:
+		return fmt.Sprintf("the certificate of --boot-tls-cert ends at %s, in %d days; then firmware does not boot by HTTPS any more: %s", at, int(left.Hours()/24), todo)
+	}
+	return ""
+}
+
 // TLS is what UEFI can talk to when it boots by HTTPS. OVMF of 2022 offers no ECDHE
 // and takes only RSA certificates, so both are asked for here and on no other port:
 // without ECDHE, who steals the key reads old connections too, and all that these

@@ -37,13 +37,6 @@ func kind4() kind[dhcp.Lease] {
 		decode: decode4,
 		addr:   func(l dhcp.Lease) netip.Addr { return l.Addr },
 		until:  func(l dhcp.Lease) time.Time { return l.Until },
-		holder: func(l dhcp.Lease) string {
-			if l.State == dhcp.Declined {
-				return ""
-			}
-			return string(l.MAC[:])
-		},
-		moves: func(l dhcp.Lease) bool { return l.State == dhcp.Bound },
 		// The same card, or an address that cluster.yaml keeps for the machine that asks.
 		same: func(l, over dhcp.Lease) bool {
 			return over.MAC == l.MAC && over.State != dhcp.Declined || l.Machine != ""

@@ -36,13 +36,6 @@ func kind6() kind[dhcp6.Lease] {
 		decode: decode6,
 		addr:   func(l dhcp6.Lease) netip.Addr { return l.Addr },
 		until:  func(l dhcp6.Lease) time.Time { return l.Until },
-		holder: func(l dhcp6.Lease) string {
-			if l.State == dhcp6.Declined {
-				return ""
-			}
-			return fmt.Sprintf("%s %d", l.Client, l.IAID)
-		},
-		moves: func(l dhcp6.Lease) bool { return l.State == dhcp6.Bound },
 		// Of its own addresses a client that has many gets the oldest for a new
 		// association.
 		same: func(l, over dhcp6.Lease) bool { return over.Client == l.Client && over.State != dhcp6.Declined },

@@ -50,8 +50,8 @@ func TestOneIPv6AddressGoesToOneMachine(t *testing.T) {
 	}
 	slices.SortFunc(got, func(a, b dhcp6.Lease) int { return a.Addr.Compare(b.Addr) })
 	// One that had ended is another's, a client's own goes to its new association, and
-	// one that moved leaves its old address.
-	want := []dhcp6.Lease{lease6("c1", 1, 1, 10), lease6("c8", 1, 2, 10), lease6("c3", 2, 3, 20), moved}
+	// one that gets a second address keeps the first.
+	want := []dhcp6.Lease{lease6("c1", 1, 1, 10), lease6("c8", 1, 2, 10), lease6("c3", 2, 3, 20), lease6("c4", 1, 4, 10), moved}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

@@ -37,10 +37,6 @@ type kind[L any] struct {
 	decode func(a netip.Addr, value []byte) (L, error)
 	addr   func(L) netip.Addr
 	until  func(L) time.Time
-	// holder names whose a lease is, who has one address; empty for nobody's.
-	holder func(L) string
-	// moves says that the holder gives up what it had besides.
-	moves func(L) bool
 	// same says whether one client may write a lease over another one that goes on.
 	same func(l, over L) bool
 }
@@ -56,10 +52,8 @@ type Leases[L any] struct {
 	from int64
 
 	mu sync.Mutex
-	// known are the rows as this server knows them, by key; has is where each holder has
-	// its address.
+	// known are the rows as this server knows them, by key.
 	known map[string]known[L]
-	has   map[string]string
 }
 
 // known is a row; the lease of one that is gone has no end.
@@ -70,7 +64,7 @@ type known[L any] struct {
 
 // load reads the leases. ready says whether the store answers now.
 func load[L any](ctx context.Context, k kind[L], rows Rows, ready func() error, now func() time.Time) (*Leases[L], error) {
-	l := &Leases[L]{kind: k, rows: rows, ready: ready, now: now, known: map[string]known[L]{}, has: map[string]string{}}
+	l := &Leases[L]{kind: k, rows: rows, ready: ready, now: now, known: map[string]known[L]{}}
 	all, revision, err := rows.Load(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("opening leases: %w", err)
@@ -127,17 +121,11 @@ func (l *Leases[L]) Follow(ctx context.Context, changed func([]L)) error {
 
 // note remembers a row; mu is held.
 func (l *Leases[L]) note(key string, k known[L]) {
-	if old, ok := l.known[key]; ok && l.has[l.holder(old.lease)] == key {
-		delete(l.has, l.holder(old.lease))
-	}
 	if l.until(k.lease).IsZero() {
 		delete(l.known, key)
 		return
 	}
 	l.known[key] = k
-	if who := l.holder(k.lease); who != "" {
-		l.has[who] = key
-	}
 }
 
 func (l *Leases[L]) keys() []string {
@@ -145,9 +133,6 @@ func (l *Leases[L]) keys() []string {
 	defer l.mu.Unlock()
 	return slices.Collect(maps.Keys(l.known))
 }
-
-// most is how many leases one writing has; each may end another one of its holder.
-const most = store.MaxSwap / 2
 
 // Append implements journal.Shared: when it returns nil, or a TakenError for the others,
 // the leases are on a majority of etcd's members. After another error some may be. One
@@ -161,7 +146,7 @@ func (l *Leases[L]) Append(leases []L) error {
 		last[l.addr(lease)] = i
 	}
 	lost := map[netip.Addr]L{}
-	for part := range slices.Chunk(slices.Sorted(maps.Values(last)), most) {
+	for part := range slices.Chunk(slices.Sorted(maps.Values(last)), store.MaxSwap) {
 		todo := make([]L, len(part))
 		for i, n := range part {
 			todo[i] = leases[n]
@@ -220,10 +205,6 @@ func (l *Leases[L]) write(ctx context.Context, leases []L, lost map[netip.Addr]L
 func (l *Leases[L]) prepare(leases []L, lost map[netip.Addr]L) (rows []store.Row, ours []L, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	writes := map[string]bool{}
-	for _, lease := range leases {
-		writes[l.addr(lease).String()] = true
-	}
 	for _, lease := range leases {
 		key := l.addr(lease).String()
 		has := l.known[key]
@@ -238,11 +219,6 @@ func (l *Leases[L]) prepare(leases []L, lost map[netip.Addr]L) (rows []store.Row
 		}
 		ours = append(ours, lease)
 		rows = append(rows, store.Row{Key: key, Value: value, Revision: has.revision})
-		// A holder has one address: what it had is free.
-		if old, ok := l.has[l.holder(lease)]; ok && l.moves(lease) && !writes[old] {
-			writes[old] = true
-			rows = append(rows, store.Row{Key: old, Revision: l.known[old].revision})
-		}
 	}
 	return rows, ours, nil
 }

@@ -150,22 +150,28 @@ func TestADeclinedAddressRests(t *testing.T) {
 	}
 }
 
-func TestACardHasOneAddress(t *testing.T) {
+// A card that is in two networks has an address in each: neither server may give one of
+// them away because the card got the other.
+func TestACardKeepsWhatItHasWhenItGetsAnotherAddress(t *testing.T) {
 	t.Parallel()
 	on := newEtcd()
 	a := open(t, on)
-	if err := a.Append([]dhcp.Lease{lease(1, 1, 10), lease(2, 2, 10)}); err != nil {
+	if err := a.Append([]dhcp.Lease{lease(1, 1, 10), lease(2, 2, -1)}); err != nil {
 		t.Fatal(err)
 	}
 	b := open(t, on)
-	// Card 1 moves on; what it had goes to card 3.
-	for _, l := range []dhcp.Lease{lease(1, 4, 10), lease(3, 1, 10)} {
-		if err := b.Append([]dhcp.Lease{l}); err != nil {
-			t.Errorf("%v: %v", l, err)
-		}
+	if err := b.Append([]dhcp.Lease{lease(1, 4, 10), lease(2, 5, 10)}); err != nil {
+		t.Fatal(err)
+	}
+	var taken *dhcp.TakenError
+	if err := b.Append([]dhcp.Lease{lease(3, 1, 10)}); !errors.As(err, &taken) {
+		t.Errorf("card 3 gets what card 1 has: %v", err)
+	}
+	if err := a.Append([]dhcp.Lease{lease(3, 2, 10)}); err != nil {
+		t.Errorf("what has ended is not given: %v", err)
 	}
 	got, err := open(t, on).Load()
-	if err != nil || len(got) != 3 {
+	if err != nil || len(got) != 4 {
 		t.Errorf("got %v, %v", got, err)
 	}
 }

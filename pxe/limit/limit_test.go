@@ -1,8 +1,10 @@
 package limit
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -87,5 +89,49 @@ func TestOneAddressHasItsShareOfTheConnections(t *testing.T) {
 	again := <-accepted
 	for _, c := range []net.Conn{first, other, again} {
 		c.Close()
+	}
+}
+
+func TestWhatCountsAsOneClient(t *testing.T) {
+	t.Parallel()
+	leased := netip.MustParseAddr("fd00::1000")
+	single := func(a netip.Addr) bool { return a == leased }
+	for _, c := range [][2]string{
+		{"10.0.0.9", "10.0.0.9"}, {"::ffff:10.0.0.9", "10.0.0.9"},
+		{"fd00::9", "fd00::"}, {"fd00:0:0:1::9", "fd00:0:0:1::"}, {"fd00::1000", "fd00::1000"}, {"fe80::1%eth0", "fe80::"},
+	} {
+		if got := Source(netip.MustParseAddr(c[0]), single).String(); got != c[1] {
+			t.Errorf("%s counts as %s, want %s", c[0], got, c[1])
+		}
+	}
+	if got := Source(netip.Addr{}, nil); got.IsValid() {
+		t.Errorf("who has no address counts as %s", got)
+	}
+}
+
+// Under a server that speaks TLS itself, another connection ends than was accepted.
+func TestWhatEndsUnderTLSIsCounted(t *testing.T) {
+	t.Parallel()
+	inner, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	l := New(inner, 2, 1)
+	for range 3 {
+		client, err := net.Dial("tcp4", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Left(tls.Server(accepted, &tls.Config{}), http.StateClosed)
+		client.Close()
+		accepted.Close()
+	}
+	if len(l.by) != 0 || len(l.held) != 0 {
+		t.Errorf("%v are counted still, by %v", l.by, l.held)
 	}
 }

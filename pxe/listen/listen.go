@@ -59,6 +59,9 @@ type Sockets struct {
 	Syslog                net.PacketConn
 	// MTU is the smallest of the interfaces'.
 	MTU int
+
+	// lasting are those that KeepOpen looks after.
+	lasting []*lasting
 }
 
 // LinkSockets are the sockets of one Link.
@@ -82,7 +85,7 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 		return err
 	}
 	s.MTU = ifi.MTU
-	if s.DHCP, s.BootServer, err = cfg.dhcp(ctx, ifi, cfg.Address); err != nil {
+	if s.DHCP, s.BootServer, err = s.dhcp(ctx, cfg, ifi, cfg.Address); err != nil {
 		return err
 	}
 	for _, l := range cfg.Links {
@@ -91,7 +94,7 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 			return err
 		}
 		link := LinkSockets{Address: address}
-		link.DHCP, link.BootServer, err = cfg.dhcp(ctx, ifi, address)
+		link.DHCP, link.BootServer, err = s.dhcp(ctx, cfg, ifi, address)
 		s.Links = append(s.Links, link)
 		if err != nil {
 			return err
@@ -131,17 +134,23 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 
 // dhcp opens what one network needs. Port 4011 is asked by unicast, by those who
 // have an address: from anywhere.
-func (cfg Config) dhcp(ctx context.Context, ifi *net.Interface, address netip.Addr) (dhcp, bootServer net.PacketConn, err error) {
+func (s *Sockets) dhcp(ctx context.Context, cfg Config, ifi *net.Interface, address netip.Addr) (dhcp, bootServer net.PacketConn, err error) {
 	if cfg.DHCP {
-		conn, err := packet(ctx, "0.0.0.0:67", ifi.Name)
+		conn, err := s.last(ctx, ifi, address, func(ctx context.Context, ifi *net.Interface) (net.PacketConn, error) {
+			conn, err := packet(ctx, "0.0.0.0:67", ifi.Name)
+			if err != nil {
+				return nil, err
+			}
+			source := ipv4.ControlMessage{Src: address.AsSlice(), IfIndex: ifi.Index}
+			return from{conn, source.Marshal()}, nil
+		})
 		if errors.Is(err, syscall.EADDRINUSE) && cfg.BootServer {
 			err = fmt.Errorf("%w; beside another DHCP server on this host, set boot.dhcp: proxy-4011 in cluster.yaml and let that server send option 60 \"PXEClient\" to machines that netboot", err)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
-		source := ipv4.ControlMessage{Src: address.AsSlice(), IfIndex: ifi.Index}
-		dhcp = from{conn, source.Marshal()}
+		dhcp = conn
 	}
 	if cfg.BootServer {
 		conn, err := packet(ctx, netip.AddrPortFrom(address, 4011).String(), "")

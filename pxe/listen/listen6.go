@@ -23,7 +23,7 @@ func (s *Sockets) open6(ctx context.Context, cfg Config, ifi *net.Interface) err
 	}
 	if cfg.DHCP6 {
 		var err error
-		if s.DHCP6, err = dhcp6(ctx, ifi); err != nil {
+		if s.DHCP6, err = s.last(ctx, ifi, cfg.Address6, dhcp6); err != nil {
 			return err
 		}
 		if s.Routers, err = routers(ctx, ifi); err != nil {

@@ -74,6 +74,9 @@ func (b *Boot) Follow(e boot.Event) funnel.Step {
 		b.refusals.WithLabelValues(string(e.Stage), e.Refusal.Code).Inc()
 	}
 	s := b.funnel.Record(e)
+	if s.Found.Code != "" {
+		b.refusals.WithLabelValues(string(e.Stage), s.Found.Code).Inc()
+	}
 	if s.Timed {
 		b.took.WithLabelValues(string(s.To)).Observe(s.Took.Seconds())
 	}

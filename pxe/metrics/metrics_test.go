@@ -13,6 +13,7 @@ import (
 
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/funnel"
 	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/tftp"
@@ -21,6 +22,7 @@ import (
 var (
 	_ boot.Recorder  = (*Boot)(nil)
 	_ dhcp.Meter     = (*DHCP)(nil)
+	_ dhcp6.Meter    = (*DHCP)(nil)
 	_ tftp.Meter     = (*TFTP)(nil)
 	_ httpboot.Meter = (*HTTP)(nil)
 )

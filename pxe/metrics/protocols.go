@@ -9,6 +9,7 @@ import (
 
 	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 )
 
 func counter(name, help string, labels ...string) *prometheus.CounterVec {
@@ -35,8 +36,9 @@ type DHCP struct {
 	line           atomic.Pointer[func() admit.Usage]
 	admitted, rate *prometheus.Desc
 	// others is nil until there is a server.
-	others atomic.Pointer[func() []dhcp.Other]
-	other  *prometheus.Desc
+	others  atomic.Pointer[func() []dhcp.Other]
+	others6 atomic.Pointer[func() []dhcp6.Other]
+	other   *prometheus.Desc
 }
 
 func newDHCP() *DHCP {
@@ -53,7 +55,7 @@ func newDHCP() *DHCP {
 		reserved: prometheus.NewDesc("imagectl_dhcp_reserved_leases", "Reserved addresses that their machine holds.", subnet, nil),
 		admitted: prometheus.NewDesc("imagectl_boot_admitted_machines", "Machines that were offered an address and have no boot program yet.", nil, nil),
 		rate:     prometheus.NewDesc("imagectl_boot_admission_rate", "Boot programs a second that are taken to be possible; machines above it are told by silence to ask again.", nil, nil),
-		other:    prometheus.NewDesc("imagectl_dhcp_other_server_seen_timestamp_seconds", "When a client last chose another DHCP server, for those of the last hour.", []string{"server"}, nil),
+		other:    prometheus.NewDesc("imagectl_dhcp_other_server_seen_timestamp_seconds", "When a client last chose another DHCP server, for those of the last hour, by address, or by DUID in DHCPv6.", []string{"server"}, nil),
 	}
 }
 
@@ -101,6 +103,17 @@ func (d *DHCP) OtherServers() []dhcp.Other {
 	return nil
 }
 
+// Others6 implements dhcp6.Meter.
+func (d *DHCP) Others6(others func() []dhcp6.Other) { d.others6.Store(&others) }
+
+// OtherServers6 are those of DHCPv6 that clients chose in the last hour.
+func (d *DHCP) OtherServers6() []dhcp6.Other {
+	if others := d.others6.Load(); others != nil {
+		return (*others)()
+	}
+	return nil
+}
+
 // Describe implements prometheus.Collector.
 func (d *DHCP) Describe(ch chan<- *prometheus.Desc) {
 	ch <- d.other
@@ -115,6 +128,9 @@ func (d *DHCP) Describe(ch chan<- *prometheus.Desc) {
 func (d *DHCP) Collect(ch chan<- prometheus.Metric) {
 	for _, o := range d.OtherServers() {
 		ch <- prometheus.MustNewConstMetric(d.other, prometheus.GaugeValue, seconds(o.Last), o.Server.String())
+	}
+	for _, o := range d.OtherServers6() {
+		ch <- prometheus.MustNewConstMetric(d.other, prometheus.GaugeValue, seconds(o.Last), o.Server)
 	}
 	if line := d.line.Load(); line != nil {
 		u := (*line)()

@@ -28,7 +28,7 @@ import (
 
 // Config is what packets are judged by.
 type Config struct {
-	// Env is without Now and Leases. Env6 is, too, and without DUID; where its Network
+	// Env is without Now and Leases; see Link for its Link. Env6 is, too, and without DUID; where its Network
 	// is nil, DHCPv6 is left out.
 	Env  dhcp.Env
 	Env6 dhcp6.Env

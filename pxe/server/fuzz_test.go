@@ -59,7 +59,7 @@ func FuzzFindForGRUB(f *testing.F) {
 				}
 				return text{bytes.NewReader([]byte("content of " + sha256))}, nil
 			}}
-		content, known := cfg.findForGRUB(netip.Addr{}, name)
+		content, known := cfg.findForGRUB(believe, netip.Addr{}, name, believed)
 		if content == nil && opened != "" && opened != sha("3") || content != nil && !known {
 			t.Fatalf("%q: %s was opened, and it gets %v, %v", name, opened, content, known)
 		}

@@ -16,19 +16,29 @@ import (
 // findForGRUB finds what GRUB on a machine asks for by TFTP: its configuration, and the
 // kernel and initrd that it names. Nobody gets another file, or an installer that the
 // machine is not to run.
-func (cfg Config) findForGRUB(_ netip.Addr, name string) (io.ReadSeekCloser, bool) {
+//
+// Who asks is in the name. What doubt speaks against is answered, and no event.
+func (cfg Config) findForGRUB(meet meeting, client netip.Addr, name string, doubt func(netip.Addr, boot.Machine, string) string) (io.ReadSeekCloser, bool) {
 	r, ok := grub.Parse(name)
 	if !ok {
 		return nil, grub.Spare(name)
 	}
+	r.Machine = meet(r.Machine, client)
 	a := cfg.Source.Decide(r.Machine)
+	record := func(e boot.Event) {
+		if why := doubt(client, e.Machine, e.Name); why != "" {
+			cfg.Log.Warn("not believed", "mac", e.Machine.MAC.String(), "stage", e.Stage, "client", client, "reason", why)
+			return
+		}
+		cfg.Recorder.Record(e)
+	}
 	e := boot.Event{At: time.Now(), Machine: r.Machine, Name: a.Name, Stage: r.Stage, Action: a.Action}
 	if r.Stage == boot.StageScript {
 		e.Detail = fmt.Sprintf("GRUB: %s: %s (%s)", a.Action, a.Reason, a.Code)
 		if a.Refused {
 			e.Refusal = boot.Refusal{Code: a.Code, Reason: a.Reason}
 		}
-		cfg.Recorder.Record(e)
+		record(e)
 		script := grub.Script(netip.AddrPortFrom(cfg.Address, uint16(cfg.HTTPPort)), r.Machine, a)
 		return text{bytes.NewReader([]byte(script))}, true
 	}
@@ -38,7 +48,7 @@ func (cfg Config) findForGRUB(_ netip.Addr, name string) (io.ReadSeekCloser, boo
 	}
 	refuse := func(code, reason string) (io.ReadSeekCloser, bool) {
 		e.Detail, e.Refusal = reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason}
-		cfg.Recorder.Record(e)
+		record(e)
 		return nil, true
 	}
 	i := slices.IndexFunc(files, func(b boot.Blob) bool { return b.SHA256 == r.SHA256 && strings.EqualFold(b.Name, r.Name) })
@@ -54,7 +64,7 @@ func (cfg Config) findForGRUB(_ netip.Addr, name string) (io.ReadSeekCloser, boo
 		return refuse("file-missing", files[i].Name+" is missing on the server, see its log; run imagectl build")
 	}
 	e.Detail = "fetches " + files[i].Name + " by TFTP"
-	cfg.Recorder.Record(e)
+	record(e)
 	return content, true
 }
 

@@ -59,7 +59,7 @@ func TestGRUBGetsWhatItsMachineMayRun(t *testing.T) {
 		{"vmlinuz", "", false, ""},
 	} {
 		got = nil
-		content, known := cfg.findForGRUB(netip.Addr{}, c.name)
+		content, known := cfg.findForGRUB(believe, netip.Addr{}, c.name, believed)
 		if known != c.known || (content == nil) != (c.want == "") {
 			t.Errorf("%s: got %v, %v", c.name, content, known)
 			continue

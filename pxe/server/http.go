@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,7 +19,7 @@ const (
 	// maxConns bounds HTTP connections; a rack that boots at once waits in the
 	// kernel's queue.
 	maxConns = 1024
-	// maxConnsEach is how many of them one address may have.
+	// maxConnsEach is how many of them one client may have.
 	maxConnsEach = maxConns / 4
 	// idleTime is how long a connection without a request keeps its place. iPXE leaves
 	// its own open when the kernel takes over and never says so; what it finds closed
@@ -30,26 +31,38 @@ const (
 
 // HTTPTask serves h on l. Handlers that send much set their own write deadline.
 func HTTPTask(name string, l net.Listener, h http.Handler, log *slog.Logger) Task {
-	return httpTask(name, l, h, log, patience{header: 5 * time.Second, idle: idleTime, stop: stopTime})
+	return httpTask(name, l, h, log, usual())
 }
+
+func usual() manner { return manner{header: 5 * time.Second, idle: idleTime, stop: stopTime} }
 
 // bootTLSTask serves UEFI, which may need seconds for each step of a handshake that
 // any other client makes at once.
-func bootTLSTask(l net.Listener, h http.Handler, cfg *tls.Config, log *slog.Logger) Task {
+func bootTLSTask(l net.Listener, h http.Handler, cfg *tls.Config, log *slog.Logger, m manner) Task {
 	const slow = 30 * time.Second
-	return httpTask("https boot", tls.NewListener(l, cfg), h, log, patience{header: slow, idle: slow, stop: stopTime})
+	m.header, m.idle, m.stop = slow, slow, stopTime
+	return httpTask("https boot", tls.NewListener(l, cfg), h, log, m)
 }
 
-// patience is how long a server waits: for a handshake and a request's header each,
-// for another request, and at its end for those that run.
-type patience struct{ header, idle, stop time.Duration }
+// manner is how a server treats its clients.
+type manner struct {
+	// These are how long it waits: for a handshake and a request's header each, for
+	// another request, and at its end for those that run.
+	header, idle, stop time.Duration
+	// single is limit.Source's; it may be nil.
+	single func(netip.Addr) bool
+	// state hears what becomes of connections, as http.Server's ConnState does; it may be
+	// nil.
+	state func(net.Conn, http.ConnState)
+}
 
-func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wait patience) Task {
+func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wait manner) Task {
 	if m, ok := h.(interface{ Patterns() []string }); ok {
 		log.Debug("routes", "server", name, "patterns", m.Patterns())
 	}
 	return Task{name, func(ctx context.Context) error {
 		limited := limit.New(l, maxConns, maxConnsEach)
+		limited.Single = wait.single
 		s := &http.Server{
 			Handler:           h,
 			ReadHeaderTimeout: wait.header,
@@ -58,7 +71,12 @@ func httpTask(name string, l net.Listener, h http.Handler, log *slog.Logger, wai
 			IdleTimeout:       wait.idle,
 			MaxHeaderBytes:    16 << 10,
 			ErrorLog:          slog.NewLogLogger(log.With("server", name).Handler(), slog.LevelDebug),
-			ConnState:         limited.Left,
+			ConnState: func(c net.Conn, s http.ConnState) {
+				limited.Left(c, s)
+				if wait.state != nil {
+					wait.state(c, s)
+				}
+			},
 		}
 		var g errgroup.Group
 		stopped := make(chan struct{})

@@ -24,6 +24,7 @@ import (
 
 	"github.com/imagectl/imagectl/bootstrap/efiboot"
 	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/catalog"
@@ -234,7 +235,9 @@ func startRackWith(t *testing.T, in installer, machines []plan.Machine, st state
 		Plan: plan.Plan{Machines: machines, Flatcar: plan.Flatcar{Arch: in.arch}, Boot: plan.Boot{Unknown: plan.Discover, InstallerArgs: in.args, NBP: nbp, DHCP: mode, DHCP6: boot6, Subnets: []plan.Subnet{
 			{Prefix: netip.MustParsePrefix("10.98.0.0/24"), First: netip.MustParseAddr("10.98.0.100"), Last: netip.MustParseAddr("10.98.0.120"), LeaseSeconds: 3600},
 			{Prefix: netip.MustParsePrefix("10.97.0.0/24"), First: netip.MustParseAddr("10.97.0.100"), Last: netip.MustParseAddr("10.97.0.120"),
-				Router: netip.MustParseAddr(relayAddr), LeaseSeconds: 3600},
+				Router: netip.MustParseAddr(relayAddr), MTU: 1500,
+				Routes:       []cluster.SubnetRoute{{To: netip.MustParsePrefix("192.0.2.0/24"), Via: netip.MustParseAddr("10.97.0.99")}},
+				LeaseSeconds: 3600},
 		}}},
 		Kernel: kernel, Initrd: []boot.Blob{initrd}, States: st,
 		Ignition: func(string) ([]byte, error) { return []byte(`{"ignition":{"version":"3.4.0"}}`), nil },

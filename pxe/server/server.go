@@ -2,6 +2,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -162,8 +163,9 @@ type Config struct {
 	Share    dhcp.Share
 	Recorder boot.Recorder
 	// Heard gets what machines say by syslog, where there is a socket for it, with the
-	// MAC address that their address belongs to, or else the address.
-	Heard func(machine string, l syslog.Line)
+	// MAC address that their address belongs to, or else the address, and whether that is a
+	// machine's of cluster.yaml.
+	Heard func(machine string, listed bool, l syslog.Line)
 	// Meters: each may be nil.
 	Meters Meters
 	Log    *slog.Logger
@@ -171,11 +173,17 @@ type Config struct {
 
 // Meters count what each protocol does.
 type Meters struct {
-	DHCP dhcp.Meter
+	DHCP DHCPMeter
 	TFTP tftp.Meter
 	HTTP httpboot.Meter
 	// Syslog counts packets.
 	Syslog syslog.Meter
+}
+
+// DHCPMeter counts both protocols.
+type DHCPMeter interface {
+	dhcp.Meter
+	dhcp6.Meter
 }
 
 // BootTasks are DHCP (when a socket of it is open), TFTP and HTTP. The tasks close the
@@ -193,6 +201,8 @@ func BootTasks(cfg Config) ([]Task, error) {
 	var tasks []Task
 	// By default nobody knows whose address it is that fetches by TFTP.
 	card := func(netip.Addr) (net.HardwareAddr, bool) { return nil, false }
+	holds := func(net.HardwareAddr) []string { return nil }
+	knows := witness{holder: card, addressOf: func(net.HardwareAddr) (netip.Addr, bool) { return netip.Addr{}, false }, source: cfg.Source}
 	line, httpLine := &admit.Line{}, lineByHTTP(cfg.HTTPBoot)
 	tlsPort := 0
 	if cfg.Sockets.BootTLS != nil {
@@ -214,21 +224,28 @@ func BootTasks(cfg Config) ([]Task, error) {
 		if err != nil {
 			return nil, err
 		}
-		card = s.Card
+		card, holds = s.Card, s.Holds
+		knows.holder, knows.addressOf = s.Holder, s.AddressOf
 		tasks = append(tasks, Task{"dhcp", func(ctx context.Context) error { return s.Serve(ctx, sockets...) }})
 	}
 	if cfg.Sockets.DHCP6 != nil {
 		s, err := dhcp6.NewServer(dhcp6.Config{
 			Address: cfg.Address6, DUID: cfg.DUID, Peers: cfg.DUIDs, Line: line, HTTPLine: httpLine, Files: BootFiles6(at6, UEFIURL(at6, tlsPort), programs, extras),
-			Source: cfg.Source, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
+			Source: cfg.Source, Holds: holds, Store: cfg.Leases6, Recorder: cfg.Recorder, Meter: cfg.Meters.DHCP, Log: cfg.Log.With("server", "dhcp6"),
 		})
 		if err != nil {
 			return nil, err
 		}
-		card4 := card
+		card4, holder4 := card, knows.holder
 		card = func(a netip.Addr) (net.HardwareAddr, bool) {
 			if a.Is4() {
 				return card4(a)
+			}
+			return s.Card(a)
+		}
+		knows.holder = func(a netip.Addr) (net.HardwareAddr, bool) {
+			if a.Is4() {
+				return holder4(a)
 			}
 			return s.Card(a)
 		}
@@ -236,6 +253,14 @@ func BootTasks(cfg Config) ([]Task, error) {
 			Task{"dhcp6", func(ctx context.Context) error { return s.Serve(ctx, cfg.Sockets.DHCP6) }},
 			Task{"router advice", cfg.adviseOnRouters},
 		)
+	}
+	meet := meeting(func(m boot.Machine, client netip.Addr) boot.Machine {
+		mac, ok := card(client)
+		m.Here, m.Holds = ok && bytes.Equal(mac, m.MAC), holds(m.MAC)
+		return m
+	})
+	if len(dhcpSockets(cfg.Sockets)) == 0 && cfg.Sockets.DHCP6 == nil {
+		meet = believe // nobody here knows whose address it is
 	}
 	tftpConfig := tftp.Config{
 		MTU:   cfg.Sockets.MTU,
@@ -270,31 +295,45 @@ func BootTasks(cfg Config) ([]Task, error) {
 			cfg.fetched(mac, reason+" ("+code+")", boot.Refusal{Code: code, Reason: reason})
 		},
 	}
-	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Open: cfg.Open, Server: at, Server6: at6, Programs: cfg.HTTPBoot,
+	single := func(a netip.Addr) bool {
+		_, ok := card(a)
+		return ok
+	}
+	handler := httpboot.New(httpboot.Config{Source: cfg.Source, Meet: meet, Open: cfg.Open, Server: at, Server6: at6, Programs: cfg.HTTPBoot, Single: single, Doubt: knows.doubt,
 		Waits:    func() { httpLine.Crowded(time.Now()) },
 		Loaded:   func(mac net.HardwareAddr) { httpLine.Done(admit.MAC(mac), time.Now()) },
 		Recorder: cfg.Recorder, Meter: cfg.Meters.HTTP, Log: cfg.Log.With("server", "http")})
 	tasks = append(tasks,
-		cfg.tftpTask("tftp", cfg.Sockets.TFTP, tftpConfig, script),
+		cfg.tftpTask("tftp", cfg.Sockets.TFTP, tftpConfig, script, meet, knows.doubt),
 		HTTPTask("http", cfg.Sockets.HTTP, handler, cfg.Log),
 	)
+	manner6 := usual()
+	manner6.single = single
 	if cfg.Sockets.TFTP6 != nil {
 		tasks = append(tasks,
-			cfg.tftpTask("tftp6", cfg.Sockets.TFTP6, tftpConfig, dhcp.ScriptURL(at6)),
-			HTTPTask("http6", cfg.Sockets.HTTP6, handler, cfg.Log),
+			cfg.tftpTask("tftp6", cfg.Sockets.TFTP6, tftpConfig, dhcp.ScriptURL(at6), meet, knows.doubt),
+			httpTask("http6", cfg.Sockets.HTTP6, handler, cfg.Log, manner6),
 		)
 	}
+	tasks = append(tasks, Task{"interfaces", func(ctx context.Context) error { return cfg.Sockets.KeepOpen(ctx, cfg.Log) }})
 	if cfg.Sockets.BootTLS != nil {
-		tasks = append(tasks, bootTLSTask(cfg.Sockets.BootTLS, handler, cfg.BootTLS, cfg.Log))
+		failed := handshakes(func(from netip.Addr, err error) {
+			reason := handshakeFailure(err)
+			cfg.Log.Info("handshake failed", "server", "https boot", "client", from, "reason", reason)
+			if mac, ok := card(from); ok { // else it may be anybody who looks which ports are open
+				cfg.fetched(mac, reason+" ("+codeTLS+")", boot.Refusal{Code: codeTLS, Reason: reason})
+			}
+		})
+		tasks = append(tasks, bootTLSTask(cfg.Sockets.BootTLS, handler, cfg.BootTLS, cfg.Log, manner{state: failed}))
 	}
 	if cfg.Sockets.Syslog != nil {
 		tasks = append(tasks, Task{"syslog", func(ctx context.Context) error {
 			return syslog.Serve(ctx, cfg.Sockets.Syslog, syslog.Config{Meter: cfg.Meters.Syslog, Take: func(from netip.Addr, l syslog.Line) {
-				machine := from.String()
+				machine, listed := from.String(), cfg.Source.Network().Reserved[from] != ""
 				if mac, ok := card(from); ok {
-					machine = mac.String()
+					machine, listed = mac.String(), cfg.Source.Decide(boot.Machine{MAC: mac}).Name != ""
 				}
-				cfg.Heard(machine, l)
+				cfg.Heard(machine, listed, l)
 			}})
 		}})
 	}
@@ -329,15 +368,27 @@ func (cfg Config) adviseOnRouters(ctx context.Context) error {
 	return nil
 }
 
+// meeting tells of a client at an address what is known of the card that it says it has.
+type meeting func(m boot.Machine, client netip.Addr) boot.Machine
+
+// believe is for a network in which DHCP is all another server's (boot.dhcp: off): who asks
+// for boot files is all that is ever seen of a machine there.
+func believe(m boot.Machine, _ netip.Addr) boot.Machine {
+	m.Here = true
+	return m
+}
+
 // tftpTask serves the boot files; those of iPXE that it asks for lead to the script.
-func (cfg Config) tftpTask(name string, conn net.PacketConn, c tftp.Config, script string) Task {
+func (cfg Config) tftpTask(name string, conn net.PacketConn, c tftp.Config, script string, meet meeting, doubt func(netip.Addr, boot.Machine, string) string) Task {
 	c.Files = map[string][]byte{biosName: cfg.IPXEBIOS, uefiName: cfg.IPXEUEFI, autoexecName: []byte(httpboot.Autoexec(script))}
 	if cfg.IPXEArm64 != nil {
 		c.Files[arm64Name] = cfg.IPXEArm64
 	}
 	if cfg.GRUB != nil {
 		c.Files[grub.ShimName], c.Files[grub.ProgramName], c.Files[grub.ConfigName] = cfg.Shim, cfg.GRUB, []byte(grub.Config(cfg.Address))
-		c.Find = cfg.findForGRUB
+		c.Find = func(client netip.Addr, name string) (io.ReadSeekCloser, bool) {
+			return cfg.findForGRUB(meet, client, name, doubt)
+		}
 	}
 	return Task{name, func(ctx context.Context) error { return tftp.Serve(ctx, conn, c) }}
 }

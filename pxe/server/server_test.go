@@ -54,7 +54,7 @@ func TestHTTPTaskStopsCleanly(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- httpTask("http", l, h, slog.New(slog.DiscardHandler), patience{stop: time.Hour}).Run(ctx)
+		ended <- httpTask("http", l, h, slog.New(slog.DiscardHandler), manner{stop: time.Hour}).Run(ctx)
 	}()
 	got := make(chan string, 1)
 	go func() {
@@ -92,7 +92,9 @@ func TestWhatMachinesSayIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	heard := make(chan string, 1)
-	tasks, err := BootTasks(Config{Sockets: listen.Sockets{Syslog: conn}, Heard: func(machine string, l syslog.Line) { heard <- machine + " " + l.App + ": " + l.Text }})
+	tasks, err := BootTasks(Config{Sockets: listen.Sockets{Syslog: conn}, Source: quiet{}, Heard: func(machine string, listed bool, l syslog.Line) {
+		heard <- fmt.Sprint(machine, " ", listed, " ", l.App, ": ", l.Text)
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +113,7 @@ func TestWhatMachinesSayIsTold(t *testing.T) {
 	if _, err := client.Write([]byte("<6>ipxe: net0: link up")); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-heard; got != "127.0.0.1 ipxe: net0: link up" {
+	if got := <-heard; got != "127.0.0.1 true ipxe: net0: link up" {
 		t.Errorf("got %q", got)
 	}
 	cancel()
@@ -152,10 +154,50 @@ func TestJournalIsBounded(t *testing.T) {
 		j.Record(boot.Event{Machine: boot.Machine{MAC: card(i)}})
 		j.Record(boot.Event{Machine: boot.Machine{MAC: card(1 << 20)}, Detail: "boots again and again"})
 	}
-	if len(j.cards) > maxCards {
-		t.Errorf("%d cards, limit %d", len(j.cards), maxCards)
+	if len(j.others.cards) > maxCards {
+		t.Errorf("%d cards, limit %d", len(j.others.cards), maxCards)
 	}
 	if got := j.Events(card(1 << 20)); len(got) != eventsPerCard || !strings.Contains(got[0].Detail, "again") {
 		t.Errorf("the busy card has %d events", len(got))
+	}
+}
+
+// Invented cards do not wipe out what was seen of the machines of cluster.yaml, neither
+// those that name nobody nor those that show a machine's UUID.
+func TestInventedCardsDoNotWipeOutTheListedOnes(t *testing.T) {
+	t.Parallel()
+	var j Journal
+	own := card(1 << 20)
+	j.Pin([]net.HardwareAddr{own})
+	j.Record(boot.Event{Machine: boot.Machine{MAC: card(1<<20 + 1)}, Detail: "whose it is was learned later"})
+	j.Record(boot.Event{Machine: boot.Machine{MAC: card(1<<20 + 1)}, Name: "w1", Detail: "learned"})
+	j.Record(boot.Event{Machine: boot.Machine{MAC: own}, Name: "cp1", Detail: "evidence"})
+	j.Record(boot.Event{Machine: boot.Machine{MAC: own}, Detail: "a contradiction"})
+	for i := range 3 * maxCards {
+		j.Record(boot.Event{Machine: boot.Machine{MAC: card(i)}})
+	}
+	for i := range 3 * maxCards {
+		j.Record(boot.Event{Machine: boot.Machine{MAC: card(1<<21 + i)}, Name: "cp1"})
+	}
+	details := func(mac net.HardwareAddr) (out []string) {
+		for _, e := range j.Events(mac) {
+			out = append(out, e.Detail)
+		}
+		return out
+	}
+	if got := details(own); !slices.Equal(got, []string{"evidence", "a contradiction"}) {
+		t.Errorf("of cp1's own card there is %q", got)
+	}
+	if got := details(card(1<<20 + 1)); !slices.Equal(got, []string{"whose it is was learned later", "learned"}) {
+		t.Errorf("of w1's learned card there is %q", got)
+	}
+	if len(j.listed.cards) != cardsPerName+1 || len(j.named["cp1"]) != cardsPerName || len(j.others.cards) > maxCards {
+		t.Errorf("%d listed cards, %d of cp1, %d others", len(j.listed.cards), len(j.named["cp1"]), len(j.others.cards))
+	}
+	for i := range 2 * maxListed {
+		j.Record(boot.Event{Machine: boot.Machine{MAC: card(1<<22 + i)}, Name: fmt.Sprint("m", i)})
+	}
+	if len(j.listed.cards) > maxListed || len(j.named) != len(j.listed.cards) {
+		t.Errorf("of a cluster that is too big there are %d cards with %d names", len(j.listed.cards), len(j.named))
 	}
 }

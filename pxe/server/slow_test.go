@@ -25,7 +25,7 @@ func TestSlowAndLongClientsAreCutOff(t *testing.T) {
 	ended := make(chan error, 1)
 	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "answer") })
 	go func() {
-		ended <- httpTask("http", l, h, slog.New(slog.DiscardHandler), patience{header: 100 * time.Millisecond, idle: 100 * time.Millisecond, stop: time.Minute}).Run(ctx)
+		ended <- httpTask("http", l, h, slog.New(slog.DiscardHandler), manner{header: 100 * time.Millisecond, idle: 100 * time.Millisecond, stop: time.Minute}).Run(ctx)
 	}()
 	t.Cleanup(func() {
 		cancel()

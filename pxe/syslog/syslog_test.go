@@ -83,7 +83,7 @@ func TestWhoSaysTooMuchIsNotHeardForAWhile(t *testing.T) {
 	t.Parallel()
 	now, meter := time.Unix(0, 0), &count{}
 	var tails Tails
-	r := newReceiver(Config{Meter: meter, Now: func() time.Time { return now }, Take: func(a netip.Addr, l Line) { tails.Add(a.String(), l) }})
+	r := newReceiver(Config{Meter: meter, Now: func() time.Time { return now }, Take: func(a netip.Addr, l Line) { tails.Add(a.String(), false, l) }})
 	loud, quiet := netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("10.0.0.8")
 	for range burst + 50 {
 		r.hear(loud, []byte("<14>x: noise"))
@@ -111,13 +111,13 @@ func TestMemoryIsBounded(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(0, 0)
 	var tails Tails
-	r := newReceiver(Config{Now: func() time.Time { return now }, Take: func(a netip.Addr, l Line) { tails.Add(a.String(), l) }})
+	r := newReceiver(Config{Now: func() time.Time { return now }, Take: func(a netip.Addr, l Line) { tails.Add(a.String(), false, l) }})
 	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
 	for i := range 2 * maxSources {
 		r.hear(at(i), []byte("x"))
 	}
-	if len(r.sources) != maxSources || len(tails.by) != maxTails {
-		t.Errorf("%d sources, %d tails", len(r.sources), len(tails.by))
+	if len(r.sources) != maxSources || len(tails.others) != maxTails {
+		t.Errorf("%d sources, %d tails", len(r.sources), len(tails.others))
 	}
 	now = now.Add(sourceTime)
 	r.hear(at(2*maxSources), []byte("new"))
@@ -125,7 +125,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("a minute later: %d sources, %v", len(r.sources), got)
 	}
 	for i := range 3 * tailLines {
-		tails.Add("m", Line{At: now, Text: fmt.Sprint(i)})
+		tails.Add("m", false, Line{At: now, Text: fmt.Sprint(i)})
 	}
 	if got := tails.Tail(1000, "m"); len(got) != tailLines || got[tailLines-1].Text != fmt.Sprint(3*tailLines-1) {
 		t.Errorf("%d lines of one machine, the last is %v", len(got), got[len(got)-1])
@@ -157,5 +157,24 @@ func TestLinesComeByUDP(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// Anybody can send lines from addresses that he invents.
+func TestListedMachinesAreKeptApart(t *testing.T) {
+	t.Parallel()
+	var tails Tails
+	tails.Add("52:54:00:00:00:01", true, Line{At: time.Unix(0, 0), Text: "evidence"})
+	for i := range 2 * maxTails {
+		tails.Add(fmt.Sprint("10.0.0.", i), false, Line{At: time.Unix(int64(1+i), 0), Text: "noise"})
+	}
+	if got := tails.Tail(1, "52:54:00:00:00:01"); len(got) != 1 || got[0].Text != "evidence" {
+		t.Errorf("got %v", got)
+	}
+	for i := range 2 * maxListed {
+		tails.Add(fmt.Sprint("listed", i), true, Line{At: time.Unix(int64(1+i), 0)})
+	}
+	if len(tails.listed) != maxListed || len(tails.others) != maxTails {
+		t.Errorf("%d listed, %d others", len(tails.listed), len(tails.others))
 	}
 }

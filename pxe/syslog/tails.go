@@ -8,42 +8,55 @@ import (
 const (
 	// tailLines is how much of each machine is remembered.
 	tailLines = 100
-	// maxTails bounds the machines: the one that was silent longest is forgotten.
-	maxTails = 1024
+	// maxTails bounds the machines that cluster.yaml does not name, and maxListed the
+	// others: the one that was silent longest is forgotten.
+	maxTails  = 1024
+	maxListed = 4 * maxTails
 )
 
 // Tails are the last lines of machines, by the MAC addresses or addresses that they were
-// heard from. The zero value is ready; it is safe for concurrent use.
+// heard from. Machines of cluster.yaml are kept apart, since anybody can invent others. The
+// zero value is ready; it is safe for concurrent use.
 type Tails struct {
-	mu sync.Mutex
-	by map[string][]Line
+	mu             sync.Mutex
+	listed, others tails
 }
 
-// Add keeps a line.
-func (t *Tails) Add(machine string, l Line) {
+type tails map[string][]Line
+
+// Add keeps a line of a machine, which cluster.yaml names or not.
+func (t *Tails) Add(machine string, listed bool, l Line) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.by == nil {
-		t.by = map[string][]Line{}
+	if t.listed == nil {
+		t.listed, t.others = tails{}, tails{}
 	}
-	lines, known := t.by[machine]
-	if !known && len(t.by) >= maxTails {
+	if listed {
+		t.listed.add(machine, maxListed, l)
+		return
+	}
+	t.others.add(machine, maxTails, l)
+}
+
+func (t tails) add(machine string, most int, l Line) {
+	lines, known := t[machine]
+	if !known && len(t) >= most {
 		t.forgetOne()
 	}
 	if len(lines) == tailLines {
 		lines = slices.Delete(lines, 0, 1)
 	}
-	t.by[machine] = append(lines, l)
+	t[machine] = append(lines, l)
 }
 
-func (t *Tails) forgetOne() {
+func (t tails) forgetOne() {
 	oldest := ""
-	for machine, lines := range t.by {
-		if oldest == "" || lines[len(lines)-1].At.Before(t.by[oldest][len(t.by[oldest])-1].At) {
+	for machine, lines := range t {
+		if oldest == "" || lines[len(lines)-1].At.Before(t[oldest][len(t[oldest])-1].At) {
 			oldest = machine
 		}
 	}
-	delete(t.by, oldest)
+	delete(t, oldest)
 }
 
 // Tail returns the last n lines of a machine that is known by any of these, oldest
@@ -53,7 +66,7 @@ func (t *Tails) Tail(n int, machine ...string) []Line {
 	defer t.mu.Unlock()
 	var out []Line
 	for _, m := range machine {
-		out = append(out, t.by[m]...)
+		out = append(append(out, t.others[m]...), t.listed[m]...)
 	}
 	slices.SortStableFunc(out, func(a, b Line) int { return a.At.Compare(b.At) })
 	return out[max(0, len(out)-n):]

@@ -194,7 +194,7 @@ func (l *lane) answered(client netip.AddrPort, packet []byte) (end, bool) {
 
 // tick repeats what was lost, and gives up transfers whose client has gone.
 func (l *lane) tick() {
-	var gone []*transfer
+	var gone []end
 	l.mu.Lock()
 	l.still = 0
 	for client, t := range l.transfers {
@@ -203,9 +203,13 @@ func (l *lane) tick() {
 		case repeat:
 			l.send(t)
 		case giveUp:
-			l.say(client, failure(0, errSilent.Error()))
+			err := errSilent
+			if t.tooSlow() {
+				err = errSlow
+			}
+			l.say(client, failure(0, err.Error()))
 			delete(l.transfers, client)
-			gone = append(gone, t)
+			gone = append(gone, end{t, err})
 			continue
 		}
 		if t.halted() {
@@ -215,8 +219,8 @@ func (l *lane) tick() {
 	still := l.still
 	l.flush()
 	l.mu.Unlock()
-	for _, t := range gone {
-		l.ended(t, errSilent)
+	for _, e := range gone {
+		l.ended(e.transfer, e.err)
 	}
 	if still > 0 {
 		l.halt()
@@ -260,6 +264,7 @@ var errAnew = errors.New("the client asks anew")
 // Clients are told these as they are.
 var (
 	errSilent     = errors.New("no answer")
+	errSlow       = errors.New("it takes too long")
 	errStopping   = errors.New("the server is stopping")
 	errUnreadable = errors.New("the server cannot read the file")
 )

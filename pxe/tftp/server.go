@@ -114,13 +114,14 @@ func (s *server) ended(t *transfer, err error) {
 			s.Loaded(t.client.Addr(), t.name)
 		}
 	} else {
-		// UEFI asks for the size first and aborts with error 8; ROMs do it with error 0:
-		// neither is a failure.
 		level := slog.LevelInfo
-		if broken := (*brokenOff)(nil); errors.As(err, &broken) && (broken.code == 8 || broken.code == 0) {
+		if meant(err) {
 			level = slog.LevelDebug
 		}
 		s.Log.Log(context.Background(), level, "transfer ended early", "client", t.client.Addr(), "name", t.name, "error", err)
+	}
+	if code, reason := t.why(err); code != "" {
+		s.Refused(t.client.Addr(), code, reason)
 	}
 	if !errors.Is(err, errStopping) {
 		s.begin()

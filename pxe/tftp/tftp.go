@@ -78,8 +78,8 @@ type Config struct {
 	Started func(client netip.Addr, name string)
 	Waits   func(client netip.Addr, before int)
 	Loaded  func(client netip.Addr, name string)
-	// Refused is told about each request that is turned down, with one of the codes
-	// and a sentence; it may be nil.
+	// Refused is told about each request that is turned down and each transfer that
+	// fails, with one of the codes and a sentence; it may be nil, and may not block.
 	Refused func(client netip.Addr, code, reason string)
 	// Effect is what a client's firmware needs done differently; it may be nil.
 	Effect func(client netip.Addr) quirk.Effect

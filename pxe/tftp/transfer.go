@@ -49,8 +49,10 @@ type transfer struct {
 
 	file    io.Closer
 	content io.Reader
-	// sent is how much was read of it.
-	sent int64
+	// size is that of the file, and sent how much was read of it, in bytes; blocks and
+	// acked count what was read and what has arrived.
+	size, sent    int64
+	blocks, acked int64
 	// oack answers the options; nil when there is none, or the client has it.
 	oack []byte
 	// block is the number of the packet that waits for its acknowledgement, and data what
@@ -79,6 +81,7 @@ func (t *transfer) open(file io.ReadSeekCloser, limit int) error {
 	if err != nil {
 		return err
 	}
+	t.size = size
 	t.most += int(size / slowest)
 	if t.request.Mode == "netascii" {
 		t.content = netascii.ToReader(file)
@@ -94,6 +97,7 @@ func (t *transfer) open(file io.ReadSeekCloser, limit int) error {
 func (t *transfer) read() error {
 	n, err := io.ReadFull(t.content, t.data[:cap(t.data)])
 	t.block++
+	t.blocks++
 	t.data = t.data[:n]
 	t.sent += int64(n)
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -123,6 +127,9 @@ func (t *transfer) acknowledged(block uint16) (next, whole bool, err error) {
 	if block != t.block {
 		return false, false, nil // of a packet that was repeated
 	}
+	if t.oack == nil {
+		t.acked++
+	}
 	if t.oack == nil && len(t.data) < cap(t.data) {
 		return false, true, nil
 	}
@@ -151,7 +158,7 @@ func (t *transfer) tick() halt {
 	t.silent++
 	t.age++
 	switch {
-	case t.age > t.most:
+	case t.tooSlow():
 		return giveUp
 	case t.silent < firstWait+moreWait*t.tries:
 		return wait
@@ -162,6 +169,9 @@ func (t *transfer) tick() halt {
 	t.tries++
 	return repeat
 }
+
+// tooSlow says that it takes longer than any program needs.
+func (t *transfer) tooSlow() bool { return t.age > t.most }
 
 // halted says that nothing is to be done for it now, since no answer comes.
 func (t *transfer) halted() bool { return t.silent >= haltedAfter || t.tries > 0 }

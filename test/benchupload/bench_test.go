@@ -70,7 +70,9 @@ type contest struct {
 	sent func() int64
 	// check looks at what arrived, and makes room.
 	check func(t *testing.T)
-	note  string
+	// hand are other ways to the same server.
+	hand []byHand
+	note string
 }
 
 // figures of one run.
@@ -99,6 +101,7 @@ func TestUploadsAreAsFastAsCurl(t *testing.T) {
 
 func (c contest) hold(t *testing.T) {
 	var mine, theirs []figures
+	hands := make([][]figures, len(c.hand))
 	// The first round warms the caches.
 	for round := range *runs + 1 {
 		c.sent()
@@ -112,11 +115,21 @@ func (c contest) hold(t *testing.T) {
 			c.check(t)
 		}
 		mine = append(mine, f)
+		for i, h := range c.hand {
+			if f := h.run(t); round > 0 {
+				hands[i] = append(hands[i], f)
+			}
+		}
 		if round == 0 {
 			mine, theirs = nil, nil
 		}
 	}
-	c.print(t, median(mine), median(theirs))
+	m := median(mine)
+	c.print(t, m, median(theirs))
+	for i, h := range c.hand {
+		f := median(hands[i])
+		fmt.Printf("    %-28s %9.1f s, ours %.1f s: %.2f times as fast as by hand; %.2f s of the processor here\n", h.name, f.seconds, m.seconds, f.seconds/m.seconds, f.cpu)
+	}
 }
 
 func median(all []figures) figures {

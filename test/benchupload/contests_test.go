@@ -107,7 +107,7 @@ func onVSphere(t *testing.T, f file) contest {
 }
 
 // onLibvirt has libvirtd, to which curl cannot send: it sends to a program that writes
-// a file, as libvirtd does.
+// a file, as libvirtd does; libvirt's own client sends to the same libvirtd.
 func onLibvirt(t *testing.T, name string, f file, rawSize int64) contest {
 	t.Helper()
 	host := daemon.StartLibvirtd(t)
@@ -146,6 +146,7 @@ func onLibvirt(t *testing.T, name string, f file, rawSize int64) contest {
 			return n
 		},
 		check: func(t *testing.T) { emptied(t, l, f, host.Pool()) },
+		hand:  []byHand{byVirsh(host, f, rawSize)},
 		note:  "beside curl to a program that writes a file",
 	}
 }

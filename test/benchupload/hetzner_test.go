@@ -63,6 +63,7 @@ func onHetzner(t *testing.T, name string, f file, rawSize int64) contest {
 		name: name, file: f.Path, url: at + "/curl",
 		job:  job{Target: name, Endpoint: at, SSH: sshd.Address, User: sshd.User, File: f, Format: store.Raw, RawSize: rawSize},
 		sent: func() int64 { return 0 },
+		hand: bySSH(t, sshd, keys, filepath.Join(dir, "disk"), f, rawSize),
 		note: "packed, through SSH, written and read back; beside curl to a program that writes a file and reads it",
 	}
 }

@@ -122,8 +122,23 @@ func clockJump(t *testing.T, ctx context.Context, rack *lab.Lab, k *kubernetes, 
 }
 
 // notWell says what a machine lacks; empty when its kubelet reported by the right clock
-// after a moment, Kubernetes finds it Ready, and so does the server.
+// after a moment, Kubernetes finds it Ready, its API server answers, and so does the server.
 func (k *kubernetes) notWell(ctx context.Context, rack *lab.Lab, m lab.Machine, after time.Time) string {
+	if reason := k.unwell(ctx, m, after); reason != "" {
+		return reason
+	}
+	views, err := rack.Views(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	if v := views[m.Name]; v.State != "ready" {
+		return "it is " + v.State + " " + v.Reason
+	}
+	return ""
+}
+
+// unwell is notWell without what the server says.
+func (k *kubernetes) unwell(ctx context.Context, m lab.Machine, after time.Time) string {
 	var lease struct {
 		Spec struct{ RenewTime time.Time }
 	}
@@ -139,13 +154,6 @@ func (k *kubernetes) notWell(ctx context.Context, rack *lab.Lab, m lab.Machine, 
 	}
 	if !yes[m.Name] {
 		return "Kubernetes does not find it Ready: " + reason
-	}
-	views, err := rack.Views(ctx)
-	if err != nil {
-		return err.Error()
-	}
-	if v := views[m.Name]; v.State != "ready" {
-		return "it is " + v.State + " " + v.Reason
 	}
 	if m.Role == "worker" {
 		return ""

@@ -39,6 +39,8 @@ func (h hand) config(m lab.Machine) vm.Config {
 	return c
 }
 
+func (h hand) kubeconfig() string { return filepath.Join(h.dir, "kubeconfig") }
+
 func (h hand) race(ctx context.Context) *race {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the cluster made by hand was not there after %s", patience))
 	defer cancel()
@@ -76,7 +78,7 @@ func (h hand) race(ctx context.Context) *race {
 			planes = append(planes, m)
 		}
 	}
-	kubeconfig := filepath.Join(h.dir, "kubeconfig")
+	kubeconfig := h.kubeconfig()
 	all.Go(func() error {
 		if err := w.init(ctx, first, kubeconfig); err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/imagectl/imagectl/test/lab"
+	"github.com/imagectl/imagectl/test/vm"
 )
 
 // ours takes empty machines to a Ready cluster as an operator does. Between writing the
@@ -30,10 +31,13 @@ func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *ra
 
 	r := newRace(rack.Log)
 	r.before = before
-	for _, m := range rack.Machines {
+	withClock := func(m lab.Machine) vm.Config {
 		c := rack.Config(m)
 		c.Ports = []string{clockPort}
-		if err := rack.Start(c); err != nil {
+		return c
+	}
+	for _, m := range rack.Machines {
+		if err := rack.Start(withClock(m)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -61,6 +65,7 @@ func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *ra
 		t.Fatal(err)
 	}
 	if drills {
+		powerLoss(t, forever, rack, k, "imagectl's", withClock)
 		clockJumps(t, forever, rack, k)
 	}
 	return r

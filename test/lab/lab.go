@@ -42,6 +42,9 @@ type Machine struct {
 	EK, TPM string
 	// BMC is what cluster.yaml says of its BMC; empty for none.
 	BMC string
+	// Clock is what its own clock says at power-on, as of a machine whose battery is dead;
+	// empty for the time of now. See vm.Config.
+	Clock string
 	// Idle machines stand in cluster.yaml but are never armed: Form leaves them
 	// alone.
 	Idle bool
@@ -50,11 +53,11 @@ type Machine struct {
 }
 
 // Rack is the rack of the scenario: the smallest cluster with both roles and
-// both kinds of firmware.
+// both kinds of firmware. The worker's clock has no battery.
 func Rack() []Machine {
 	return []Machine{
 		{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", CPUs: 2, MiB: 3584},
-		{Name: "w1", Role: "worker", Firmware: vm.OVMF, Address: "10.77.0.21", MAC: "52:54:00:77:00:21", CPUs: 1, MiB: 3072},
+		{Name: "w1", Role: "worker", Firmware: vm.OVMF, Address: "10.77.0.21", MAC: "52:54:00:77:00:21", CPUs: 1, MiB: 3072, Clock: "2001-02-03T04:05:06"},
 	}
 }
 
@@ -198,7 +201,7 @@ func (l *Lab) Config(m Machine) vm.Config {
 	last := m.Address[strings.LastIndexByte(m.Address, '.')+1:]
 	return vm.Config{Name: m.Name, Firmware: m.Firmware, Accel: l.Accel, CPUs: m.CPUs, MemoryMiB: m.MiB,
 		Disk: l.Disk(m), DiskSerial: "disk-" + m.Name, MAC: m.MAC, Tap: tap(m),
-		UUID: "77000000-0000-4000-8000-0000000000" + last, Serial: "SN-" + m.Name, TPM: m.TPM, Dir: l.Work}
+		UUID: "77000000-0000-4000-8000-0000000000" + last, Serial: "SN-" + m.Name, TPM: m.TPM, Clock: m.Clock, Dir: l.Work}
 }
 
 // Start starts a machine; Close stops it. One that has no disk yet gets an empty one.

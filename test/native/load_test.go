@@ -5,6 +5,7 @@ package native
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -99,7 +100,13 @@ type writer struct {
 
 func (r *rack) write() *writer {
 	r.t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: r.endpoints(), TLS: r.nodes["cp1"].certificate(r.t), Logger: zap.NewNop(),
+	return r.writeAs(r.nodes["cp1"].certificate(r.t))
+}
+
+// writeAs is write for a client that shows something else.
+func (r *rack) writeAs(conf *tls.Config) *writer {
+	r.t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: r.endpoints(), TLS: conf, Logger: zap.NewNop(),
 		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second})
 	if err != nil {
 		r.t.Fatal(err)
@@ -168,9 +175,11 @@ func (w *writer) verify() {
 
 // asker asks the API through a node's balancer, again and again.
 type asker struct {
-	worst  time.Duration
-	cancel func()
-	done   chan struct{}
+	// worst and answers are for whoever has stopped it.
+	worst   time.Duration
+	answers int
+	cancel  func()
+	done    chan struct{}
 }
 
 func (a *asker) stop() {
@@ -188,9 +197,11 @@ func (r *rack) ask(name string) *asker {
 		for ctx.Err() == nil {
 			if _, err := m.on("curl", "-skf", "--max-time", "2", "-o", "/dev/null", "https://127.0.0.1:7443/readyz"); err == nil {
 				a.worst, last = max(a.worst, time.Since(last)), time.Now()
+				a.answers++
 			}
 			time.Sleep(200 * time.Millisecond)
 		}
+		a.worst = max(a.worst, time.Since(last)) // it may never have answered again
 	}()
 	r.t.Cleanup(a.stop)
 	return a

@@ -261,8 +261,13 @@ func (r *rack) up() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.server.Serve(ctx, ln) }()
+	saving := make(chan error, 1)
+	go func() { saving <- r.server.EtcdSnapshots(ctx) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
+		if err := <-saving; err != nil {
+			r.t.Errorf("taking snapshots of etcd: %v", err)
+		}
 		if err := <-done; err != nil {
 			r.t.Errorf("serving: %v", err)
 		}

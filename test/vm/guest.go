@@ -79,6 +79,9 @@ type Config struct {
 	// firmware start from it when the disk starts nothing, before it tries the network.
 	Medium      string
 	MediumBoots bool
+	// Clock is what the machine's own clock says at power-on in UTC, such as
+	// 2001-02-03T04:05:06; empty for the host's time.
+	Clock string
 	// NoReboot ends the guest where it would start anew.
 	NoReboot bool
 	// Ports are names of virtio serial ports, which the guest sees below
@@ -258,6 +261,9 @@ func arguments(cfg Config, remembers bool) ([]string, error) {
 	if cfg.Medium != "" {
 		args = append(args, "-device", "virtio-scsi-pci,id=scsi",
 			"-drive", "if=none,id=cd,format=raw,readonly=on,file="+cfg.Medium, "-device", "scsi-cd,id=drive,drive=cd"+index(medium))
+	}
+	if cfg.Clock != "" {
+		args = append(args, "-rtc", "base="+cfg.Clock)
 	}
 	if cfg.NoReboot {
 		args = append(args, "-no-reboot")

@@ -49,7 +49,7 @@ type EnrolServiceClient interface {
 	// final. It is idempotent per (machine, public key).
 	Enrol(context.Context, *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error)
 	// RenewOperator signs another certificate for the key of a person on record. The
-	// request's signature proves the key; to anybody else the answer is of no use.
+	// request's signature proves the key, and that it was made for this connection (pki.RenewalRequest).
 	RenewOperator(context.Context, *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error)
 }
 
@@ -101,7 +101,7 @@ type EnrolServiceHandler interface {
 	// final. It is idempotent per (machine, public key).
 	Enrol(context.Context, *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error)
 	// RenewOperator signs another certificate for the key of a person on record. The
-	// request's signature proves the key; to anybody else the answer is of no use.
+	// request's signature proves the key, and that it was made for this connection (pki.RenewalRequest).
 	RenewOperator(context.Context, *connect.Request[api.RenewOperatorRequest]) (*connect.Response[api.RenewOperatorResponse], error)
 }
 

@@ -106,12 +106,18 @@ const (
 	// OperatorServiceRollAuthorityProcedure is the fully-qualified name of the OperatorService's
 	// RollAuthority RPC.
 	OperatorServiceRollAuthorityProcedure = "/imagectl.v1.OperatorService/RollAuthority"
+	// OperatorServiceRotateAuthorityProcedure is the fully-qualified name of the OperatorService's
+	// RotateAuthority RPC.
+	OperatorServiceRotateAuthorityProcedure = "/imagectl.v1.OperatorService/RotateAuthority"
 	// OperatorServiceDefragmentEtcdProcedure is the fully-qualified name of the OperatorService's
 	// DefragmentEtcd RPC.
 	OperatorServiceDefragmentEtcdProcedure = "/imagectl.v1.OperatorService/DefragmentEtcd"
 	// OperatorServiceRestoreEtcdProcedure is the fully-qualified name of the OperatorService's
 	// RestoreEtcd RPC.
 	OperatorServiceRestoreEtcdProcedure = "/imagectl.v1.OperatorService/RestoreEtcd"
+	// OperatorServiceListEtcdSnapshotsProcedure is the fully-qualified name of the OperatorService's
+	// ListEtcdSnapshots RPC.
+	OperatorServiceListEtcdSnapshotsProcedure = "/imagectl.v1.OperatorService/ListEtcdSnapshots"
 	// OperatorServiceActMachineProcedure is the fully-qualified name of the OperatorService's
 	// ActMachine RPC.
 	OperatorServiceActMachineProcedure = "/imagectl.v1.OperatorService/ActMachine"
@@ -181,12 +187,16 @@ type OperatorServiceClient interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// RotateAuthority begins to replace a CA of the nodes' own, which goes on by itself.
+	RotateAuthority(context.Context, *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error)
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
 	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
 	// that it has no quorum any more (FAILED_PRECONDITION while it may have one); or begin anew on
 	// one control plane out of a snapshot, which NodeService.PutEtcdSnapshot takes there.
 	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
+	// ListEtcdSnapshots tells which of the snapshots are there that the server takes by schedule.
+	ListEtcdSnapshots(context.Context, *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
@@ -360,6 +370,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateAuthority: connect.NewClient[api.RotateAuthorityRequest, api.RotateAuthorityResponse](
+			httpClient,
+			baseURL+OperatorServiceRotateAuthorityProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RotateAuthority")),
+			connect.WithClientOptions(opts...),
+		),
 		defragmentEtcd: connect.NewClient[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse](
 			httpClient,
 			baseURL+OperatorServiceDefragmentEtcdProcedure,
@@ -370,6 +386,12 @@ func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			httpClient,
 			baseURL+OperatorServiceRestoreEtcdProcedure,
 			connect.WithSchema(operatorServiceMethods.ByName("RestoreEtcd")),
+			connect.WithClientOptions(opts...),
+		),
+		listEtcdSnapshots: connect.NewClient[api.ListEtcdSnapshotsRequest, api.ListEtcdSnapshotsResponse](
+			httpClient,
+			baseURL+OperatorServiceListEtcdSnapshotsProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ListEtcdSnapshots")),
 			connect.WithClientOptions(opts...),
 		),
 		actMachine: connect.NewClient[api.ActMachineRequest, api.ActMachineResponse](
@@ -426,8 +448,10 @@ type operatorServiceClient struct {
 	approveRequest      *connect.Client[api.ApproveRequestRequest, api.ApproveRequestResponse]
 	showAuthority       *connect.Client[api.ShowAuthorityRequest, api.ShowAuthorityResponse]
 	rollAuthority       *connect.Client[api.RollAuthorityRequest, api.RollAuthorityResponse]
+	rotateAuthority     *connect.Client[api.RotateAuthorityRequest, api.RotateAuthorityResponse]
 	defragmentEtcd      *connect.Client[api.DefragmentEtcdRequest, api.DefragmentEtcdResponse]
 	restoreEtcd         *connect.Client[api.RestoreEtcdRequest, api.RestoreEtcdResponse]
+	listEtcdSnapshots   *connect.Client[api.ListEtcdSnapshotsRequest, api.ListEtcdSnapshotsResponse]
 	actMachine          *connect.Client[api.ActMachineRequest, api.ActMachineResponse]
 	drainMachine        *connect.Client[api.DrainMachineRequest, api.DrainMachineResponse]
 	showEncryption      *connect.Client[api.ShowEncryptionRequest, api.ShowEncryptionResponse]
@@ -559,6 +583,11 @@ func (c *operatorServiceClient) RollAuthority(ctx context.Context, req *connect.
 	return c.rollAuthority.CallUnary(ctx, req)
 }
 
+// RotateAuthority calls imagectl.v1.OperatorService.RotateAuthority.
+func (c *operatorServiceClient) RotateAuthority(ctx context.Context, req *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error) {
+	return c.rotateAuthority.CallUnary(ctx, req)
+}
+
 // DefragmentEtcd calls imagectl.v1.OperatorService.DefragmentEtcd.
 func (c *operatorServiceClient) DefragmentEtcd(ctx context.Context, req *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error) {
 	return c.defragmentEtcd.CallUnary(ctx, req)
@@ -567,6 +596,11 @@ func (c *operatorServiceClient) DefragmentEtcd(ctx context.Context, req *connect
 // RestoreEtcd calls imagectl.v1.OperatorService.RestoreEtcd.
 func (c *operatorServiceClient) RestoreEtcd(ctx context.Context, req *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error) {
 	return c.restoreEtcd.CallUnary(ctx, req)
+}
+
+// ListEtcdSnapshots calls imagectl.v1.OperatorService.ListEtcdSnapshots.
+func (c *operatorServiceClient) ListEtcdSnapshots(ctx context.Context, req *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error) {
+	return c.listEtcdSnapshots.CallUnary(ctx, req)
 }
 
 // ActMachine calls imagectl.v1.OperatorService.ActMachine.
@@ -644,12 +678,16 @@ type OperatorServiceHandler interface {
 	// RollAuthority does one step of such a rollover, or refuses it with all that is in its
 	// way (FAILED_PRECONDITION, a line each). A step that was done already changes nothing.
 	RollAuthority(context.Context, *connect.Request[api.RollAuthorityRequest]) (*connect.Response[api.RollAuthorityResponse], error)
+	// RotateAuthority begins to replace a CA of the nodes' own, which goes on by itself.
+	RotateAuthority(context.Context, *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error)
 	// DefragmentEtcd has members of etcd defragmented, one at a time, the leader last.
 	DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error)
 	// RestoreEtcd has etcd go on with one voter, when so many others are lost with their disks
 	// that it has no quorum any more (FAILED_PRECONDITION while it may have one); or begin anew on
 	// one control plane out of a snapshot, which NodeService.PutEtcdSnapshot takes there.
 	RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error)
+	// ListEtcdSnapshots tells which of the snapshots are there that the server takes by schedule.
+	ListEtcdSnapshots(context.Context, *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error)
 	// ActMachine has machines' own systems reboot, switch off, or start the installer.
 	ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error)
 	// DrainMachine has pods leave a machine, or lets it take pods again. It answers at once with
@@ -819,6 +857,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		connect.WithSchema(operatorServiceMethods.ByName("RollAuthority")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operatorServiceRotateAuthorityHandler := connect.NewUnaryHandler(
+		OperatorServiceRotateAuthorityProcedure,
+		svc.RotateAuthority,
+		connect.WithSchema(operatorServiceMethods.ByName("RotateAuthority")),
+		connect.WithHandlerOptions(opts...),
+	)
 	operatorServiceDefragmentEtcdHandler := connect.NewUnaryHandler(
 		OperatorServiceDefragmentEtcdProcedure,
 		svc.DefragmentEtcd,
@@ -829,6 +873,12 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 		OperatorServiceRestoreEtcdProcedure,
 		svc.RestoreEtcd,
 		connect.WithSchema(operatorServiceMethods.ByName("RestoreEtcd")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceListEtcdSnapshotsHandler := connect.NewUnaryHandler(
+		OperatorServiceListEtcdSnapshotsProcedure,
+		svc.ListEtcdSnapshots,
+		connect.WithSchema(operatorServiceMethods.ByName("ListEtcdSnapshots")),
 		connect.WithHandlerOptions(opts...),
 	)
 	operatorServiceActMachineHandler := connect.NewUnaryHandler(
@@ -907,10 +957,14 @@ func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.Handl
 			operatorServiceShowAuthorityHandler.ServeHTTP(w, r)
 		case OperatorServiceRollAuthorityProcedure:
 			operatorServiceRollAuthorityHandler.ServeHTTP(w, r)
+		case OperatorServiceRotateAuthorityProcedure:
+			operatorServiceRotateAuthorityHandler.ServeHTTP(w, r)
 		case OperatorServiceDefragmentEtcdProcedure:
 			operatorServiceDefragmentEtcdHandler.ServeHTTP(w, r)
 		case OperatorServiceRestoreEtcdProcedure:
 			operatorServiceRestoreEtcdHandler.ServeHTTP(w, r)
+		case OperatorServiceListEtcdSnapshotsProcedure:
+			operatorServiceListEtcdSnapshotsHandler.ServeHTTP(w, r)
 		case OperatorServiceActMachineProcedure:
 			operatorServiceActMachineHandler.ServeHTTP(w, r)
 		case OperatorServiceDrainMachineProcedure:
@@ -1028,12 +1082,20 @@ func (UnimplementedOperatorServiceHandler) RollAuthority(context.Context, *conne
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RollAuthority is not implemented"))
 }
 
+func (UnimplementedOperatorServiceHandler) RotateAuthority(context.Context, *connect.Request[api.RotateAuthorityRequest]) (*connect.Response[api.RotateAuthorityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RotateAuthority is not implemented"))
+}
+
 func (UnimplementedOperatorServiceHandler) DefragmentEtcd(context.Context, *connect.Request[api.DefragmentEtcdRequest]) (*connect.Response[api.DefragmentEtcdResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.DefragmentEtcd is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) RestoreEtcd(context.Context, *connect.Request[api.RestoreEtcdRequest]) (*connect.Response[api.RestoreEtcdResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.RestoreEtcd is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) ListEtcdSnapshots(context.Context, *connect.Request[api.ListEtcdSnapshotsRequest]) (*connect.Response[api.ListEtcdSnapshotsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("imagectl.v1.OperatorService.ListEtcdSnapshots is not implemented"))
 }
 
 func (UnimplementedOperatorServiceHandler) ActMachine(context.Context, *connect.Request[api.ActMachineRequest]) (*connect.Response[api.ActMachineResponse], error) {

@@ -5,6 +5,7 @@
 package bucket
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type Config struct {
 	AccessKey, SecretKey string
 	// Transport carries the requests; nil for the library's own.
 	Transport http.RoundTripper
+	// Kind of the files that are listed; empty for backups of the server's state.
+	Kind files.Kind
 }
 
 // tries of each request before it has failed; the keeper comes again later.
@@ -42,6 +45,7 @@ type Bucket struct {
 	client *minio.Client
 	bucket string
 	prefix string
+	kind   files.Kind
 }
 
 // New connects to nothing yet.
@@ -63,7 +67,7 @@ func New(c Config) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the store's endpoint %q: %w", c.Endpoint, err)
 	}
-	return &Bucket{client: client, bucket: c.Bucket, prefix: strings.Trim(c.Prefix, "/") + "/"}, nil
+	return &Bucket{client: client, bucket: c.Bucket, prefix: strings.Trim(c.Prefix, "/") + "/", kind: cmp.Or(c.Kind, files.State)}, nil
 }
 
 // String names the place for people.
@@ -78,7 +82,7 @@ func (b *Bucket) List(ctx context.Context) ([]files.File, error) {
 		if o.Err != nil {
 			return nil, fmt.Errorf("looking for backups in %s: %w", b, o.Err)
 		}
-		if f, ok := files.Named(strings.TrimPrefix(o.Key, b.prefix), o.Size); ok {
+		if f, ok := b.kind.Named(strings.TrimPrefix(o.Key, b.prefix), o.Size); ok {
 			out = append(out, f)
 		}
 	}

@@ -1,7 +1,7 @@
 // Package files is backups of the server's state as files in a directory, on the server
 // and on the nodes that keep copies: their names, how one gets its name only when it is
 // whole, which are too old to stay, and what makes a copy of one genuine. What is in them is
-// package backup's business.
+// package backup's business. Snapshots of the cluster's etcd are files of another Kind.
 package files
 
 import (
@@ -22,12 +22,24 @@ import (
 const stamp = "20060102T150405.000Z"
 
 // fileName matches what Name makes.
-var fileName = regexp.MustCompile(`^imagectl-([a-z0-9-]+)-(\d{8}T\d{6}\.\d{3}Z)\.tar\.gz\.age$`)
+var fileName = regexp.MustCompile(`^imagectl-([a-z0-9-]+)-(\d{8}T\d{6}\.\d{3}Z)(\.[a-z.]+)$`)
+
+// Kind is what a file holds, and the end of its name.
+type Kind string
+
+// The kinds. State is what the functions of this package are about that are none of a Kind.
+const (
+	State Kind = ".tar.gz.age"
+	Etcd  Kind = ".etcd.age"
+)
+
+// Name is how a file of a cluster made at a moment is called.
+func (k Kind) Name(cluster string, at time.Time) string {
+	return "imagectl-" + cluster + "-" + at.UTC().Format(stamp) + string(k)
+}
 
 // Name is how the backup of a cluster made at a moment is called.
-func Name(cluster string, at time.Time) string {
-	return "imagectl-" + cluster + "-" + at.UTC().Format(stamp) + ".tar.gz.age"
-}
+func Name(cluster string, at time.Time) string { return State.Name(cluster, at) }
 
 // File is one backup in a directory.
 type File struct {
@@ -38,30 +50,37 @@ type File struct {
 }
 
 // parse is the reverse of Name; false for other files.
-func parse(name string) (cluster string, at time.Time, ok bool) {
+func parse(name string) (cluster string, at time.Time, kind Kind, ok bool) {
 	m := fileName.FindStringSubmatch(name)
 	if m == nil {
-		return "", time.Time{}, false
+		return "", time.Time{}, "", false
 	}
 	at, err := time.Parse(stamp, m[2])
-	return m[1], at, err == nil
+	kind = Kind(m[3])
+	return m[1], at, kind, err == nil && (kind == State || kind == Etcd)
+}
+
+// Named is the file of that name; false for what is none of the kind.
+func (k Kind) Named(name string, size int64) (File, bool) {
+	cluster, at, kind, ok := parse(name)
+	return File{Name: name, Cluster: cluster, At: at, Size: size}, ok && kind == k
 }
 
 // Named is the backup of that name; false for what is none.
-func Named(name string, size int64) (File, bool) {
-	cluster, at, ok := parse(name)
-	return File{Name: name, Cluster: cluster, At: at, Size: size}, ok
-}
+func Named(name string, size int64) (File, bool) { return State.Named(name, size) }
 
 // List returns the backups in a directory, newest first. Other files are left alone.
-func List(dir string) ([]File, error) {
+func List(dir string) ([]File, error) { return State.List(dir) }
+
+// List returns the files of the kind in a directory, newest first. Others are left alone.
+func (k Kind) List(dir string) ([]File, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("looking for backups: %w", err)
 	}
 	var out []File
 	for _, e := range entries {
-		if _, _, ok := parse(e.Name()); !ok || !e.Type().IsRegular() {
+		if _, ok := k.Named(e.Name(), 0); !ok || !e.Type().IsRegular() {
 			continue
 		}
 		info, err := e.Info()
@@ -71,7 +90,7 @@ func List(dir string) ([]File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("looking for backups: %w", err)
 		}
-		f, _ := Named(e.Name(), info.Size())
+		f, _ := k.Named(e.Name(), info.Size())
 		out = append(out, f)
 	}
 	slices.SortFunc(out, func(a, b File) int { return b.At.Compare(a.At) })
@@ -142,7 +161,7 @@ func Save(dir, name string, write func(io.Writer) error, check func(io.Reader) e
 
 // clean removes what a killed attempt for the same cluster left.
 func clean(dir, name string) error {
-	cluster, _, ok := parse(name)
+	cluster, _, kind, ok := parse(name)
 	if !ok {
 		return fmt.Errorf("saving a backup: %q is no name of one", name)
 	}
@@ -159,7 +178,7 @@ func clean(dir, name string) error {
 		if i < 0 {
 			continue
 		}
-		if c, _, ok := parse(rest[:i]); !ok || c != cluster {
+		if c, _, k, ok := parse(rest[:i]); !ok || c != cluster || k != kind {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -40,8 +40,11 @@ func newAuditLs(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the entries of the audit log, oldest first",
-		Long: "List the entries of the audit log, oldest first. With -o json they come as they are\n" +
-			"kept, a line for each; imagectl audit verify --log reads that.",
+		Long: "List the entries of the audit log, oldest first. CALL is the beginning of a digest of the\n" +
+			"call that an entry comes of, with all that it said: entries of one call have the same,\n" +
+			"and so has the same call when it is made again. With -o json entries come as they are\n" +
+			"kept, a line for each, with addresses, serial numbers and whole digests; imagectl audit\n" +
+			"verify --log reads that.",
 		Example: "  imagectl audit ls\n  imagectl audit ls -o json >audit.jsonl",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -64,9 +67,9 @@ func newAuditLs(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				rows = append(rows, []string{strconv.FormatUint(e.tip.Seq, 10), e.Time.Local().Format(time.DateTime), e.who(), e.Action, e.Machine, e.what()})
+				rows = append(rows, []string{strconv.FormatUint(e.tip.Seq, 10), e.Time.Local().Format(time.DateTime), e.who(), e.Action, e.Machine, e.call(), text(e.Result), e.what()})
 			}
-			if err := table(w, []string{"ENTRY", "TIME", "WHO", "WHAT", "MACHINE", "DETAIL"}, rows); err != nil {
+			if err := table(w, []string{"ENTRY", "TIME", "WHO", "WHAT", "MACHINE", "CALL", "RESULT", "DETAIL"}, rows); err != nil {
 				return err
 			}
 			return w.Flush()
@@ -285,6 +288,12 @@ func shortSubject(subject string) string {
 		return rest
 	}
 	return subject
+}
+
+// call is how the digest of its call begins.
+func (e auditEntry) call() string {
+	const few = 8 // tells apart what one sees at a time
+	return text(e.Arguments[:min(few, len(e.Arguments))])
 }
 
 func (e auditEntry) what() string {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	"github.com/imagectl/imagectl/butane/plan"
@@ -21,8 +22,8 @@ type bootPath struct {
 	journal *server.Journal
 	catalog *catalog.Catalog
 	plan    plan.Plan
-	// notice is a sentence on the boot network, or empty.
-	notice func() string
+	// notices are sentences on the boot network.
+	notices func(now time.Time) []string
 	// consoles are what machines said by syslog.
 	consoles *syslog.Tails
 }
@@ -123,12 +124,7 @@ func (b *bootPath) Named(macs []string) string {
 }
 
 // Notices implements serverapi.BootPath.
-func (b *bootPath) Notices() []string {
-	if n := b.notice(); n != "" {
-		return []string{n}
-	}
-	return nil
-}
+func (b *bootPath) Notices() []string { return b.notices(time.Now()) }
 
 // Last implements serverapi.BootPath.
 func (b *bootPath) Last(macs []string) (serverapi.BootEvent, bool) {

@@ -18,7 +18,7 @@ func newEtcd(g *globals) *cobra.Command {
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newEtcdMembers(g), newEtcdStatus(g), newEtcdAlarms(g), newEtcdDefrag(g), newEtcdSnapshot(g), newEtcdRestore(g))
+	cmd.AddCommand(newEtcdMembers(g), newEtcdStatus(g), newEtcdAlarms(g), newEtcdDefrag(g), newEtcdSnapshot(g), newEtcdSnapshots(g), newEtcdCheck(g), newEtcdRestore(g))
 	return cmd
 }
 

@@ -1,12 +1,9 @@
 package cli
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net"
 	"os"
@@ -17,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/backup/etcdsnap"
 )
 
 // atNode is where a node's API is at an address.
@@ -272,28 +270,6 @@ func (r *remote) snapshotNode(ctx context.Context) (string, error) {
 	return best, nil
 }
 
-// trailer checks a snapshot as it comes: etcd ends it with the SHA-256 of all before that (etcdutl
-// snapshot status looks at the same), and a database is a whole number of pages.
-type trailer struct {
-	sum hash.Hash
-	// tail are the last 32 bytes, which are not hashed.
-	tail []byte
-	size int64
-}
-
-func (t *trailer) add(b []byte) {
-	t.size += int64(len(b))
-	t.tail = append(t.tail, b...)
-	if over := len(t.tail) - sha256.Size; over > 0 {
-		t.sum.Write(t.tail[:over])
-		t.tail = append([]byte(nil), t.tail[over:]...)
-	}
-}
-
-func (t *trailer) whole() bool {
-	return t.size%512 == sha256.Size && bytes.Equal(t.sum.Sum(nil), t.tail)
-}
-
 // saveSnapshot writes what next returns, until io.EOF, to a new file, and checks it. A file of that
 // name is there only if it is whole.
 func saveSnapshot(path string, next func() ([]byte, error)) (size int64, err error) {
@@ -310,7 +286,7 @@ func saveSnapshot(path string, next func() ([]byte, error)) (size int64, err err
 		}
 	}()
 	defer part.Close()
-	check := trailer{sum: sha256.New()}
+	check := etcdsnap.NewTrailer()
 	for {
 		chunk, err := next()
 		if errors.Is(err, io.EOF) {
@@ -322,10 +298,10 @@ func saveSnapshot(path string, next func() ([]byte, error)) (size int64, err err
 		if _, err := part.Write(chunk); err != nil {
 			return 0, err
 		}
-		check.add(chunk)
+		_, _ = check.Write(chunk)
 	}
-	size = check.size
-	if !check.whole() {
+	size = check.Size()
+	if !check.Whole() {
 		return 0, fmt.Errorf("the %d bytes that came are not whole: the digest at their end does not fit", size)
 	}
 	if err := errors.Join(part.Sync(), part.Close()); err != nil {

@@ -238,7 +238,7 @@ func newMachinesApprove(g *globals) *cobra.Command {
 	var s selection
 	var codes []string
 	var codesFrom string
-	var replace bool
+	var replace, force bool
 	cmd := &cobra.Command{
 		Use:   "approve NAME... | --all",
 		Short: "Accept a machine's key by the code on its console",
@@ -259,7 +259,7 @@ func newMachinesApprove(g *globals) *cobra.Command {
 				if err != nil {
 					return nil, err
 				}
-				resp, err := r.operator().ApproveMachine(cmd.Context(), connect.NewRequest(&api.ApproveMachineRequest{Selection: sel, Codes: given, ReplaceKey: replace}))
+				resp, err := r.operator().ApproveMachine(cmd.Context(), connect.NewRequest(&api.ApproveMachineRequest{Selection: sel, Codes: given, ReplaceKey: replace, Force: force}))
 				if err != nil {
 					return nil, err
 				}
@@ -271,7 +271,8 @@ func newMachinesApprove(g *globals) *cobra.Command {
 	s.flag(cmd)
 	cmd.Flags().StringArrayVar(&codes, "code", nil, "NAME=CODE as the machine's console shows it; repeatable")
 	cmd.Flags().StringVar(&codesFrom, "codes-from", "", "file with lines of NAME CODE; - is standard input")
-	cmd.Flags().BoolVar(&replace, "replace-key", false, "accept a key that replaces an approved one")
+	cmd.Flags().BoolVar(&replace, "replace-key", false, "accept a key that replaces an approved one, whose certificates are revoked")
+	cmd.Flags().BoolVar(&force, "force", false, "although etcd loses its quorum by that")
 	return cmd
 }
 

@@ -16,6 +16,7 @@ type configFlags struct {
 	token, out string
 	lifetime   time.Duration
 	replaceKey bool
+	force      bool
 	tpm        bool
 }
 
@@ -37,8 +38,8 @@ func newMachinesConfig(g *globals) *cobra.Command {
 			"  qemu-system-x86_64 … -fw_cfg name=opt/org.imagectl/node,file=node.json",
 		Args: needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if f.token == "" && (f.lifetime != 0 || f.replaceKey) {
-				return usageError{fmt.Errorf("--lifetime and --replace-key are for --token NAME")}
+			if f.token == "" && (f.lifetime != 0 || f.replaceKey || f.force) {
+				return usageError{fmt.Errorf("--lifetime, --replace-key and --force are for --token NAME")}
 			}
 			minutes := f.lifetime / time.Minute
 			if f.lifetime != 0 && (minutes < 1 || minutes*time.Minute != f.lifetime || minutes > 1<<20) {
@@ -51,7 +52,7 @@ func newMachinesConfig(g *globals) *cobra.Command {
 			// What the context pins is what the machines shall pin.
 			conf := nodeconf.Config{Cluster: r.Cluster, Mode: nodeconf.Node, Servers: []string{r.Server}, CA: r.CA, TPM: f.tpm}
 			if f.token != "" {
-				resp, err := r.operator().IssueToken(cmd.Context(), connect.NewRequest(&api.IssueTokenRequest{Machine: f.token, Minutes: uint32(minutes), ReplaceKey: f.replaceKey}))
+				resp, err := r.operator().IssueToken(cmd.Context(), connect.NewRequest(&api.IssueTokenRequest{Machine: f.token, Minutes: uint32(minutes), ReplaceKey: f.replaceKey, Force: f.force}))
 				if err != nil {
 					return r.explain(err)
 				}
@@ -76,6 +77,7 @@ func newMachinesConfig(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&f.token, "token", "", "for this `machine` only, with a secret by which it enrols itself")
 	cmd.Flags().DurationVar(&f.lifetime, "lifetime", 0, "how long the token is good for, up to 60m (default 15m)")
 	cmd.Flags().BoolVar(&f.replaceKey, "replace-key", false, "the token may replace an approved key")
+	cmd.Flags().BoolVar(&f.force, "force", false, "although etcd loses its quorum when that key's certificates are revoked")
 	cmd.Flags().StringVar(&f.out, "out", "", "file to write, readable by its owner only (default standard output)")
 	return cmd
 }

@@ -55,24 +55,7 @@ func newMachinesProvision(g *globals) *cobra.Command {
 			if noWait || len(names) == 0 {
 				return refused
 			}
-			ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, fmt.Errorf("not all are installed after %s; the same command waits on, imagectl why NAME says what a machine gets", timeout))
-			defer cancel()
-			ask := func(ctx context.Context) ([]*api.MachineView, error) {
-				resp, err := r.operator().ListMachines(ctx, connect.NewRequest(&api.ListMachinesRequest{}))
-				if err != nil {
-					return nil, r.explain(err)
-				}
-				return resp.Msg.GetMachines(), nil
-			}
-			next := func(ctx context.Context) error {
-				select {
-				case <-time.After(2 * time.Second):
-					return nil
-				case <-ctx.Done():
-					return context.Cause(ctx)
-				}
-			}
-			return errors.Join(refused, waitInstalled(ctx, g.stdio.Out, time.Now, names, ask, next))
+			return errors.Join(refused, g.waitProvisioned(cmd.Context(), r, names, timeout, "the same command waits on"))
 		},
 	}
 	s.flag(cmd)
@@ -81,6 +64,29 @@ func newMachinesProvision(g *globals) *cobra.Command {
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return when the machines are armed")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Hour, "how long to wait")
 	return cmd
+}
+
+// waitProvisioned asks the server until the named machines are installed. goOn is how to wait on
+// after the time is over.
+func (g *globals) waitProvisioned(ctx context.Context, r *remote, names map[string]bool, timeout time.Duration, goOn string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not all are installed after %s; %s, imagectl why NAME says what a machine gets", timeout, goOn))
+	defer cancel()
+	ask := func(ctx context.Context) ([]*api.MachineView, error) {
+		resp, err := r.operator().ListMachines(ctx, connect.NewRequest(&api.ListMachinesRequest{}))
+		if err != nil {
+			return nil, r.explain(err)
+		}
+		return resp.Msg.GetMachines(), nil
+	}
+	next := func(ctx context.Context) error {
+		select {
+		case <-time.After(2 * time.Second):
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return waitInstalled(ctx, g.stdio.Out, time.Now, names, ask, next)
 }
 
 // waitInstalled prints every new stage of the named machines until all are
@@ -141,7 +147,7 @@ func stageOf(m *api.MachineView, begun, now time.Time) (stage string, end, ok bo
 		return m.GetReason(), false, true
 	case machine.Installing:
 		return "writes its disk", false, true
-	case machine.Failed, machine.Quarantined, machine.Retired, machine.Resetting:
+	case machine.Failed, machine.Quarantined, machine.Retired:
 		return m.GetState() + ": " + m.GetReason(), true, false
 	default: // approved: it was disarmed
 		return "not armed: " + m.GetReason(), true, false

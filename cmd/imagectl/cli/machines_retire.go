@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -42,45 +41,6 @@ func newMachinesRetire(g *globals) *cobra.Command {
 	formatFlag(cmd, &f)
 	d.flags(cmd)
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log and for whoever is refused")
-	return cmd
-}
-
-func newMachinesReplace(g *globals) *cobra.Command {
-	var f format
-	var reason, code string
-	cmd := &cobra.Command{
-		Use:   "replace NAME",
-		Short: "Give a machine's name to other hardware",
-		Long: "Give a machine's name to other hardware: the old key and its certificates are\n" +
-			"refused from now on, and the machine is as one that was never installed. The new\n" +
-			"MAC address or UUID is put into cluster.yaml first, and imagectl serve restarted.\n" +
-			"With the code that the new hardware's console shows, its key is approved in the\n" +
-			"same step. A retired machine's name can be given away too.",
-		Example: `  imagectl machines replace w3 --reason "mainboard died"
-  imagectl machines replace w3 --code 7K3M-0QZD-9X2V`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usageError{fmt.Errorf("say which machine; see %s --help", cmd.CommandPath())}
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
-			if err != nil {
-				return err
-			}
-			// As approve takes it.
-			code := strings.TrimPrefix(code, args[0]+"=")
-			resp, err := r.operator().ReplaceMachine(cmd.Context(), connect.NewRequest(&api.ReplaceMachineRequest{Machine: args[0], Reason: reason, Code: code}))
-			if err != nil {
-				return r.explain(err)
-			}
-			return g.outcomes(f, []*api.Outcome{resp.Msg.GetOutcome()})
-		},
-	}
-	formatFlag(cmd, &f)
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log and for whoever is refused")
-	cmd.Flags().StringVar(&code, "code", "", "the code that the new hardware's console shows, if it waits already")
 	return cmd
 }
 

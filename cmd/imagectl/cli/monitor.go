@@ -1,13 +1,16 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,7 +22,9 @@ import (
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 	"github.com/imagectl/imagectl/pxe/funnel"
+	"github.com/imagectl/imagectl/pxe/httpboot"
 	"github.com/imagectl/imagectl/pxe/metrics"
 	"github.com/imagectl/imagectl/pxe/routes"
 	"github.com/imagectl/imagectl/pxe/server"
@@ -64,8 +69,11 @@ type monitor struct {
 	boots    *metrics.Boot
 	page     *dashboard.Dashboard
 	cluster  string
-	proxy    bool
-	consoles syslog.Tails
+	// proxy and stateless say that other servers give out the addresses, IPv4 and IPv6.
+	proxy, stateless bool
+	consoles         syslog.Tails
+	// bootTLSEnd is when the certificate of HTTPS boot ends; zero without one.
+	bootTLSEnd time.Time
 	// api is set before anything is served.
 	api *serverapi.Server
 }
@@ -75,7 +83,11 @@ func newMonitor(p plan.Plan) (*monitor, error) {
 	for _, m := range p.Machines {
 		names = append(names, m.Name)
 	}
-	m := &monitor{registry: prometheus.NewRegistry(), funnel: funnel.New(names), cluster: p.Cluster, proxy: p.Boot.DHCP != plan.DHCPAuthoritative}
+	m := &monitor{registry: prometheus.NewRegistry(), funnel: funnel.New(names), cluster: p.Cluster,
+		proxy: p.Boot.DHCP != plan.DHCPAuthoritative, stateless: p.Boot.DHCP6.Mode != plan.DHCP6Stateful}
+	for _, known := range p.Machines {
+		m.journal.Pin(known.MACs)
+	}
 	var err error
 	if m.boots, err = metrics.New(m.registry, m.funnel); err != nil {
 		return nil, fmt.Errorf("preparing metrics: %w", err)
@@ -95,9 +107,41 @@ func (m *monitor) watch(api *serverapi.Server) error {
 	return nil
 }
 
+// watchBootTLS shows until when the certificate of HTTPS boot is good.
+func (m *monitor) watchBootTLS(end time.Time) error {
+	m.bootTLSEnd = end
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "imagectl_boot_certificate_expiry_timestamp_seconds", Help: "When the certificate of HTTPS boot (--boot-tls-cert) ends."})
+	g.Set(float64(end.Unix()))
+	if err := m.registry.Register(g); err != nil {
+		return fmt.Errorf("preparing metrics: %w", err)
+	}
+	return nil
+}
+
+// warnOfBootTLS is a task that logs, once a day, that the certificate of HTTPS boot ends.
+func (m *monitor) warnOfBootTLS(ctx context.Context, log *slog.Logger) error {
+	day := time.NewTicker(24 * time.Hour)
+	defer day.Stop()
+	for {
+		if n := httpboot.EndNotice(m.bootTLSEnd, time.Now()); n != "" {
+			log.Warn("certificate of HTTPS boot", "reason", n)
+		}
+		select {
+		case <-day.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
 // Record implements boot.Recorder.
 func (m *monitor) Record(e boot.Event) {
-	m.boots.Record(e)
+	found := m.boots.Follow(e).Found
+	m.journal.Record(e)
+	if found.Code == "" {
+		return
+	}
+	e.Detail, e.Refusal, e.Offer = found.Reason+" ("+found.Code+")", found, ""
 	m.journal.Record(e)
 }
 
@@ -154,8 +198,22 @@ func (m *monitor) metricsOnly() http.Handler {
 	return mux
 }
 
-// notice is one sentence on what is wrong with the boot network; empty for nothing.
-func (m *monitor) notice() string { return dhcp.Notice(m.proxy, m.boots.DHCP().OtherServers()) }
+// notices are sentences on what is wrong with the boot network, one for each thing.
+func (m *monitor) notices(now time.Time) []string {
+	var out []string
+	for _, n := range []string{dhcp.Notice(m.proxy, m.boots.DHCP().OtherServers()), dhcp6.Notice(m.stateless, m.boots.DHCP().OtherServers6())} {
+		if n != "" {
+			out = append(out, n)
+		}
+	}
+	if m.bootTLSEnd.IsZero() {
+		return out
+	}
+	if n := httpboot.EndNotice(m.bootTLSEnd, now); n != "" {
+		out = append(out, n)
+	}
+	return out
+}
 
 // look puts together what the parts know about each machine.
 func (m *monitor) look() dashboard.View {
@@ -196,7 +254,7 @@ func (m *monitor) look() dashboard.View {
 				Private: &dashboard.Private{Log: m.log([]string{mac}), Console: m.console([]string{mac})}}, b.Boot))
 		}
 	}
-	return dashboard.View{Cluster: m.cluster, Ready: ready, Summary: summary, Notice: m.notice(), Machines: append(rows, strangers...)}
+	return dashboard.View{Cluster: m.cluster, Ready: ready, Summary: summary, Notice: strings.Join(m.notices(time.Now()), "; "), Machines: append(rows, strangers...)}
 }
 
 // console is the end of what a machine with these addresses said, oldest first.

@@ -17,6 +17,7 @@ import (
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/dhcp"
+	"github.com/imagectl/imagectl/pxe/dhcp6"
 )
 
 func TestServeShowsTheInventoryToNobodyByMistake(t *testing.T) {
@@ -98,7 +99,7 @@ func TestAnotherServerIsShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := &bootPath{notice: m.notice}
+	path := &bootPath{notices: m.notices}
 	if got := path.Notices(); len(got) != 0 {
 		t.Errorf("before there is one: %v", got)
 	}
@@ -108,10 +109,83 @@ func TestAnotherServerIsShown(t *testing.T) {
 	if got := path.Notices(); len(got) != 1 || !strings.Contains(got[0], "10.0.0.9 (last taken by 02:00:00:00:00:01 at 1970-01-01 00:00:00 UTC)") {
 		t.Errorf("status says %v", got)
 	}
+	m.boots.DHCP().Others6(func() []dhcp6.Other {
+		return []dhcp6.Other{{Server: "00:03:00:01:02:00:00:00:00:09", Last: time.Unix(0, 0), Client: "02:00:00:00:00:01"}}
+	})
+	// Without boot.dhcp6 nobody asks us, and one server is as it should be.
+	if got := path.Notices(); len(got) != 1 {
+		t.Errorf("beside a DHCPv6 server status says %v", got)
+	}
+	m.stateless = false
+	if got := path.Notices(); len(got) != 2 || !strings.HasPrefix(got[1], "another DHCPv6 server gives out addresses on the boot network: DUID 00:03:00:01:02:00:00:00:00:09 of the card 02:00:00:00:00:09") {
+		t.Errorf("status says %v", got)
+	}
 	w := httptest.NewRecorder()
 	m.metricsOnly().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	if want := `imagectl_dhcp_other_server_seen_timestamp_seconds{server="10.0.0.9"} 0`; !strings.Contains(w.Body.String(), want) {
+	for _, want := range []string{`imagectl_dhcp_other_server_seen_timestamp_seconds{server="10.0.0.9"} 0`, `imagectl_dhcp_other_server_seen_timestamp_seconds{server="00:03:00:01:02:00:00:00:00:09"} 0`} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("metrics have no %s", want)
+		}
+	}
+}
+
+// A machine that is offered an address again and again has a reason, wherever one looks.
+func TestOffersThatNobodyTakesAreShown(t *testing.T) {
+	t.Parallel()
+	m, err := newMonitor(plan.Plan{Cluster: "demo", Machines: []plan.Machine{{Name: "cp1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	start := time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
+	for _, second := range []int{0, 4, 12, 28} {
+		m.Record(boot.Event{At: start.Add(time.Duration(second) * time.Second), Machine: boot.Machine{MAC: mac}, Name: "cp1", Stage: boot.StageDHCP, Firmware: true, Offer: boot.OfferProgram, Detail: "offered no address, another server does"})
+	}
+	const want = "it was offered a boot program 4 times and has asked nobody for an address"
+	last, ok := (&bootPath{journal: &m.journal}).Last([]string{mac.String()})
+	if !ok || !strings.HasPrefix(last.Detail, want) || !strings.HasSuffix(last.Detail, "(no-request)") {
+		t.Errorf("status and why say %+v", last)
+	}
+	if got := m.funnel.Machines()[0].Boot.Refusal; got.Code != "no-request" || !strings.HasPrefix(got.Reason, want) {
+		t.Errorf("the page says %+v", got)
+	}
+	w := httptest.NewRecorder()
+	m.metricsOnly().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if want := `imagectl_boot_refusals_total{code="no-request",stage="dhcp"} 1`; !strings.Contains(w.Body.String(), want) {
 		t.Errorf("metrics have no %s", want)
+	}
+}
+
+// The certificate of HTTPS boot is told of while the server runs.
+func TestTheEndOfTheBootCertificateIsShown(t *testing.T) {
+	t.Parallel()
+	m, err := newMonitor(plan.Plan{Cluster: "demo", Boot: plan.Boot{DHCP: plan.DHCPAuthoritative}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+	if got := m.notices(end.Add(time.Hour)); got != nil {
+		t.Errorf("without HTTPS boot: %v", got)
+	}
+	if err := m.watchBootTLS(end); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		now  time.Time
+		want string
+	}{
+		{end.Add(-15 * 24 * time.Hour), "[]"},
+		{end.Add(-13*24*time.Hour - time.Hour), "[the certificate of --boot-tls-cert ends at 2026-12-01 12:00:00 UTC, in 13 days; then firmware does not boot by HTTPS any more: make another one of the same CA, and start imagectl serve again with it (docs/netboot.md)]"},
+		{end, "[the certificate of --boot-tls-cert ended at 2026-12-01 12:00:00 UTC: firmware that looks at its clock does not boot by HTTPS any more; make another one of the same CA, and start imagectl serve again with it (docs/netboot.md)]"},
+	} {
+		if got := fmt.Sprint(m.notices(c.now)); got != c.want {
+			t.Errorf("%s before its end:\ngot  %s\nwant %s", end.Sub(c.now), got, c.want)
+		}
+	}
+	want := "# HELP imagectl_boot_certificate_expiry_timestamp_seconds When the certificate of HTTPS boot (--boot-tls-cert) ends.\n" +
+		"# TYPE imagectl_boot_certificate_expiry_timestamp_seconds gauge\nimagectl_boot_certificate_expiry_timestamp_seconds 1.7961264e+09\n"
+	if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), "imagectl_boot_certificate_expiry_timestamp_seconds"); err != nil {
+		t.Error(err)
 	}
 }
 

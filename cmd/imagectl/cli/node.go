@@ -17,7 +17,7 @@ func newNode(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "node",
 		Aliases: []string{"nodes"},
-		Short:   "Look into a node: kernel log, units, processes, disks, network, packets",
+		Short:   "Look into a node: health, kernel log, units, processes, disks, network, packets",
 		Long: "Look into a node, over mutual TLS, by its agent: nobody logs in to nodes. The calls\n" +
 			"go to the node itself, or where it does not answer from here through the server.\n" +
 			"Nothing of it changes the node. docs/node-api.md says who may call what.",
@@ -25,7 +25,7 @@ func newNode(g *globals) *cobra.Command {
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newNodeDmesg(g), newNodeUnits(g), newNodePs(g), newNodeDisks(g), newNodeNet(g), newNodeTime(g), newNodeLogs(g), newNodeCat(g), newNodeCapture(g), newNodeBundle(g))
+	cmd.AddCommand(newNodeHealth(g), newNodeDmesg(g), newNodeUnits(g), newNodePs(g), newNodeDisks(g), newNodeNet(g), newNodeTime(g), newNodeLogs(g), newNodeCat(g), newNodeCapture(g), newNodeBundle(g))
 	return cmd
 }
 

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
 	"github.com/imagectl/imagectl/bootstrap/pki"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
 // operatorKeyPath is where a person's own key lies: beside the context file.
@@ -143,14 +145,17 @@ func (r *remote) renew(ctx context.Context) (tls.Certificate, error) {
 	if !ok {
 		return tls.Certificate{}, fmt.Errorf("a %T signs nothing", r.cert.PrivateKey)
 	}
-	csr, err := operatorRequest(key)
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	client, on, err := serverapi.OneConnection(ctx, r.Server, r.nobody().Transport.(*http.Transport).TLSClientConfig)
+	if err != nil {
+		return tls.Certificate{}, connect.NewError(connect.CodeUnavailable, err)
+	}
+	defer client.CloseIdleConnections()
+	csr, err := pki.RenewalRequest(key, on, rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	client := r.nobody()
-	defer client.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
 	resp, err := apiconnect.NewEnrolServiceClient(client, r.Server).
 		RenewOperator(ctx, connect.NewRequest(&api.RenewOperatorRequest{CsrDer: csr}))
 	if err != nil {

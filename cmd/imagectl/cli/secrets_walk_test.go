@@ -58,8 +58,9 @@ func (l *routeList) of(name string) []string {
 // nothingLeftOut looks for sockets that serve could have and that nobody walks.
 func (r *rack) nothingLeftOut() {
 	r.Helper()
-	// These have the handlers of their namesakes, or answer nobody; port 4011 is a proxy's.
-	left := []string{"HTTP6", "TFTP6", "Links", "MTU"}
+	// These have the handlers of their namesakes, or answer nobody; port 4011 is a proxy's. What
+	// lasts is DHCP's own.
+	left := []string{"HTTP6", "TFTP6", "Links", "MTU", "lasting"}
 	if !r.proxy {
 		left = append(left, "BootServer")
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imagectl/imagectl/bootstrap/backup"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 	statestore "github.com/imagectl/imagectl/bootstrap/store"
@@ -37,7 +38,9 @@ type serveFlags struct {
 	dashboard         string
 	metrics           string
 	tls               bootTLSFlags
-	debug             bool
+	// clockIsRight: this machine's clock is believed although the audit log is ahead of it.
+	clockIsRight bool
+	debug        bool
 }
 
 // bootTLSFlags are for UEFI that boots by HTTPS; without a certificate it does not.
@@ -102,6 +105,7 @@ func newServe(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&f.tls.certificate, "boot-tls-cert", "", "let UEFI boot by HTTPS instead of HTTP, with this RSA certificate in PEM (docs/netboot.md)")
 	cmd.Flags().StringVar(&f.tls.key, "boot-tls-key", "", "private key of --boot-tls-cert")
 	cmd.Flags().IntVar(&f.tls.port, "boot-tls-port", 8444, "port for that")
+	cmd.Flags().BoolVar(&f.clockIsRight, "clock-is-right", false, "start although the audit log has entries of a later time: the clock was wrong when they were written, and is right now")
 	cmd.Flags().BoolVar(&f.debug, "debug", false, "log why requests were not answered")
 	cacheFlag(cmd, &f.cache)
 	return cmd
@@ -172,7 +176,12 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	if err != nil {
 		return err
 	}
-	bootPath := &bootPath{journal: &monitor.journal, plan: p, notice: monitor.notice, consoles: &monitor.consoles}
+	if on.bootTLS != nil {
+		if err := monitor.watchBootTLS(httpboot.End(on.bootTLS)); err != nil {
+			return err
+		}
+	}
+	bootPath := &bootPath{journal: &monitor.journal, plan: p, notices: monitor.notices, consoles: &monitor.consoles}
 	config := site.serverConfig()
 	config.Asked, config.Pages = monitor.asked, monitor.pages(f.dashboard)
 	config.Store, config.Boot, config.Log = st, bootPath, log
@@ -183,7 +192,8 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 		return err
 	}
 	config.Version, config.Now, config.Rand = buildVersion(), time.Now, rand.Reader
-	copies, err := g.backupBucket(p.Backup.Bucket)
+	config.ClockIsRight = f.clockIsRight
+	copies, err := g.backupBucket(p.Backup.Bucket, backupPrefix, files.State)
 	if err != nil {
 		return err
 	}
@@ -197,6 +207,9 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 	}
 	if keeper != nil {
 		config.Backups = keeper
+	}
+	if config.EtcdSnapshots, err = g.etcdSnapshots(p.Backup, f.state); err != nil {
+		return err
 	}
 	api, err := serverapi.New(ctx, config)
 	if err != nil {
@@ -239,11 +252,15 @@ func (g *globals) serveOn(ctx context.Context, p plan.Plan, f serveFlags, on ope
 		server.Task{Name: "https", Run: func(ctx context.Context) error { return api.Serve(ctx, on.sockets.HTTPS) }},
 		server.Task{Name: "netboot", Run: api.Netboot},
 		server.Task{Name: "other servers", Run: api.Follow},
+		server.Task{Name: "etcd snapshots", Run: api.EtcdSnapshots},
 		server.Task{Name: "state", Run: func(ctx context.Context) error { return watchState(ctx, st) }},
 		keep,
 	)
 	if keeper != nil {
 		tasks = append(tasks, server.Task{Name: "backup", Run: keeper.Run})
+	}
+	if on.bootTLS != nil {
+		tasks = append(tasks, server.Task{Name: "certificate of HTTPS boot", Run: func(ctx context.Context) error { return monitor.warnOfBootTLS(ctx, log) }})
 	}
 	if on.metrics != nil {
 		tasks = append(tasks, server.HTTPTask("metrics", on.metrics, monitor.metricsOnly(), log))
@@ -305,8 +322,9 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 	if err != nil {
 		return server.Task{}, err
 	}
+	let := api.LocalNamed
 	if operator == "" {
-		operator = os.Getenv("SUDO_USER")
+		let, operator = api.Local, os.Getenv("SUDO_USER")
 	}
 	if operator == "" {
 		operator = "local"
@@ -315,7 +333,7 @@ func (g *globals) contextTask(ctx context.Context, api *serverapi.Server, p plan
 		}
 	}
 	write := func(ctx context.Context) (time.Time, error) {
-		cert, key, end, err := api.Local(ctx, operator)
+		cert, key, end, err := let(ctx, operator)
 		if err != nil {
 			return time.Time{}, err
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/backup"
 	"github.com/imagectl/imagectl/bootstrap/backup/bucket"
+	"github.com/imagectl/imagectl/bootstrap/backup/files"
 	"github.com/imagectl/imagectl/bootstrap/backup/nodecopy"
 )
 
@@ -163,7 +164,7 @@ func newServerRestore(g *globals) *cobra.Command {
 
 // fetchBackup brings one out of a bucket.
 func (g *globals) fetchBackup(ctx context.Context, bucket, name, dir string) (string, error) {
-	place, err := g.backupBucket(bucket)
+	place, err := g.backupBucket(bucket, backupPrefix, files.State)
 	if err != nil {
 		return "", err
 	}
@@ -194,14 +195,9 @@ func (g *globals) backupOfNodes(ctx context.Context, nodes []string, dir string)
 }
 
 func (g *globals) restoreServer(ctx context.Context, from, identity, state string) error {
-	key, err := os.Open(identity)
+	identities, err := readIdentities(identity)
 	if err != nil {
-		return fmt.Errorf("reading the recovery key: %w", err)
-	}
-	defer key.Close()
-	identities, err := age.ParseIdentities(key)
-	if err != nil {
-		return fmt.Errorf("reading the recovery key %s: %w; want the file that age-keygen wrote", identity, err)
+		return err
 	}
 	now := time.Now()
 	r, err := backup.Restore(ctx, backup.RestoreConfig{From: from, State: state, Identities: identities, Now: now, Log: g.stdio.Err})
@@ -216,11 +212,26 @@ func (g *globals) restoreServer(ctx context.Context, from, identity, state strin
 	return nil
 }
 
+// readIdentities reads the file of a recovery key.
+func readIdentities(path string) ([]age.Identity, error) {
+	key, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the recovery key: %w", err)
+	}
+	defer key.Close()
+	identities, err := age.ParseIdentities(key)
+	if err != nil {
+		return nil, fmt.Errorf("reading the recovery key %s: %w; want the file that age-keygen wrote", path, err)
+	}
+	return identities, nil
+}
+
 // backupPrefix is where backups are in a bucket, away from images.
 const backupPrefix = "backups"
 
-// backupBucket is the bucket of an entry of upload; nil for an empty name.
-func (g *globals) backupBucket(name string) (backup.Place, error) {
+// backupBucket is a place for files of a kind in the bucket of an entry of upload; nil for an empty
+// name.
+func (g *globals) backupBucket(name, prefix string, kind files.Kind) (backup.Place, error) {
 	if name == "" {
 		return nil, nil
 	}
@@ -240,7 +251,7 @@ func (g *globals) backupBucket(name string) (backup.Place, error) {
 		return nil, err
 	}
 	b, err := bucket.New(bucket.Config{
-		Endpoint: d.Endpoint, Bucket: d.Bucket, Region: d.Region, Prefix: backupPrefix,
+		Endpoint: d.Endpoint, Bucket: d.Bucket, Region: d.Region, Prefix: prefix, Kind: kind,
 		AccessKey: d.Username, SecretKey: secret, Transport: client.Transport,
 	})
 	return b, badDestination(d, err)
@@ -251,12 +262,21 @@ func newKeeper(c backup.Config, recipients []string) (*backup.Keeper, error) {
 	if len(recipients) == 0 {
 		return nil, nil
 	}
-	for _, text := range recipients {
+	var err error
+	if c.Recipients, err = parseRecipients(recipients); err != nil {
+		return nil, err
+	}
+	return backup.NewKeeper(c)
+}
+
+func parseRecipients(all []string) ([]age.Recipient, error) {
+	var out []age.Recipient
+	for _, text := range all {
 		r, err := age.ParseX25519Recipient(text)
 		if err != nil {
 			return nil, fmt.Errorf("reading backup.recipients: %w", err)
 		}
-		c.Recipients = append(c.Recipients, r)
+		out = append(out, r)
 	}
-	return backup.NewKeeper(c)
+	return out, nil
 }

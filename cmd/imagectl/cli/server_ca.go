@@ -14,12 +14,13 @@ import (
 func newServerCA(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ca",
-		Short: "Replace the CA that signs the certificates of machines, operators and servers",
+		Short: "Replace CAs while everything runs",
 		Long: "Replace the CA imagectl, which signs the certificates of machines, operators and\n" +
 			"servers, while everything runs: prepare makes another one and lets machines know of\n" +
 			"it, activate lets it sign, finish takes the old one away. A step that somebody would\n" +
-			"be shut out by is refused, with all names; one that was done already does nothing.",
-		Example: "  imagectl server ca show\n  imagectl server ca prepare\n  imagectl server ca activate\n  imagectl server ca finish",
+			"be shut out by is refused, with all names; one that was done already does nothing.\n\n" +
+			"rotate replaces the CA of etcd, which goes on by itself.",
+		Example: "  imagectl server ca show\n  imagectl server ca prepare\n  imagectl server ca activate\n  imagectl server ca finish\n  imagectl server ca rotate etcd",
 		Args:    needVerb,
 		RunE:    func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
@@ -32,6 +33,7 @@ func newServerCA(g *globals) *cobra.Command {
 			"Trust the old CA no more. It is refused while somebody holds a good certificate of it,\nand while no backup was made since the new one signs; --without gives a holder up."),
 		newServerCAStep(g, "cancel", api.RollAuthorityRequest_STEP_CANCEL, "Take back what prepare did",
 			"Take the other CA back while it signs nothing."),
+		newServerCARotate(g),
 	)
 	return cmd
 }
@@ -91,12 +93,56 @@ func newServerCAStep(g *globals, name string, step api.RollAuthorityRequest_Step
 	return cmd
 }
 
-func printAuthority(w io.Writer, a *api.AuthorityView) error {
+func newServerCARotate(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate CA",
+		Short: "Replace the CA of etcd, which goes on by itself",
+		Long: "Make another CA for etcd. All control planes learn to trust it too, then every certificate\n" +
+			"for etcd is made anew by it, then the old one is trusted no more. Members of etcd and API\n" +
+			"servers are started anew for that, one at a time and while all others are well; with one\n" +
+			"or two control planes nothing can be written for some seconds each time.\n\n" +
+			"It waits for every control plane, and for a backup of the server's state that has the new\n" +
+			"key, where backups are made: imagectl status and imagectl server ca show say for what.\n" +
+			"There is no way back, but to replace it once more. CA is etcd.",
+		Example: "  imagectl server ca rotate etcd",
+		Args:    wants("a CA", 1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := dial()
+			if err != nil {
+				return err
+			}
+			resp, err := r.operator().RotateAuthority(cmd.Context(), connect.NewRequest(&api.RotateAuthorityRequest{Ca: args[0]}))
+			if err != nil {
+				return r.explain(err)
+			}
+			fmt.Fprintln(g.stdio.Out, resp.Msg.GetMessage())
+			return printRotation(g.stdio.Out, resp.Msg.GetRotation())
+		},
+	}
+}
+
+// printRotation tells of a CA that goes on by itself.
+func printRotation(w io.Writer, v *api.RotationView) error {
+	fmt.Fprintf(w, "CA %s: %s\n", v.GetCa(), v.GetStage())
+	if err := table(w, []string{"CA", "USE", "FROM", "UNTIL"}, authorityRows(v.GetCas())); err != nil {
+		return err
+	}
+	for _, each := range v.GetWaits() {
+		fmt.Fprintf(w, "waits: %s\n", each)
+	}
+	return nil
+}
+
+func authorityRows(cas []*api.AuthorityView_CA) [][]string {
 	var rows [][]string
-	for _, c := range a.GetCas() {
+	for _, c := range cas {
 		rows = append(rows, []string{c.GetSha256()[:min(16, len(c.GetSha256()))], c.GetUse(), c.GetNotBefore().AsTime().Local().Format(time.DateTime), c.GetNotAfter().AsTime().Local().Format(time.DateTime)})
 	}
-	if err := table(w, []string{"CA", "USE", "FROM", "UNTIL"}, rows); err != nil {
+	return rows
+}
+
+func printAuthority(w io.Writer, a *api.AuthorityView) error {
+	if err := table(w, []string{"CA", "USE", "FROM", "UNTIL"}, authorityRows(a.GetCas())); err != nil {
 		return err
 	}
 	switch {
@@ -111,6 +157,11 @@ func printAuthority(w io.Writer, a *api.AuthorityView) error {
 	}
 	for _, n := range a.GetNotes() {
 		fmt.Fprintln(w, n)
+	}
+	for _, v := range a.GetRotations() {
+		if err := printRotation(w, v); err != nil {
+			return err
+		}
 	}
 	return nil
 }

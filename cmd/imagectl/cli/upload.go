@@ -127,6 +127,13 @@ func (g *globals) upload(ctx context.Context, f uploadFlags, o format, name stri
 	ctx, cancel := withLimit(ctx, "--timeout", f.timeout)
 	defer cancel()
 	f.stage.life = f.timeout
+	spec, err := g.spec()
+	if err != nil {
+		return err
+	}
+	if err := fitsArch(dest, spec.Flatcar.Arch); err != nil {
+		return err
+	}
 	fetch := &f.stage
 	if f.dry {
 		fetch = nil
@@ -167,10 +174,15 @@ func (g *globals) uploadOne(ctx context.Context, f uploadFlags, o format, dest d
 		if err != nil {
 			return fmt.Errorf("looking at %s: %w", dest.Name, err)
 		}
+		if plan.Found != nil && plan.Found.Current {
+			if plan.Stale, err = upload.Stale(ctx, t, *plan.Found); err != nil {
+				return err
+			}
+		}
 		report.Plan = &plan
 		return news.end(report, func() error { return printPlan(g.stdio.Out, dest.Name, img, plan, f.promote) })
 	}
-	j, err := upload.OpenJournal(state, upload.Key{Target: dest.key(), Image: img})
+	j, err := upload.OpenJournal(state, upload.Key{Target: dest.key(), Place: dest.place(), Image: img})
 	if err != nil {
 		return err
 	}

@@ -85,6 +85,9 @@ func find(m store.Manifest, role string, takes []store.Format) (store.Artefact, 
 	return store.Artefact{}, false
 }
 
+// versionOf is the version of a disk: its release and the beginning of its digest.
+func versionOf(m store.Manifest, a store.Artefact) string { return m.Flatcar + "-" + a.RawSHA256[:8] }
+
 // openImage opens and checks one artefact.
 func openImage(ctx context.Context, out string, m store.Manifest, a store.Artefact, step func(done int64)) (upload.Image, error) {
 	f, err := os.Open(filepath.Join(out, a.Name))
@@ -103,8 +106,12 @@ func openImage(ctx context.Context, out string, m store.Manifest, a store.Artefa
 	if c, ok := m.Find(a.Role, store.Ignition); ok {
 		labels["config-digest"] = "sha256:" + c.SHA256
 	}
+	if err := buildLabels(labels, out, a); err != nil {
+		f.Close()
+		return upload.Image{}, usageError{err}
+	}
 	img := upload.Image{
-		Name: m.Cluster + "-" + a.Role, Version: m.Flatcar + "-" + a.RawSHA256[:8], Digest: a.RawSHA256,
+		Name: m.Cluster + "-" + a.Role, Version: versionOf(m, a), Digest: a.RawSHA256,
 		Format: a.Format, File: f, Size: a.Size, SHA256: a.SHA256, RawSize: a.RawSize, Labels: labels,
 	}
 	docs := []upload.Document{

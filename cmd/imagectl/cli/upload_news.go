@@ -96,7 +96,15 @@ func printPlan(w io.Writer, target string, img upload.Image, p upload.Plan, prom
 		if p.Found.Current {
 			current = " and current"
 		}
-		if _, err := fmt.Fprintf(w, "%s %s: is on %s already as %s%s\n", img.Name, img.Version, target, p.Found.ID, current); err != nil || p.Found.Current || !promote {
+		_, err := fmt.Fprintf(w, "%s %s: is on %s already as %s%s\n", img.Name, img.Version, target, p.Found.ID, current)
+		switch {
+		case err != nil || !p.Stale && (p.Found.Current || !promote):
+			return err
+		case p.Stale && promote:
+			_, err = fmt.Fprintln(w, "  renew its template, which has other options than cluster.yaml has now")
+			return err
+		case p.Stale:
+			_, err = fmt.Fprintln(w, "  its template has other options than cluster.yaml has now; --promote renews it")
 			return err
 		}
 	} else if _, err := fmt.Fprintf(w, "%s %s: %s would be sent to %s\n", img.Name, img.Version, size(p.Bytes), target); err != nil {
@@ -117,6 +125,8 @@ func printOutcome(w io.Writer, target string, out upload.Outcome) error {
 		what = "no changes: is on " + target + " already as " + o.ID
 	}
 	switch {
+	case out.Renewed:
+		what = "is on " + target + " as " + o.ID + ", and its template has the options of now"
 	case out.Promoted:
 		what += ", and is current now"
 	case o.Current:

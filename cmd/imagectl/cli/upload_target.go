@@ -24,17 +24,52 @@ type destination struct {
 	watch *stall.Watch
 }
 
-// key names the place in journals: two cluster.yaml may call two places one name.
+// key names the place in journals: two cluster.yaml may call two places one name. Who
+// logs in there is no part of it: a token that was replaced leaves no journal behind.
 func (d destination) key() string {
-	where := []string{d.Type, d.Endpoint, d.Datastore, d.Region, d.Bucket, d.Username}
-	for _, o := range []string{"cloud", "project", "resourceGroup", "subscription", "prefix", "datacenter", "folder"} {
-		// Only where there are some, for the keys of other types to stay what they were.
+	where := []string{d.Type, d.Endpoint, d.Datastore, d.Region, d.Bucket}
+	for _, o := range placeOptions() {
 		if v := d.Options[o]; v != "" {
-			where = append(where, v)
+			where = append(where, o, v)
 		}
 	}
 	sum := sha256.Sum256([]byte(strings.Join(where, "\x00")))
 	return d.Name + "-" + hex.EncodeToString(sum[:4])
+}
+
+// placeOptions are the options that say which place it is, and not how it is used.
+func placeOptions() []string {
+	return []string{"cloud", "project", "resourceGroup", "subscription", "prefix", "datacenter", "folder"}
+}
+
+// place is what key is made of, for people.
+func (d destination) place() string {
+	words := []string{"type " + d.Type}
+	add := func(name, value string) {
+		if value != "" {
+			words = append(words, name+" "+value)
+		}
+	}
+	add("endpoint", d.Endpoint)
+	add("datastore", d.Datastore)
+	add("region", d.Region)
+	add("bucket", d.Bucket)
+	for _, o := range placeOptions() {
+		add(o, d.Options[o])
+	}
+	return strings.Join(words, ", ")
+}
+
+// fitsArch refuses images for arm64 where the template that is made is an x86 machine.
+func fitsArch(d destination, arch string) error {
+	if arch != "arm64" {
+		return nil
+	}
+	switch d.Type {
+	case "opennebula", "libvirt", "proxmox", "vsphere", "vsphere-library", "digitalocean", "hetzner":
+		return usageError{fmt.Errorf("upload target %s: the images are for arm64, and what type %s makes of them is an x86 machine, which would not start; upload to a bucket or a registry and make the machine by hand", d.Name, d.Type)}
+	}
+	return nil
 }
 
 // destination finds a target by its name in cluster.yaml.
@@ -121,7 +156,7 @@ func (g *globals) openNebula(ctx context.Context, d destination, s *stageFlags) 
 		return nil, nil, err
 	}
 	conf := opennebula.Config{
-		Endpoint: d.Endpoint, Session: d.Username + ":" + password, Datastore: d.Datastore,
+		Endpoint: d.Endpoint, Session: d.Username + ":" + password, Datastore: d.Datastore, Group: d.Options["group"],
 		Machine: machine, Client: client, Wait: pause,
 	}
 	source, stop, err := g.source(ctx, d, s, place{direct: d.Options["frontendDirectory"], towards: d.Endpoint, path: true})

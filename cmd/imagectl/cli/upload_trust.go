@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 
+	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/pin"
 	"github.com/imagectl/imagectl/images/upload/rest"
 )
@@ -21,6 +23,10 @@ type trusting struct {
 	*pin.Transport
 	// hint is what to do about a certificate that is not trusted; empty for nothing.
 	hint string
+	// wanders says that answers may send the client elsewhere. A store and a registry do
+	// so, with what is signed for one request; who has a password in a body or a token in
+	// a header must not take it there.
+	wanders bool
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -30,7 +36,36 @@ func (t trusting) RoundTrip(r *http.Request) (*http.Response, error) {
 	if t.hint != "" && errors.As(err, &bad) && len(bad.UnverifiedCertificates) > 0 {
 		return nil, fmt.Errorf("%w; the certificate that %s shows has the fingerprint %X: %s", err, r.URL.Host, sha256.Sum256(bad.UnverifiedCertificates[0].Raw), t.hint)
 	}
+	if err == nil && !t.wanders {
+		if to := elsewhere(r, resp); to != "" {
+			resp.Body.Close()
+			return nil, fmt.Errorf("%w: %w: %s://%s answers %s and sends us to %s, where neither password nor token is taken: if it has moved there, make that the endpoint", upload.ErrServer, pin.ErrElsewhere, r.URL.Scheme, r.URL.Host, resp.Status, to)
+		}
+	}
 	return resp, err
+}
+
+// elsewhere is the server that an answer sends a client to; empty if it is the same, or
+// none.
+func elsewhere(r *http.Request, resp *http.Response) string {
+	switch resp.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		return ""
+	}
+	at := resp.Header.Get("Location")
+	if at == "" {
+		// Google's storage says so that there is more to send.
+		return ""
+	}
+	to, err := r.URL.Parse(at)
+	if err != nil {
+		return "a place that is no URL"
+	}
+	if to.Scheme == r.URL.Scheme && strings.EqualFold(to.Host, r.URL.Host) {
+		return ""
+	}
+	return to.Scheme + "://" + to.Host
 }
 
 // trustHint says what a type has for servers with certificates of their own.
@@ -70,7 +105,7 @@ func (g *globals) pinnedTransport(d destination) (trusting, error) {
 
 // trusting pins the server of an endpoint, if option fingerprint says so.
 func (d destination) trusting(base *http.Transport, endpoint string) (trusting, error) {
-	t := trusting{pin.New(base), trustHint(d.Type)}
+	t := trusting{Transport: pin.New(base), hint: trustHint(d.Type), wanders: d.Type == "s3" || d.Type == "oci"}
 	text := d.Options["fingerprint"]
 	if text == "" {
 		return t, nil

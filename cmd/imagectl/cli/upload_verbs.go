@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -118,12 +119,19 @@ func newUploadPromote(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := t.Promote(ctx, o); err != nil {
-					return fmt.Errorf("promoting %s %s: %w", o.Name, o.Version, err)
-				}
 				what := "is current now"
 				if o.Current {
 					what = "is current, as before"
+					stale, err := upload.Stale(ctx, t, o)
+					if err != nil {
+						return err
+					}
+					if stale {
+						what = "is current, as before, and its template has the options of now"
+					}
+				}
+				if err := t.Promote(ctx, o); err != nil {
+					return fmt.Errorf("promoting %s %s: %w", o.Name, o.Version, err)
 				}
 				_, err = fmt.Fprintf(g.stdio.Out, "%s %s (%s) %s on %s\n", o.Name, o.Version, o.ID, what, d.Name)
 				return err
@@ -236,7 +244,8 @@ func newUploadCleanup(g *globals) *cobra.Command {
 		Short: "Remove what broken uploads left on a platform",
 		Long: "Remove what broken uploads left on a platform: what they wrote down on this\n" +
 			"machine before they made it, and images of ours that the platform calls broken.\n" +
-			"Finished images and uploads that run are not touched.",
+			"Finished images and uploads that run are not touched. What was left where\n" +
+			"cluster.yaml described the target in another way is named, and stays.",
 		Example: "  imagectl upload cleanup one",
 		Args:    wants("a target", 1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -246,11 +255,20 @@ func newUploadCleanup(g *globals) *cobra.Command {
 			}
 			return g.at(cmd.Context(), args[0], verbLimit, func(ctx context.Context, d destination, t upload.Target) error {
 				done, err := upload.Cleanup(ctx, t, state, d.key())
+				others, oerr := upload.Others(state, d.Name, d.key())
+				if oerr != nil {
+					return errors.Join(err, oerr)
+				}
+				for _, other := range others {
+					fmt.Fprintln(g.stdio.Err, text(otherJournal(d, other)))
+				}
 				switch {
 				case o == formatJSON:
 					if perr := writeJSON(g.stdio.Out, append([]upload.Cleaned{}, done...)); perr != nil {
 						return perr
 					}
+				case len(done) == 0 && err == nil && len(others) > 0:
+					fmt.Fprintf(g.stdio.Out, "%s: nothing was left there, as cluster.yaml describes it now\n", d.Name)
 				case len(done) == 0 && err == nil:
 					fmt.Fprintf(g.stdio.Out, "%s: nothing was left\n", d.Name)
 				default:
@@ -270,6 +288,19 @@ func newUploadCleanup(g *globals) *cobra.Command {
 	return cmd
 }
 
+// otherJournal says what is left elsewhere, and how to get at it.
+func otherJournal(d destination, o upload.Other) string {
+	var things []string
+	for _, l := range o.Left {
+		things = append(things, strings.TrimSpace(l.Kind+" "+l.Name+" "+l.ID))
+	}
+	place := o.Place
+	if place == "" {
+		place = "unknown: an older imagectl wrote it"
+	}
+	return fmt.Sprintf("%s: %s is of a target of this name elsewhere (%s) and may have left there: %s; describe the target so again and run cleanup, or delete the file once that is gone", d.Name, o.Path, place, strings.Join(things, ", "))
+}
+
 func newUploadVerify(g *globals) *cobra.Command {
 	var o format
 	var out string
@@ -279,7 +310,8 @@ func newUploadVerify(g *globals) *cobra.Command {
 		Short: "Compare an image on a platform with what was built",
 		Long: "Compare an image on a platform with what was built, by its labels and by what the\n" +
 			"platform itself can prove of its bytes. What it cannot prove is said. The exit code\n" +
-			"is 1 when something differs. REF is an ID, a version or the beginning of a digest.",
+			"is 1 when something differs, and 2 when another version was built here. REF is an ID,\n" +
+			"a version or the beginning of a digest.",
 		Example: "  imagectl upload verify one 4593.2.1-1a2b3c4d",
 		Args:    wants("a target and an image", 2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -310,6 +342,11 @@ func (g *globals) verifyUploaded(ctx context.Context, target, ref, out string, l
 		role, ours := strings.CutPrefix(object.Name, m.Cluster+"-")
 		if !ours {
 			return usageError{fmt.Errorf("%s has no image of %s to compare %s with: it is of cluster %s", out, object.Name, object.ID, m.Cluster)}
+		}
+		a, found := find(m, role, t.Formats())
+		if found && versionOf(m, a) != object.Version {
+			// What differs then says nothing of what was uploaded.
+			return usageError{fmt.Errorf("%s holds %s %s, and there is nothing to compare %s with: build that one again, from its commit and lock file, or give --out", out, object.Name, versionOf(m, a), object.Version)}
 		}
 		images, err := g.images(ctx, t.Formats(), out, "", []string{role})
 		if err != nil {

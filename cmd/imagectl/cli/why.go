@@ -14,6 +14,7 @@ import (
 
 func newWhy(g *globals) *cobra.Command {
 	var f format
+	var at string
 	cmd := &cobra.Command{
 		Use:   "why MAC|NAME|CAPTURE",
 		Short: "Explain what a machine gets when it netboots, and why",
@@ -21,8 +22,10 @@ func newWhy(g *globals) *cobra.Command {
 			"address or a name of cluster.yaml.\n\n" +
 			"A file that ends in .pcap, .pcapng, .cap or .hex is a capture of DHCP and TFTP, such as\n" +
 			"tcpdump -w makes, or one DHCP message in hexadecimal on each line. Its packets are\n" +
-			"answered again by the cluster.yaml and imagectl.lock that are here, without a server.",
-		Example: "  imagectl why 52:54:00:12:34:56\n  imagectl why cp1 -o json\n  imagectl why boot.pcap",
+			"answered again by the cluster.yaml and imagectl.lock that are here, without a server.\n" +
+			"A capture that has none of the server's answers is taken for one of the network of\n" +
+			"server.address, unless --interface says of which card of the server it is.",
+		Example: "  imagectl why 52:54:00:12:34:56\n  imagectl why cp1 -o json\n  imagectl why boot.pcap\n  imagectl why boot.pcap --interface eth0.20=10.1.20.1",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError{fmt.Errorf("give one MAC address, machine name or capture; see %s --help", cmd.CommandPath())}
@@ -31,7 +34,10 @@ func newWhy(g *globals) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if isCapture(args[0]) {
-				return g.whyCapture(args[0], f)
+				return g.whyCapture(args[0], at, f)
+			}
+			if at != "" {
+				return usageError{fmt.Errorf("--interface %s is for captures", at)}
 			}
 			r, err := dial()
 			if err != nil {
@@ -47,6 +53,7 @@ func newWhy(g *globals) *cobra.Command {
 			return printWhy(g.stdio.Out, args[0], resp.Msg)
 		},
 	}
+	cmd.Flags().StringVar(&at, "interface", "", "the server's interface at which the capture was made, or NAME=ADDRESS with its `NAME` and address there")
 	formatFlag(cmd, &f)
 	return cmd
 }

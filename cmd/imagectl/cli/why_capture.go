@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ func isCapture(arg string) bool {
 }
 
 // whyCapture replays a capture by the cluster.yaml that is here.
-func (g *globals) whyCapture(path string, f format) error {
+func (g *globals) whyCapture(path, at string, f format) error {
 	in, err := os.Open(path)
 	if err != nil {
 		return usageError{fmt.Errorf("opening the capture: %w", err)}
@@ -40,6 +41,12 @@ func (g *globals) whyCapture(path string, f format) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Env.Link, err = captureLink(in, p, at, addressesOf); err != nil {
+		return usageError{fmt.Errorf("%s: %w", path, err)}
+	}
+	if _, err := in.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("reading the capture again: %w", err)
+	}
 	steps, err := replay.Read(in, cfg)
 	if err != nil {
 		return usageError{fmt.Errorf("%s: %w", path, err)}
@@ -51,6 +58,65 @@ func (g *globals) whyCapture(path string, f format) error {
 		return e.Encode(slices.Concat([]replay.Step{}, steps))
 	}
 	return printSteps(g.stdio.Out, steps)
+}
+
+// captureLink is the server's address in the network of a capture, where that is not
+// server.address: a client that no relay is in front of belongs to the network of the card
+// that heard it. at is the flag --interface. has are the addresses of an interface of this
+// machine, which may be the server.
+func captureLink(in io.Reader, p plan.Plan, at string, has func(name string) []netip.Addr) (netip.Addr, error) {
+	name, text, given := strings.Cut(at, "=")
+	var links []netip.Prefix
+	var names []string
+	for _, s := range p.Boot.Subnets {
+		if s.Interface == "" || s.Interface == p.Boot.Interface {
+			continue
+		}
+		names = append(names, s.Interface)
+		if at == "" || s.Interface == name {
+			links = append(links, s.Prefix)
+		}
+	}
+	switch {
+	case at != "" && name == p.Boot.Interface && !given:
+		return netip.Addr{}, nil
+	case at != "" && len(links) == 0:
+		return netip.Addr{}, fmt.Errorf("--interface %s: no boot.subnets of cluster.yaml has the interface %s; there are boot.interface %s, and %q", at, name, p.Boot.Interface, names)
+	case given:
+		a, err := netip.ParseAddr(text)
+		if err != nil || !slices.ContainsFunc(links, func(l netip.Prefix) bool { return l.Contains(a) }) {
+			return netip.Addr{}, fmt.Errorf("--interface %s: %q is not an address in %s", at, text, links[0])
+		}
+		return a, nil
+	}
+	link, err := replay.Link(in, p.Server.Address, links)
+	if err != nil || link.IsValid() || at == "" {
+		return link, err
+	}
+	for _, a := range has(name) {
+		if slices.ContainsFunc(links, func(l netip.Prefix) bool { return l.Contains(a) }) {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("--interface %s: the capture has no answer from there, and this machine no such interface with an address in %s; say the server's address there: --interface %s=ADDRESS", at, links[0], name)
+}
+
+// addressesOf are those of an interface of this machine, if it has that.
+func addressesOf(name string) (out []netip.Addr) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil
+	}
+	all, err := ifi.Addrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
 }
 
 // unstarted is the state of every machine where nobody knows it. What DHCP and TFTP

@@ -114,6 +114,8 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			return nil
 		},
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "TestASnapshotThatNobodyFinishedIsBroken has it",
+			uploadtest.Options:   "an image has no options of ours: what a machine is like is said when it is made",
 			uploadtest.Full:      "Amazon names no place that could be full: what ends is a quota",
 			uploadtest.CalledOff: "nothing is imported: the blocks are sent, and a snapshot that is not sealed is removed",
 		},

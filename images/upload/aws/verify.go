@@ -19,15 +19,12 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if err != nil {
 		return nil, err
 	}
-	want := img.Audit()
-	var checks []upload.Check
-	same := true
-	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest, upload.LabelFile} {
-		checks = append(checks, upload.Compare("tag "+k, a.Tags.label(k), want[k]))
-		same = same && a.Tags.label(k) == want[k]
+	checks := []upload.Check{
+		upload.CompareLabels(a.Tags.label, img),
+		upload.CompareFile(a.Tags.label(upload.LabelFile), img),
+		upload.Compare("state", a.State, "available"),
 	}
-	checks = append(checks, upload.Compare("state", a.State, "available"))
-	if !same {
+	if a.Tags.label(upload.LabelDigest) != img.Audit()[upload.LabelDigest] {
 		// It is another disk; its bytes would only say so again.
 		return checks, nil
 	}

@@ -3,6 +3,7 @@ package azure
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -108,6 +109,8 @@ func platform(t *testing.T, f *fake) uploadtest.Platform {
 			return nil
 		},
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "TestADiskThatNobodyFinishedIsBroken has it",
+			uploadtest.Options:   "an image has no options of ours: what a machine is like is said when it is made",
 			uploadtest.Full:      "Azure names no place that could be full: what ends is a quota",
 			uploadtest.CalledOff: "the stand-in is done with a version when it is asked how far it is; that an upload breaks off there is among the faults, which Settle ends",
 		},
@@ -359,5 +362,23 @@ func TestADiskOfAWrongSizeIsRefusedBeforeItIsSent(t *testing.T) {
 	img.Size--
 	if _, err := target.Preflight(t.Context(), img); err == nil || !strings.Contains(err.Error(), "has whole MiB and a footer of 512 bytes; this one has 20972031 bytes") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Accelerated networking puts a second card behind the first, and nothing in the image
+// leaves it alone yet: machines must not get it by what the definition says.
+func TestTheDefinitionTakesNoAcceleratedNetworking(t *testing.T) {
+	t.Parallel()
+	f, tg := serve(t)
+	img := uploadtest.Image(t, tg.Formats()[0], "prod-worker", 1)
+	if _, err := tg.Upload(t.Context(), img, &uploadtest.Journal{}, func(upload.Event) {}); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	properties, _ := f.families["prod-worker"]["properties"].(map[string]any)
+	got := fmt.Sprint(properties["features"])
+	if want := "[map[name:IsAcceleratedNetworkSupported value:False]]"; got != want {
+		t.Errorf("the definition's features are %s, want %s", got, want)
 	}
 }

@@ -209,12 +209,10 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if err != nil {
 		return nil, err
 	}
-	want := img.Audit()
-	var checks []upload.Check
-	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest, upload.LabelFile} {
-		checks = append(checks, upload.Compare("tag "+k, v.label(k), want[k]))
-	}
-	return append(checks,
+	return []upload.Check{
+		upload.CompareLabels(v.label, img),
+		upload.CompareFile(v.label(upload.LabelFile), img),
 		upload.Compare("state", v.Properties.Stage, "Succeeded"),
-		upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "Azure compared the MD5 of each range as it arrived, keeps no digest of a version, and gives no way to read one back but a disk made of it"}), nil
+		{Name: "stored bytes", Result: upload.Unprovable, Detail: "Azure compared the MD5 of each range as it arrived, keeps no digest of a version, and gives no way to read one back but a disk made of it"},
+	}, nil
 }

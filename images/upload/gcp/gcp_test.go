@@ -148,6 +148,8 @@ func (l lab) platform(t *testing.T) uploadtest.Platform {
 			return nil
 		},
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "TestAFileThatNobodyFinishedIsBroken has it",
+			uploadtest.Options:   "an image has no options of ours: what a machine is like is said when it is made",
 			uploadtest.Full:      "Google names no place that could be full: what ends is a quota",
 			uploadtest.CalledOff: "images.insert works on by itself once it is asked, and the stand-in is done when it is asked how far it is; that an upload breaks off there is among the faults, which Settle ends",
 		},

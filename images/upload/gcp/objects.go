@@ -202,13 +202,11 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if err != nil {
 		return nil, err
 	}
-	want := img.Audit()
-	var checks []upload.Check
-	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest, upload.LabelFile} {
-		checks = append(checks, upload.Compare("label "+k, i.label(k), want[k]))
-	}
-	return append(checks,
+	return []upload.Check{
+		upload.CompareLabels(i.label, img),
+		upload.CompareFile(i.label(upload.LabelFile), img),
 		upload.Compare("state", i.Status, "READY"),
 		upload.Compare("size of the disk in GiB", strconv.FormatInt(i.SizeGB, 10), strconv.FormatInt((img.RawSize+t.unit-1)/t.unit, 10)),
-		upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "size and CRC32C of the file were compared before the image was made of it; Google keeps no digest of an image"}), nil
+		{Name: "stored bytes", Result: upload.Unprovable, Detail: "size and CRC32C of the file were compared before the image was made of it; Google keeps no digest of an image"},
+	}, nil
 }

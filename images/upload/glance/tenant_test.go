@@ -91,6 +91,8 @@ func (n *tenant) platform(conf glance.Config) uploadtest.Platform {
 			uploadtest.InUse:     "only stores that clone an image refuse to delete it (Ceph), and this one keeps files; the stand-in refuses",
 			uploadtest.CalledOff: "the file is sent by this process",
 			uploadtest.Storm:     storm,
+			uploadtest.Options:   noTemplate,
+			uploadtest.Forgotten: notAlone,
 		},
 		Slow: true,
 	}

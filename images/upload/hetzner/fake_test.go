@@ -379,7 +379,7 @@ func (c *cloud) session(conn net.Conn, host ssh.Signer) {
 
 // run does what the rescue system's shell would do.
 func (c *cloud) run(at *thing, command string, ch ssh.Channel) uint32 {
-	want := regexp.MustCompile(`^bash -c 'set -euo pipefail; blkdiscard /dev/sda; zstd -dc \| dd of=/dev/sda .*; head -c (\d+) /dev/sda \| sha256sum'$`)
+	want := regexp.MustCompile(`^bash -c 'set -euo pipefail; blkdiscard /dev/sda; zstd -dc \| dd of=/dev/sda .*; head -c (\d+) /dev/sda \| if command -v openssl >/dev/null; then openssl dgst -sha256 -r; else sha256sum; fi'$`)
 	m := want.FindStringSubmatch(command)
 	if m == nil {
 		fmt.Fprintf(ch.Stderr(), "bash: %s: not understood", command)

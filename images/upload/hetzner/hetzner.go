@@ -69,24 +69,27 @@ type Config struct {
 }
 
 const (
-	publicAPI     = "https://api.hetzner.cloud/v1"
-	tries         = 5
-	connects      = 90
-	poll          = 2 * time.Second
-	defaultType   = "cx23"
-	defaultPlace  = "fsn1"
-	bootImage     = "debian-12" // never started
-	rescueSystem  = "linux64"
-	abandoned     = 24 * time.Hour
-	tidyLimit     = time.Minute
-	serverPrefix  = "server/"
-	labelPrefix   = "imagectl-"
-	digestPrefix  = "sha256:"
-	digestHalf    = 32
-	secondHalf    = "-2"
-	markLabel     = labelPrefix + "upload"
-	turnLabel     = labelPrefix + "turn"
-	createdLabel  = labelPrefix + "created"
+	publicAPI    = "https://api.hetzner.cloud/v1"
+	tries        = 5
+	connects     = 90
+	poll         = 2 * time.Second
+	defaultType  = "cx23"
+	defaultPlace = "fsn1"
+	bootImage    = "debian-12" // never started
+	rescueSystem = "linux64"
+	abandoned    = 24 * time.Hour
+	tidyLimit    = time.Minute
+	serverPrefix = "server/"
+	labelPrefix  = "imagectl-"
+	digestPrefix = "sha256:"
+	digestHalf   = 32
+	secondHalf   = "-2"
+	markLabel    = labelPrefix + "upload"
+	turnLabel    = labelPrefix + "turn"
+	createdLabel = labelPrefix + "created"
+	// builtLabel is the audit record's "created", for that name was given away before; a
+	// label takes no colon.
+	builtLabel    = labelPrefix + "built"
 	oursSelector  = upload.LabelOurs + "==1"
 	snapshotReady = "available"
 )
@@ -160,6 +163,8 @@ func labelsOf(audit map[string]string) (map[string]string, error) {
 		}
 		if hex, is := strings.CutPrefix(v, digestPrefix); is && len(hex) > digestHalf {
 			out[key], out[key+secondHalf] = hex[:digestHalf], hex[digestHalf:]
+		} else if k == upload.LabelCreated {
+			out[builtLabel] = strings.ReplaceAll(v, ":", "_")
 		} else {
 			out[key] = v
 		}

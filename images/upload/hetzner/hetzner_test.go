@@ -96,6 +96,8 @@ func TestConformance(t *testing.T) {
 			Plant:      c.plant,
 			Use:        func(o upload.Object) error { return c.protect(o.ID) },
 			Absent: map[uploadtest.Case]string{
+				uploadtest.Forgotten: "TestAnAbandonedServerIsFoundWithoutAJournal has it",
+				uploadtest.Options:   "an image has no options of ours: what a machine is like is said when it is made",
 				uploadtest.Full:      "Hetzner names no place that could be full: what ends is the number of servers or snapshots",
 				uploadtest.CalledOff: "nothing is imported: the disk is written by this process, and its server is removed",
 			},

@@ -22,9 +22,10 @@ const disk = "/dev/sda"
 
 // writeCommand is what the rescue system is asked for: standard input is the disk,
 // packed; standard output is the SHA-256 of what is on the disk afterwards. What is
-// not written reads as zeroes, which the digest proves.
+// not written reads as zeroes, which the digest proves. openssl uses the processor's
+// instructions for SHA-256, which Debian's sha256sum does not; both print the digest first.
 func writeCommand(unpack string, size int64) string {
-	return fmt.Sprintf("bash -c 'set -euo pipefail; blkdiscard %[1]s; %[2]s | dd of=%[1]s bs=4M iflag=fullblock conv=sparse,fsync,nocreat status=none; blockdev --flushbufs %[1]s; head -c %[3]d %[1]s | sha256sum'", disk, unpack, size)
+	return fmt.Sprintf("bash -c 'set -euo pipefail; blkdiscard %[1]s; %[2]s | dd of=%[1]s bs=4M iflag=fullblock conv=sparse,fsync,nocreat status=none; blockdev --flushbufs %[1]s; head -c %[3]d %[1]s | if command -v openssl >/dev/null; then openssl dgst -sha256 -r; else sha256sum; fi'", disk, unpack, size)
 }
 
 // unpacker is the program for a format; a raw image is packed here.

@@ -94,6 +94,8 @@ func conformance(t *testing.T, start func(t *testing.T) (conf hostdir.Config, di
 			Use:    func(o upload.Object) error { return one.Use(o.ID) },
 			Settle: one.Settle,
 			Absent: map[uploadtest.Case]string{
+				uploadtest.Forgotten: "what is staged is not looked for (docs/upload.md)",
+				uploadtest.Options:   "OpenNebula's own suite has it",
 				uploadtest.Storm:     "OpenNebula's own suite has it",
 				uploadtest.CalledOff: "OpenNebula's own suite has it; here the file would be there still, and the import end well",
 			},

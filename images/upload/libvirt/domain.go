@@ -1,7 +1,9 @@
 package libvirt
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -36,7 +38,9 @@ type metadata struct {
 	Version string   `xml:"version,attr"`
 	Digest  string   `xml:"digest,attr"`
 	// Previous is the version that the template was before.
-	Previous string       `xml:"previous,attr,omitempty"`
+	Previous string `xml:"previous,attr,omitempty"`
+	// Settings is a digest of what the options made of the template.
+	Settings string       `xml:"settings,attr,omitempty"`
 	Format   store.Format `xml:"format,attr"`
 	Size     int64        `xml:"size,attr"`
 	SHA256   string       `xml:"sha256,attr"`
@@ -100,16 +104,40 @@ func (m metadata) object() upload.Object {
 	return upload.Object{ID: versionName(m.Name, m.Version), Name: m.Name, Version: m.Version, Digest: m.Digest, Created: at, State: "shut off"}
 }
 
-// domain is the machine that a template describes.
-func (t *Target) domain(img upload.Image, m metadata, id string) (string, error) {
+// domain is the machine that a version describes.
+func (t *Target) domain(m metadata, id string) (string, error) {
+	return t.describe(versionName(m.Name, m.Version), m, id)
+}
+
+// template is the family's stable domain that starts a version. id is its own. It is
+// made of the options of now, and not of the version's domain, which has those of its
+// upload.
+func (t *Target) template(version metadata, id, previous string) (string, error) {
+	version.Kind, version.Previous = kindTemplate, previous
+	var err error
+	if version.Settings, err = t.settings(); err != nil {
+		return "", err
+	}
+	return t.describe(version.Name, version, id)
+}
+
+// settings is a digest of all that the options say of a machine. libvirt adds to what it
+// is given, so that texts cannot be compared.
+func (t *Target) settings() (string, error) {
+	text, err := t.describe("", metadata{}, "")
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8]), err
+}
+
+func (t *Target) describe(name string, m metadata, id string) (string, error) {
 	about, err := m.encode()
 	if err != nil {
 		return "", fmt.Errorf("describing the template: %w", err)
 	}
 	on := &libvirtxml.DomainFeature{}
 	d := libvirtxml.Domain{
-		Type: "kvm", Name: versionName(img.Name, img.Version), UUID: id,
-		Title: img.Name + " " + img.Version, Metadata: about,
+		Type: "kvm", Name: name, UUID: id,
+		Title: m.Name + " " + m.Version, Metadata: about,
 		Memory: &libvirtxml.DomainMemory{Value: uint(t.Memory), Unit: "MiB"},
 		VCPU:   &libvirtxml.DomainVCPU{Value: uint(t.CPUs)},
 		OS: &libvirtxml.DomainOS{
@@ -122,7 +150,7 @@ func (t *Target) domain(img upload.Image, m metadata, id string) (string, error)
 		Devices: &libvirtxml.DomainDeviceList{
 			Disks: []libvirtxml.DomainDisk{{
 				Device: "disk",
-				Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: string(img.Format), Discard: "unmap"},
+				Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: string(m.Format), Discard: "unmap"},
 				Source: &libvirtxml.DomainDiskSource{Volume: &libvirtxml.DomainDiskSourceVolume{Pool: t.Pool, Volume: m.Volume}},
 				Target: &libvirtxml.DomainDiskTarget{Dev: "vda", Bus: "virtio"},
 				// Nobody starts a template and clones what it has made of itself.
@@ -163,28 +191,6 @@ func (t *Target) card() libvirtxml.DomainInterface {
 		card.Source.User = &libvirtxml.DomainInterfaceSourceUser{}
 	}
 	return card
-}
-
-// template makes the family's stable domain out of a version's. id is the stable
-// one's own.
-func template(version libvirtxml.Domain, m metadata, id, previous string) (string, error) {
-	m.Kind, m.Previous = kindTemplate, previous
-	about, err := m.encode()
-	if err != nil {
-		return "", fmt.Errorf("describing the template: %w", err)
-	}
-	version.Name, version.UUID, version.Metadata = m.Name, id, about
-	for i := range version.Devices.Interfaces {
-		version.Devices.Interfaces[i].MAC = nil // libvirt makes another one
-	}
-	if version.OS != nil {
-		version.OS.NVRam = nil // it is made when a machine starts
-	}
-	text, err := version.Marshal()
-	if err != nil {
-		return "", fmt.Errorf("describing the template: %w", err)
-	}
-	return text, nil
 }
 
 // volume is a file of a size in the pool.

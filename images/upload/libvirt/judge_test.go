@@ -5,6 +5,7 @@ package libvirt
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -116,20 +117,7 @@ func TestConformanceOfARealDaemon(t *testing.T) {
 		p := uploadtest.Platform{
 			Target: func(f *uploadtest.Faults) upload.Target {
 				faulty := c
-				faulty.Dial = func(ctx context.Context) (net.Conn, error) {
-					var conn net.Conn
-					err := f.Call(ctx, func() (err error) {
-						conn, err = c.Dial(ctx)
-						return err
-					})
-					if err != nil {
-						if conn != nil {
-							conn.Close()
-						}
-						return nil, err
-					}
-					return &wire{Conn: conn, f: f, ctx: ctx, got: make(chan struct{}, 1)}, nil
-				}
+				faulty.Dial = broken(c, f)
 				return made(t, faulty)
 			},
 			Leftovers: func() ([]string, error) {
@@ -148,7 +136,27 @@ func TestConformanceOfARealDaemon(t *testing.T) {
 				return left, err
 			},
 			Plant: func() func() error { return plant(t, s) },
-			Use:   func(o upload.Object) error { return use(t, c, s, o) },
+			Later: func(f *uploadtest.Faults) upload.Target {
+				late := c
+				late.Dial = broken(c, f)
+				late.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+				return made(t, late)
+			},
+			Changed: func(f *uploadtest.Faults) upload.Target {
+				other := c
+				other.Dial = broken(c, f)
+				other.Node, other.Memory, other.CPUs, other.Firmware = `{"cluster": "demo", "ca": "new"}`, 8192, 4, UEFI
+				return made(t, other)
+			},
+			Template: func() (string, error) {
+				d, err := s.DomainLookupByName("prod-worker")
+				if err != nil {
+					return "", err
+				}
+				return s.DomainGetXMLDesc(d, libvirt.DomainXMLInactive)
+			},
+			Options: []string{base64.StdEncoding.EncodeToString([]byte(`{"cluster": "demo", "ca": "new"}`)), "<memory unit='KiB'>8388608</memory>", "<vcpu placement='static'>4</vcpu>", "firmware='efi'"},
+			Use:     func(o upload.Object) error { return use(t, c, s, o) },
 			Absent: map[uploadtest.Case]string{
 				uploadtest.Full:      "the pool is a directory of a file system that is not ours to fill; TestKindsOfFailures reads libvirt's words for it",
 				uploadtest.Quota:     "libvirt has no quotas of its own; that of a file system is the same refusal as a full one",
@@ -167,6 +175,24 @@ func TestConformanceOfARealDaemon(t *testing.T) {
 		}
 		return p
 	})
+}
+
+// broken dials with connections whose calls fail.
+func broken(c Config, f *uploadtest.Faults) func(ctx context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		var conn net.Conn
+		err := f.Call(ctx, func() (err error) {
+			conn, err = c.Dial(ctx)
+			return err
+		})
+		if err != nil {
+			if conn != nil {
+				conn.Close()
+			}
+			return nil, err
+		}
+		return &wire{Conn: conn, f: f, ctx: ctx, got: make(chan struct{}, 1)}, nil
+	}
 }
 
 // stranger is a user that no file belongs to.
@@ -349,7 +375,7 @@ func TestHolesDoNotTravel(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := sum(t, img.File, size)
-	img.Size, img.RawSize, img.SHA256 = size, size, h
+	img.Size, img.RawSize, img.SHA256, img.Digest = size, size, h, h
 	var last upload.Event
 	state, err := upload.OpenJournal(t.TempDir(), upload.Key{Target: "lv", Image: img})
 	if err != nil {

@@ -129,7 +129,32 @@ func Address(uri, runtimeDir string) (dial func(context.Context) (net.Conn, erro
 	default:
 		return nil, "", fmt.Errorf("reading the libvirt URI %q: want qemu, qemu+ssh or qemu+tls; others are not encrypted or not QEMU", uri)
 	}
-	return func(context.Context) (net.Conn, error) { return remote.Dial() }, driver, nil
+	return func(ctx context.Context) (net.Conn, error) { return race(ctx, remote.Dial) }, driver, nil
+}
+
+// race dials until the context ends. The library's dialers know none: what comes of a try
+// that is no longer waited for is closed.
+func race(ctx context.Context, dial func() (net.Conn, error)) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		conn, err := dial()
+		done <- result{conn, err}
+	}()
+	select {
+	case r := <-done:
+		return r.conn, r.err
+	case <-ctx.Done():
+		go func() {
+			if r := <-done; r.conn != nil {
+				r.conn.Close()
+			}
+		}()
+		return nil, ctx.Err()
+	}
 }
 
 // Formats that QEMU runs from and libvirt takes as they are.

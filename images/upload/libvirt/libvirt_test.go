@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,7 +60,7 @@ func TestDomains(t *testing.T) {
 			}
 			img := testImage()
 			m := to.metadata(img, "demo-worker.qcow2")
-			got, err := to.domain(img, m, "6f2c9d1e-0000-4000-8000-000000000001")
+			got, err := to.domain(m, "6f2c9d1e-0000-4000-8000-000000000001")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -84,11 +86,15 @@ func TestDomains(t *testing.T) {
 			if err != nil || !found || back.Digest != m.Digest || len(back.Labels) != len(m.Labels) {
 				t.Errorf("the metadata is read as %+v, %v, %v", back, found, err)
 			}
-			stable, err := template(read, back, "6f2c9d1e-0000-4000-8000-000000000002", "4593.2.0-0a0b0c0d")
+			stable, err := to.template(back, "6f2c9d1e-0000-4000-8000-000000000002", "4593.2.0-0a0b0c0d")
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, want := range []string{"<name>demo-worker</name>", `kind="template"`, `previous="4593.2.0-0a0b0c0d"`, "<readonly></readonly>"} {
+			settings, err := to.settings()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{`settings="` + settings + `"`, "<name>demo-worker</name>", `kind="template"`, `previous="4593.2.0-0a0b0c0d"`, "<readonly></readonly>"} {
 				if !strings.Contains(stable, want) {
 					t.Errorf("the template lacks %s:\n%s", want, stable)
 				}
@@ -175,6 +181,115 @@ func TestKindsOfFailures(t *testing.T) {
 	}
 	if failed(t.Context(), "trying", nil) != nil {
 		t.Error("no error has become one")
+	}
+}
+
+// Every option of the template makes other settings; what is no option makes none.
+func TestSettingsTellOptionsApart(t *testing.T) {
+	all := map[string]string{}
+	for name, c := range map[string]Config{
+		"plain": {}, "network": {Network: "rack"}, "bridge": {Bridge: "rack"}, "CPUs": {CPUs: 3}, "memory": {Memory: 8192},
+		"firmware": {Firmware: UEFI}, "emulate": {Emulate: true}, "node": {Node: "a"}, "another node": {Node: "b"},
+	} {
+		c.Pool = "default"
+		to, err := New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := to.settings()
+		if err != nil || got == "" || all[got] != "" {
+			t.Errorf("%s has the settings %q, as %q has; %v", name, got, all[got], err)
+		}
+		all[got] = name
+		c.Now, c.Driver = time.Now, "qemu:///system"
+		if to, err = New(c); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := to.settings(); err != nil || again != got {
+			t.Errorf("%s has the settings %q and then %q, %v", name, got, again, err)
+		}
+	}
+}
+
+// What is read back of a raw volume is the disk, whichever file is compared; of another
+// one it is its own file.
+func TestWhatIsReadBack(t *testing.T) {
+	qcow2 := testImage()
+	raw := qcow2
+	raw.Format, raw.SHA256 = store.Raw, raw.Digest
+	changed := strings.Repeat("3c", 32)
+	for _, c := range []struct {
+		name      string
+		made, now upload.Image
+		sum       string
+		want      upload.Result
+	}{
+		{"the same qcow2", qcow2, qcow2, qcow2.SHA256, upload.Good},
+		{"a qcow2 that was changed", qcow2, qcow2, changed, upload.Bad},
+		{"raw, and a qcow2 here", raw, qcow2, raw.Digest, upload.Good},
+		{"raw that was changed, and a qcow2 here", raw, qcow2, changed, upload.Bad},
+		{"qcow2, and raw here", qcow2, raw, qcow2.SHA256, upload.Unprovable},
+		{"qcow2 that was changed, and raw here", qcow2, raw, changed, upload.Bad},
+	} {
+		m := metadata{Format: c.made.Format, SHA256: c.made.SHA256}
+		if got := readBack(m, c.sum, c.now); got.Result != c.want || got.Detail == "" {
+			t.Errorf("%s: got %+v, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// A volume of an upload that lost its journal is told by its name and its age, and never
+// one that a domain of ours has.
+func TestVolumesThatNobodyHas(t *testing.T) {
+	const ours = "demo-worker_4593.2.1-1a2b3c4d.0a0b0c0d.qcow2"
+	now := time.Unix(1_790_000_000, 0)
+	old, young := fmt.Sprintf("%d.123456789", now.Add(-25*time.Hour).Unix()), fmt.Sprintf("%d.0", now.Add(-23*time.Hour).Unix())
+	mine := []*known{{metadata: metadata{Pool: "default", Volume: "demo-worker_4593.2.1-1a2b3c4d.ffffffff.raw"}}}
+	for _, c := range []struct {
+		name, mtime, pool string
+		want              bool
+	}{
+		{ours, old, "default", true},
+		{ours, young, "default", false},
+		{ours, "", "default", false},
+		{ours, "yesterday", "default", false},
+		{mine[0].Volume, old, "default", false},
+		{mine[0].Volume, old, "other", true},
+		{"demo-worker_4593.2.1-1a2b3c4d.qcow2", old, "default", false},
+		{"demo-worker.0a0b0c0d.qcow2", old, "default", false},
+		{"w1.qcow2", old, "default", false},
+		{"a/" + ours, old, "default", false},
+	} {
+		o, got := lostVolume(c.name, c.mtime, mine, c.pool, now)
+		if got != c.want || got && (!o.Broken || o.Name != "demo-worker" || o.Version != "4593.2.1-1a2b3c4d" || o.ID != "volume/"+c.name) {
+			t.Errorf("%s of %q in %s: %+v, %t, want %t", c.name, c.mtime, c.pool, o, got, c.want)
+		}
+	}
+}
+
+// A host that does not answer is given up with the context; a connection that comes of it
+// all the same is closed.
+func TestDialingEndsWithTheContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ours, theirs := net.Pipe()
+	answer, dialling := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		_, err := race(ctx, func() (net.Conn, error) {
+			close(dialling)
+			<-answer
+			return ours, nil
+		})
+		done <- err
+	}()
+	<-dialling
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("race = %v, want the context's end", err)
+	}
+	close(answer)
+	if _, err := theirs.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("reading from the other end: %v, want that it was closed", err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
 
+	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 )
 
@@ -35,7 +36,7 @@ func (s *session) domains() (mine []*known, err error) {
 	return mine, nil
 }
 
-// List reads the domains' metadata.
+// List reads the domains' metadata, and finds volumes that no domain has.
 func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error) {
 	s, done, err := t.open(ctx)
 	if err != nil {
@@ -52,7 +53,10 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 			templates[k.Name] = k
 		}
 	}
-	var all []upload.Object
+	all, err := s.lost(mine, name, t.Now())
+	if err != nil {
+		return nil, err
+	}
 	for _, k := range mine {
 		// A clone of a version has its metadata, and is none.
 		if k.Kind != kindVersion || k.xml.Name != versionName(k.Name, k.Version) || k.Pool != t.Pool || name != "" && name != k.Name {
@@ -70,7 +74,8 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 	return all, nil
 }
 
-// Promote defines the template anew, after the version's domain.
+// Promote defines the template anew, of the version and the options of now, unless it
+// is that already.
 func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	s, done, err := t.open(ctx)
 	if err != nil {
@@ -91,19 +96,39 @@ func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	// Two who promote the first one at once make the same domain.
 	id, previous := uuid.NewSHA1(uuid.NameSpaceURL, []byte(namespace+":"+o.Name)).String(), ""
 	if at != nil {
-		if at.Version == o.Version && at.Volume == k.Volume {
-			return nil
+		if settings, err := t.settings(); err != nil || at.starts(k, settings) {
+			return err
 		}
 		if id, previous = at.xml.UUID, at.Version; previous == o.Version {
 			previous = at.metadata.Previous
 		}
 	}
-	text, err := template(k.xml, k.metadata, id, previous)
+	text, err := t.template(k.metadata, id, previous)
 	if err != nil {
 		return err
 	}
 	_, err = s.DomainDefineXMLFlags(text, libvirt.DomainDefineValidate)
 	return failed(ctx, "defining the template "+o.Name, err)
+}
+
+// starts tells whether a template is what promoting a version would make of it.
+func (k *known) starts(version *known, settings string) bool {
+	return k.Version == version.Version && k.Volume == version.Volume && k.Settings == settings
+}
+
+// Stale implements upload.Templates.
+func (t *Target) Stale(ctx context.Context, o upload.Object) (bool, error) {
+	s, done, err := t.open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer done()
+	at, err := s.find(o.Name, kindTemplate)
+	if err != nil || at == nil || at.Version != o.Version {
+		return false, err
+	}
+	settings, err := t.settings()
+	return at.Settings != settings, err
 }
 
 // Delete removes a version's volume and then its domain, so that what was cut off
@@ -114,6 +139,9 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 		return err
 	}
 	defer done()
+	if volume, is := strings.CutPrefix(o.ID, volumePrefix); is {
+		return s.deleteLost(volume, t.Now())
+	}
 	k, err := s.find(versionName(o.Name, o.Version), kindVersion)
 	if err != nil {
 		return err
@@ -280,9 +308,8 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	}
 	checks := []upload.Check{
 		upload.Compare("digest of the disk", k.Digest, img.Digest),
-		upload.Compare("format", string(k.Format), string(img.Format)),
-		upload.Compare("digest of the file in the metadata", k.SHA256, img.SHA256),
 		upload.CompareLabels(func(key string) string { return labelOf(k.Labels, key) }, img),
+		upload.CompareFile("sha256:"+k.SHA256, img),
 	}
 	vol, err := s.StorageVolLookupByName(s.pool, k.Volume)
 	if none(err, libvirt.ErrNoStorageVol) {
@@ -300,7 +327,20 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if err := s.StorageVolDownload(vol, sum, 0, uint64(k.Size), 0); err != nil {
 		return nil, failed(ctx, "reading the volume "+k.Volume, err)
 	}
-	return append(checks, upload.Compare("digest of the volume, read back", hex.EncodeToString(sum.Sum(nil)), k.SHA256)), nil
+	return append(checks, readBack(k.metadata, hex.EncodeToString(sum.Sum(nil)), img)), nil
+}
+
+// readBack judges the digest of what is in a volume. Of a raw one that is the disk's,
+// whichever file it was made of; of another one it is the file's.
+func readBack(m metadata, sum string, img upload.Image) upload.Check {
+	const name = "digest of the volume, read back"
+	switch {
+	case m.Format == store.Raw:
+		return upload.Compare(name, sum, img.Digest)
+	case m.SHA256 == img.SHA256 || sum != m.SHA256:
+		return upload.Compare(name, sum, m.SHA256)
+	}
+	return upload.Check{Name: name, Result: upload.Unprovable, Detail: "the volume is as its metadata say, and they speak of another file than this one: " + sum}
 }
 
 func labelOf(all []label, key string) string {
@@ -312,4 +352,7 @@ func labelOf(all []label, key string) string {
 	return ""
 }
 
-var _ upload.Target = (*Target)(nil)
+var (
+	_ upload.Target    = (*Target)(nil)
+	_ upload.Templates = (*Target)(nil)
+)

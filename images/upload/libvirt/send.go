@@ -213,7 +213,7 @@ func (t *Target) send(s *session, img upload.Image, j upload.Journal, ev upload.
 	if err := s.fill(vol, img, ev); err != nil {
 		return nil, err
 	}
-	if text, err = t.domain(img, t.metadata(img, name), id.String()); err != nil {
+	if text, err = t.domain(t.metadata(img, name), id.String()); err != nil {
 		return nil, err
 	}
 	_, refused := s.DomainDefineXMLFlags(text, libvirt.DomainDefineValidate)

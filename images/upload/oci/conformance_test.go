@@ -76,6 +76,8 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 		},
 		Plant: func() func() error { return plant(t, plain, foreign) },
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "a blob without a manifest is the registry's own garbage, and nothing else is left",
+			uploadtest.Options:   "a registry keeps files, and no machines",
 			uploadtest.InUse:     "a registry starts no machines, and does not know who reads a manifest",
 			uploadtest.CalledOff: "nothing is imported: a blob without a manifest is the registry's own garbage",
 		},

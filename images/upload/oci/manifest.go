@@ -117,10 +117,10 @@ func annotations(img upload.Image, now time.Time) map[string]string {
 		all[ours+k] = v
 	}
 	delete(all, keyFile) // the layers have it: there may be several
-	if _, err := time.Parse(time.RFC3339, img.Labels["created"]); err == nil {
-		all[ociCreated] = img.Labels["created"]
+	if _, err := time.Parse(time.RFC3339, img.Labels[upload.LabelCreated]); err == nil {
+		all[ociCreated] = img.Labels[upload.LabelCreated]
 	}
-	if git := img.Labels["git"]; git != "" {
+	if git := img.Labels[upload.LabelGit]; git != "" {
 		all[ociRevision] = git
 	}
 	return all

@@ -77,6 +77,21 @@ func start(t *testing.T) uploadtest.Platform {
 		Release:    one.Release,
 		Settle:     one.Settle,
 		Waits:      true,
+		Later: func(f *uploadtest.Faults) upload.Target {
+			// What is left is in state ERROR, however young it is.
+			c := conf
+			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
+			return opennebula.New(c)
+		},
+		Changed: func(f *uploadtest.Faults) upload.Target {
+			c := conf
+			c.Client = &http.Client{Transport: f.Transport(http.DefaultTransport)}
+			c.Machine = opennebula.Machine{Network: "dmz", MemoryMB: 8192, VCPU: 4, Firmware: "/usr/share/OVMF/OVMF_CODE_4M.fd", Node: []byte(`{"cluster":"prod","ca":"new"}`)}
+			return opennebula.New(c)
+		},
+		Template: func() (string, error) { return one.Template(onedtest.Session, "prod-worker"), nil },
+		// base64 of {"cluster":"prod","ca":"new"}
+		Options: []string{"<NETWORK>dmz<", "<MEMORY>8192<", "<VCPU>4<", "OVMF_CODE_4M", "<IMAGECTL_NODE>eyJjbHVzdGVyIjoicHJvZCIsImNhIjoibmV3In0=<"},
 	}
 }
 

@@ -7,6 +7,9 @@
 // front-end reads the file from a URL (package staging) or from its own disk. Every
 // image has SHA1, the strongest digest that the front-end compares (it does not
 // check the certificate of a URL), and the audit record as attributes IMAGECTL_*.
+// Attributes are anybody's to write, and Sunstone's Clone copies them: what is ours has
+// the record, the name that follows from it, and us as its owner (or a group that the
+// configuration names).
 //
 // Calls and quirks are those of a real oned 7.5.80 with the fs driver; StorPool's
 // driver was read, not tried (docs/upload-opennebula.md).
@@ -22,6 +25,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
@@ -38,6 +42,9 @@ type Config struct {
 	// Source gives the front-end the file, at a URL or in a directory that SAFE_DIRS of
 	// the datastore has.
 	Source upload.Source
+	// Group is the name of a group whose members' images and templates count as ours, too;
+	// empty for the user's alone.
+	Group string
 	// Machine is what the template says of virtual machines.
 	Machine Machine
 	// Client sends the calls; it has no time limit, for one.image.allocate answers
@@ -47,8 +54,13 @@ type Config struct {
 	Wait func(ctx context.Context) error
 }
 
-// Target is an upload.Target.
-type Target struct{ conf Config }
+// Target is an upload.Target. It may be used by several goroutines.
+type Target struct {
+	conf Config
+
+	mu sync.Mutex
+	me *caller
+}
 
 // New returns a target. It calls nobody.
 func New(c Config) *Target { return &Target{conf: c} }
@@ -59,7 +71,8 @@ func (t *Target) Formats() []store.Format { return []store.Format{store.QCOW2, s
 
 // Preflight implements upload.Target.
 func (t *Target) Preflight(ctx context.Context, img upload.Image) (upload.Plan, error) {
-	if _, err := t.ask(ctx, "one.system.version"); err != nil {
+	// It says who we are, too, so that wrong credentials are told first.
+	if _, err := t.caller(ctx); err != nil {
 		return upload.Plan{}, err
 	}
 	ds, err := t.datastore(ctx)
@@ -209,7 +222,7 @@ func (t *Target) allocated(ctx context.Context, mark, answer string, failed erro
 	if !errors.Is(failed, upload.ErrServer) {
 		return 0, failed
 	}
-	all, err := t.images(ctx)
+	all, err := t.everybodys(ctx)
 	if err != nil {
 		return 0, failed
 	}
@@ -243,7 +256,9 @@ func (t *Target) remove(ctx context.Context, id int) error {
 	return err
 }
 
-func imageName(img upload.Image) string { return img.Name + "-" + img.Version }
+func imageName(img upload.Image) string { return versionName(img.Name, img.Version) }
+
+func versionName(family, version string) string { return family + "-" + version }
 
 // sha1Of reads the whole file.
 func sha1Of(ctx context.Context, img upload.Image, ev upload.Events) (string, error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,8 +17,9 @@ import (
 
 // image is an IMAGE document, as far as it is used.
 type image struct {
-	ID          int    `xml:"ID"`
-	Name        string `xml:"NAME"`
+	ID   int    `xml:"ID"`
+	Name string `xml:"NAME"`
+	owner
 	SizeMB      int64  `xml:"SIZE"`
 	State       int    `xml:"STATE"`
 	RegTime     int64  `xml:"REGTIME"`
@@ -32,7 +34,15 @@ type image struct {
 		Digest  string `xml:"IMAGECTL_DIGEST"`
 		File    string `xml:"IMAGECTL_FILE_DIGEST"`
 		Upload  string `xml:"IMAGECTL_UPLOAD"`
+		// Rest are all others, the labels among them.
+		Rest []attribute `xml:",any"`
 	} `xml:"TEMPLATE"`
+}
+
+// attribute is one of a TEMPLATE whose name is not known beforehand.
+type attribute struct {
+	XMLName xml.Name
+	Text    string `xml:",chardata"`
 }
 
 // stage is what an image's state means for us.
@@ -66,17 +76,52 @@ func (i image) stage() stage {
 	return finished
 }
 
-func (i image) ours() bool { return i.Template.Ours == "1" && i.Template.Family != "" }
+// says tells whether it has our record under the name that we give such an image. One
+// that somebody copied has the record, too, and another name; so has one of a user who
+// is not we (caller.owns).
+func (i image) says() bool {
+	return i.Template.Ours == "1" && i.Template.Family != "" && i.Name == versionName(i.Template.Family, i.Template.Version)
+}
+
+// label gives a part of the audit record as upload.Image.Audit writes it: in attributes
+// digests go without their algorithm.
+func (i image) label(key string) string {
+	switch key {
+	case upload.LabelOurs:
+		return i.Template.Ours
+	case upload.LabelName:
+		return i.Template.Family
+	case upload.LabelVersion:
+		return i.Template.Version
+	case upload.LabelDigest:
+		return withAlgorithm(i.Template.Digest)
+	case upload.LabelFile:
+		return withAlgorithm(i.Template.File)
+	}
+	for _, a := range i.Template.Rest {
+		if a.XMLName.Local == attributeOf(key) {
+			return withAlgorithm(a.Text)
+		}
+	}
+	return ""
+}
+
+var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func withAlgorithm(text string) string {
+	if digestForm.MatchString(text) {
+		return "sha256:" + text
+	}
+	return text
+}
 
 // template is a VMTEMPLATE document.
 type template struct {
-	ID       int    `xml:"ID"`
-	Name     string `xml:"NAME"`
+	ID   int    `xml:"ID"`
+	Name string `xml:"NAME"`
+	owner
 	Template struct {
-		Disks []struct {
-			ImageID string `xml:"IMAGE_ID"`
-			Image   string `xml:"IMAGE"`
-		} `xml:"DISK"`
+		Disks    []disk `xml:"DISK"`
 		Ours     string `xml:"IMAGECTL"`
 		Family   string `xml:"IMAGECTL_NAME"`
 		Previous string `xml:"IMAGECTL_PREVIOUS"`
@@ -84,16 +129,37 @@ type template struct {
 	} `xml:"TEMPLATE"`
 }
 
-func (t template) ours() bool { return t.Template.Ours == "1" && t.Template.Family != "" }
+// says is image.says: Sunstone's Clone copies our attributes under another name.
+func (t template) says() bool {
+	return t.Template.Ours == "1" && t.Template.Family != "" && t.Name == t.Template.Family
+}
+
+// disk names an image by its number, or by its name and whose it is.
+type disk struct {
+	ImageID string `xml:"IMAGE_ID"`
+	Image   string `xml:"IMAGE"`
+	UID     string `xml:"IMAGE_UID"`
+	User    string `xml:"IMAGE_UNAME"`
+}
+
+// names tells whether a disk in a template of a user's is of an image.
+func (d disk) names(i image, by int) bool {
+	switch {
+	case d.ImageID != "":
+		return d.ImageID == strconv.Itoa(i.ID)
+	case d.Image != i.Name:
+		return false
+	case d.UID != "":
+		return d.UID == strconv.Itoa(i.UID)
+	case d.User != "":
+		return d.User == i.User
+	}
+	return by == i.UID
+}
 
 // uses tells whether a machine of this template would have the image.
 func (t template) uses(i image) bool {
-	for _, d := range t.Template.Disks {
-		if d.ImageID == strconv.Itoa(i.ID) || d.ImageID == "" && d.Image == i.Name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(t.Template.Disks, func(d disk) bool { return d.names(i, t.UID) })
 }
 
 type datastore struct {
@@ -152,19 +218,50 @@ func (t *Target) image(ctx context.Context, id int) (image, error) {
 
 // images are ours, oldest first.
 func (t *Target) images(ctx context.Context) ([]image, error) {
-	var pool struct {
-		All []image `xml:"IMAGE"`
-	}
-	if err := t.read(ctx, &pool, "one.imagepool.info", filterAll, noLimit, noLimit); err != nil {
+	me, err := t.caller(ctx)
+	if err != nil {
 		return nil, err
 	}
-	out := slices.DeleteFunc(pool.All, func(i image) bool { return !i.ours() })
+	all, err := t.everybodys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := slices.DeleteFunc(all, func(i image) bool { return !i.says() || !me.owns(i.owner) })
 	slices.SortFunc(out, func(a, b image) int {
 		return cmp.Or(cmp.Compare(a.RegTime, b.RegTime), cmp.Compare(a.ID, b.ID))
 	})
 	return out, nil
 }
 
+// everybodys are all images that one may use, those of others, too.
+func (t *Target) everybodys(ctx context.Context) ([]image, error) {
+	var pool struct {
+		All []image `xml:"IMAGE"`
+	}
+	return pool.All, t.read(ctx, &pool, "one.imagepool.info", filterAll, noLimit, noLimit)
+}
+
+// ourImage reads an image that is asked for by its number.
+func (t *Target) ourImage(ctx context.Context, doing, number string) (image, error) {
+	id, err := strconv.Atoi(number)
+	if err != nil {
+		return image{}, fmt.Errorf("%s image %q: %w: it is no number", doing, number, upload.ErrNotFound)
+	}
+	me, err := t.caller(ctx)
+	if err != nil {
+		return image{}, err
+	}
+	i, err := t.image(ctx, id)
+	if err != nil {
+		return image{}, err
+	}
+	if !i.says() || !me.owns(i.owner) {
+		return image{}, fmt.Errorf("%s image %d: %w: it is not ours but %s's, called %s", doing, id, upload.ErrTaken, i.User, i.Name)
+	}
+	return i, nil
+}
+
+// templates are everybody's: any of them may name an image.
 func (t *Target) templates(ctx context.Context) ([]template, error) {
 	var pool struct {
 		All []template `xml:"VMTEMPLATE"`
@@ -212,35 +309,46 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 	if err != nil {
 		return nil, err
 	}
-	templates, err := t.templates(ctx)
+	stable, err := t.stable(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var out []upload.Object
 	for _, i := range all {
 		if name == "" || i.Template.Family == name {
-			out = append(out, describe(i, templates))
+			out = append(out, describe(i, stable))
 		}
 	}
 	return out, nil
 }
 
+// stable are the templates that are ours.
+func (t *Target) stable(ctx context.Context) ([]template, error) {
+	me, err := t.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := t.templates(ctx)
+	return slices.DeleteFunc(all, func(tm template) bool { return !tm.says() || !me.owns(tm.owner) }), err
+}
+
 // object describes one image.
 func (t *Target) object(ctx context.Context, i image) (upload.Object, error) {
-	templates, err := t.templates(ctx)
+	stable, err := t.stable(ctx)
 	if err != nil {
 		return upload.Object{}, err
 	}
-	return describe(i, templates), nil
+	return describe(i, stable), nil
 }
 
-func describe(i image, templates []template) upload.Object {
+// describe says of an image what our templates make of it.
+func describe(i image, stable []template) upload.Object {
 	o := upload.Object{
 		ID: strconv.Itoa(i.ID), Name: i.Template.Family, Version: i.Template.Version, Digest: i.Template.Digest,
 		Broken: i.stage() == broken, Created: time.Unix(i.RegTime, 0).UTC(), State: i.state(),
 	}
-	for _, t := range templates {
-		if !t.ours() || t.Template.Family != o.Name {
+	for _, t := range stable {
+		if t.Template.Family != o.Name {
 			continue
 		}
 		o.Current = o.Current || t.uses(i)
@@ -252,16 +360,9 @@ func describe(i image, templates []template) upload.Object {
 // Delete implements upload.Target. oned itself refuses while a machine has the
 // image; a template that names it would only fail later, so it is asked here.
 func (t *Target) Delete(ctx context.Context, o upload.Object) error {
-	id, err := strconv.Atoi(o.ID)
-	if err != nil {
-		return fmt.Errorf("deleting image %q: %w: it is no number", o.ID, upload.ErrNotFound)
-	}
-	i, err := t.image(ctx, id)
+	i, err := t.ourImage(ctx, "deleting", o.ID)
 	if err != nil {
 		return err
-	}
-	if !i.ours() {
-		return fmt.Errorf("deleting image %d: %w: it is not ours", id, upload.ErrTaken)
 	}
 	templates, err := t.templates(ctx)
 	if err != nil {
@@ -269,29 +370,32 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 	}
 	for _, tm := range templates {
 		if tm.uses(i) {
-			return fmt.Errorf("deleting image %d: %w: template %d (%s) names it", id, upload.ErrInUse, tm.ID, tm.Name)
+			return fmt.Errorf("deleting image %d: %w: template %d (%s) names it", i.ID, upload.ErrInUse, tm.ID, tm.Name)
 		}
 	}
-	_, err = t.call(ctx, "one.image.delete", id)
+	_, err = t.call(ctx, "one.image.delete", i.ID)
 	return err
 }
 
 // Clean implements upload.Target: it removes the very image that the broken upload
-// made, which its mark tells from one that another upload makes under the same name.
+// made, which its mark tells from one that another upload makes under the same name,
+// whoever the user was.
 // oned lets no owner remove an image that is still being imported, so that is waited
 // for; without its source an import fails soon.
 func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
 	if mine, err := upload.CleanStaged(ctx, t.conf.Source, left); mine {
 		return err
 	}
-	all, err := t.images(ctx)
+	all, err := t.everybodys(ctx)
 	if err != nil {
 		return err
 	}
+	found := false
 	for _, i := range all {
-		if i.Template.Upload != left.Note || left.Note == "" {
+		if i.Template.Upload != left.Note || left.Note == "" || i.Name != left.Name {
 			continue
 		}
+		found = true
 		if i.stage() == pending {
 			if i, err = t.settled(ctx, i.ID); errors.Is(err, upload.ErrNotFound) {
 				continue
@@ -304,6 +408,12 @@ func (t *Target) Clean(ctx context.Context, left upload.Leftover) error {
 		}
 		if err := t.remove(ctx, i.ID); err != nil && !errors.Is(err, upload.ErrNotFound) {
 			return err
+		}
+	}
+	if id, err := strconv.Atoi(left.ID); err == nil && !found {
+		// It is gone, or another user made it and we may not see it.
+		if _, err := t.image(ctx, id); err != nil && !errors.Is(err, upload.ErrNotFound) {
+			return fmt.Errorf("looking for image %d, which an upload left: %w", id, err)
 		}
 	}
 	return nil

@@ -72,13 +72,17 @@ func (a *attributes) text() (string, error) { return a.b.String(), errors.Join(a
 func (a *attributes) audit(img upload.Image) {
 	all := img.Audit()
 	for _, k := range slices.Sorted(maps.Keys(all)) {
-		name := "IMAGECTL"
-		if k != upload.LabelOurs {
-			name += "_" + strings.ToUpper(strings.ReplaceAll(k, "-", "_"))
-		}
 		// The attribute to search by is the plain digest.
-		a.set(name, strings.TrimPrefix(all[k], "sha256:"))
+		a.set(attributeOf(k), strings.TrimPrefix(all[k], "sha256:"))
 	}
+}
+
+// attributeOf is the attribute of a label.
+func attributeOf(label string) string {
+	if label == upload.LabelOurs {
+		return "IMAGECTL"
+	}
+	return "IMAGECTL_" + strings.ToUpper(strings.ReplaceAll(label, "-", "_"))
 }
 
 // imageTemplate is what one.image.allocate gets. mark tells this upload's image
@@ -150,23 +154,17 @@ func or(s, def string) string {
 // Promote implements upload.Target: the template's disk becomes this image, and
 // IMAGECTL_PREVIOUS is the one that it was.
 func (t *Target) Promote(ctx context.Context, o upload.Object) error {
-	id, err := strconv.Atoi(o.ID)
-	if err != nil {
-		return fmt.Errorf("promoting image %q: %w: it is no number", o.ID, upload.ErrNotFound)
-	}
-	i, err := t.image(ctx, id)
+	i, err := t.ourImage(ctx, "promoting", o.ID)
 	if err != nil {
 		return err
 	}
-	if !i.ours() || i.stage() != finished {
-		return fmt.Errorf("promoting image %d: %w: it is not a finished image of ours but %s", id, upload.ErrNotFound, i.state())
+	if i.stage() != finished {
+		return fmt.Errorf("promoting image %d: %w: it is not finished but %s", i.ID, upload.ErrNotFound, i.state())
 	}
-	text, err := machineTemplate(t.conf.Machine, i.Template.Family, i)
+	text, settings, err := t.wanted(i)
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256([]byte(text))
-	settings := hex.EncodeToString(sum[:8])
 	var a attributes
 	a.set("IMAGECTL_SETTINGS", settings)
 	old, err := t.family(ctx, i.Template.Family)
@@ -211,15 +209,37 @@ func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	return nil
 }
 
+// wanted is the template that starts an image, but for what it remembers, and a digest
+// of it.
+func (t *Target) wanted(i image) (text, settings string, err error) {
+	text, err = machineTemplate(t.conf.Machine, i.Template.Family, i)
+	sum := sha256.Sum256([]byte(text))
+	return text, hex.EncodeToString(sum[:8]), err
+}
+
+// Stale implements upload.Templates.
+func (t *Target) Stale(ctx context.Context, o upload.Object) (bool, error) {
+	i, err := t.ourImage(ctx, "looking at", o.ID)
+	if err != nil {
+		return false, err
+	}
+	_, settings, err := t.wanted(i)
+	if err != nil {
+		return false, err
+	}
+	at, err := t.family(ctx, i.Template.Family)
+	return err == nil && at != nil && at.Template.Settings != settings, err
+}
+
 // family finds the template of a family; nil when there is none.
 func (t *Target) family(ctx context.Context, name string) (*template, error) {
-	all, err := t.templates(ctx)
+	all, err := t.stable(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var hits []template
 	for _, tm := range all {
-		if tm.ours() && tm.Template.Family == name {
+		if tm.Template.Family == name {
 			hits = append(hits, tm)
 		}
 	}
@@ -229,5 +249,6 @@ func (t *Target) family(ctx context.Context, name string) (*template, error) {
 	case 1:
 		return &hits[0], nil
 	}
-	return nil, fmt.Errorf("finding template %s: %w: %d and %d both say that they are it; delete one", name, upload.ErrTaken, hits[0].ID, hits[1].ID)
+	// A name is one user's once, so these are of two members of the group.
+	return nil, fmt.Errorf("finding template %s: %w: %d of %s and %d of %s both say that they are it; delete one", name, upload.ErrTaken, hits[0].ID, hits[0].User, hits[1].ID, hits[1].User)
 }

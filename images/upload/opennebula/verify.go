@@ -3,7 +3,6 @@ package opennebula
 import (
 	"context"
 	"encoding/base64"
-	"fmt"
 	"strconv"
 
 	"github.com/imagectl/imagectl/images/upload"
@@ -22,34 +21,25 @@ func context64(node []byte) [][2]string {
 
 // Verify implements upload.Target.
 func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) ([]upload.Check, error) {
-	id, err := strconv.Atoi(o.ID)
-	if err != nil {
-		return nil, fmt.Errorf("verifying image %q: %w: it is no number", o.ID, upload.ErrNotFound)
-	}
-	i, err := t.image(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	same := func(name, got, want string) upload.Check {
-		if got == want {
-			return upload.Check{Name: name, Result: upload.Good, Detail: got}
-		}
-		return upload.Check{Name: name, Result: upload.Bad, Detail: fmt.Sprintf("is %q, want %q", got, want)}
-	}
-	sum, err := sha1Of(ctx, img, func(upload.Event) {})
+	i, err := t.ourImage(ctx, "verifying", o.ID)
 	if err != nil {
 		return nil, err
 	}
 	checks := []upload.Check{
-		same("label name", i.Template.Family, img.Name),
-		same("label version", i.Template.Version, img.Version),
-		same("label digest", i.Template.Digest, img.Digest),
-		same("size in MB", strconv.FormatInt(i.SizeMB, 10), strconv.FormatInt((img.RawSize+1<<20-1)>>20, 10)),
+		upload.CompareLabels(i.label, img),
+		upload.CompareFile(i.label(upload.LabelFile), img),
+		upload.Compare("size in MB", strconv.FormatInt(i.SizeMB, 10), strconv.FormatInt((img.RawSize+1<<20-1)>>20, 10)),
 	}
-	if i.Template.File == img.SHA256 {
-		checks = append(checks, same("SHA1 of the file, as compared at import", i.Template.SHA1, sum))
-	} else {
-		checks = append(checks, upload.Check{Name: "SHA1 of the file, as compared at import", Result: upload.Unprovable, Detail: "the image was made of another file with the same disk"})
+	if i.label(upload.LabelFile) == "sha256:"+img.SHA256 {
+		sum, err := sha1Of(ctx, img, func(upload.Event) {})
+		if err != nil {
+			return nil, err
+		}
+		c := upload.Compare("SHA1 attribute", i.Template.SHA1, sum)
+		if c.Result == upload.Good {
+			c.Detail += ": what the front-end had to find at the import, or there would be no image; it proves nothing of what is stored now"
+		}
+		checks = append(checks, c)
 	}
 	if i.stage() == finished {
 		checks = append(checks, upload.Check{Name: "state", Result: upload.Good, Detail: i.state()})

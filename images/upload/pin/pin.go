@@ -38,12 +38,16 @@ func decode(text string) (Digest, error) {
 	return hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(text), ":", ""))
 }
 
-// Untrusted tells whether a call failed because of the server's certificate: nothing
-// was sent, and asking again changes nothing.
+// Untrusted tells whether a call failed because of the server's certificate, and nothing
+// was sent, or because the server is not where it was: asking again changes nothing.
 func Untrusted(err error) bool {
 	var bad *tls.CertificateVerificationError
-	return errors.Is(err, ErrMismatch) || errors.As(err, &bad)
+	return errors.Is(err, ErrMismatch) || errors.Is(err, ErrElsewhere) || errors.As(err, &bad)
 }
+
+// ErrElsewhere: the server sends its clients to another one, or to itself without TLS.
+// Whoever carries requests says so (cmd/imagectl/cli).
+var ErrElsewhere = errors.New("it sends us elsewhere")
 
 // ErrMismatch: the server has another certificate than the pinned one.
 var ErrMismatch = errors.New("the server's certificate is not the pinned one")

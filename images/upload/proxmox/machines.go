@@ -28,6 +28,8 @@ type record struct {
 	Mark string `json:"mark"`
 	// Turn counts a family's promotions: the highest is current.
 	Turn int `json:"turn,omitempty"`
+	// Settings is a digest of the hardware that it was given.
+	Settings string `json:"settings,omitempty"`
 }
 
 // notes are for people, with the record in one line.
@@ -76,6 +78,10 @@ type config struct {
 	Lock     string `json:"lock"`
 	Template flag   `json:"template"`
 	Disk     string `json:"scsi0"`
+	Card     string `json:"net0"`
+	Drive    string `json:"ide2"`
+	// BIOS is empty where nobody has chosen one.
+	BIOS Firmware `json:"bios"`
 	// Digest names this state of the configuration.
 	Digest string `json:"digest"`
 }

@@ -22,17 +22,10 @@ const (
 // node.json is made where there is none yet; its name has its digest, so that it
 // never changes, and it stays: clones of every version have it in their drive.
 func (t *Target) medium(ctx context.Context) (string, error) {
-	if len(t.NodeJSON) == 0 {
-		return t.Medium, nil
+	volume, name, image, err := t.drive()
+	if err != nil || image == nil {
+		return volume, err
 	}
-	image, err := iso.Data(mediumLabel, mediumFile, t.NodeJSON, time.Unix(0, 0).UTC())
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(image)
-	digest := hex.EncodeToString(sum[:])
-	name := "imagectl-node-" + digest[:16] + ".iso"
-	volume := t.Import + ":iso/" + name
 	var all []struct {
 		ID string `json:"volid"`
 	}
@@ -44,9 +37,24 @@ func (t *Target) medium(ctx context.Context) (string, error) {
 			return volume, nil
 		}
 	}
-	upid, err := t.post(ctx, "iso", name, bytes.NewReader(image), int64(len(image)), digest)
+	sum := sha256.Sum256(image)
+	upid, err := t.post(ctx, "iso", name, bytes.NewReader(image), int64(len(image)), hex.EncodeToString(sum[:]))
 	if err != nil {
 		return "", err
 	}
 	return volume, t.await(ctx, "storing "+name+" on "+t.Import, upid)
+}
+
+// drive is the volume for the CD drive, and where it is node.json's, the file and the
+// content that it has to have.
+func (t *Target) drive() (volume, name string, image []byte, err error) {
+	if len(t.NodeJSON) == 0 {
+		return t.Medium, "", nil, nil
+	}
+	if image, err = iso.Data(mediumLabel, mediumFile, t.NodeJSON, time.Unix(0, 0).UTC()); err != nil {
+		return "", "", nil, err
+	}
+	sum := sha256.Sum256(image)
+	name = "imagectl-node-" + hex.EncodeToString(sum[:])[:16] + ".iso"
+	return t.Import + ":iso/" + name, name, image, nil
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/imagectl/imagectl/images/upload"
 )
@@ -19,12 +21,43 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 	if err != nil {
 		return nil, err
 	}
-	return objects(all, name, t.Now()), nil
+	files, err := t.files(ctx, name)
+	return append(files, objects(all, name, t.Now())...), err
+}
+
+// filePrefix is of the ID of a file, which is no VMID.
+const filePrefix = "file/"
+
+// fileForm is the name of a file that an upload sends: FAMILY-FLATCAR-DIGEST8, the mark of
+// the upload, and the format.
+var fileForm = regexp.MustCompile(`^(.+)-([0-9][0-9A-Za-z.]*-([0-9a-f]{8}))\.[0-9a-f]{8}\.(qcow2|raw)$`)
+
+// files are those of uploads on the import storage which nobody has deleted for a day:
+// whoever sent them has lost the journal.
+func (t *Target) files(ctx context.Context, family string) ([]upload.Object, error) {
+	var all []struct {
+		ID      string `json:"volid"`
+		Created int64  `json:"ctime"`
+	}
+	if err := t.get(ctx, t.node("storage", t.Import, "content"), url.Values{"content": {"import"}}, &all); err != nil {
+		return nil, fmt.Errorf("listing the storage %s: %w", t.Import, err)
+	}
+	var out []upload.Object
+	for _, f := range all {
+		file, is := strings.CutPrefix(f.ID, t.volume(""))
+		m := fileForm.FindStringSubmatch(file)
+		at := time.Unix(f.Created, 0).UTC()
+		if !is || m == nil || family != "" && m[1] != family || f.Created == 0 || t.Now().Sub(at) < halfLimit {
+			continue
+		}
+		out = append(out, upload.Object{ID: filePrefix + file, Name: m[1], Version: m[2], Digest: m[3], Broken: true, Created: at, State: "file on " + t.Import})
+	}
+	return out, nil
 }
 
 // Promote implements upload.Target. One call makes the machine current: it counts the
-// family's promotion in the notes, and gives it the family's name. Then whoever had
-// that name gets the version's back.
+// family's promotion in the notes, and gives it the family's name and the hardware of
+// now. Then whoever had that name gets the version's back.
 func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	// Somebody who promotes at the same time has changed what was read.
 	const rounds = 5
@@ -57,14 +90,18 @@ func (t *Target) promote(ctx context.Context, o upload.Object) error {
 		}
 		m.Turn = turn
 	}
-	if now != m || !m.stableName() {
-		if err := t.change(ctx, *m, m.family()); err != nil {
+	hardware, err := t.renewed(ctx, m)
+	if err != nil {
+		return fmt.Errorf("promoting VM %d: %w", m.VMID, err)
+	}
+	if now != m || !m.stableName() || hardware != nil {
+		if err := t.change(ctx, *m, m.family(), hardware); err != nil {
 			return fmt.Errorf("promoting VM %d: %w", m.VMID, err)
 		}
 	}
 	for _, other := range all {
 		if other.family() == m.family() && other.VMID != m.VMID && other.stableName() {
-			if err := t.change(ctx, other, versionName(other.family(), other.version())); err != nil {
+			if err := t.change(ctx, other, versionName(other.family(), other.version()), nil); err != nil {
 				return fmt.Errorf("naming VM %d after its version: %w", other.VMID, err)
 			}
 		}
@@ -72,14 +109,16 @@ func (t *Target) promote(ctx context.Context, o upload.Object) error {
 	return nil
 }
 
-// change writes the name and the notes of a machine, unless somebody else changed it
-// since it was read.
-func (t *Target) change(ctx context.Context, m machine, name string) error {
+// change writes the name, the notes and perhaps the hardware of a machine, unless somebody
+// else changed it since it was read.
+func (t *Target) change(ctx context.Context, m machine, name string, hardware url.Values) error {
 	notes, err := m.record.notes()
 	if err != nil {
 		return err
 	}
-	err = t.call(ctx, http.MethodPut, m.path()+"/config", url.Values{"name": {name}, "description": {notes}, "digest": {m.config.Digest}}, nil)
+	form := url.Values{"name": {name}, "description": {notes}, "digest": {m.config.Digest}}
+	maps.Copy(form, hardware)
+	err = t.call(ctx, http.MethodPut, m.path()+"/config", form, nil)
 	var no *refusal
 	if errors.As(err, &no) && strings.Contains(no.text, "detected modified configuration") {
 		return fmt.Errorf("%w: %w", errChanged, err)
@@ -93,6 +132,12 @@ var errChanged = errors.New("it was changed meanwhile")
 // Delete implements upload.Target. Proxmox VE itself refuses a template that linked
 // clones lie on.
 func (t *Target) Delete(ctx context.Context, o upload.Object) error {
+	if file, is := strings.CutPrefix(o.ID, filePrefix); is {
+		if !fileForm.MatchString(file) {
+			return fmt.Errorf("deleting the file %q: %w: it is not ours", file, upload.ErrTaken)
+		}
+		return t.cleanFile(ctx, upload.Leftover{Kind: leftFile, Name: file})
+	}
 	all, err := t.machines(ctx)
 	if err != nil {
 		return err
@@ -246,22 +291,16 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if err != nil {
 		return nil, fmt.Errorf("verifying: %w", err)
 	}
-	audit := img.Audit()
-	var checks []upload.Check
-	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest} {
-		checks = append(checks, upload.Compare("label "+k, m.Audit[k], audit[k]))
-	}
-	if m.Audit[upload.LabelFile] == audit[upload.LabelFile] {
-		checks = append(checks, upload.Check{Name: "SHA-256 of the file, as compared when it was sent", Result: upload.Good, Detail: audit[upload.LabelFile]})
-	} else {
-		checks = append(checks, upload.Check{Name: "SHA-256 of the file, as compared when it was sent", Result: upload.Unprovable, Detail: "the template was made of another file with the same disk"})
+	checks := []upload.Check{
+		upload.CompareLabels(func(key string) string { return m.Audit[key] }, img),
+		upload.CompareFile(m.Audit[upload.LabelFile], img),
 	}
 	size := upload.Check{Name: "size of the disk", Result: upload.Good, Detail: fmt.Sprintf("%d bytes, the image has %d", sizeOf(m.Disk), img.RawSize)}
 	if sizeOf(m.Disk) < img.RawSize {
 		size.Result = upload.Bad
 	}
 	state := upload.Compare("template", strconv.FormatBool(m.finished()), "true")
-	return append(checks, size, state, upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "Proxmox VE keeps no digest of a disk"}), nil
+	return append(checks, size, state, upload.Check{Name: "stored bytes", Result: upload.Unprovable, Detail: "Proxmox VE keeps no digest of a disk; the SHA-256 of the file was compared when it was sent"}), nil
 }
 
 var sizeForm = regexp.MustCompile(`(?:^|,)size=(\d+)([KMGT]?)(?:,|$)`)

@@ -54,6 +54,7 @@ func target(t *testing.T, c proxmox.Config) *proxmox.Target {
 func start(t *testing.T) uploadtest.Platform { return platform(t, proxmoxtest.Start(t), nil) }
 
 func platform(t *testing.T, s *proxmoxtest.Server, from upload.Source) uploadtest.Platform {
+	s.PutFile("foreign.iso")
 	return uploadtest.Platform{
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c := config(s)
@@ -77,7 +78,22 @@ func platform(t *testing.T, s *proxmoxtest.Server, from upload.Source) uploadtes
 			c.Secret = "wrong"
 			return target(t, c)
 		},
-		Leftovers:  func() ([]string, error) { return s.Things(), nil },
+		Leftovers: func() ([]string, error) { return s.Things(), nil },
+		Later: func(f *uploadtest.Faults) upload.Target {
+			c := config(s)
+			c.Client = &http.Client{Transport: f.Transport(uploadtest.InProcess(s))}
+			c.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+			return target(t, c)
+		},
+		Changed: func(f *uploadtest.Faults) upload.Target {
+			c := config(s)
+			c.Source = from
+			c.Client = &http.Client{Transport: f.Transport(uploadtest.InProcess(s))}
+			c.Bridge, c.VLAN, c.MemoryMB, c.Cores, c.CPU, c.Medium = "vmbr1", 42, 8192, 4, "host", proxmoxtest.Import+":iso/foreign.iso"
+			return target(t, c)
+		},
+		Template:   func() (string, error) { return s.Named("prod-worker"), nil },
+		Options:    []string{"net0: virtio,bridge=vmbr1,tag=42\n", "memory: 8192\n", "cores: 4\n", "cpu: host\n", "ide2: local:iso/foreign.iso,media=cdrom\n"},
 		Unprovable: []string{"stored bytes"},
 		Plant:      s.Plant,
 		Fill:       s.Fill,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"net/url"
@@ -327,29 +328,24 @@ func (t *Target) taken(ctx context.Context, img upload.Image, id int, ev upload.
 // machineForm is the template's hardware. A token may not set args, so there is no
 // fw_cfg.
 func (t *Target) machineForm(img upload.Image, id int, s sent, medium string) (url.Values, error) {
-	notes, err := record{Audit: img.Audit(), VMID: id, Uploaded: t.Now().UTC(), Mark: s.mark}.notes()
+	settings, err := t.settings()
+	if err != nil {
+		return nil, err
+	}
+	notes, err := record{Audit: img.Audit(), VMID: id, Uploaded: t.Now().UTC(), Mark: s.mark, Settings: settings}.notes()
 	if err != nil {
 		return nil, err
 	}
 	form := url.Values{
 		"vmid": {strconv.Itoa(id)}, "name": {versionName(img.Name, img.Version)}, "ostype": {"l26"}, "tags": {tag}, "description": {notes},
-		"machine": {"q35"}, "bios": {string(t.Firmware)}, "cpu": {t.CPU}, "cores": {strconv.Itoa(t.Cores)}, "memory": {strconv.Itoa(t.MemoryMB)},
+		"machine": {"q35"}, "bios": {string(t.Firmware)},
 		"scsihw": {"virtio-scsi-single"}, "boot": {"order=scsi0"}, "serial0": {"socket"},
 		"scsi0": {fmt.Sprintf("%s:0,import-from=%s,discard=on,iothread=1,ssd=1", t.Datastore, t.volume(s.left.Name))},
 	}
 	if t.Firmware == UEFI {
 		form.Set("efidisk0", t.Datastore+":0,efitype=4m,pre-enrolled-keys=0")
 	}
-	if t.Bridge != "" {
-		card := "virtio,bridge=" + t.Bridge
-		if t.VLAN != 0 {
-			card += ",tag=" + strconv.Itoa(t.VLAN)
-		}
-		form.Set("net0", card)
-	}
-	if medium != "" {
-		form.Set("ide2", medium+",media=cdrom")
-	}
+	maps.Copy(form, t.hardware(medium))
 	return form, nil
 }
 

@@ -74,6 +74,8 @@ func platform(t *testing.T, c Config) uploadtest.Platform {
 		},
 		Plant: func() func() error { return plant(t, operator, c.Bucket) },
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "TestWhatNobodyFinishesIsBrokenAfterADay has it",
+			uploadtest.Options:   "a store keeps files, and no machines",
 			uploadtest.InUse:     "a store starts no machines, and does not know who reads an object",
 			uploadtest.CalledOff: "nothing is imported: the parts are sent, and a half upload is aborted",
 		},

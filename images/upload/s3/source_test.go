@@ -81,6 +81,8 @@ func stagedFor(t *testing.T, c Config) uploadtest.Platform {
 		Use:    func(o upload.Object) error { return one.Use(o.ID) },
 		Settle: one.Settle,
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "what is staged is not looked for: a rule of the bucket removes it (docs/upload.md)",
+			uploadtest.Options:   "OpenNebula's own suite has it",
 			uploadtest.Storm:     "OpenNebula's own suite has it",
 			uploadtest.CalledOff: "OpenNebula's own suite has it; here the file would be there still, and the import end well",
 		},

@@ -3,7 +3,6 @@ package s3
 import (
 	"context"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 	"strconv"
@@ -25,7 +24,7 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if !found {
 		return nil, fmt.Errorf("verifying %s: %w in %s", dir, upload.ErrNotFound, t.bucket)
 	}
-	checks := []upload.Check{upload.Compare("digest of the disk", r.Digest, img.Digest), labels(r, img)}
+	checks := []upload.Check{upload.Compare("digest of the disk", r.Digest, img.Digest), upload.CompareLabels(func(key string) string { return r.Labels[key] }, img)}
 	i := slices.IndexFunc(r.Files, func(f file) bool { return f.Name == name })
 	if i < 0 {
 		return append(checks, upload.Check{Name: "file", Result: upload.Bad, Detail: "the record does not name " + name}), nil
@@ -59,18 +58,4 @@ func (t *Target) storedSum(info minio.ObjectInfo, img upload.Image) (upload.Chec
 	}
 	want, err := wholeSum(img, partSize)
 	return upload.Compare(what, info.ChecksumSHA256, want), err
-}
-
-func labels(r record, img upload.Image) upload.Check {
-	want := img.Audit()
-	// The record may have been written with another format of the same disk.
-	for _, all := range []map[string]string{r.Labels, want} {
-		delete(all, upload.LabelFile)
-	}
-	for _, k := range slices.Sorted(maps.Keys(want)) {
-		if r.Labels[k] != want[k] {
-			return upload.Compare("label "+k, r.Labels[k], want[k])
-		}
-	}
-	return upload.Check{Name: "labels", Result: upload.Good, Detail: fmt.Sprintf("%d of them", len(want))}
 }

@@ -15,7 +15,7 @@ import (
 // A platform without hooks has the whole suite fail, and not pass.
 func TestACaseIsTriedOrSaysWhyNot(t *testing.T) {
 	t.Parallel()
-	all := []Case{Credentials, Full, Quota, InUse, CalledOff, Others, Storm}
+	all := []Case{Credentials, Full, Quota, InUse, CalledOff, Others, Storm, Options, Forgotten}
 	why := map[Case]string{}
 	for _, c := range all {
 		why[c] = "a reason"
@@ -24,6 +24,8 @@ func TestACaseIsTriedOrSaysWhyNot(t *testing.T) {
 		Stranger: func() upload.Target { return nil }, Fill: func() {}, Quota: func() {}, Use: func(upload.Object) error { return nil },
 		Hold: func() {}, Release: func() {}, Plant: func() func() error { return nil },
 		Patient: func(*Faults) upload.Target { return nil }, Repeats: func(*http.Request) bool { return true },
+		Later:   func(*Faults) upload.Target { return nil },
+		Changed: func(*Faults) upload.Target { return nil }, Template: func() (string, error) { return "", nil }, Options: []string{"an option"},
 	}
 	both := hooks
 	both.Absent = map[Case]string{Full: "a reason"}
@@ -40,7 +42,7 @@ func TestACaseIsTriedOrSaysWhyNot(t *testing.T) {
 		{"all reasons", Platform{Absent: why}, nil, ""},
 		{"both", both, []Case{Full}, "there is a hook, and a reason for there being none"},
 		{"imports that are held for ever", half, []Case{CalledOff}, "there is neither"},
-		{"a reason that says nothing", Platform{Absent: map[Case]string{Full: " ", Credentials: "a", Quota: "a", InUse: "a", CalledOff: "a", Others: "a", Storm: "a"}}, []Case{Full}, "there is neither"},
+		{"a reason that says nothing", Platform{Absent: map[Case]string{Full: " ", Credentials: "a", Quota: "a", InUse: "a", CalledOff: "a", Others: "a", Storm: "a", Options: "a", Forgotten: "a"}}, []Case{Full}, "there is neither"},
 		{"a case that is none", Platform{Absent: func() map[Case]string {
 			more := map[Case]string{"full": "a reason"}
 			for c, w := range why {

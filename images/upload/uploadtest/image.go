@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/imagectl/imagectl/images/qcow2"
@@ -27,7 +28,7 @@ func Image(t testing.TB, format store.Format, family string, seed uint64) upload
 func imageOf(t testing.TB, format store.Format, family string, seed uint64, rawSize int64) upload.Image {
 	t.Helper()
 	raw := sparsetest.Image(t, seed, rawSize)
-	img := upload.Image{Name: family, Format: format, RawSize: rawSize, Digest: digest(t, raw), File: raw, Labels: map[string]string{"flatcar": "4593.2.1", "role": "worker"}}
+	img := upload.Image{Name: family, Format: format, RawSize: rawSize, Digest: digest(t, raw), File: raw, Labels: labels()}
 	img.Version = "4593.2.1-" + img.Digest[:8]
 	write := map[store.Format]func(w *os.File) error{
 		store.QCOW2: func(w *os.File) error { return qcow2.Write(t.Context(), w, raw, rawSize, qcow2.Options{}) },
@@ -50,6 +51,14 @@ func imageOf(t testing.TB, format store.Format, family string, seed uint64, rawS
 	}
 	img.Size, img.SHA256 = st.Size(), digest(t, img.File)
 	return img
+}
+
+// labels have the forms that those of a build have.
+func labels() map[string]string {
+	return map[string]string{
+		"cluster": "prod", "role": "worker", "flatcar": "4593.2.1", "kubernetes": "v1.36.3", "config-digest": "sha256:" + strings.Repeat("0f", 32),
+		upload.LabelGit: "v0.0.0-20261122074200-d711a2875dd2-dirty", upload.LabelCreated: "2026-11-19T08:15:00Z", upload.LabelManifest: "sha256:" + strings.Repeat("1e", 32),
+	}
 }
 
 func digest(t testing.TB, f *os.File) string {

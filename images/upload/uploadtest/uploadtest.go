@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -41,6 +42,13 @@ type Platform struct {
 	// requests are sent again after a 5xx.
 	Patient func(f *Faults) upload.Target
 	Repeats func(r *http.Request) bool
+	// Changed is Target with other options for the template. Template is the family's
+	// template in words, and Options are those of Changed's that Target's has not.
+	Changed  func(f *Faults) upload.Target
+	Template func() (string, error)
+	Options  []string
+	// Later is Target a day on and more, by its clock.
+	Later func(f *Faults) upload.Target
 	// Absent says for each case without a hook why the platform has no such thing, or
 	// where else it is tried. The case is skipped with these words.
 	Absent map[Case]string
@@ -161,11 +169,13 @@ func Run(t *testing.T, start func(*testing.T) Platform) {
 		{"a server that answers bit by bit is waited for", trickles},
 		{"an upload that is called off leaves nothing after a cleanup", calledOff},
 		{"objects of others stay as they are", foreign},
+		{"options that have changed reach the template of the same image", options},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(set(t, start)) })
 	}
 	t.Run("a server that fails for a while is asked again", func(t *testing.T) { storms(t, start) })
+	t.Run("what is left and written down nowhere is found after a day", func(t *testing.T) { forgotten(t, start) })
 	t.Run("every remote call may fail", func(t *testing.T) { everyCall(t, start) })
 }
 
@@ -181,6 +191,8 @@ const (
 	CalledOff   Case = "an import that is held"          // Hold and Release
 	Others      Case = "objects of somebody else's"      // Plant
 	Storm       Case = "a server that fails for a while" // Patient and Repeats
+	Options     Case = "options of a template"           // Changed, Template and Options
+	Forgotten   Case = "a journal that is lost"          // Later
 )
 
 // hooks says which cases the platform can be brought into.
@@ -188,6 +200,7 @@ func (p Platform) hooks() map[Case]bool {
 	return map[Case]bool{
 		Credentials: p.Stranger != nil, Full: p.Fill != nil, Quota: p.Quota != nil,
 		InUse: p.Use != nil, CalledOff: p.Hold != nil && p.Release != nil, Others: p.Plant != nil, Storm: p.Patient != nil && p.Repeats != nil,
+		Forgotten: p.Later != nil, Options: p.Changed != nil && p.Template != nil && len(p.Options) > 0,
 	}
 }
 
@@ -254,10 +267,30 @@ func fresh(b *bench) {
 	if good == 0 {
 		b.Error("nothing was verified")
 	}
+	b.tellsLabels(out.Object, img)
 	other := b.image(2)
 	checks, err = b.target.Verify(b.Context(), out.Object, other)
 	if err != nil || !slices.ContainsFunc(checks, func(c upload.Check) bool { return c.Result == upload.Bad }) {
 		b.Errorf("another image passes: %+v %v", checks, err)
+	}
+}
+
+// tellsLabels changes each label in turn: one that is of the disk has to be told, and one
+// that is of the build says nothing against it.
+func (b *bench) tellsLabels(o upload.Object, img upload.Image) {
+	b.Helper()
+	for key := range img.Labels {
+		changed := img
+		changed.Labels = maps.Clone(img.Labels)
+		changed.Labels[key] = "another"
+		checks, err := b.target.Verify(b.Context(), o, changed)
+		if err != nil {
+			b.Fatal(err)
+		}
+		bad := slices.ContainsFunc(checks, func(c upload.Check) bool { return c.Result == upload.Bad })
+		if want := !upload.SaysBuild(key); bad != want {
+			b.Errorf("another label %s: bad is %t, want %t: %+v", key, bad, want, checks)
+		}
 	}
 }
 

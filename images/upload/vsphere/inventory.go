@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -26,9 +27,10 @@ const (
 // version which was so before.
 const fieldPrevious = "imagectl-previous"
 
-// settings are the audit record as advanced settings.
-func settings(img upload.Image, now time.Time) []types.BaseOptionValue {
+// record is the audit record as advanced settings.
+func (t *Target) record(img upload.Image, now time.Time) []types.BaseOptionValue {
 	audit := img.Audit()
+	audit[keySettings] = t.settings()
 	audit[keyUploaded] = now.UTC().Format(time.RFC3339Nano)
 	var out []types.BaseOptionValue
 	for _, k := range slices.Sorted(maps.Keys(audit)) {
@@ -58,7 +60,17 @@ func (m machine) digest() string {
 // one, which has its settings, too.
 func (m machine) finished() bool {
 	family, version := m.labels[upload.LabelName], m.labels[upload.LabelVersion]
-	return m.ours() && m.template && family != "" && (m.name == family || m.name == versionName(family, version))
+	return m.ours() && (m.template || m.changing()) && family != "" && (m.name == family || m.name == versionName(family, version))
+}
+
+// changing tells of a template that is a machine for a moment (renew).
+func (m machine) changing() bool {
+	for _, v := range m.attributes {
+		if v == changingMark {
+			return true
+		}
+	}
+	return false
 }
 
 // current is the one that has the family's stable name.
@@ -66,9 +78,13 @@ func (m machine) current() bool { return m.finished() && m.name == m.labels[uplo
 
 func (m machine) object() upload.Object {
 	at, _ := time.Parse(time.RFC3339Nano, m.labels[keyUploaded])
+	state := "template "
+	if !m.template {
+		state = "being changed: "
+	}
 	return upload.Object{
 		ID: m.ref.Value, Name: m.labels[upload.LabelName], Version: m.labels[upload.LabelVersion], Digest: m.digest(),
-		Current: m.current(), Created: at, State: "template " + m.name,
+		Current: m.current(), Created: at, State: state + m.name,
 	}
 }
 
@@ -188,9 +204,20 @@ func byID(all []machine, o upload.Object) (*machine, error) {
 	return nil, fmt.Errorf("looking for the template %s: %w", o.ID, upload.ErrNotFound)
 }
 
-// objects are the finished versions of a family, or of all, oldest first. field is
-// the number of our attribute.
-func objects(all []machine, name string, field int32) []upload.Object {
+// markForm is the end of an import's name, behind the version's.
+var markForm = regexp.MustCompile(`^\.[0-9a-f]{8}$`)
+
+// lost tells of an import that nobody has finished for a day: whoever began it has lost
+// the journal.
+func (m machine) lost(now time.Time) bool {
+	end, is := strings.CutPrefix(m.name, versionName(m.labels[upload.LabelName], m.labels[upload.LabelVersion]))
+	at, err := time.Parse(time.RFC3339Nano, m.labels[keyUploaded])
+	return m.ours() && is && markForm.MatchString(end) && err == nil && now.Sub(at) >= abandoned
+}
+
+// objects are the finished versions of a family, or of all, and lost imports, oldest
+// first. field is the number of our attribute.
+func objects(all []machine, name string, field int32, now time.Time) []upload.Object {
 	previous := map[string]string{}
 	for _, m := range all {
 		if m.current() {
@@ -199,10 +226,14 @@ func objects(all []machine, name string, field int32) []upload.Object {
 	}
 	var out []upload.Object
 	for _, m := range all {
-		if !m.finished() || name != "" && m.labels[upload.LabelName] != name {
+		lost := m.lost(now)
+		if !m.finished() && !lost || name != "" && m.labels[upload.LabelName] != name {
 			continue
 		}
 		o := m.object()
+		if lost {
+			o.Broken, o.State = true, "import "+m.name
+		}
 		o.Previous = !o.Current && previous[o.Name] == o.Version
 		out = append(out, o)
 	}
@@ -215,15 +246,15 @@ func objects(all []machine, name string, field int32) []upload.Object {
 // noField is no number of a custom attribute.
 const noField = -1
 
-// field is the number of our custom attribute, noField if there is none yet.
-func (s *session) field(ctx context.Context) (int32, error) {
+// field is the number of a custom attribute of ours, noField if there is none yet.
+func (s *session) field(ctx context.Context, name string) (int32, error) {
 	v, err := s.one(ctx, *s.ServiceContent.CustomFieldsManager, "field")
 	if err != nil {
 		return noField, failed(ctx, "reading custom attributes", err)
 	}
 	if defs, is := v.(types.ArrayOfCustomFieldDef); is {
 		for _, d := range defs.CustomFieldDef {
-			if d.Name == fieldPrevious && (d.ManagedObjectType == "" || d.ManagedObjectType == "VirtualMachine") {
+			if d.Name == name && (d.ManagedObjectType == "" || d.ManagedObjectType == "VirtualMachine") {
 				return d.Key, nil
 			}
 		}
@@ -231,22 +262,22 @@ func (s *session) field(ctx context.Context) (int32, error) {
 	return noField, nil
 }
 
-// setPrevious makes the attribute where there is none.
-func (s *session) setPrevious(ctx context.Context, m types.ManagedObjectReference, version string) error {
-	key, err := s.field(ctx)
+// setField makes the attribute where there is none.
+func (s *session) setField(ctx context.Context, m types.ManagedObjectReference, name, value string) error {
+	key, err := s.field(ctx, name)
 	if err != nil {
 		return err
 	}
 	manager := *s.ServiceContent.CustomFieldsManager
 	if key == noField {
-		made, err := methods.AddCustomFieldDef(ctx, s, &types.AddCustomFieldDef{This: manager, Name: fieldPrevious, MoType: "VirtualMachine"})
+		made, err := methods.AddCustomFieldDef(ctx, s, &types.AddCustomFieldDef{This: manager, Name: name, MoType: "VirtualMachine"})
 		if err != nil {
-			return failed(ctx, "making the custom attribute "+fieldPrevious, err)
+			return failed(ctx, "making the custom attribute "+name, err)
 		}
 		key = made.Returnval.Key
 	}
-	_, err = methods.SetField(ctx, s, &types.SetField{This: manager, Entity: m, Key: key, Value: version})
-	return failed(ctx, "setting the custom attribute "+fieldPrevious, err)
+	_, err = methods.SetField(ctx, s, &types.SetField{This: manager, Entity: m, Key: key, Value: value})
+	return failed(ctx, "setting the custom attribute "+name, err)
 }
 
 // await waits for a task.

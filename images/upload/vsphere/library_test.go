@@ -153,6 +153,8 @@ func (s *shelf) platform() uploadtest.Platform {
 		Fill:  func() { no.Store(fullLibrary()) },
 		Quota: func() { no.Store(noMoreFiles()) },
 		Absent: map[uploadtest.Case]string{
+			uploadtest.Forgotten: "TestAnItemThatIsUnfinishedForADayIsBroken has it",
+			uploadtest.Options:   "the OVF of an item has no options of ours: they are given when a machine is deployed",
 			uploadtest.InUse:     "machines are deployed as copies: vCenter deletes an item whatever was made of it",
 			uploadtest.Storm:     "nothing is sent again: each call makes or ends something; the next run begins anew",
 			uploadtest.CalledOff: "the files are sent by this process, in a session that is cancelled",

@@ -223,7 +223,7 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 	if err != nil {
 		return nil, err
 	}
-	field, err := s.field(ctx)
+	field, err := s.field(ctx, fieldPrevious)
 	if err != nil {
 		return nil, err
 	}
@@ -231,11 +231,11 @@ func (t *Target) List(ctx context.Context, name string) ([]upload.Object, error)
 	if err != nil {
 		return nil, err
 	}
-	return objects(all, name, field), nil
+	return objects(all, name, field, t.Now()), nil
 }
 
-// Promote implements upload.Target: the former current one gets its version's name
-// back, and this one the family's. Between the two nothing is current; broken off
+// Promote implements upload.Target: this one gets the options of now, the former current
+// one its version's name back, and this one the family's. Between the two nothing is current; broken off
 // there, the next promotion mends it.
 func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	s, err := t.open(ctx)
@@ -252,6 +252,11 @@ func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 	}
 	family := m.labels[upload.LabelName]
 	at := named(all, family)
+	if at == nil || at.current() {
+		if err := t.renew(ctx, s, *m); err != nil {
+			return err
+		}
+	}
 	switch {
 	case at != nil && at.ref == m.ref:
 		return nil
@@ -259,7 +264,7 @@ func (t *Target) Promote(ctx context.Context, o upload.Object) error {
 		return fmt.Errorf("promoting %s: %w: %s is no template of imagectl's", m.name, upload.ErrTaken, family)
 	case at != nil:
 		version := at.labels[upload.LabelVersion]
-		if err := s.setPrevious(ctx, m.ref, version); err != nil {
+		if err := s.setField(ctx, m.ref, fieldPrevious, version); err != nil {
 			return err
 		}
 		if err := t.rename(ctx, s, at.ref, versionName(family, version)); err != nil {
@@ -278,6 +283,11 @@ func (t *Target) Delete(ctx context.Context, o upload.Object) error {
 	all, err := s.machines(ctx)
 	if err != nil {
 		return err
+	}
+	for _, m := range all {
+		if m.ref.Value == o.ID && m.lost(t.Now()) {
+			return t.destroy(ctx, s, m.ref, m.name)
+		}
 	}
 	m, err := byID(all, o)
 	if err != nil {
@@ -336,15 +346,9 @@ func (t *Target) Verify(ctx context.Context, o upload.Object, img upload.Image) 
 	if err != nil {
 		return nil, fmt.Errorf("verifying: %w", err)
 	}
-	var checks []upload.Check
-	audit := img.Audit()
-	for _, k := range []string{upload.LabelName, upload.LabelVersion, upload.LabelDigest} {
-		checks = append(checks, upload.Compare("label "+k, m.labels[k], audit[k]))
-	}
-	if m.labels[upload.LabelFile] == audit[upload.LabelFile] {
-		checks = append(checks, upload.Compare("label "+upload.LabelFile, m.labels[upload.LabelFile], audit[upload.LabelFile]))
-	} else {
-		checks = append(checks, upload.Check{Name: "label " + upload.LabelFile, Result: upload.Unprovable, Detail: "the template was made of another file with the same disk"})
+	checks := []upload.Check{
+		upload.CompareLabels(func(key string) string { return m.labels[key] }, img),
+		upload.CompareFile(m.labels[upload.LabelFile], img),
 	}
 	disks, err := s.disks(ctx, m.ref)
 	if err != nil {

@@ -55,7 +55,7 @@ func (t *Target) importSpec(ctx context.Context, s *session, img upload.Image, s
 	}
 	c := &spec.ConfigSpec
 	c.NumCPUs, c.MemoryMB, c.Firmware = int32(t.CPUs), int64(t.MemoryMB), string(t.Firmware)
-	c.ExtraConfig = append(c.ExtraConfig, settings(img, t.Now())...)
+	c.ExtraConfig = append(c.ExtraConfig, t.record(img, t.Now())...)
 	c.Annotation = annotation(img)
 	return spec, result.FileItem[0], nil
 }

@@ -44,7 +44,7 @@ type vcenter struct {
 func startVCenter(t *testing.T, secure bool) *vcenter {
 	t.Helper()
 	m := simulator.VPX()
-	m.Host, m.ClusterHost, m.Machine, m.Portgroup, m.Autostart = 0, 1, 0, 0, false
+	m.Host, m.ClusterHost, m.Machine, m.Portgroup, m.Autostart = 0, 1, 0, 1, false
 	if err := m.Create(); err != nil {
 		t.Fatal(err)
 	}
@@ -227,6 +227,30 @@ func (v *vcenter) add(spec types.VirtualMachineConfigSpec) *simulator.VirtualMac
 	return v.machine(info.Result.(types.ManagedObjectReference).Value)
 }
 
+// describe says what a template of a name is like; nothing if there is none.
+func (v *vcenter) describe(name string) string {
+	out := ""
+	for _, m := range v.machines() {
+		v.locked(m, func() {
+			if m.Name != name {
+				return
+			}
+			out = fmt.Sprintf("template %t, %d CPUs, %d MB, %s;", m.Config.Template, m.Config.Hardware.NumCPU, m.Config.Hardware.MemoryMB, m.Config.Firmware)
+			for _, d := range object.VirtualDeviceList(m.Config.Hardware.Device).SelectByType((*types.VirtualEthernetCard)(nil)) {
+				if _, is := d.GetVirtualDevice().Backing.(*types.VirtualEthernetCardDistributedVirtualPortBackingInfo); is {
+					out += " card in the DVPG;"
+				}
+			}
+			for _, p := range m.Config.VAppConfig.GetVmConfigInfo().Property {
+				if p.Id == "guestinfo.imagectl.node" {
+					out += " node " + p.Value + ";"
+				}
+			}
+		})
+	}
+	return out
+}
+
 // clone has a machine's disk lie on that of a template.
 func (v *vcenter) clone(o upload.Object) error {
 	m := v.machine(o.ID)
@@ -298,9 +322,24 @@ func (v *vcenter) platform() uploadtest.Platform {
 		Leftovers:  func() ([]string, error) { return v.names(), nil },
 		Unprovable: []string{"stored bytes"},
 		Plant:      v.plant,
-		Fill:       v.full,
-		Quota:      func() { no.Store(limitExceeded()) },
-		Use:        v.clone,
+		Later: func(f *uploadtest.Faults) upload.Target {
+			c := v.config()
+			c.Transport = f.Transport(c.Transport)
+			c.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+			return v.target(c)
+		},
+		Changed: func(f *uploadtest.Faults) upload.Target {
+			c := v.config()
+			c.Transport = f.Transport(refusing{c.Transport, &no})
+			c.CPUs, c.MemoryMB, c.Firmware, c.Network, c.Node = 4, 8192, vsphere.BIOS, "DC0_DVPG0", []byte(`{"cluster":"prod","ca":"new"}`)
+			return v.target(c)
+		},
+		Template: func() (string, error) { return v.describe("prod-worker"), nil },
+		// base64 of {"cluster":"prod","ca":"new"}
+		Options: []string{"template true, 4 CPUs, 8192 MB, bios;", "card in the DVPG", "node eyJjbHVzdGVyIjoicHJvZCIsImNhIjoibmV3In0=;"},
+		Fill:    v.full,
+		Quota:   func() { no.Store(limitExceeded()) },
+		Use:     v.clone,
 		Absent: map[uploadtest.Case]string{
 			uploadtest.CalledOff: "the disk is sent by this process, under a lease that ends with it",
 			uploadtest.Storm:     "nothing is sent again: vCenter says 500 for each refusal; the next run begins anew",

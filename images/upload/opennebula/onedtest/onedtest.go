@@ -69,19 +69,22 @@ type Server struct {
 
 type image struct {
 	id, state, vms int
-	// kept is locked by its owner, with one.image.lock.
-	kept        bool
-	owner, name string
-	regTime     int64
-	sizeMB      int64
-	attrs       attrs
+	// foreign is what Plant made, whoever owns it.
+	foreign bool
+	// kept is locked by its owner, with one.image.lock; hidden is nobody else's to use.
+	kept, hidden bool
+	owner, name  string
+	regTime      int64
+	sizeMB       int64
+	attrs        attrs
 }
 
 type vmTemplate struct {
-	id    int
-	owner string
-	name  string
-	attrs attrs
+	id      int
+	foreign bool
+	owner   string
+	name    string
+	attrs   attrs
 }
 
 // Start runs a front-end until the test ends.
@@ -179,6 +182,16 @@ func (s *Server) Lock(id string) error {
 	return nil
 }
 
+// Hide takes USE of an image from all but its owner, which is oned's default.
+func (s *Server) Hide(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, _ := strconv.Atoi(id)
+	if i := s.images[n]; i != nil {
+		i.hidden = true
+	}
+}
+
 // Spoil lets all imports end in state ERROR with these words of the driver.
 func (s *Server) Spoil(words string) {
 	s.mu.Lock()
@@ -202,11 +215,24 @@ func (s *Server) Images(session string) []string {
 	defer s.mu.Unlock()
 	var out []string
 	for id := range s.next {
-		if i := s.images[id]; i != nil && i.owner == session {
+		if i := s.images[id]; i != nil && i.owner == session && !i.foreign {
 			out = append(out, fmt.Sprintf("%d %s %d", id, i.name, i.state))
 		}
 	}
 	return out
+}
+
+// Attributes are those of a user's images whose name begins so, for comparison.
+func (s *Server) Attributes(session, prefix string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var b strings.Builder
+	for id := range s.next {
+		if i := s.images[id]; i != nil && i.owner == session && strings.HasPrefix(i.name, prefix) {
+			fmt.Fprintln(&b, i.attrs.xml())
+		}
+	}
+	return b.String()
 }
 
 // Template is the text of a user's template of this name, for comparison.
@@ -221,37 +247,75 @@ func (s *Server) Template(session, name string) string {
 	return ""
 }
 
-// Plant makes a finished image and a template of somebody else's, which use the
-// same words for other things.
+// record is the audit record that imagectl gives an image of prod-worker, and a template.
+func record(version, digest string) attrs {
+	return attrs{
+		{name: "IMAGECTL", text: "1"}, {name: "IMAGECTL_NAME", text: "prod-worker"}, {name: "IMAGECTL_VERSION", text: version}, {name: "IMAGECTL_DIGEST", text: digest},
+		{name: "IMAGECTL_FILE_DIGEST", text: digest}, {name: "IMAGECTL_FLATCAR", text: "1.2.3"}, {name: "IMAGECTL_ROLE", text: "worker"},
+	}
+}
+
+// Plant makes what is not ours: another user's images and template with our whole record,
+// under our names, which everybody may use; copies that our own user made in Sunstone,
+// which have the record and another name; and things that use the same words.
 func (s *Server) Plant() (untouched func() error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	add := func(name string, a attrs) {
-		s.images[s.next] = &image{id: s.next, state: ready, owner: Other, name: name, attrs: a, sizeMB: 3}
+	add := func(owner, name string, state int, a attrs) int {
+		s.images[s.next] = &image{id: s.next, foreign: true, state: state, owner: owner, name: name, attrs: a, sizeMB: 3}
+		s.next++
+		return s.next - 1
+	}
+	template := func(owner, name string, a attrs) {
+		s.templates[s.next] = &vmTemplate{id: s.next, foreign: true, owner: owner, name: name, attrs: a}
 		s.next++
 	}
-	add("prod-worker-1.2.3-aaaaaaaa", attrs{{name: "IMAGECTL_NAME", text: "prod-worker"}})
-	add("windows", attrs{{name: "ERROR", text: "left by somebody"}})
-	s.templates[s.next] = &vmTemplate{id: s.next, owner: Other, name: "prod-worker", attrs: attrs{{name: "CPU", text: "4"}}}
-	s.next++
-	before := s.snapshot(Other)
+	const version = "1.2.3-aaaaaaaa"
+	digest := strings.Repeat("a", 64)
+	add(Other, "prod-worker-1.2.3-bbbbbbbb", ready, attrs{{name: "IMAGECTL_NAME", text: "prod-worker"}})
+	add(Other, "windows", ready, attrs{{name: "ERROR", text: "left by somebody"}})
+	theirs := add(Other, "prod-worker-"+version, ready, record(version, digest))
+	add(Other, "prod-worker-1.2.3-cccccccc", failed, record("1.2.3-cccccccc", strings.Repeat("c", 64)))
+	copied := add(Session, "prod-worker-copy", ready, record(version, digest))
+	disk := func(image int) attr {
+		return attr{name: "DISK", pairs: attrs{{name: "IMAGE_ID", text: strconv.Itoa(image)}}}
+	}
+	template(Other, "prod-worker", append(record(version, digest), disk(theirs)))
+	template(Session, "prod-worker-tuned", append(record(version, digest), disk(copied)))
+	template(Session, "mine", attrs{{name: "CPU", text: "4"}})
+	before := s.snapshot()
 	return func() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if after := s.snapshot(Other); after != before {
+		if after := s.snapshot(); after != before {
 			return fmt.Errorf("objects of others were\n%sand are\n%s", before, after)
 		}
 		return nil
 	}
 }
 
-func (s *Server) snapshot(owner string) string {
+// Clone copies a user's template as Sunstone does: with all attributes, under another name.
+func (s *Server) Clone(session, name, as string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.templates {
+		if t.owner == session && t.name == name {
+			s.templates[s.next] = &vmTemplate{id: s.next, owner: session, name: as, attrs: t.attrs}
+			s.next++
+			return nil
+		}
+	}
+	return fmt.Errorf("%s has no template %q", session, name)
+}
+
+// snapshot is what Plant made, as it is.
+func (s *Server) snapshot() string {
 	var b strings.Builder
 	for id := range s.next {
-		if i := s.images[id]; i != nil && i.owner == owner {
+		if i := s.images[id]; i != nil && i.foreign {
 			fmt.Fprintln(&b, i.id, i.name, i.state, i.vms, i.attrs.xml())
 		}
-		if t := s.templates[id]; t != nil && t.owner == owner {
+		if t := s.templates[id]; t != nil && t.foreign {
 			fmt.Fprintln(&b, t.id, t.name, t.attrs.xml())
 		}
 	}

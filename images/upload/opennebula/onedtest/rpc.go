@@ -82,19 +82,27 @@ func (s *Server) dispatch(c call) answer {
 	switch c.Method {
 	case "one.system.version":
 		return answer{value: "7.5.80"}
+	case "one.user.info":
+		if c.number(1) != -1 {
+			return refuse(authorization, "User [2] : Not authorized to perform MANAGE USER [%d].", c.number(1))
+		}
+		return answer{value: fmt.Sprintf("<USER><ID>%d</ID><GID>%d</GID><GROUPS><ID>%[2]d</ID></GROUPS><GNAME>%s</GNAME><NAME>%s</NAME></USER>", uid(session), gid, Group, user(session))}
 	case "one.datastorepool.info":
 		return answer{value: fmt.Sprintf("<DATASTORE_POOL><DATASTORE><ID>0</ID><NAME>system</NAME><TYPE>1</TYPE><TOTAL_MB>9</TOTAL_MB><FREE_MB>9</FREE_MB></DATASTORE>"+
 			"<DATASTORE><ID>1</ID><NAME>%s</NAME><TYPE>0</TYPE><TOTAL_MB>%d</TOTAL_MB><FREE_MB>%d</FREE_MB><TEMPLATE><DRIVER>qcow2</DRIVER></TEMPLATE></DATASTORE></DATASTORE_POOL>", Datastore, s.totalMB, s.freeMB)}
 	case "one.imagepool.info":
 		var b strings.Builder
 		for id := range s.next {
-			if i := s.images[id]; i != nil {
+			if i := s.images[id]; i != nil && (!i.hidden || i.owner == session) {
 				b.WriteString(i.xml())
 			}
 		}
 		return answer{value: "<IMAGE_POOL>" + b.String() + "</IMAGE_POOL>"}
 	case "one.image.info":
-		if i := s.images[c.number(1)]; i != nil {
+		switch i := s.images[c.number(1)]; {
+		case i != nil && i.hidden && i.owner != session:
+			return refuse(authorization, "User [2] : Not authorized to perform USE IMAGE [%d].", c.number(1))
+		case i != nil:
 			return answer{value: i.xml()}
 		}
 		return refuse(noExists, "Error getting image [%d].", c.number(1))
@@ -117,12 +125,35 @@ func (s *Server) dispatch(c call) answer {
 }
 
 func (i *image) xml() string {
-	return fmt.Sprintf("<IMAGE><ID>%d</ID><UNAME>%s</UNAME><NAME>%s</NAME><TYPE>0</TYPE><PERSISTENT>0</PERSISTENT><REGTIME>%d</REGTIME><SIZE>%d</SIZE><STATE>%d</STATE><RUNNING_VMS>%d</RUNNING_VMS><DATASTORE_ID>1</DATASTORE_ID><DATASTORE>%s</DATASTORE><TEMPLATE>%s</TEMPLATE></IMAGE>",
-		i.id, escape(strings.Split(i.owner, ":")[0]), escape(i.name), i.regTime, i.sizeMB, i.state, i.vms, Datastore, i.attrs.xml())
+	return fmt.Sprintf("<IMAGE><ID>%d</ID>%s<NAME>%s</NAME><TYPE>0</TYPE><PERSISTENT>0</PERSISTENT><REGTIME>%d</REGTIME><SIZE>%d</SIZE><STATE>%d</STATE><RUNNING_VMS>%d</RUNNING_VMS><DATASTORE_ID>1</DATASTORE_ID><DATASTORE>%s</DATASTORE><TEMPLATE>%s</TEMPLATE></IMAGE>",
+		i.id, whose(i.owner), escape(i.name), i.regTime, i.sizeMB, i.state, i.vms, Datastore, i.attrs.xml())
 }
 
 func (t *vmTemplate) xml() string {
-	return fmt.Sprintf("<VMTEMPLATE><ID>%d</ID><NAME>%s</NAME><TEMPLATE>%s</TEMPLATE></VMTEMPLATE>", t.id, escape(t.name), t.attrs.xml())
+	return fmt.Sprintf("<VMTEMPLATE><ID>%d</ID>%s<NAME>%s</NAME><TEMPLATE>%s</TEMPLATE></VMTEMPLATE>", t.id, whose(t.owner), escape(t.name), t.attrs.xml())
+}
+
+// Group is the primary group of both users, as OpenNebula's default has it.
+const (
+	Group = "users"
+	gid   = 1
+)
+
+func user(session string) string {
+	name, _, _ := strings.Cut(session, ":")
+	return escape(name)
+}
+
+func uid(session string) int {
+	if session == Session {
+		return 2
+	}
+	return 3
+}
+
+// whose is what a pool's documents say of an owner (src/image/Image.cc, to_xml).
+func whose(session string) string {
+	return fmt.Sprintf("<UID>%d</UID><GID>%d</GID><UNAME>%s</UNAME><GNAME>%s</GNAME>", uid(session), gid, user(session), Group)
 }
 
 func (s *Server) deleteImage(session string, id int) answer {

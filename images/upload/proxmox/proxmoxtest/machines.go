@@ -125,7 +125,7 @@ func (s *Server) serveMachine(r *http.Request, id, what string) (any, *refusal) 
 		}
 		return out, nil
 	case "PUT config":
-		return nil, m.change(r)
+		return nil, s.change(m, r)
 	case "POST template":
 		return s.makeTemplate(m, id)
 	case "DELETE ":
@@ -136,19 +136,35 @@ func (s *Server) serveMachine(r *http.Request, id, what string) (any, *refusal) 
 
 func (m *machine) digest() string { return fmt.Sprintf("%040x", m.changes) }
 
-func (m *machine) change(r *http.Request) *refusal {
+// hasMedium tells whether a CD drive names an ISO image that is there.
+func (s *Server) hasMedium(drive string) bool {
+	volume, _, _ := strings.Cut(drive, ",")
+	name, is := strings.CutPrefix(volume, Import+":iso/")
+	_, has := s.files[name]
+	return is && has
+}
+
+func (s *Server) change(m *machine, r *http.Request) *refusal {
 	switch d := r.PostForm.Get("digest"); {
 	case m.lock != "":
 		return no(http.StatusInternalServerError, "VM is locked (%s)\n", m.lock)
 	case d != "" && d != m.digest():
 		return no(http.StatusInternalServerError, "detected modified configuration - file changed by other user? Try again.\n")
+	case r.PostForm.Has("ide2") && !s.hasMedium(r.PostForm.Get("ide2")):
+		return no(http.StatusInternalServerError, "volume '%s' does not exist\n", r.PostForm.Get("ide2"))
 	case r.PostForm.Has("name") && !dnsName.MatchString(r.PostForm.Get("name")):
 		return wrong("name", "invalid format - value does not look like a valid DNS name")
 	case r.PostForm.Has("args"):
 		return no(http.StatusInternalServerError, "only root can set 'args' config")
 	}
+	for _, k := range strings.FieldsFunc(r.PostForm.Get("delete"), func(r rune) bool { return r == ',' }) {
+		if r.PostForm.Has(k) || m.config[k] == "" {
+			return wrong("delete", "unable to delete '"+k+"'")
+		}
+		delete(m.config, k)
+	}
 	for k := range r.PostForm {
-		if k != "digest" {
+		if k != "digest" && k != "delete" {
 			m.config[k] = r.PostForm.Get(k)
 		}
 	}

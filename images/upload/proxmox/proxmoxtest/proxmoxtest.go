@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // The token of the user that tests are, and the names of what there is.
@@ -37,6 +38,7 @@ type Server struct {
 	mu       sync.Mutex
 	machines map[int]*machine
 	files    map[string][]byte
+	stored   map[string]time.Time
 	tasks    map[string]*task
 	nextTask int
 	avail    int64
@@ -68,7 +70,7 @@ type task struct {
 // Start runs a node until the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{machines: map[int]*machine{}, files: map[string][]byte{}, tasks: map[string]*task{}, avail: 100 << 30}
+	s := &Server{machines: map[int]*machine{}, files: map[string][]byte{}, stored: map[string]time.Time{}, tasks: map[string]*task{}, avail: 100 << 30}
 	h := httptest.NewServer(s)
 	s.URL = h.URL
 	t.Cleanup(func() {
@@ -148,6 +150,29 @@ func (s *Server) File(name string) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.files[name]
+}
+
+// Named is the configuration of the machine of a name, in lines; empty if there is none.
+func (s *Server) Named(name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, m := range s.machines {
+		if m.config["name"] == name {
+			for k, v := range m.config {
+				out = append(out, k+": "+v+"\n")
+			}
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, "")
+}
+
+// PutFile makes a file of somebody else's.
+func (s *Server) PutFile(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files[name] = []byte("somebody's")
 }
 
 // Config is a machine's.

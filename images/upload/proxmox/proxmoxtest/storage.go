@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // importName is what pve-storage takes as a file to import.
@@ -176,7 +177,7 @@ func (s *Server) content(storage, kind string) any {
 	out := []map[string]any{}
 	for name := range s.files {
 		if storage == Import && (kind == "iso") == strings.HasSuffix(name, ".iso") {
-			out = append(out, map[string]any{"volid": storage + ":" + kind + "/" + name, "content": kind})
+			out = append(out, map[string]any{"volid": storage + ":" + kind + "/" + name, "content": kind, "ctime": s.stored[name].Unix()})
 		}
 	}
 	return out
@@ -236,7 +237,7 @@ func (s *Server) copyFile(k *task, name, checksum string, content []byte) error 
 		k.log = append(k.log, "cp: error writing '/var/lib/vz/import/"+name+"': No space left on device")
 		return fmt.Errorf("import failed: exit code 1")
 	}
-	s.files[name] = content
+	s.files[name], s.stored[name] = content, time.Now()
 	k.log = append(k.log, "finished file import successfully")
 	return nil
 }
