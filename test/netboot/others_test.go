@@ -44,8 +44,11 @@ func TestFirmwareOfHTTPSGetsEnrolled(t *testing.T) {
 	config.HTTPBoot = true
 	config.FirmwareKey, config.FirmwareData = vm.FirmwareCAs, file("cacerts", certificates.CA)
 	startsKernel(ctx, t, rack, m, config)
+	if _, err := rack.Guests[m.Name].Console.Wait(ctx, 0, regexp.MustCompile(`URI: https://10\.77\.0\.1:8444/boot/52-54-00-77-00-61/snponly\.efi`)); err != nil {
+		t.Fatal(err)
+	}
 	getsEnrolled(ctx, t, rack, m)
-	whySays(ctx, t, rack, m, "DISCOVER from http-boot", "fetches snponly.efi by UEFI HTTPS boot", "fetches demo-pxe.vmlinuz")
+	whySays(ctx, t, rack, m, "DISCOVER from http-boot", "fetches snponly.efi by UEFI HTTP boot", "fetches demo-pxe.vmlinuz")
 }
 
 // Behind a relay, UEFI boots by HTTP through the router that the relay is, and so does all
