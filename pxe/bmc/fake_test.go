@@ -205,7 +205,7 @@ func (f *fake) answer(w http.ResponseWriter, r *http.Request, body object) {
 	case call == "POST "+system+"/Actions/ComputerSystem.Reset":
 		f.reset(w, body)
 	case call == "GET "+v1+"/Managers/BMC":
-		m := object{"@odata.id": path, "Id": "BMC", "Model": f.manager, "FirmwareVersion": "7.1"}
+		m := object{"@odata.id": path, "Id": "BMC", "Name": "Manager", "Model": f.manager, "FirmwareVersion": "7.1"}
 		if f.mediaAtManager {
 			m["VirtualMedia"] = link(v1 + "/Managers/BMC/VirtualMedia")
 		}
@@ -369,7 +369,7 @@ func (f *fake) virtualMedia(w http.ResponseWriter, r *http.Request, body object,
 	case !slices.Contains(f.slots, slot):
 		f.refuse(w, 404, "ResourceMissingAtURI", "There is no such slot")
 	case r.Method == "GET":
-		m := object{"@odata.id": base + "/" + slot, "Id": slot, "MediaTypes": []string{"CD", "DVD"}, "Inserted": f.media[slot] != "", "Image": f.media[slot],
+		m := object{"@odata.id": base + "/" + slot, "Id": slot, "Name": "Virtual CD", "MediaTypes": []string{"CD", "DVD"}, "Inserted": f.media[slot] != "", "Image": f.media[slot],
 			"Actions": object{"#VirtualMedia.InsertMedia": object{"target": base + "/" + slot + "/Actions/VirtualMedia.InsertMedia"},
 				"#VirtualMedia.EjectMedia": object{"target": base + "/" + slot + "/Actions/VirtualMedia.EjectMedia"}}}
 		f.send(w, 200, m)

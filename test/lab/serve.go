@@ -25,7 +25,7 @@ func (l *Lab) Serve(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(l.Bin, "imagectl"), "serve", "--state", l.State(), "--out", "out")
+	cmd := exec.Command(filepath.Join(l.Bin, "imagectl"), append([]string{"serve", "--state", l.State(), "--out", "out"}, l.ServeArgs...)...)
 	cmd.Dir = l.Site
 	cmd.Env = l.environment()
 	cmd.Stdout, cmd.Stderr = log, io.Writer(log)

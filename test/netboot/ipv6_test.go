@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/imagectl/imagectl/test/lab"
+	"github.com/imagectl/imagectl/test/vm"
 )
 
 // address6 is the server's.
@@ -60,6 +61,13 @@ func TestFirmwareOfIPv6GetsEnrolled(t *testing.T) {
 	serve6(ctx, t, rack, m)
 	start6(ctx, t, rack, m, false)
 	whySays(ctx, t, rack, m, "by IPv6: gave fd77::1", "fetches snponly.efi by TFTP", "fetches demo-pxe.vmlinuz")
+	getsEnrolled(ctx, t, rack, m)
+	whySays(ctx, t, rack, m, m.Address)
+}
+
+// getsEnrolled approves the key of a machine whose kernel has started.
+func getsEnrolled(ctx context.Context, t *testing.T, rack *lab.Lab, m lab.Machine) {
+	t.Helper()
 	if err := rack.Approve(ctx, m); err != nil {
 		t.Fatal(err)
 	}
@@ -67,16 +75,19 @@ func TestFirmwareOfIPv6GetsEnrolled(t *testing.T) {
 		t.Fatal(err)
 	}
 	rack.Log("%s: enrolled, and told to install", m.Name)
-	whySays(ctx, t, rack, m, m.Address)
 }
 
 // serve6 builds, serves by IPv6 beside a router, and arms the machines.
 func serve6(ctx context.Context, t *testing.T, rack *lab.Lab, machines ...lab.Machine) {
 	t.Helper()
-	if out, err := exec.CommandContext(ctx, "ip", "-6", "address", "add", address6+"/64", "dev", "br0", "nodad").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	command(ctx, t, "ip", "-6", "address", "add", address6+"/64", "dev", "br0", "nodad")
 	advertise(t)
+	serveArmed(ctx, t, rack, machines...)
+}
+
+// serveArmed builds, serves, and arms the machines.
+func serveArmed(ctx context.Context, t *testing.T, rack *lab.Lab, machines ...lab.Machine) {
+	t.Helper()
 	for _, args := range [][]string{{"validate"}, {"lock"}, {"build", "--format", "pxe"}} {
 		if _, err := rack.Imagectl(ctx, args...); err != nil {
 			t.Fatal(err)
@@ -98,11 +109,17 @@ func serve6(ctx context.Context, t *testing.T, rack *lab.Lab, machines ...lab.Ma
 // start6 switches a machine on whose firmware boots by IPv6, until the kernel starts.
 func start6(ctx context.Context, t *testing.T, rack *lab.Lab, m lab.Machine, http bool) {
 	t.Helper()
+	config := rack.Config(m)
+	config.IPv6, config.HTTPBoot = true, http
+	startsKernel(ctx, t, rack, m, config)
+}
+
+// startsKernel switches a machine on until the kernel starts.
+func startsKernel(ctx context.Context, t *testing.T, rack *lab.Lab, m lab.Machine, config vm.Config) {
+	t.Helper()
 	if err := os.WriteFile(rack.Disk(m), make([]byte, 1<<20), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	config := rack.Config(m)
-	config.IPv6, config.HTTPBoot = true, http
 	kernel := regexp.MustCompile(`(Command line: .*initrd=initrd1)|BdsDxe: No bootable option`)
 	const tries = 3 // UEFI waits 5 s for an answer by HTTP, and this host may stand still for longer
 	for try := 1; ; try++ {

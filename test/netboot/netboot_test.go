@@ -51,6 +51,12 @@ func machine(name, last string) lab.Machine {
 // newRack is a site with these machines, and boot below boot in its cluster.yaml.
 func newRack(ctx context.Context, t *testing.T, boot string, machines ...lab.Machine) *lab.Lab {
 	t.Helper()
+	return startRack(ctx, t, lab.Lab{Boot: boot, Machines: machines})
+}
+
+// startRack makes a rack of what like says of it.
+func startRack(ctx context.Context, t *testing.T, like lab.Lab) *lab.Lab {
+	t.Helper()
 	for name, value := range map[string]string{"-bin": *bin, "-release": *release} {
 		if value == "" {
 			t.Fatalf("%s is not set; run this through make netboot-test", name)
@@ -60,11 +66,12 @@ func newRack(ctx context.Context, t *testing.T, boot string, machines ...lab.Mac
 	if err := lab.StandIns(upstream); err != nil {
 		t.Fatal(err)
 	}
-	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Boot: boot,
-		Machines: append([]lab.Machine{lab.Absent()}, machines...),
-		Log: func(format string, args ...any) {
-			fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
-		}})
+	like.Bin, like.Release, like.Upstream, like.Work, like.Accel = *bin, *release, upstream, t.TempDir(), "tcg"
+	like.Machines = append([]lab.Machine{lab.Absent()}, like.Machines...)
+	like.Log = func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%6s  %s\n", time.Since(began).Round(time.Second), fmt.Sprintf(format, args...))
+	}
+	rack, err := lab.New(ctx, like)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,22 +159,8 @@ func TestSecureBootFromTheNetwork(t *testing.T) {
 	}
 	rack.Guests[bad.Name].Stop()
 
-	if err := rack.Approve(ctx, good); err != nil {
-		t.Fatal(err)
-	}
-	if err := rack.WaitState(ctx, good.Name, "installing", "failed"); err != nil {
-		t.Fatal(err)
-	}
-	rack.Log("%s: enrolled, and told to install", good.Name)
-	why, err := rack.Imagectl(ctx, "why", good.MAC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"DISCOVER from http-boot", "fetches demo-installer.efi by UEFI HTTP boot"} {
-		if !strings.Contains(why, want) {
-			t.Errorf("imagectl why does not say %q:\n%s", want, why)
-		}
-	}
+	getsEnrolled(ctx, t, rack, good)
+	whySays(ctx, t, rack, good, "DISCOVER from http-boot", "fetches demo-installer.efi by UEFI HTTP boot")
 }
 
 // changeKernel flips a bit in the middle of the kernel that a program contains.

@@ -1,4 +1,4 @@
-//go:build root && netboot
+//go:build root
 
 package server_test
 

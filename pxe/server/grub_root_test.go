@@ -1,4 +1,4 @@
-//go:build root && netboot
+//go:build root
 
 package server_test
 
@@ -44,7 +44,7 @@ func byGRUB(t *testing.T) func(*listen.Config, *server.Config) {
 	}
 }
 
-// OVMF loads shim, that GRUB, and that what the server says: make netboot-test.
+// OVMF loads shim, that GRUB, and that what the server says.
 func TestUEFIBootsByGRUB(t *testing.T) {
 	for i, c := range []struct{ name, vars, expr string }{
 		{"without Secure Boot", "", "Linux version"},

@@ -1,4 +1,4 @@
-//go:build root && netboot
+//go:build root
 
 package server_test
 
@@ -23,7 +23,7 @@ func arm64File(t *testing.T, name string) []byte {
 	t.Helper()
 	dir := os.Getenv(arm64Variable)
 	if dir == "" {
-		t.Fatal(arm64Variable + " is not set; run this through make netboot-test")
+		t.Fatal(arm64Variable + " is not set; run this through make test-root")
 	}
 	return readFile(t, filepath.Join(dir, name))
 }

@@ -1,4 +1,4 @@
-//go:build root && netboot
+//go:build root
 
 package server_test
 
@@ -15,7 +15,7 @@ func kernelContent(t *testing.T) []byte {
 	t.Helper()
 	release := os.Getenv(releaseVariable)
 	if release == "" {
-		t.Fatal(releaseVariable + " is not set; run this through make netboot-test")
+		t.Fatal(releaseVariable + " is not set; run this through make test-root")
 	}
 	return readFile(t, kernelPath(release))
 }
