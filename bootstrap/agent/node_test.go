@@ -127,7 +127,8 @@ func programs(l *lab) *cluster {
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	index := `{"manifests":[{"annotations":{"io.containerd.image.name":"registry.k8s.io/pause:3.10"}}]}`
-	for name, content := range map[string]string{"blobs/sha256/x": strings.Repeat("x", 2000), "index.json": index} {
+	for _, f := range [][2]string{{"blobs/sha256/x", strings.Repeat("x", 2000)}, {"index.json", index}} {
+		name, content := f[0], f[1]
 		if err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(content)), Mode: 0o644}); err != nil {
 			l.t.Fatal(err)
 		}

@@ -209,6 +209,65 @@ func TestAResetKilledAnywhere(t *testing.T) {
 	}
 }
 
+// Killed between any two files that it removes, the next one removes the rest; killed before the system
+// ended, it ends it first, and nothing else is gone.
+func TestAResetKilledBetweenFiles(t *testing.T) {
+	t.Parallel()
+	l, _, _ := full(t)
+	fill := func() {
+		for _, p := range append(forgotten(), starters()...) {
+			if !l.exists(p) {
+				l.put(p, "of before")
+			}
+		}
+	}
+	l.node.SetUnit(etcd.Unit, "active")
+	for removed := range len(starters()) + 1 {
+		fill()
+		l.put(resetPath, "boot 1\n")
+		for _, p := range starters()[:removed] {
+			if err := l.node.Remove(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.node.Ran()
+		if rebooting, err := l.newNode().finishReset(t.Context()); err != nil || !rebooting || !slices.Contains(l.node.Ran(), "systemctl reboot") {
+			t.Errorf("with %d starters gone: %v, %v", removed, rebooting, err)
+		}
+		for _, p := range starters() {
+			if l.exists(p) {
+				t.Errorf("with %d starters gone: %s is there", removed, p)
+			}
+		}
+		if !l.exists(etcd.DataDir) || !l.exists(joinedPath) {
+			t.Errorf("with %d starters gone: data went while etcd may run", removed)
+		}
+	}
+	l.put(bootIDPath, "boot 2")
+	l.node.SetUnit(etcd.Unit, "inactive")
+	l.node.SetUnit(kubeadm.Unit, "inactive")
+	for removed := range len(forgotten()) + 1 {
+		for _, p := range forgotten() {
+			if err := l.node.Remove(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, p := range forgotten()[removed:] {
+			l.put(p, "of before")
+		}
+		l.put(resetPath, "boot 1\n")
+		l.put(orderPath, "{}")
+		if rebooting, err := l.newNode().finishReset(t.Context()); err != nil || rebooting {
+			t.Errorf("with %d gone: %v, %v", removed, rebooting, err)
+		}
+		for _, p := range append(forgotten(), resetPath) {
+			if l.exists(p) {
+				t.Errorf("with %d gone: %s is left", removed, p)
+			}
+		}
+	}
+}
+
 // What cannot be removed is said, and tried again by the next start.
 func TestAResetThatCannotRemove(t *testing.T) {
 	t.Parallel()

@@ -114,6 +114,28 @@ func TestAskAloneIsRefused(t *testing.T) {
 	}
 }
 
+// What was under way ends with the etcd that it was about; one that calls with an empty disk is lost
+// all the same, and it does no harm to name somebody twice.
+func TestAskAloneEndsWhatWasUnderWay(t *testing.T) {
+	t.Parallel()
+	m := newModel(t)
+	m.lose("cp2", "cp3")
+	m.power("cp3", true)
+	m.node("cp3").Seen.EtcdEmpty = true
+	m.c.EtcdJoining, m.c.EtcdLeaving, m.c.EtcdRemover, m.c.EtcdTending = "cp3", "cp2", "cp1", "cp1"
+	m.c.EtcdRestarting, m.c.EtcdSaving, m.c.EtcdAsked = "cp1", "cp1", []string{"cp1"}
+	c, why := AskAlone(m.nodes, m.c, "cp1", []string{"cp3", "cp2", "cp3"}, "once")
+	if why != "" {
+		t.Fatal(why)
+	}
+	if c.EtcdAlone != "cp1" || c.EtcdAloneID != "once" || !c.EtcdActing {
+		t.Errorf("got %+v", c)
+	}
+	if left := []string{c.EtcdJoining, c.EtcdLeaving, c.EtcdRemover, c.EtcdTending, c.EtcdRestarting, c.EtcdSaving}; strings.Join(left, "") != "" || len(c.EtcdAsked) > 0 {
+		t.Errorf("left is %q and %q", left, c.EtcdAsked)
+	}
+}
+
 // Asked twice, it is done once; and one that is retired before it has begun does not hold up
 // the others.
 func TestAskAloneAgain(t *testing.T) {

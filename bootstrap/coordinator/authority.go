@@ -144,7 +144,7 @@ func chooseRestarting(nodes []Node, c Choices) Choices {
 	}
 	chosen := ""
 	for _, n := range nodes {
-		if !slices.Contains(c.EtcdVoters, n.Name) || n.Seen == nil || !n.Seen.CAStale || chosen != "" && n.Seen.Etcd.Leader {
+		if !slices.Contains(c.EtcdVoters, n.Name) || n.Seen == nil || !n.Seen.CAStale {
 			continue
 		}
 		if ok, _ := mayRestart(nodes, c, n); !ok {

@@ -306,6 +306,7 @@ func TestMembersAreStartedAnewOneAtATime(t *testing.T) {
 		{"nobody, while one is silent", func(_ *Choices, n []Node) { n[2].Seen = nil }, ""},
 		{"nobody, while one joins", func(c *Choices, _ []Node) { c.EtcdJoining = "cp4" }, ""},
 		{"nobody, while a database is tended", func(c *Choices, _ []Node) { c.EtcdTending = "cp3" }, ""},
+		{"nobody, while etcd begins anew", func(c *Choices, _ []Node) { c.EtcdAlone = "cp1" }, ""},
 		{"nobody, while an API server starts anew", func(c *Choices, _ []Node) { c.Renewing = "cp3" }, ""},
 		{"nobody, while no other API server is ready", func(_ *Choices, n []Node) {
 			n[0].Seen.APIServerReady, n[2].Seen.APIServerReady = false, false

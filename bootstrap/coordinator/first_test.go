@@ -76,6 +76,31 @@ func TestAnotherOneRunsKubeadmInit(t *testing.T) {
 	}
 }
 
+// Whoever takes over kubeadm init is a voter whose etcd is well, whose installed system calls, and that
+// stays.
+func TestWhoTakesOverKubeadmInit(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*model){
+		"its etcd is ill":        func(m *model) { m.node("cp2").Seen.EtcdHealthy = false },
+		"its installer calls":    func(m *model) { m.node("cp2").Seen.Installer = true },
+		"it leaves etcd":         func(m *model) { m.c.EtcdLeaving = "cp2" },
+		"it is no voter":         func(m *model) { m.c.EtcdVoters = []string{"cp1", "cp3"} },
+		"it is to be wiped":      func(m *model) { m.node("cp2").State = machine.Armed },
+		"it is no control plane": func(m *model) { m.node("cp2").ControlPlane = false },
+	} {
+		m := halfway(t, func(s *Seen) { s.Joined, s.APIServerReady, s.NodeReady = false, false, false })
+		m.lose("cp1")
+		m.node("cp1").State = machine.Retired
+		if c := chooseKubernetesFirst(m.nodes, m.c); c.KubernetesFirst != "cp2" {
+			t.Fatalf("%s is chosen of two that are well", c.KubernetesFirst)
+		}
+		change(m)
+		if c := chooseKubernetesFirst(m.nodes, m.c); c.KubernetesFirst != "cp3" {
+			t.Errorf("%s, and %s is chosen", what, c.KubernetesFirst)
+		}
+	}
+}
+
 // A cluster that was formed never forms again, whoever is retired.
 func TestKubeadmInitNeverRunsTwice(t *testing.T) {
 	t.Parallel()

@@ -57,6 +57,7 @@ func TestWhoseSnapshotIsTaken(t *testing.T) {
 		"a member leaves":            {func(w *world) { w.c.EtcdLeaving = "cp3" }, "", "the member of cp3 is removed first"},
 		"one is defragmented":        {func(w *world) { w.c.EtcdTending = "cp3" }, "", "the database of cp3 is defragmented first"},
 		"one is at it still":         {func(w *world) { w.nodes[2].Seen.Etcd.Busy = true }, "", "the database of cp3 is defragmented first"},
+		"one is started anew":        {func(w *world) { w.c.EtcdRestarting = "cp3" }, "", "cp3 starts its etcd anew first"},
 		"etcd begins anew":           {func(w *world) { w.c.EtcdAlone = "cp1" }, "", "etcd begins anew with cp1"},
 		"one reboots by order":       {func(w *world) { w.away = []string{"w1", "cp2"} }, "", "cp2 is on its way down by order, or not back yet"},
 		"a worker reboots by order":  {func(w *world) { w.away = []string{"w1"} }, "cp1", ""},

@@ -52,14 +52,22 @@ func TestEntriesNameTheirCall(t *testing.T) {
 	if digested(t, apiconnect.OperatorServiceArmMachineProcedure, other) == armed[0].Arguments || digested(t, apiconnect.OperatorServiceDisarmMachineProcedure, arm) == armed[0].Arguments {
 		t.Error("other calls have the same digest")
 	}
-	r.approvedMachine("cp1", "52:54:00:00:00:01")
+	cp := r.approvedMachine("cp1", "52:54:00:00:00:01")
 	for _, action := range []string{"enrol-asked", "key-approved"} {
 		if e := r.audited(action); len(e) == 0 || len(e[0].Arguments) != 64 || e[0].Result != audit.Done {
 			t.Errorf("%s: %+v", action, e)
 		}
 	}
+	// Its first report has the server choose who starts etcd.
+	r.arm("cp1", false)
+	cp.install()
+	cp.sync(&api.SyncRequest{Mode: api.Mode_MODE_NODE})
 	for _, action := range []string{"machine-listed", "cluster-choice"} {
-		for _, e := range r.audited(action) {
+		all := r.audited(action)
+		if len(all) == 0 {
+			t.Errorf("there is no %s", action)
+		}
+		for _, e := range all {
 			if e.Arguments != "" || e.Result != "" {
 				t.Errorf("%s names a call: %+v", action, e)
 			}

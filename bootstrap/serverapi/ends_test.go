@@ -91,3 +91,39 @@ func TestStatusTellsOfEndingCertificates(t *testing.T) {
 		t.Errorf("retired: %q", got)
 	}
 }
+
+// Certificates of etcd are a control plane's matter: of a machine that was one nobody renews them, and
+// nobody has to.
+func TestNobodyIsToldOfWhatAFormerControlPlaneHas(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	was := cp1()
+	cfg := config(was, w1())
+	cfg.Now = c.Now
+	r := start(t, cfg)
+	if _, err := r.approvedMachine(was.Name, was.MACs[0]).issue(api.CertificateProfile_CERTIFICATE_PROFILE_ETCD_PEER); err != nil {
+		t.Fatal(err)
+	}
+	c.pass(60 * 24 * time.Hour)
+	told := func() bool {
+		t.Helper()
+		resp, err := r.operator(pki.RoleReader).Status(t.Context(), connect.NewRequest(&api.StatusRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		notes := strings.Join(resp.Msg.GetNotes(), "\n")
+		if !strings.Contains(notes, "the certificate node of "+was.Name+" has ended on ") {
+			t.Errorf("its own has ended, and status says %s", notes)
+		}
+		return strings.Contains(notes, " (and 1 others of it later)")
+	}
+	if !told() {
+		t.Error("a control plane's is no note")
+	}
+	was.ControlPlane = false
+	cfg.Machines = []Machine{was, w1()}
+	r.restart(cfg)
+	if told() {
+		t.Error("a worker's is one")
+	}
+}

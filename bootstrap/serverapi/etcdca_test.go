@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
+	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/coordinator"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 )
@@ -292,5 +293,42 @@ func TestAMemberIsToldToStartAnew(t *testing.T) {
 	}
 	if e := cp.sync(passing(1, 0)).GetRun().GetEtcd(); e.GetRestart() {
 		t.Error("it is told still")
+	}
+}
+
+// While something else is under way that starts etcd or API servers anew, or cannot, there is no
+// beginning.
+func TestWhatEtcdsCAIsNotReplacedBeside(t *testing.T) {
+	t.Parallel()
+	ready := coordinator.Choices{EtcdFirst: "cp1", EtcdFormed: true, EtcdVoters: []string{"cp1"}, KubernetesFirst: "cp1", KubernetesFormed: true, APIServers: []string{"cp1"}, Policy: true}
+	before, anew := ready, ready
+	before.Policy = false
+	anew.EtcdAlone, anew.EtcdAloneID = "cp1", "once"
+	for _, c := range []struct {
+		choices coordinator.Choices
+		want    string
+	}{
+		{before, "API servers of this cluster are from before imagectl started them anew by itself: imagectl server encryption-key rotate first"},
+		{anew, "etcd begins anew with what cp1 has; replace its CA when that is done"},
+		{ready, ""},
+	} {
+		cfg := config(cp1(), w1())
+		r := start(t, cfg)
+		r.member("cp1", "52:54:00:00:00:01")
+		if err := r.change(t.Context(), audit.Actor{}, func(ch *change) error { return ch.tx.PutValue(valueChoices, c.choices) }); err != nil {
+			t.Fatal(err)
+		}
+		r.restart(cfg)
+		_, err := r.replaceCA(caEtcd)
+		if c.want == "" {
+			if err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		refusedWith(t, c.want, err, "failed_precondition: "+c.want)
+		if _, has := r.secret(secretNextEtcdCA); has {
+			t.Errorf("%s: a key was made all the same", c.want)
+		}
 	}
 }

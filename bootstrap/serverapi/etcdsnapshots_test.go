@@ -286,3 +286,37 @@ func TestARestoreOfEtcdIsCalledOff(t *testing.T) {
 		t.Errorf("too late: %v %v", o, err)
 	}
 }
+
+// While a voter is on its way down by order none is taken, whatever it said before; and what ends the
+// turn of another one that a restore has taken away ends nothing else.
+func TestNoSnapshotWhileAVoterReboots(t *testing.T) {
+	t.Parallel()
+	r, all, nodes := controlPlanes(t, "cp1", "cp2", "cp3")
+	r.restart(saving(t, t.TempDir(), all...))
+	for name, n := range nodes {
+		req := obeying("boot of "+name, "cp1", "cp2", "cp3")
+		req.Etcd.Follows = true
+		n.sync(req)
+	}
+	s := etcdSource{r.Server}
+	chosen, err := s.Begin(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := "cp1"
+	if chosen == other {
+		other = "cp2"
+	}
+	if err := s.End(t.Context(), other, etcdsnap.Manifest{}, nil); err != nil || r.choicesNow().EtcdSaving != chosen {
+		t.Errorf("%s has ended, and the turn is of %q instead of %s: %v", other, r.choicesNow().EtcdSaving, chosen, err)
+	}
+	if err := s.End(t.Context(), chosen, etcdsnap.Manifest{}, nil); err != nil || r.choicesNow().EtcdSaving != "" {
+		t.Errorf("%s has ended, and the turn is of %q: %v", chosen, r.choicesNow().EtcdSaving, err)
+	}
+	if o := r.act(api.ActMachineRequest_ACTION_REBOOT, false, "cp1")[0]; !o.GetOk() {
+		t.Fatal(o)
+	}
+	if _, err := s.Begin(t.Context(), ""); !errors.Is(err, etcdsnap.ErrNotNow) || !strings.HasSuffix(err.Error(), "cp1 is on its way down by order, or not back yet") {
+		t.Errorf("while cp1 reboots: %v", err)
+	}
+}

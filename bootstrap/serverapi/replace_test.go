@@ -90,3 +90,20 @@ func TestOtherHardwareInOneCall(t *testing.T) {
 		t.Errorf("it is not installed: %v", got)
 	}
 }
+
+// Whom an operator rejected stays out when the machine gets other hardware.
+func TestAReplacedMachineRemembersWhomItRejected(t *testing.T) {
+	t.Parallel()
+	r := start(t, config(w1()))
+	thief := r.machine("52:54:00:00:00:02")
+	thief.enrol()
+	if _, err := r.operator(pki.RoleOperator).RejectMachine(t.Context(), connect.NewRequest(&api.RejectMachineRequest{Selection: &api.Selection{Names: []string{"w1"}}})); err != nil {
+		t.Fatal(err)
+	}
+	if o := r.replace("w1", ""); !o.GetOk() {
+		t.Fatal(o)
+	}
+	if got := thief.enrol(); got.GetStatus() != api.EnrolResponse_STATUS_REJECTED {
+		t.Errorf("got %v", got)
+	}
+}

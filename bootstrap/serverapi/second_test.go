@@ -126,6 +126,38 @@ func TestADangerousCallTakesTwoPersons(t *testing.T) {
 	}
 }
 
+// What a call puts at risk: any one of its dangers in the policy holds it back. What is asked for in
+// one call is no less dangerous than in two.
+func TestDangersOfCalls(t *testing.T) {
+	t.Parallel()
+	w1 := &api.Selection{Names: []string{"w1"}}
+	for _, c := range []struct {
+		call any
+		want []Danger
+		what string
+	}{
+		{&api.ArmMachineRequest{Selection: w1}, nil, ""},
+		{&api.ArmMachineRequest{Selection: w1, Reinstall: true}, []Danger{Wipe}, "wipe and install again w1"},
+		{&api.ActMachineRequest{Selection: w1, Action: api.ActMachineRequest_ACTION_REBOOT}, nil, ""},
+		{&api.ActMachineRequest{Selection: &api.Selection{All: true}, Action: api.ActMachineRequest_ACTION_RESET}, []Danger{Wipe}, "reset, which wipes, all machines"},
+		{&api.ActMachineRequest{Selection: w1, Action: api.ActMachineRequest_ACTION_RESET_KEEP}, []Danger{Wipe}, "have etcd's and Kubernetes' data wiped on w1"},
+		{&api.ReplaceMachineRequest{Machine: "w1"}, []Danger{Destroy, Wipe}, "give the name w1 to other hardware"},
+		{&api.ReplaceMachineRequest{Machine: "w1", Arm: true}, []Danger{Destroy, Wipe}, "give the name w1 to other hardware and arm it"},
+		{&api.ReplaceMachineRequest{Machine: "w1", Netboot: true}, []Danger{Destroy, Wipe}, "give the name w1 to other hardware and arm it"},
+		{&api.RetireMachineRequest{Selection: w1}, []Danger{Destroy}, "retire w1"},
+		{&api.RestoreEtcdRequest{Machine: "cp1", Lost: []string{"cp2", "cp3"}}, []Danger{Destroy}, "have etcd go on with what cp1 has, without cp2, cp3"},
+		{&api.RestoreEtcdRequest{Machine: "cp1", Cancel: true}, nil, ""},
+		{&api.RotateAuthorityRequest{Ca: "etcd"}, []Danger{Destroy}, "replace the CA etcd"},
+		{&api.AddOperatorRequest{Name: "eve", Role: "operator"}, []Danger{Admit}, "let in eve with role operator"},
+		{&api.AddOperatorRequest{Name: "eve", Role: "reader"}, nil, ""},
+		{&api.StatusRequest{}, nil, ""},
+	} {
+		if got, what := danger(c.call); !slices.Equal(got, c.want) || what != c.what {
+			t.Errorf("%T %v: %v, %q; want %v, %q", c.call, c.call, got, what, c.want, c.what)
+		}
+	}
+}
+
 func expel(by apiconnect.OperatorServiceClient, names ...string) error {
 	_, err := by.RevokeOperators(context.Background(), connect.NewRequest(&api.RevokeOperatorsRequest{Names: names}))
 	return err

@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -463,11 +464,11 @@ func (k *killer) look(r *rack, views map[string]*api.MachineView) {
 			if k.done[at] {
 				continue
 			}
-			k.done[at] = true
 			if err := r.nodes[name].kill(); err != nil {
 				r.t.Logf("killing at %s: %v", at, err)
-				continue
+				continue // it is tried again
 			}
+			k.done[at] = true
 			r.t.Logf("killed at %s", at)
 			return // one at a time
 		}
@@ -543,11 +544,39 @@ func TestKilledAtEveryStepItStillComesUp(t *testing.T) {
 	r.approve()
 	k := &killer{done: map[string]bool{}}
 	r.ready(25*time.Minute, func(v map[string]*api.MachineView) { k.look(r, v) })
-	t.Logf("killed %d times", len(k.done))
-	if len(k.done) < 20 {
-		t.Errorf("killed %d times only", len(k.done))
-	}
+	t.Logf("killed %d times until all were Ready", len(k.done))
+	k.afterEach(r)
+	r.ready(15*time.Minute, func(map[string]*api.MachineView) {})
 	r.check()
+	r.retires("w1")
+}
+
+// afterEach kills the agents after the steps that ended too late for the cluster to wait for: then
+// each one's was killed after each of its steps. Before each step is for the tests of package agent: most
+// begin and end between two looks of this one.
+func (k *killer) afterEach(r *rack) {
+	r.t.Helper()
+	began := time.Now()
+	r.wait(10*time.Minute, "a kill after each step", func() (bool, string) {
+		views := r.views()
+		k.look(r, views)
+		var left []string
+		steps := 0
+		for name, v := range views {
+			if len(v.GetSteps()) == 0 {
+				left = append(left, name+" says nothing")
+			}
+			for _, s := range v.GetSteps() {
+				steps++
+				if !k.done[fmt.Sprintf("%s %s DONE", name, s.GetName())] {
+					left = append(left, name+" "+s.GetName())
+				}
+			}
+		}
+		slices.Sort(left)
+		return len(views) == len(r.nodes) && steps > 20 && len(left) == 0, strings.Join(left, ", ")
+	})
+	r.t.Logf("killed after each step of each machine, %d times in all, the last %.1f s", len(k.done), time.Since(began).Seconds())
 }
 
 // check looks at a cluster that says it is ready.

@@ -60,6 +60,16 @@ func TestWhatIsDoneNext(t *testing.T) {
 	}
 }
 
+// Whoever wants one more often than failures are tried again is not made to wait for longer.
+func TestAFailureWaitsNoLongerThanTheInterval(t *testing.T) {
+	t.Parallel()
+	plan := Plan{Every: 5 * time.Minute, Keep: 28}
+	s := State{Failed: errors.New("no"), Failures: 100, FailedAt: noon}
+	if do, wait := Next(plan, s, noon.Add(time.Minute)); do != DoWait || wait != 4*time.Minute {
+		t.Errorf("%s in %s", do, wait)
+	}
+}
+
 func TestWhenItIsLate(t *testing.T) {
 	t.Parallel()
 	plan := Plan{Every: 6 * time.Hour}
