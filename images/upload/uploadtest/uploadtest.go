@@ -64,6 +64,9 @@ type Platform struct {
 	// change from one to the next, and not in all: for a server that takes long. With
 	// -short every platform is.
 	Slow bool
+	// Slower has each call broken in one way alone with -short, by its place in the order,
+	// for a server that takes long even so.
+	Slower bool
 	// RawSize is that of the images' disks in bytes; 0 for 3 MiB and a sector. Less is
 	// quicker where all bytes are hashed again and again.
 	RawSize int64
@@ -90,6 +93,7 @@ func set(t *testing.T, start func(*testing.T) Platform) *bench {
 		t.Fatalf("the platform leaves cases out without a word:\n%s", strings.Join(gaps, "\n"))
 	}
 	b.Slow = b.Slow || testing.Short()
+	b.Slower = b.Slower && testing.Short()
 	b.target = b.Target(b.faults)
 	return b
 }
