@@ -191,7 +191,7 @@ func broken(c Config, f *uploadtest.Faults) func(ctx context.Context) (net.Conn,
 			}
 			return nil, err
 		}
-		return &wire{Conn: conn, f: f, ctx: ctx, got: make(chan struct{}, 1)}, nil
+		return &wire{Conn: f.Conn(conn), f: f, ctx: ctx, got: make(chan struct{}, 1)}, nil
 	}
 }
 
