@@ -58,6 +58,8 @@ type Faults struct {
 	// is held.
 	streamed int64
 	halfway  *Halfway
+	// see is shown every request.
+	see func(*http.Request)
 }
 
 // unknown is the size of a body whose length is not said before.
@@ -197,6 +199,7 @@ type transport struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	t.f.show(r)
 	if status := t.f.stormy(r); status != 0 {
 		return answered(r, status), nil
 	}
