@@ -255,12 +255,12 @@ upload-programs: versitygw
 	npm install --silent --no-audit --no-fund --prefix bin/azurite azurite@3.35.0
 
 .PHONY: upload-servers
-upload-servers: upload-programs ## uploads against servers of other hands, a quarter of the faults: versitygw, sshd, docker-registry, libvirtd, Azurite, fake-gcs-server, Keystone and Glance
+upload-servers: build upload-programs ## uploads against servers of other hands, a quarter of the faults: versitygw, sshd, docker-registry, libvirtd, Azurite, fake-gcs-server, Keystone and Glance
 	$(call say,uploads against real servers (4 to 6 minutes))
 	test/upload-servers -short bin $(AZURITE)
 
 .PHONY: upload-test
-upload-test: upload-programs ## the same with every fault, and vCenter's simulator with every fault
+upload-test: build upload-programs ## the same with every fault, and vCenter's simulator with every fault
 	$(call say,uploads against real servers, every fault (about 20 minutes))
 	test/upload-servers bin $(AZURITE)
 	go test -count=1 -tags upload -v ./images/upload/vsphere
