@@ -256,22 +256,20 @@ versitygw:
 
 .PHONY: upload-programs
 upload-programs: versitygw
-	@test/packages images/upload/upload-packages.txt
+	@test/packages images/upload/upload-packages.txt images/upload/openstack-packages.txt
 	@command -v npm >/dev/null || test/packages images/upload/npm-packages.txt
 	cd / && GOBIN=$(CURDIR)/bin GOFLAGS= go install github.com/fsouza/fake-gcs-server@v1.56.1
 	npm install --silent --no-audit --no-fund --prefix bin/azurite azurite@3.35.0
 
 .PHONY: upload-servers
-upload-servers: upload-programs ## uploads against servers of other hands, a quarter of the faults: versitygw, sshd, docker-registry, libvirtd, Azurite, fake-gcs-server
-	$(call say,uploads against real servers (2 to 4 minutes))
+upload-servers: build upload-programs ## uploads against servers of other hands, a quarter of the faults: versitygw, sshd, docker-registry, libvirtd, Azurite, fake-gcs-server, Keystone and Glance
+	$(call say,uploads against real servers (4 to 6 minutes))
 	test/upload-servers -short bin $(AZURITE)
 
 .PHONY: upload-test
-upload-test: upload-programs ## the same with every fault, and Keystone and Glance and vCenter's simulator
-	@test/packages images/upload/openstack-packages.txt
+upload-test: build upload-programs ## the same with every fault, and vCenter's simulator with every fault
 	$(call say,uploads against real servers, every fault (about 20 minutes))
 	test/upload-servers bin $(AZURITE)
-	go test -count=1 -tags upload -timeout 40m -v ./images/upload/glance
 	go test -count=1 -tags upload -v ./images/upload/vsphere
 
 .PHONY: templates
@@ -317,7 +315,7 @@ bench-upload: release ## uploads to every platform, against curl
 	bin/benchupload.test -test.timeout 60m -release $(RELEASE)
 
 .PHONY: test
-test: deps unit test-root netboot-enrolled native years release-test upload-servers e2e ## the main job and all its parts; CI adds media-test
+test: deps unit test-root netboot-enrolled native years release-test upload-servers templates e2e ## the main job and all its parts; CI adds media-test
 
 .PHONY: generate
 generate: ## rewrite the wire contract's Go code (needs protobuf-compiler, libprotobuf-dev)

@@ -63,7 +63,7 @@ var layers = map[string][]string{
 	"images/upload/opennebula": {"images/store", "images/upload", "images/upload/pin"},
 	"images/upload/s3":         {"images/store", "images/upload"},
 	"images/upload/oci":        {"images/store", "images/upload"},
-	"images/upload/libvirt":    {"images/sparse", "images/store", "images/upload"},
+	"images/upload/libvirt":    {"images/sparse", "images/store", "images/upload", "images/upload/sshconn"},
 	"images/upload/pin":        {},
 	"images/upload/sshconn":    {},
 	"images/upload/hostdir":    {"images/upload", "images/upload/sshconn"},

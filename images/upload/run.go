@@ -52,8 +52,10 @@ func run(ctx context.Context, t Target, img Image, j Journal, ev Events, promote
 		return out, errors.Join(err, left)
 	}
 	if !promote {
-		has, err := hasCurrent(ctx, t, img.Name)
-		if err != nil || has {
+		id, err := current(ctx, t, img.Name)
+		if err != nil || id != "" {
+			// Another upload of the same image may have made it current meanwhile.
+			out.Object.Current = id == out.Object.ID
 			return out, errors.Join(err, left)
 		}
 	}
@@ -122,12 +124,18 @@ func settle(ctx context.Context, t Target, j Journal) error {
 	return errors.Join(failed...)
 }
 
-func hasCurrent(ctx context.Context, t Target, name string) (bool, error) {
+// current is the ID of what a family's stable name points to; empty for nothing.
+func current(ctx context.Context, t Target, name string) (string, error) {
 	all, err := t.List(ctx, name)
 	if err != nil {
-		return false, fmt.Errorf("listing %s: %w", name, err)
+		return "", fmt.Errorf("listing %s: %w", name, err)
 	}
-	return slices.ContainsFunc(all, func(o Object) bool { return o.Current }), nil
+	for _, o := range all {
+		if o.Current {
+			return o.ID, nil
+		}
+	}
+	return "", nil
 }
 
 // Find returns the object of a family that ref names: an ID, a version, or a

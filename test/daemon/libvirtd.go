@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -34,6 +35,30 @@ const DebianPath = "/usr/sbin:/usr/bin:/sbin:/bin"
 // StartLibvirtd starts one with directories of its own.
 func StartLibvirtd(t testing.TB) Libvirtd {
 	t.Helper()
+	return startLibvirtd(t, nil)
+}
+
+// StartLibvirtdTLS starts one that listens at an address, too, for clients with a certificate
+// of the authority ca, and shows them its own; all in PEM.
+func StartLibvirtdTLS(t testing.TB, ca, cert, key []byte) (l Libvirtd, address string) {
+	t.Helper()
+	address = Address(t)
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startLibvirtd(t, map[string][]byte{
+		"ca.pem": ca, "cert.pem": cert, "key.pem": key,
+		listening: fmt.Appendf(nil, "listen_tls = 1\nlisten_tcp = 0\nauth_tls = \"none\"\nlisten_addr = %q\ntls_port = %q\nca_file = \"ca.pem\"\ncert_file = \"cert.pem\"\nkey_file = \"key.pem\"\n", host, port),
+	}), address
+}
+
+// listening is the configuration of one that has an address.
+const listening = "libvirtd.conf"
+
+// startLibvirtd starts one in a directory with some files of its user's.
+func startLibvirtd(t testing.TB, files map[string][]byte) Libvirtd {
+	t.Helper()
 	// Not t.TempDir: its parents are the test's own.
 	dir, err := os.MkdirTemp("", "imagectl-libvirt")
 	if err != nil {
@@ -61,6 +86,18 @@ func StartLibvirtd(t testing.TB) Libvirtd {
 		if err := os.Chown(path, uid, gid); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(path, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if files[listening] != nil {
+		cmd.Args = append(cmd.Args, "--listen", "--config", listening)
 	}
 	l := Libvirtd{dir}
 	Start(t, cmd, "apt-get install libvirt-daemon", func() error {

@@ -98,13 +98,17 @@ func TestClonesOfATemplateEnrolAsThemselves(t *testing.T) {
 	}
 	rack.Log("uploaded and verified")
 
-	seen := map[string]string{}
+	// Both boot at once: of an emulator's time most is one processor's.
+	seen, began := map[string]string{}, time.Now()
 	for _, m := range clones {
 		host.clone(rack, m)
-		began := time.Now()
+	}
+	for _, m := range clones {
 		enrols(t, ctx, rack, m, seen)
-		host.virsh("destroy", m.Name)
 		rack.Log("%s: enrolled after %s", m.Name, time.Since(began).Round(time.Second))
+	}
+	for _, m := range clones {
+		host.virsh("destroy", m.Name)
 	}
 	// The template's disk is what was uploaded.
 	if out, err := rack.Imagectl(ctx, "upload", "prune", "lv", "worker", "--keep", "1", "--yes"); err != nil {

@@ -156,6 +156,7 @@ func (g *globals) upload(ctx context.Context, f uploadFlags, o format, name stri
 	if err != nil {
 		return err
 	}
+	forgetStart()
 	var failed []error
 	for _, img := range images {
 		if err := g.uploadOne(ctx, f, o, dest, t, img, state); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,7 +87,7 @@ func (g *globals) oci(d destination) (*oci.Target, error) {
 }
 
 func (g *globals) libvirt(d destination) (upload.Target, error) {
-	dial, driver, err := libvirt.Address(d.Endpoint, os.Getenv("XDG_RUNTIME_DIR"))
+	dial, driver, err := libvirt.Address(d.Endpoint, libvirtLocal())
 	if err != nil {
 		return nil, badDestination(d, err)
 	}
@@ -116,6 +117,17 @@ func (g *globals) libvirt(d destination) (upload.Target, error) {
 	c.Node = string(node)
 	t, err := libvirt.New(c)
 	return t, badDestination(d, err)
+}
+
+// libvirtLocal is what the user has to reach daemons by. Who has no home and no name has
+// to say all in the endpoint.
+func libvirtLocal() libvirt.Local {
+	l := libvirt.Local{RuntimeDir: os.Getenv("XDG_RUNTIME_DIR"), Agent: os.Getenv("SSH_AUTH_SOCK")}
+	l.Home, _ = os.UserHomeDir()
+	if me, err := user.Current(); err == nil {
+		l.User = me.Username
+	}
+	return l
 }
 
 // counts reads options that are numbers above 0.

@@ -94,7 +94,7 @@ func (n *tenant) platform(conf glance.Config) uploadtest.Platform {
 			uploadtest.Options:   noTemplate,
 			uploadtest.Forgotten: notAlone,
 		},
-		Slow: true,
+		Slow: true, Slower: true,
 	}
 }
 

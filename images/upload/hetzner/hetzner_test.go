@@ -73,10 +73,13 @@ func TestConformance(t *testing.T) {
 						conn, err = c.dial(ctx, network, address)
 						return err
 					})
-					if ferr != nil && conn != nil {
+					if conn == nil {
+						return nil, ferr
+					}
+					if ferr != nil {
 						conn.Close()
 					}
-					return conn, ferr
+					return f.Conn(conn), ferr
 				}
 				return target(t, mine)
 			},

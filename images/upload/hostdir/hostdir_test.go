@@ -65,10 +65,13 @@ func conformance(t *testing.T, start func(t *testing.T) (conf hostdir.Config, di
 					conn, err = conf.Dial(ctx, network, address)
 					return err
 				})
-				if ferr != nil && conn != nil {
+				if conn == nil {
+					return nil, ferr
+				}
+				if ferr != nil {
 					conn.Close()
 				}
-				return conn, ferr
+				return f.Conn(conn), ferr
 			}
 			watch(f)
 			return opennebula.New(opennebula.Config{

@@ -34,8 +34,13 @@ const pool = "templates"
 // started is how to reach a libvirtd with a pool, which runs until the test ends.
 func started(t *testing.T) Config {
 	t.Helper()
-	host := daemon.StartLibvirtd(t)
-	dial, driver, err := Address("qemu:///session", host.Run())
+	return startedAt(t, daemon.StartLibvirtd(t))
+}
+
+// startedAt makes the pool of one.
+func startedAt(t *testing.T, host daemon.Libvirtd) Config {
+	t.Helper()
+	dial, driver, err := Address("qemu:///session", Local{RuntimeDir: host.Run()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +163,6 @@ func TestConformanceOfARealDaemon(t *testing.T) {
 			Options: []string{base64.StdEncoding.EncodeToString([]byte(`{"cluster": "demo", "ca": "new"}`)), "<memory unit='KiB'>8388608</memory>", "<vcpu placement='static'>4</vcpu>", "firmware='efi'"},
 			Use:     func(o upload.Object) error { return use(t, c, s, o) },
 			Absent: map[uploadtest.Case]string{
-				uploadtest.Full:      "the pool is a directory of a file system that is not ours to fill; TestKindsOfFailures reads libvirt's words for it",
 				uploadtest.Quota:     "libvirt has no quotas of its own; that of a file system is the same refusal as a full one",
 				uploadtest.Storm:     "libvirt does not speak HTTP",
 				uploadtest.CalledOff: "nothing is imported: the volume is written by this process, and a half one is deleted",
@@ -166,8 +170,10 @@ func TestConformanceOfARealDaemon(t *testing.T) {
 		}
 		if os.Getuid() != 0 {
 			p.Absent[uploadtest.Credentials] = "only root can be another user, whom the socket is closed to"
+			p.Absent[uploadtest.Full] = "only root can mount a file system that is too small; TestKindsOfFailures reads libvirt's words for it"
 			return p
 		}
+		p.Fill = func() { small(t, s, 1<<20) }
 		p.Stranger = func() upload.Target {
 			theirs := c
 			theirs.Dial = func(ctx context.Context) (net.Conn, error) { return dialAs(ctx, stranger, c.Dial) }
@@ -191,7 +197,7 @@ func broken(c Config, f *uploadtest.Faults) func(ctx context.Context) (net.Conn,
 			}
 			return nil, err
 		}
-		return &wire{Conn: conn, f: f, ctx: ctx, got: make(chan struct{}, 1)}, nil
+		return &wire{Conn: f.Conn(conn), f: f, ctx: ctx, got: make(chan struct{}, 1)}, nil
 	}
 }
 
@@ -482,7 +488,7 @@ func TestUEFIIsWithoutSecureBoot(t *testing.T) {
 }
 
 func TestASocketThatIsClosedToUs(t *testing.T) {
-	dial, driver, err := Address("qemu:///session", t.TempDir())
+	dial, driver, err := Address("qemu:///session", Local{RuntimeDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,8 +89,8 @@ func New(c Config) (*Target, error) {
 
 // Address reads a libvirt URI: qemu:///system, qemu:///session (whose socket is
 // below the user's runtime directory), qemu+ssh://user@host/system, or
-// qemu+tls://host/system. ssh reads the user's known_hosts, keys and agent.
-func Address(uri, runtimeDir string) (dial func(context.Context) (net.Conn, error), driver string, err error) {
+// qemu+tls://host/system. Over SSH the user's known_hosts, keys and agent count.
+func Address(uri string, l Local) (dial func(context.Context) (net.Conn, error), driver string, err error) {
 	u, err := url.Parse(uri)
 	if err != nil || u.Path != "/system" && u.Path != "/session" {
 		return nil, "", fmt.Errorf("reading the libvirt URI: want qemu:///system, qemu:///session, qemu+ssh://USER@HOST/system or qemu+tls://HOST/system")
@@ -97,13 +98,17 @@ func Address(uri, runtimeDir string) (dial func(context.Context) (net.Conn, erro
 	if _, set := u.User.Password(); set {
 		return nil, "", errors.New("reading the libvirt URI: it must not carry a password; ssh reads keys and the agent")
 	}
+	for name := range u.Query() {
+		if can := parameters(u.Scheme); !slices.Contains(can, name) {
+			return nil, "", fmt.Errorf("reading the libvirt URI %q: parameter %s is none of %s", uri, name, strings.Join(can, ", "))
+		}
+	}
 	driver = "qemu://" + u.Path
-	var remote interface{ Dial() (net.Conn, error) }
 	switch {
 	case u.Scheme == "qemu" && u.Host == "":
-		path := "/var/run/libvirt/libvirt-sock"
+		path := systemSocket
 		if u.Path == "/session" {
-			path = runtimeDir + "/libvirt/libvirt-sock"
+			path = l.RuntimeDir + "/libvirt/libvirt-sock"
 		}
 		if given := u.Query().Get("socket"); given != "" {
 			path = given
@@ -112,49 +117,12 @@ func Address(uri, runtimeDir string) (dial func(context.Context) (net.Conn, erro
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}, driver, nil
 	case u.Scheme == "qemu+ssh" && u.Host != "":
-		var options []dialers.SSHOption
-		if name := u.User.Username(); name != "" {
-			options = append(options, dialers.UseSSHUsername(name))
-		}
-		if port := u.Port(); port != "" {
-			options = append(options, dialers.UseSSHPort(port))
-		}
-		remote = dialers.NewSSH(u.Hostname(), options...)
+		dial, err = overSSH(u, l)
+		return dial, driver, err
 	case u.Scheme == "qemu+tls" && u.Host != "":
-		var options []dialers.TLSOption
-		if port := u.Port(); port != "" {
-			options = append(options, dialers.UseTLSPort(port))
-		}
-		remote = dialers.NewTLS(u.Hostname(), options...)
-	default:
-		return nil, "", fmt.Errorf("reading the libvirt URI %q: want qemu, qemu+ssh or qemu+tls; others are not encrypted or not QEMU", uri)
+		return overTLS(u, l), driver, nil
 	}
-	return func(ctx context.Context) (net.Conn, error) { return race(ctx, remote.Dial) }, driver, nil
-}
-
-// race dials until the context ends. The library's dialers know none: what comes of a try
-// that is no longer waited for is closed.
-func race(ctx context.Context, dial func() (net.Conn, error)) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		conn, err := dial()
-		done <- result{conn, err}
-	}()
-	select {
-	case r := <-done:
-		return r.conn, r.err
-	case <-ctx.Done():
-		go func() {
-			if r := <-done; r.conn != nil {
-				r.conn.Close()
-			}
-		}()
-		return nil, ctx.Err()
-	}
+	return nil, "", fmt.Errorf("reading the libvirt URI %q: want qemu, qemu+ssh or qemu+tls; others are not encrypted or not QEMU", uri)
 }
 
 // Formats that QEMU runs from and libvirt takes as they are.
@@ -219,6 +187,9 @@ func failed(ctx context.Context, doing string, err error) error {
 		// The connection was cut because of it.
 		return fmt.Errorf("%s: %w", doing, upload.CallError(ctx, fmt.Errorf("%w: %w", context.Cause(ctx), err)))
 	case !errors.As(err, &answer):
+		if errors.Is(err, upload.ErrAuth) {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
 		if errors.Is(err, fs.ErrPermission) || strings.Contains(err.Error(), "unable to authenticate") {
 			return fmt.Errorf("%s: %w: %w", doing, upload.ErrAuth, err)
 		}

@@ -1,7 +1,6 @@
 package libvirt
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -149,14 +147,18 @@ func TestAddresses(t *testing.T) {
 		"qemu:///session?socket=/run/x":           "qemu:///session",
 		"qemu+ssh://root@host.example.org/system": "qemu:///system",
 		"qemu+tls://host.example.org/system":      "qemu:///system",
+		"qemu+ssh://host/session?socket=/run/x":   "qemu:///session",
+		"qemu+ssh://host/system?keyfile=/k":       "qemu:///system",
+		"qemu+tls://host/system?pkipath=/k":       "qemu:///system",
 	} {
-		dial, driver, err := Address(uri, "/run/user/1000")
+		dial, driver, err := Address(uri, Local{RuntimeDir: "/run/user/1000"})
 		if err != nil || dial == nil || driver != want {
 			t.Errorf("Address(%s) = %s, %v, want %s", uri, driver, err, want)
 		}
 	}
-	for _, uri := range []string{"", "qemu", "xen:///system", "qemu+tcp://host/system", "qemu:///", "qemu+ssh:///system", "qemu+ssh://me:hunter2@host/system", "test:///default"} {
-		if _, _, err := Address(uri, ""); err == nil || strings.Contains(err.Error(), "hunter2") {
+	for _, uri := range []string{"", "qemu", "xen:///system", "qemu+tcp://host/system", "qemu:///", "qemu+ssh:///system", "qemu+ssh://me:hunter2@host/system", "test:///default",
+		"qemu+ssh://host/session", "qemu+tls://host/system?no_verify=1", "qemu+ssh://host/system?no_verify=1", "qemu:///system?pkipath=/k"} {
+		if _, _, err := Address(uri, Local{}); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("Address(%s) = %v, want a refusal", uri, err)
 		}
 	}
@@ -264,32 +266,6 @@ func TestVolumesThatNobodyHas(t *testing.T) {
 		if got != c.want || got && (!o.Broken || o.Name != "demo-worker" || o.Version != "4593.2.1-1a2b3c4d" || o.ID != "volume/"+c.name) {
 			t.Errorf("%s of %q in %s: %+v, %t, want %t", c.name, c.mtime, c.pool, o, got, c.want)
 		}
-	}
-}
-
-// A host that does not answer is given up with the context; a connection that comes of it
-// all the same is closed.
-func TestDialingEndsWithTheContext(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	ours, theirs := net.Pipe()
-	answer, dialling := make(chan struct{}), make(chan struct{})
-	done := make(chan error, 1)
-	go func() {
-		_, err := race(ctx, func() (net.Conn, error) {
-			close(dialling)
-			<-answer
-			return ours, nil
-		})
-		done <- err
-	}()
-	<-dialling
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Errorf("race = %v, want the context's end", err)
-	}
-	close(answer)
-	if _, err := theirs.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("reading from the other end: %v, want that it was closed", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/imagectl/imagectl/images/upload"
@@ -35,6 +36,19 @@ func failed(ctx context.Context, doing string, err error) error {
 		return fmt.Errorf("%s: %w: %s", doing, upload.ErrSpace, text)
 	}
 	return fmt.Errorf("%s: %w", doing, upload.StatusError(answer.StatusCode, text))
+}
+
+// keychain says what was asked when nobody answers: a program that is not there or fails is
+// no failure of the registry.
+type keychain struct{ authn.Keychain }
+
+// Resolve implements authn.Keychain.
+func (k keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
+	a, err := k.Keychain.Resolve(r)
+	if err != nil {
+		return nil, fmt.Errorf("%w: asking docker's configuration for who we are at %s: %w; docker login puts that there, or set username and password", upload.ErrAuth, r.RegistryStr(), err)
+	}
+	return a, nil
 }
 
 // full knows how Harbor, Quay and the rest say it; the specification has no code.

@@ -106,7 +106,7 @@ func New(c Config) (*Target, error) {
 	case c.Username != "" || c.Password != "":
 		t.options = append(t.options, remote.WithAuth(&authn.Basic{Username: c.Username, Password: c.Password}))
 	case c.Keychain != nil:
-		t.options = append(t.options, remote.WithAuthFromKeychain(c.Keychain))
+		t.options = append(t.options, remote.WithAuthFromKeychain(keychain{c.Keychain}))
 	}
 	return t, nil
 }

@@ -54,6 +54,12 @@ type Faults struct {
 	sent  []int64
 	least int64
 	storm squall
+	// streamed are the bytes that went out over connections, halfway is where what is sent
+	// is held.
+	streamed int64
+	halfway  *Halfway
+	// see is shown every request.
+	see func(*http.Request)
 }
 
 // unknown is the size of a body whose length is not said before.
@@ -74,7 +80,7 @@ func (f *Faults) Calls() int {
 func (f *Faults) Fail(n int, kind Kind, dead bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.calls, f.at, f.kind, f.dead, f.sent, f.least, f.storm = 0, n, kind, dead, nil, 0, squall{}
+	f.calls, f.at, f.kind, f.dead, f.sent, f.least, f.storm, f.streamed = 0, n, kind, dead, nil, 0, squall{}, 0
 }
 
 // FailSending lets the first call from now fail whose body has at least so many bytes,
@@ -193,6 +199,7 @@ type transport struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	t.f.show(r)
 	if status := t.f.stormy(r); status != 0 {
 		return answered(r, status), nil
 	}
@@ -203,6 +210,9 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		size = unknown
 	}
 	kind, bad := t.f.next(size)
+	if h := t.f.stands(size); h != nil {
+		r = held(r, size, h)
+	}
 	if !bad {
 		return t.base.RoundTrip(r)
 	}

@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/imagectl/imagectl/images/upload"
@@ -64,6 +63,9 @@ type Platform struct {
 	// change from one to the next, and not in all: for a server that takes long. With
 	// -short every platform is.
 	Slow bool
+	// Slower has each call broken in one way alone with -short, by its place in the order,
+	// for a server that takes long even so.
+	Slower bool
 	// RawSize is that of the images' disks in bytes; 0 for 3 MiB and a sector. Less is
 	// quicker where all bytes are hashed again and again.
 	RawSize int64
@@ -90,6 +92,7 @@ func set(t *testing.T, start func(*testing.T) Platform) *bench {
 		t.Fatalf("the platform leaves cases out without a word:\n%s", strings.Join(gaps, "\n"))
 	}
 	b.Slow = b.Slow || testing.Short()
+	b.Slower = b.Slower && testing.Short()
 	b.target = b.Target(b.faults)
 	return b
 }
@@ -162,7 +165,6 @@ func Run(t *testing.T, start func(*testing.T) Platform) {
 		{"wrong credentials are ErrAuth and leave nothing", stranger},
 		{"a full platform is ErrSpace and leaves nothing", full},
 		{"a quota is ErrSpace and leaves nothing", quota},
-		{"two uploads of one image at once make one", twoAtOnce},
 		{"a storm of 503 is ErrServer", storm},
 		{"a server that does not answer is ErrTimeout, and the next run ends it", hangs},
 		{"a server that stops in the middle is ErrTimeout, and the next run ends it", stalls},
@@ -174,6 +176,7 @@ func Run(t *testing.T, start func(*testing.T) Platform) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(set(t, start)) })
 	}
+	t.Run("two uploads of one image at once make one", func(t *testing.T) { twoAtOnce(t, start) })
 	t.Run("a server that fails for a while is asked again", func(t *testing.T) { storms(t, start) })
 	t.Run("what is left and written down nowhere is found after a day", func(t *testing.T) { forgotten(t, start) })
 	t.Run("every remote call may fail", func(t *testing.T) { everyCall(t, start) })
@@ -444,54 +447,6 @@ func (b *bench) noSpace(exhaust func()) {
 		b.Error(err)
 	}
 	b.clean(0)
-}
-
-func twoAtOnce(b *bench) {
-	img := b.image(1)
-	if b.Hold != nil {
-		b.Hold()
-	}
-	var both sync.WaitGroup
-	outs := make([]upload.Outcome, 2)
-	for i := range outs {
-		// Two machines: a journal and a target each.
-		target, state := b.Target(&Faults{}), b.TempDir()
-		mine := img
-		both.Go(func() {
-			j, err := upload.OpenJournal(state, upload.Key{Target: targetName, Image: mine})
-			if err != nil {
-				b.Error(err)
-				return
-			}
-			out, err := upload.Run(b.Context(), target, mine, j, func(e upload.Event) {
-				if b.Release != nil && strings.HasPrefix(e.Phase, "waiting") {
-					// The second one has met the first.
-					b.Release()
-				}
-			}, false)
-			if err != nil {
-				b.Errorf("upload %d: %v", i, err)
-				if b.Release != nil {
-					b.Release()
-				}
-			}
-			outs[i] = out
-			if left := j.Left(); len(left) > 0 {
-				b.Errorf("upload %d leaves %v", i, left)
-			}
-			if err := j.Close(); err != nil {
-				b.Error(err)
-			}
-		})
-	}
-	both.Wait()
-	if outs[0].Object.ID != outs[1].Object.ID {
-		b.Errorf("they made %s and %s", outs[0].Object.ID, outs[1].Object.ID)
-	}
-	b.clean(1)
-	if b.current() != outs[0].Object.ID {
-		b.Errorf("current is %q", b.current())
-	}
 }
 
 func storm(b *bench) {

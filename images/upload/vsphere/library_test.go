@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/vmware/govmomi/vapi/library"
@@ -115,12 +116,32 @@ func (u unique) RoundTrip(r *http.Request) (*http.Response, error) {
 	return u.base.RoundTrip(r)
 }
 
+// whole gives the simulator a file when all of it is there, or as much as comes: it answers
+// nobody while it reads one, which a vCenter does.
+type whole struct{ base http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (w whole) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return w.base.RoundTrip(r)
+	}
+	body, broken := io.ReadAll(r.Body)
+	r.Body.Close()
+	rest := io.Reader(bytes.NewReader(body))
+	if broken != nil {
+		rest = io.MultiReader(rest, iotest.ErrReader(broken))
+	}
+	r = r.Clone(r.Context())
+	r.Body = io.NopCloser(rest)
+	return w.base.RoundTrip(r)
+}
+
 func (s *shelf) platform() uploadtest.Platform {
 	var no atomic.Pointer[refusal]
 	return uploadtest.Platform{
 		Target: func(f *uploadtest.Faults) upload.Target {
 			c := s.config()
-			c.Transport = f.Transport(refusing{c.Transport, &no})
+			c.Transport = f.Transport(refusing{whole{c.Transport}, &no})
 			return s.target(c)
 		},
 		Stranger: func() upload.Target {
