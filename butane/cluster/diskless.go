@@ -11,7 +11,7 @@ func (c *checker) diskless(raw rawFile, s Spec) {
 	for i, r := range raw.Machines {
 		disk, m := r.Disk.place, s.Machines[i]
 		if !m.Diskless {
-			if disk.Path == "" && !c.reported(r.place.Path+".disk") && !c.reported(r.place.Path+".diskless") {
+			if disk.Path == "" && !c.reported(r.place.Path+".diskless") {
 				c.add(r.Pos, r.place.Path, "disk:\n  path: /dev/disk/by-id/…", "required key %q is missing; only a machine with diskless: true needs none", "disk")
 			}
 			continue

@@ -191,7 +191,7 @@ func look(ctx context.Context, t *testing.T, rack *lab.Lab, m lab.Machine) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !regexp.MustCompile(`(?m)tmpfs.* /( |$)`).MatchString(disks) {
+	if !regexp.MustCompile(`(?m)^/ +tmpfs `).MatchString(disks) {
 		t.Errorf("its root is not in its memory:\n%s", disks)
 	}
 }
