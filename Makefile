@@ -220,6 +220,12 @@ tpm-test: build release ## empty machines with a TPM are enrolled without a pers
 	go test -c -tags e2e -o bin/tpm.test ./test/tpm
 	cd test/tpm && $(ISOLATED) $(CURDIR)/bin/tpm.test -test.timeout 60m -test.v -bin $(CURDIR)/bin -release $(RELEASE)
 
+.PHONY: diskless-test
+diskless-test: build release ## a machine that runs in its memory is enrolled, and joins, at each start; nobody writes its disk
+	$(call say,diskless machines (about a quarter of an hour without KVM))
+	go test -c -tags e2e -o bin/diskless.test ./test/diskless
+	cd test/diskless && $(ISOLATED) $(CURDIR)/bin/diskless.test -test.timeout 90m -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM)
+
 .PHONY: e2e
 e2e: build release ## the scenario in virtual machines
 	$(call say,the scenario in virtual machines (20 to 40 minutes without KVM))

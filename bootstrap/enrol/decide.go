@@ -56,6 +56,8 @@ type Record struct {
 	State machine.State
 	// Known: cluster.yaml lists it.
 	Known bool
+	// Diskless: it keeps nothing, its key neither, and comes with a new one at each start.
+	Diskless bool
 	// Approved is the fingerprint of the approved key; empty for none.
 	Approved string
 	// Pending are the keys that wait, oldest first.
@@ -115,6 +117,9 @@ func Decide(r Record, fingerprint string) Decision {
 	reason := fmt.Sprintf("%s has another key that was approved before; an operator has to say whether this one replaces it: imagectl machines approve --replace-key %s", r.Name, r.Name)
 	if r.State == machine.Armed || r.State == machine.Installing {
 		reason = fmt.Sprintf("%s began to install with another key, as after a loss of power; approve this one to go on: imagectl machines approve --replace-key %s", r.Name, r.Name)
+	}
+	if r.Diskless {
+		reason = fmt.Sprintf("%s is diskless and has a new key at every start; compare the code if it was started: imagectl machines approve --replace-key %s", r.Name, r.Name)
 	}
 	return Decision{Status: Pending, Code: CodeKeyConflict, Remember: isNew, Conflict: isNew, Reason: reason}
 }

@@ -46,6 +46,8 @@ type Proven struct {
 	EK string
 	// PCRs are the values of tpm.PCRIndexes.
 	PCRs [][]byte
+	// Resets is how many starts the TPM had counted.
+	Resets uint32
 }
 
 // Trouble is why a machine proves nothing.
@@ -93,20 +95,20 @@ func DecideTPM(r Record, fingerprint string, attested *tpm.Attested, refusal *Re
 	if refusal != nil {
 		return Decision{Status: Pending, Code: refusal.Code, Reason: refusal.Reason}
 	}
-	ek := r.TPM.Waiting[fingerprint].EK
-	if r.refuseMeasured(r.TPM.Waiting[fingerprint].PCRs) != nil {
-		ek = "" // it may have started something else since
+	proven := r.TPM.Waiting[fingerprint]
+	if r.refuseMeasured(proven.PCRs) != nil {
+		proven.EK = "" // it may have started something else since
 	}
 	switch {
 	case attested != nil:
 		// Also one that waited before machines had to prove themselves.
-		d.Remember = d.Remember || ek != attested.EK
-		ek = attested.EK
-	case ek == "" || r.letsIn(ek):
+		d.Remember = d.Remember || proven.EK != attested.EK
+		proven = Proven{EK: attested.EK, PCRs: attested.PCRs, Resets: attested.Resets}
+	case proven.EK == "" || r.letsIn(proven):
 		return Decision{Status: Pending, Code: CodeTPMChallenge, Reason: fmt.Sprintf("%s has to prove itself by its TPM", r.Name)}
 	}
-	switch {
-	case r.letsIn(ek):
+	switch ek := proven.EK; {
+	case r.letsIn(proven):
 		return Decision{Status: Approved, Code: CodeTPM, Bind: true, Reason: fmt.Sprintf("approved as %s by its TPM", r.Name)}
 	case r.knows(ek):
 		approve := "imagectl machines approve " + r.Name
@@ -114,6 +116,12 @@ func DecideTPM(r Record, fingerprint string, attested *tpm.Attested, refusal *Re
 			approve += " --replace-key"
 		}
 		d.Reason = fmt.Sprintf("this is the TPM of %s, but %s had another key before, and nobody has armed it; if it was installed anew: %s", r.Name, r.Name, approve)
+		switch {
+		case r.Diskless && r.Approved == "":
+			d.Reason = fmt.Sprintf("this is the TPM of %s, whose key was withdrawn; if it may come back: %s", r.Name, approve)
+		case r.Diskless && r.TPM.Bound != nil:
+			d.Reason = fmt.Sprintf("this is the TPM of %s, which has brought a key since its last start (number %d of its TPM) already: another system runs there; if it was not started: imagectl machines retire %s, and otherwise: %s", r.Name, proven.Resets, r.Name, approve)
+		}
 	default:
 		d.Reason += fmt.Sprintf("; its TPM is new here: tpm: {ek: %s} in cluster.yaml would let it in", ek)
 	}
@@ -128,12 +136,14 @@ func (r Record) knows(ek string) bool {
 	return r.TPM.Bound != nil && r.TPM.Bound.EK == ek
 }
 
-// letsIn says whether a new key may come in by a TPM: a machine's first one, and those
-// of machines that an operator has armed. To any other machine somebody has started
-// another system, or its key was revoked.
-func (r Record) letsIn(ek string) bool {
+// letsIn says whether a new key may come in by a TPM: a machine's first one, those of
+// machines that an operator has armed, and one for each start of a diskless machine that
+// has a key that holds. To any other machine somebody has started another system, or its
+// key was revoked.
+func (r Record) letsIn(p Proven) bool {
 	first := r.State == machine.Approved && r.Approved == "" && r.TPM.Bound == nil
-	return r.knows(ek) && (first || r.State == machine.Armed || r.State == machine.Installing)
+	started := r.Diskless && r.Approved != "" && r.TPM.Bound != nil && p.Resets > r.TPM.Bound.Resets
+	return r.knows(p.EK) && (first || started || r.State == machine.Armed || r.State == machine.Installing)
 }
 
 // refuseWaiting says why an operator cannot accept a key that waits, or nil.

@@ -85,6 +85,8 @@ type Machine struct {
 	Labels  map[string]string
 	Taints  []string
 	Disk    *api.DiskRule
+	// Diskless: there is nothing to install; it comes with a new key at each start.
+	Diskless bool
 	// Image is what an installation writes.
 	Image Image
 	// Files are written to ROOT besides node.json.

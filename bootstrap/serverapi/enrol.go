@@ -260,7 +260,7 @@ func (s enrolment) enrol(ctx context.Context, from caller, name string, a asking
 		}
 		return c.tx.PutMachine(m)
 	})
-	if d.Burn && err == nil && r.Key != nil {
+	if (d.Burn || d.Bind) && err == nil && r.Key != nil {
 		s.board.forget(name) // what it said last, it said by the key before
 	}
 	if d.Conflict && err == nil {
@@ -338,7 +338,8 @@ func hold(k *store.Key, i pki.Issued) {
 
 // recordOf is what enrolment looks at.
 func (s *Server) recordOf(m store.Machine) enrol.Record {
-	r := enrol.Record{Name: m.Name, State: m.State, Known: m.Known, Rejected: m.Rejected, Tokens: s.cfg.Tokens}
+	listed, _ := s.machineOf(m.Name)
+	r := enrol.Record{Name: m.Name, State: m.State, Known: m.Known, Diskless: listed.Diskless, Rejected: m.Rejected, Tokens: s.cfg.Tokens}
 	if t := m.Token; t != nil {
 		r.Token = &enrol.Token{Digest: t.Digest, NotAfter: t.NotAfter, UsedBy: t.UsedBy, UsedAt: t.UsedAt, Replace: t.Replace}
 	}

@@ -31,6 +31,7 @@ const (
 	codeLeavesEtcd    = "leaves-etcd"
 	codeStorage       = "storage"
 	codeNoBMC         = "no-bmc"
+	codeDiskless      = "diskless"
 	codeBMC           = "bmc"
 	codeWriting       = "writes-its-disk"
 )
@@ -219,7 +220,7 @@ func (s operators) RejectMachine(ctx context.Context, req *connect.Request[api.R
 func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmMachineRequest]) (*connect.Response[api.ArmMachineResponse], error) {
 	names, err := s.selected(req.Msg.GetSelection(), func(m store.Machine) bool {
 		_, has := s.bmcOf(m.Name)
-		return has || !req.Msg.GetNetboot()
+		return (has || !req.Msg.GetNetboot()) && !s.isDiskless(m.Name)
 	})
 	if err != nil {
 		return nil, err
@@ -247,6 +248,9 @@ func (s operators) ArmMachine(ctx context.Context, req *connect.Request[api.ArmM
 		if _, listed := s.machineOf(m.Name); !listed {
 			return &refusedError{enrol.CodeUnknownMachine, fmt.Sprintf("cluster.yaml does not list %s; add it there first", m.Name)}
 		}
+		if s.isDiskless(m.Name) { // before it is said how to do it
+			return errDiskless()
+		}
 		if !reinstall && !m.InstalledAt.IsZero() && m.State != machine.Armed {
 			return &refusedError{codeNeedsWord, "it was installed before; say --reinstall to wipe it"}
 		}
@@ -269,6 +273,9 @@ func (s *Server) armNow(c *change, m *store.Machine, event machine.Event, by str
 	if m.State == machine.Armed {
 		return nil
 	}
+	if s.isDiskless(m.Name) {
+		return errDiskless()
+	}
 	id, err := s.newID()
 	if err != nil {
 		return err
@@ -278,6 +285,15 @@ func (s *Server) armNow(c *change, m *store.Machine, event machine.Event, by str
 	}
 	m.Arming = &store.Arming{ID: id, At: c.now, By: by}
 	return nil
+}
+
+func (s *Server) isDiskless(name string) bool {
+	m, _ := s.machineOf(name)
+	return m.Diskless
+}
+
+func errDiskless() error {
+	return &refusedError{codeDiskless, "it is diskless: it starts from the network whenever it is switched on, and nothing is ever installed on it"}
 }
 
 func (s *Server) newID() (string, error) {

@@ -109,7 +109,7 @@ func replaceNext(m Machine, armed, netbooted, approved bool) string {
 	if !approved && (len(m.MACs) > 0 || m.UUID != "" || m.Serial != "") {
 		next = append(next, "put the new hardware's MAC address into cluster.yaml", "restart imagectl serve")
 	}
-	if !armed {
+	if !armed && !m.Diskless {
 		next = append(next, "imagectl machines arm "+m.Name)
 	}
 	if !approved && !netbooted {

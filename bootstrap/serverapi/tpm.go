@@ -84,7 +84,7 @@ func (s *Server) tpmOf(m store.Machine) *enrol.TPMRecord {
 	}
 	for _, k := range m.Pending {
 		if k.TPM != nil {
-			r.Waiting[k.Fingerprint] = enrol.Proven{EK: k.TPM.EK, PCRs: k.TPM.PCRs}
+			r.Waiting[k.Fingerprint] = enrol.Proven{EK: k.TPM.EK, PCRs: k.TPM.PCRs, Resets: k.TPM.Resets}
 		}
 	}
 	return r

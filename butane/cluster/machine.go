@@ -31,6 +31,7 @@ func (c *checker) machines(raw []rawMachine, boot rawBoot) []Machine {
 			EK:            strings.ToLower(r.TPM.EK.V),
 			Address:       r.Address.V,
 			Disk:          c.disk(r.Disk),
+			Diskless:      r.Diskless.V,
 			Labels:        c.labels(r.Labels),
 			LocalBoot:     c.choice(r.Firmware.LocalBoot, localBoot, []string{"exit", "sanboot", "poweroff"}, nil),
 			NBP:           c.nbp(r.Firmware.NBP, nbp, boot),

@@ -86,6 +86,7 @@ func (c *checker) file(raw rawFile) Spec {
 	c.networks(raw, s)
 	c.vips(raw, s)
 	c.references(raw, s)
+	c.diskless(raw, s)
 	c.quorum(raw, s)
 	if s.Kubernetes.Endpoint == "" {
 		s.Kubernetes.Endpoint = defaultEndpoint(s)

@@ -199,7 +199,8 @@ type rawMachine struct {
 	Zone          rawString       `key:"zone"`
 	Match         rawMatch        `key:"match,required"`
 	Address       rawAddr         `key:"address"`
-	Disk          rawDisk         `key:"disk,required"`
+	Disk          rawDisk         `key:"disk"`
+	Diskless      rawBool         `key:"diskless"`
 	Labels        dict[rawString] `key:"labels"`
 	TPM           rawTPM          `key:"tpm"`
 	BMC           rawBMC          `key:"bmc"`

@@ -278,9 +278,11 @@ type Machine struct {
 	// Selector recognises it instead; empty when one of the others does.
 	Selector map[selector.Field][]string
 	// EK is SHA-256 of its TPM's endorsement key, hexadecimal; empty for none.
-	EK        string
-	Address   netip.Addr
-	Disk      Disk
+	EK      string
+	Address netip.Addr
+	Disk    Disk
+	// Diskless: it starts from the network into its memory each time, and Disk is empty.
+	Diskless  bool
 	Labels    map[string]string
 	LocalBoot string
 	// NBP is ipxe or grub.

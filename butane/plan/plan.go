@@ -231,7 +231,9 @@ type Role struct {
 	Butane     []Snippet
 	Extensions []Extension
 	KernelArgs []string
-	Labels     map[string]string
+	// Diskless: some of its machines are, and load its extensions one by one.
+	Diskless bool
+	Labels   map[string]string
 	// Taints are key=value:effect.
 	Taints []string
 }
@@ -272,7 +274,9 @@ type Machine struct {
 	// Address is its reserved address; always set under DHCPAuthoritative.
 	Address netip.Addr
 	Disk    DiskRule
-	Labels  map[string]string
+	// Diskless: it starts from the network into its memory each time, and Disk is empty.
+	Diskless bool
+	Labels   map[string]string
 	// LocalBoot is how iPXE continues with the own disk: exit, sanboot or poweroff.
 	LocalBoot string
 	NBP       NBP

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -81,12 +82,14 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 	}
 	sort.Slice(p.Images, func(i, j int) bool { return p.Images[i].ID < p.Images[j].ID })
 	for _, role := range spec.Roles {
-		p.Roles = append(p.Roles, r.role(role))
+		out := r.role(role)
+		out.Diskless = slices.ContainsFunc(spec.Machines, func(m cluster.Machine) bool { return m.Role == role.Name && m.Diskless })
+		p.Roles = append(p.Roles, out)
 	}
 	for _, m := range spec.Machines {
 		p.Machines = append(p.Machines, Machine{
 			Name: m.Name, Role: m.Role, Zone: m.Zone, MACs: m.MACs, UUID: m.UUID, Serial: m.Serial, Selector: m.Selector, EK: m.EK,
-			Address: m.Address, Disk: DiskRule(m.Disk), Labels: m.Labels, LocalBoot: m.LocalBoot, NBP: NBP(m.NBP), Quirks: m.Quirks, InstallerArgs: m.InstallerArgs, BMC: m.BMC, Firewall: m.Firewall, Network: m.Network,
+			Address: m.Address, Disk: DiskRule(m.Disk), Diskless: m.Diskless, Labels: m.Labels, LocalBoot: m.LocalBoot, NBP: NBP(m.NBP), Quirks: m.Quirks, InstallerArgs: m.InstallerArgs, BMC: m.BMC, Firewall: m.Firewall, Network: m.Network,
 		})
 	}
 	for _, a := range spec.Addons {

@@ -1,7 +1,7 @@
 // Package render writes Ignition 3.4.0 configs, which every current Flatcar
 // channel reads: one for the installed image of a role, one for the netbooted
-// installer. Both carry the lock-down; neither carries a secret. The same input
-// gives the same bytes.
+// installer, and one for each diskless machine. All carry the lock-down; none carries a
+// secret. The same input gives the same bytes.
 //
 // An installed node's identity, node.json included, is not in its image: the
 // installer leaves it in ROOT. System extensions come by links in ROOT, not by
@@ -32,22 +32,29 @@ const specVersion = "3.4.0"
 // file system. The user's snippets come first and the lock-down is merged over
 // them, so that it always wins.
 func Role(r plan.Role) ([]byte, error) {
-	cfg := types.Config{Ignition: types.Ignition{Version: specVersion}}
-	for _, s := range r.Butane {
-		child, found := snippet.Translate(s.File, s.Content, s.Dir)
-		if err := found.Err(); err != nil {
-			return nil, fmt.Errorf("rendering role %s: %w", r.Name, err)
-		}
-		cfg = ignition.Merge(cfg, child)
+	cfg, err := role(r)
+	if err != nil {
+		return nil, err
 	}
-	cfg = ignition.Merge(cfg, closedDoors())
-	cfg = ignition.Merge(cfg, kubernetesNode())
-	cfg = ignition.Merge(cfg, acceleratedCards())
 	b, err := encode(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("rendering role %s: %w", r.Name, err)
 	}
 	return b, nil
+}
+
+func role(r plan.Role) (types.Config, error) {
+	cfg := types.Config{Ignition: types.Ignition{Version: specVersion}}
+	for _, s := range r.Butane {
+		child, found := snippet.Translate(s.File, s.Content, s.Dir)
+		if err := found.Err(); err != nil {
+			return types.Config{}, fmt.Errorf("rendering role %s: %w", r.Name, err)
+		}
+		cfg = ignition.Merge(cfg, child)
+	}
+	cfg = ignition.Merge(cfg, closedDoors())
+	cfg = ignition.Merge(cfg, kubernetesNode())
+	return ignition.Merge(cfg, acceleratedCards()), nil
 }
 
 // InstallerInput is what the first Ignition of a netbooted installer needs.

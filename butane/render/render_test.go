@@ -94,6 +94,9 @@ func outputs(t *testing.T) map[string][]byte {
 	if out["medium.ign"], err = Medium("http://10.0.0.2:8080/ignition"); err != nil {
 		t.Fatal(err)
 	}
+	if out["diskless.ign"], err = Diskless(disklessInput(t)); err != nil {
+		t.Fatal(err)
+	}
 	out["worker.grub.cfg"] = GrubCfg(worker(t))
 	return out
 }

@@ -68,6 +68,9 @@ type Role struct {
 	Butane []store.Input
 	// Extensions are the user's; ours are added.
 	Extensions []Extension
+	// Diskless has each extension as an artefact of its own besides, for machines that
+	// run in their memory.
+	Diskless bool
 }
 
 // Extension is a ready-made NAME.raw, or one that is made here by a recipe.
@@ -307,9 +310,12 @@ func (r *run) makeAll(ctx context.Context, missing []target) error {
 	for _, role := range r.in.Roles {
 		var of []target
 		for _, t := range missing {
-			if t.role == role.Name {
+			if t.role == role.Name && t.extension == "" {
 				of = append(of, t)
 			}
+		}
+		if err := r.copyExtensions(ctx, role, extensions[role.Name], missing); err != nil {
+			return err
 		}
 		if len(of) > 0 {
 			if err := r.makeRole(ctx, role, extensions[role.Name], of); err != nil {

@@ -23,6 +23,8 @@ type target struct {
 	name   string
 	role   string
 	format store.Format
+	// extension of the role that it is a copy of; empty for none.
+	extension string
 	// sets that it is part of.
 	sets []Set
 	// recipe is a digest over everything that decides the artefact's bytes.
@@ -82,7 +84,7 @@ func (r *run) roleTargets(role Role) []target {
 			recipe: rec, inputs: inputs, write: f.write,
 		})
 	}
-	return out
+	return append(out, r.extensionTargets(role)...)
 }
 
 // roleID is what a role's image is, without who builds it: its UUIDs follow from

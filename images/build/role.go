@@ -254,5 +254,5 @@ func (r *run) copied(ctx context.Context, t target, path string) (artefact, erro
 	if t.verbatim && digest != t.inputs[0].SHA256 {
 		return artefact{}, fmt.Errorf("%s now has sha256 %s: %w; delete it and run imagectl lock", path, digest, store.ErrDigest)
 	}
-	return artefact{recipe: t.recipe, Artefact: store.Artefact{Name: t.name, Format: t.format, Size: size, SHA256: digest, Inputs: t.inputs}}, nil
+	return artefact{recipe: t.recipe, Artefact: store.Artefact{Name: t.name, Role: t.role, Format: t.format, Extension: t.extension, Size: size, SHA256: digest, Inputs: t.inputs}}, nil
 }

@@ -233,7 +233,11 @@ func artefacts(m store.Manifest, role string) words {
 	out := words{}
 	for _, a := range m.Artefacts {
 		if a.Role == role && a.Format.Carries() {
-			out[string(a.Format)] = fmt.Sprintf("%s, %d bytes, sha256 %s", a.Name, a.Size, short(a.SHA256))
+			kind := string(a.Format)
+			if a.Extension != "" {
+				kind += " " + a.Extension
+			}
+			out[kind] = fmt.Sprintf("%s, %d bytes, sha256 %s", a.Name, a.Size, short(a.SHA256))
 		}
 	}
 	return out

@@ -34,6 +34,7 @@ const (
 	PXEKernel Format = "pxe-kernel" // the locked, verified kernel
 	PXEInitrd Format = "pxe-initrd" // the locked, verified cpio
 	Sysext    Format = "sysext"     // a system extension, loaded by the installer
+	Extension Format = "extension"  // a role's system extension, loaded by its diskless machines
 	ISO       Format = "iso"        // the installer, bootable from CD and USB stick
 	UKI       Format = "uki"        // the installer as one EFI program
 	SPDX      Format = "spdx"       // the bill of materials of a role's image, or of the installer
@@ -64,7 +65,9 @@ type Artefact struct {
 	// Role is empty for what every role shares.
 	Role   string `json:"role,omitempty"`
 	Format Format `json:"format"`
-	Size   int64  `json:"size"`
+	// Extension is the name of a system extension, for Format Extension.
+	Extension string `json:"extension,omitempty"`
+	Size      int64  `json:"size"`
 	// SHA256 of the file as it lies there, lower-case hexadecimal.
 	SHA256 string `json:"sha256"`
 	// RawSize is the size of the disk, for disks in any format.

@@ -78,11 +78,16 @@ const (
 	Install Action = "install"
 	// Discover: boot the installer without permission to write any disk.
 	Discover Action = "discover"
+	// Run: boot the machine's own system into its memory; it has no disk to install to.
+	Run Action = "run"
 	// Local: continue with the machine's own disk.
 	Local Action = "local"
 	// None: stay silent.
 	None Action = "none"
 )
+
+// Loads says whether a machine gets a kernel from us.
+func (a Action) Loads() bool { return a == Install || a == Discover || a == Run }
 
 // Answer is the decision for one machine, with its reason.
 type Answer struct {
@@ -105,7 +110,7 @@ type Answer struct {
 	Program   Program
 	// Quirks are names that cluster.yaml gives the machine (pxe/quirk).
 	Quirks []string
-	// Kernel, Initrd are set for Install and Discover.
+	// Kernel, Initrd are set for what Loads.
 	Kernel Blob
 	Initrd []Blob
 	// Configured says that the last of Initrd brings the first Ignition config, so that
@@ -128,8 +133,8 @@ type Blob struct {
 // concurrent use.
 type Source interface {
 	Decide(Machine) Answer
-	// Ignition returns the first Ignition config of a machine whose answer is
-	// Install or Discover. It contains no secret.
+	// Ignition returns the first Ignition config of a machine whose answer Loads. It
+	// contains no secret.
 	Ignition(Machine) ([]byte, error)
 }
 

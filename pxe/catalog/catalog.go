@@ -38,9 +38,19 @@ type Config struct {
 	// Ignition renders the first config of the installer on a machine; the empty
 	// name stands for machines that are not in cluster.yaml.
 	Ignition func(machine string) ([]byte, error)
+	// Diskless is what diskless machines of Plan boot besides, by name.
+	Diskless map[string]Diskless
 	States   States
 	// Now is time.Now unless a test says otherwise.
 	Now func() time.Time
+}
+
+// Diskless is what a diskless machine boots besides the kernel and the first of Initrd.
+type Diskless struct {
+	// Archive takes the place of the installer's last Initrd where Configured.
+	Archive boot.Blob
+	// Args are kernel arguments of its role.
+	Args []string
 }
 
 // Catalog implements boot.Source, dhcp.Source, dhcp6.Source and
@@ -137,8 +147,8 @@ func conflict(format string, args ...any) boot.Answer {
 // Ignition implements boot.Source.
 func (c *Catalog) Ignition(m boot.Machine) ([]byte, error) {
 	a := c.Decide(m)
-	if a.Action != boot.Install && a.Action != boot.Discover {
-		return nil, fmt.Errorf("rendering Ignition: the machine is to %s, not to boot an installer: %s", a.Action, a.Reason)
+	if !a.Action.Loads() {
+		return nil, fmt.Errorf("rendering Ignition: the machine is to %s, not to boot a system of ours: %s", a.Action, a.Reason)
 	}
 	return c.current.Load().ignitionOf(a.Name)
 }
@@ -151,7 +161,9 @@ type entry struct {
 	Program   boot.Program
 	Quirks    []string
 	Args      []string
-	selector  selector.Selector
+	// Initrd is nil for a machine with a disk, which has the installer's.
+	Initrd   []boot.Blob
+	selector selector.Selector
 }
 
 // notArmed is the code of a machine that an operator has to arm.
@@ -164,6 +176,9 @@ func (s *snapshot) known(e entry) boot.Answer {
 	state := s.states.State(e.Name)
 	a.Code = string(state)
 	arm := "imagectl machines arm " + e.Name
+	if e.Initrd != nil {
+		return s.diskless(e, state, a)
+	}
 	switch state {
 	case machine.Armed:
 		a.Action, a.Reason = boot.Install, "it is armed: once its key is approved the installer writes its disk"
@@ -186,6 +201,22 @@ func (s *snapshot) known(e entry) boot.Answer {
 	}
 	if a.Action == boot.Install {
 		a.Kernel, a.Initrd, a.Configured, a.Args = s.kernel, s.initrd, s.configured, e.Args
+	}
+	return a
+}
+
+// diskless answers for a machine that has nothing of its own to boot. Who it is, its key
+// says: a machine that has failed, or whose key waits, starts and is told so.
+func (s *snapshot) diskless(e entry, state machine.State, a boot.Answer) boot.Answer {
+	switch state {
+	case machine.Retired:
+		a.Refused, a.Reason = true, "it is retired"
+	case machine.Armed, machine.Installing:
+		// From before: nobody can arm it now.
+		a.Refused, a.Reason = true, "it was armed before cluster.yaml said that it is diskless; take that back: imagectl machines disarm "+e.Name
+	default:
+		a.Action, a.Code, a.Reason = boot.Run, "diskless", "it is diskless and runs in its memory; no disk is written"
+		a.Kernel, a.Initrd, a.Configured, a.Args = s.kernel, e.Initrd, s.configured, e.Args
 	}
 	return a
 }

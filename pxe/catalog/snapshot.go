@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -73,7 +74,7 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 		return nil, fmt.Errorf("building the boot catalog: boot.installerArgs: %w", err)
 	}
 	for _, m := range p.Machines {
-		if err := s.addMachine(m); err != nil {
+		if err := s.addMachine(m, cfg.Diskless); err != nil {
 			return nil, fmt.Errorf("building the boot catalog: machine %s: %w", m.Name, err)
 		}
 	}
@@ -94,7 +95,7 @@ func (s *snapshot) addBlob(b boot.Blob) error {
 	return nil
 }
 
-func (s *snapshot) addMachine(m plan.Machine) error {
+func (s *snapshot) addMachine(m plan.Machine, diskless map[string]Diskless) error {
 	if err := checkArgs(m.InstallerArgs); err != nil {
 		return fmt.Errorf("installerArgs: %w", err)
 	}
@@ -104,6 +105,11 @@ func (s *snapshot) addMachine(m plan.Machine) error {
 	}
 	if e.LocalBoot == "" {
 		e.LocalBoot = defaultLocalBoot
+	}
+	if m.Diskless {
+		if err := s.addDiskless(&e, diskless); err != nil {
+			return err
+		}
 	}
 	var err error
 	if e.selector, err = selector.New(m.Selector); err != nil {
@@ -141,6 +147,26 @@ func (s *snapshot) addMachine(m plan.Machine) error {
 			return fmt.Errorf("%s has the same serial %s", s.entries[j].Name, m.Serial)
 		}
 		s.bySerial[m.Serial] = i
+	}
+	return nil
+}
+
+// addDiskless has a machine load its own archive where others load the installer's.
+func (s *snapshot) addDiskless(e *entry, all map[string]Diskless) error {
+	d, ok := all[e.Name]
+	if !ok || len(s.initrd) == 0 {
+		return errors.New("it is diskless, and there is nothing for it to boot")
+	}
+	if err := checkArgs(d.Args); err != nil {
+		return fmt.Errorf("kernelArgs of its role: %w", err)
+	}
+	e.Args = slices.Concat(e.Args, d.Args)
+	e.Initrd = slices.Clone(s.initrd)
+	if s.configured {
+		if err := s.addBlob(d.Archive); err != nil {
+			return err
+		}
+		e.Initrd[len(e.Initrd)-1] = d.Archive
 	}
 	return nil
 }

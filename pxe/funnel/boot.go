@@ -65,7 +65,7 @@ type Step struct {
 // Over says that nothing of the boot is left to wait for: the machine was told to
 // boot its own disk, or its key is approved.
 func (b Boot) Over() bool {
-	return b.Stage == boot.StageEnrolled || (b.Stage == boot.StageScript && b.Action != boot.Install && b.Action != boot.Discover)
+	return b.Stage == boot.StageEnrolled || (b.Stage == boot.StageScript && !b.Action.Loads())
 }
 
 // Next is the boot after an event. It does not change b.

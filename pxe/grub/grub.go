@@ -64,10 +64,9 @@ func Script(server netip.AddrPort, m boot.Machine, a boot.Answer) string {
 	say(&s, "machine "+name+", card "+m.MAC.String())
 	say(&s, string(a.Action)+" ("+a.Code+")")
 	say(&s, a.Reason)
-	switch a.Action {
-	case boot.Install, boot.Discover:
+	if a.Action.Loads() {
 		s.WriteString(installer(server, m, a))
-	default:
+	} else {
 		s.WriteString(local(a.LocalBoot))
 	}
 	return s.String()

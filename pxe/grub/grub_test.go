@@ -35,7 +35,9 @@ func answers() map[string]boot.Answer {
 	hostile.Reason = "it says 'x' \"y\" ; reboot | ${net0} $(a) `b` \\ # é\nshell { } && <"
 	configured := install
 	configured.Configured, configured.Initrd = true, []boot.Blob{initrd, {Name: "demo-installer.cpio.gz", SHA256: strings.Repeat("3c", 32), Size: 1}}
-	return map[string]boot.Answer{"install": install, "configured": configured, "discover": discover, "exit": local, "poweroff": poweroff, "hostile": hostile,
+	run := configured
+	run.Action, run.Name, run.Code, run.Reason = boot.Run, "w1", "diskless", "it is diskless and runs in its memory"
+	return map[string]boot.Answer{"run": run, "install": install, "configured": configured, "discover": discover, "exit": local, "poweroff": poweroff, "hostile": hostile,
 		"none": {Action: boot.None, Code: "conflict", Refused: true, Reason: "it shows marks of two machines"}}
 }
 

@@ -195,7 +195,7 @@ func (h handler) server(r *http.Request) netip.AddrPort {
 func (h handler) ignition(w http.ResponseWriter, r *http.Request) {
 	m := h.machine(r)
 	a := h.Source.Decide(m)
-	if a.Action != boot.Install && a.Action != boot.Discover {
+	if !a.Action.Loads() {
 		h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: fmt.Sprintf("refused: %s (%s)", a.Reason, a.Code),
 			Refusal: boot.Refusal{Code: a.Code, Reason: a.Reason}})
 		http.Error(w, a.Code+": "+a.Reason, http.StatusForbidden)
@@ -209,7 +209,7 @@ func (h handler) ignition(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no Ignition config for this machine, see the server's log", http.StatusInternalServerError)
 		return
 	}
-	h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: fmt.Sprintf("sent the installer's config for %s", a.Action)})
+	h.record(r, boot.Event{Machine: m, Name: a.Name, Stage: boot.StageIgnition, Detail: fmt.Sprintf("sent the config for %s", a.Action)})
 	w.Header().Set("Cache-Control", "no-store")
 	writeText(w, "application/vnd.coreos.ignition+json", string(config))
 }

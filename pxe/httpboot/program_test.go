@@ -33,6 +33,7 @@ const (
 	ignored
 	byGRUB
 	told
+	diskless
 )
 
 var answersByCard = cards{
@@ -42,6 +43,7 @@ var answersByCard = cards{
 	unarmedOff: {Action: boot.Local, Name: "cp1", Code: "ready", Reason: "it is installed", LocalBoot: "poweroff"},
 	ignored:    {Action: boot.None, Code: "unknown-machine", Reason: "it is ignored", Refused: true},
 	byGRUB:     {Action: boot.Install, Name: "cp1", Code: "armed", Reason: "it is armed", Program: boot.GRUB},
+	diskless:   {Action: boot.Run, Name: "w1", Code: "diskless", Reason: "it runs in its memory"},
 	told:       {Action: boot.Local, Name: "cp1", Code: "no-image", Reason: "its processor is arm64", Refused: true, Told: true, LocalBoot: "exit"},
 }
 
@@ -67,6 +69,8 @@ func TestHTTPBootStartsOnlyWhatTheMachineMayRun(t *testing.T) {
 		{"the installer for who boots by GRUB", true, byGRUB, 200, "a program", `kernel cp1 "install" "" fetches snponly.efi by UEFI HTTP boot`},
 		{"iPXE says why there is nothing", false, told, 200, "a program", `nbp cp1 "local" "" fetches snponly.efi by UEFI HTTP boot`},
 		{"the installer could not say it", true, told, 404, "no-image: its processor is arm64\n", `script cp1 "local" "no-image" UEFI HTTP boot goes on to the next boot option: its processor is arm64 (no-image)`},
+		{"iPXE, diskless", false, diskless, 200, "a program", `nbp w1 "run" "" fetches snponly.efi by UEFI HTTP boot`},
+		{"the installer, diskless: it asks for another config", true, diskless, 200, "a program", `kernel w1 "run" "" fetches snponly.efi by UEFI HTTP boot`},
 		{"ignored", true, ignored, 404, "unknown-machine: it is ignored\n", `script  "none" "unknown-machine" UEFI HTTP boot goes on to the next boot option: it is ignored (unknown-machine)`},
 	} {
 		var rec recorder

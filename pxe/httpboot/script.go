@@ -30,15 +30,14 @@ func Script(server netip.AddrPort, m boot.Machine, a boot.Answer) string {
 	} {
 		echo(&s, l)
 	}
-	switch a.Action {
-	case boot.Install, boot.Discover:
+	if a.Action.Loads() {
 		writeInstaller(&s, server, m, a)
-	default:
-		if a.Told {
-			fmt.Fprintf(&s, "\necho imagectl: going on in %d s\nsleep %d\n", shown, shown)
-		}
-		writeLocal(&s, a.LocalBoot)
+		return s.String()
 	}
+	if a.Told {
+		fmt.Fprintf(&s, "\necho imagectl: going on in %d s\nsleep %d\n", shown, shown)
+	}
+	writeLocal(&s, a.LocalBoot)
 	return s.String()
 }
 

@@ -53,7 +53,7 @@ func (cfg Config) findForGRUB(meet meeting, client netip.Addr, name string, doub
 	}
 	i := slices.IndexFunc(files, func(b boot.Blob) bool { return b.SHA256 == r.SHA256 && strings.EqualFold(b.Name, r.Name) })
 	switch {
-	case a.Action != boot.Install && a.Action != boot.Discover:
+	case !a.Action.Loads():
 		return refuse(a.Code, a.Reason)
 	case i < 0:
 		return refuse("no-such-file", "GRUB asks for a file that the machine's configuration does not name any more; it starts again")

@@ -48,6 +48,8 @@ type Machine struct {
 	// Idle machines stand in cluster.yaml but are never armed: Form leaves them
 	// alone.
 	Idle bool
+	// Diskless machines run in their memory, and have a disk that nobody is to write.
+	Diskless bool
 	// Unlisted machines do not stand in cluster.yaml.
 	Unlisted bool
 }

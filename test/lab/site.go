@@ -131,8 +131,12 @@ machines:
     role: %s
     match: {mac: ["%s"]}
     address: %s
-    disk: {serial: disk-%s, minSize: 16GiB}
-`, m.Name, m.Role, m.MAC, m.Address, m.Name)
+`, m.Name, m.Role, m.MAC, m.Address)
+		if m.Diskless {
+			b.WriteString("    diskless: true\n")
+		} else {
+			fmt.Fprintf(&b, "    disk: {serial: disk-%s, minSize: 16GiB}\n", m.Name)
+		}
 		if m.BMC != "" {
 			fmt.Fprintf(&b, "    bmc: %s\n", m.BMC)
 		}

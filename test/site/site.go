@@ -37,6 +37,11 @@ func Complete(dir string, size func(store.Format) int64) error {
 	for _, r := range spec.Roles {
 		artefacts = append(artefacts, store.Artefact{Name: spec.Name + "-" + r.Name + ".raw.zst", Role: r.Name, Format: store.RawZstd,
 			RawSize: 1 << 20, RawSHA256: strings.Repeat("2", 64)})
+		if slices.ContainsFunc(spec.Machines, func(m cluster.Machine) bool { return m.Role == r.Name && m.Diskless }) {
+			for _, name := range []string{"imagectl", "kubernetes"} {
+				artefacts = append(artefacts, store.Artefact{Name: spec.Name + "-" + r.Name + "." + name + ".raw", Role: r.Name, Format: store.Extension, Extension: name})
+			}
+		}
 	}
 	for _, a := range artefacts {
 		a.Size = size(a.Format)

@@ -45,21 +45,26 @@ func (o *artefacts) find(ctx context.Context, role string, f store.Format) (stor
 	if !ok {
 		return a, fmt.Errorf("%s has no %s: run imagectl build", filepath.Join(o.dir, store.ManifestName), what)
 	}
+	return a, o.serve(ctx, a)
+}
+
+// serve makes a file of the manifest servable.
+func (o *artefacts) serve(ctx context.Context, a store.Artefact) error {
 	path := filepath.Join(o.dir, a.Name)
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && o.shelf != nil:
 		if path, err = o.bring(ctx, a); err != nil {
-			return a, err
+			return err
 		}
 	case err != nil:
-		return a, fmt.Errorf("looking for what was built: %w; run imagectl build", err)
+		return fmt.Errorf("looking for what was built: %w; run imagectl build", err)
 	case info.Size() != a.Size:
-		return a, fmt.Errorf("%s has %d bytes, the manifest says %d: run imagectl build", path, info.Size(), a.Size)
+		return fmt.Errorf("%s has %d bytes, the manifest says %d: run imagectl build", path, info.Size(), a.Size)
 	}
 	o.site.files[a.SHA256] = path
 	o.site.artefacts = append(o.site.artefacts, a)
-	return a, nil
+	return nil
 }
 
 // bring gets a file from the shelf. systemd is told that the start goes on: images are

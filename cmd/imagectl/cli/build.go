@@ -137,7 +137,7 @@ func buildInputs(p plan.Plan, dir string) (build.Inputs, error) {
 		if err != nil {
 			return build.Inputs{}, err
 		}
-		role := build.Role{Name: r.Name, ControlPlane: r.ControlPlane, ConfigIgn: ign, GrubCfg: render.GrubCfg(r)}
+		role := build.Role{Name: r.Name, ControlPlane: r.ControlPlane, ConfigIgn: ign, GrubCfg: render.GrubCfg(r), Diskless: r.Diskless}
 		for _, s := range r.Butane {
 			sum := sha256.Sum256(s.Content)
 			role.Butane = append(role.Butane, store.Input{ID: lock.ID("butane/" + seenFrom(dir, s.File)), SHA256: hex.EncodeToString(sum[:])})

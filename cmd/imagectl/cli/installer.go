@@ -43,14 +43,21 @@ func (s *site) addInstaller(node, links []byte) (boot.Blob, bool, error) {
 			return boot.Blob{}, false, err
 		}
 	}
+	b, err := s.addArchive(s.plan.Cluster+"-installer", oem)
+	return b, err == nil, err
+}
+
+// addArchive makes files of the OEM directory servable as what is loaded behind Flatcar's
+// initial RAM file system.
+func (s *site) addArchive(name string, oem *fstree.Tree) (boot.Blob, error) {
 	archive, err := medium.Archive(oem, time.Time{})
 	if err != nil {
-		return boot.Blob{}, false, fmt.Errorf("archiving the installer's files: %w", err)
+		return boot.Blob{}, fmt.Errorf("archiving the files of %s: %w", name, err)
 	}
 	sum := sha256.Sum256(archive)
-	b := boot.Blob{Name: s.plan.Cluster + "-installer.cpio.gz", SHA256: hex.EncodeToString(sum[:]), Size: int64(len(archive))}
+	b := boot.Blob{Name: name + ".cpio.gz", SHA256: hex.EncodeToString(sum[:]), Size: int64(len(archive))}
 	s.made[b.SHA256] = archive
-	return b, true, nil
+	return b, nil
 }
 
 // losesArchives tells of the releases that look into the first archive only

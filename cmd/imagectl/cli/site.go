@@ -49,6 +49,8 @@ type site struct {
 	// httpBoot is what UEFI loads by HTTP.
 	httpBoot map[boot.Firmware]httpboot.Program
 	addons   []*api.Addon
+	// extensions are those that diskless machines load, by role.
+	extensions map[string][]store.Artefact
 	// medium is the URL of the installer's ISO image, where a BMC shall boot it.
 	medium string
 }
@@ -69,7 +71,7 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, from sources) (*sit
 	}
 	progress := newProgress(g.stdio.Err)
 	defer progress.close()
-	s := &site{plan: p, images: map[string]serverapi.Image{}, files: map[string]string{}, made: map[string][]byte{}}
+	s := &site{plan: p, images: map[string]serverapi.Image{}, extensions: map[string][]store.Artefact{}, files: map[string]string{}, made: map[string][]byte{}}
 	out := artefacts{site: s, dir: from.out, shelf: from.shelf, cache: cache, progress: progress}
 	m, err := store.ReadManifest(from.out)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,6 +102,9 @@ func (g *globals) loadSite(ctx context.Context, p plan.Plan, from sources) (*sit
 		s.public = append(s.public, blobOf(a))
 		s.images[r.Name] = serverapi.Image{
 			URL: s.fileURL(a), SHA256: a.SHA256, Size: uint64(a.Size), RawSize: uint64(a.RawSize), RawSHA256: a.RawSHA256,
+		}
+		if err := out.addExtensions(ctx, r); err != nil {
+			return nil, err
 		}
 	}
 	read := func(b lock.Blob) ([]byte, error) {
@@ -187,7 +192,8 @@ func (s *site) servers() []string {
 }
 
 // catalogConfig says what machines boot. ca is PEM. Every installer gets the same
-// config: who a machine is comes out when it enrols.
+// config: who a machine is comes out when it enrols. A diskless machine has its own, and
+// has to enrol all the same.
 func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, error) {
 	conf, err := nodeconf.Config{Cluster: s.plan.Cluster, Mode: nodeconf.Installer, Servers: s.servers(), CA: ca, TPM: s.plan.Identity == plan.ByTPM}.Encode()
 	if err != nil {
@@ -205,12 +211,21 @@ func (s *site) catalogConfig(ca string, states catalog.States) (catalog.Config, 
 	}
 	c := catalog.Config{
 		Plan: s.plan, Kernel: s.kernel, Initrd: []boot.Blob{s.initrd}, Files: s.public, States: states,
-		// For media, and for releases that take none of what addInstaller makes.
-		Ignition: func(string) ([]byte, error) { return ignition, nil },
 	}
 	installer, ok, err := s.addInstaller(conf, links)
+	if err != nil {
+		return c, err
+	}
 	if ok {
 		c.Initrd, c.Configured = append(c.Initrd, installer), true
+	}
+	diskless, err := s.addDiskless(&c, ca)
+	// For media, and for releases that take none of what addInstaller makes.
+	c.Ignition = func(machine string) ([]byte, error) {
+		if own, ok := diskless[machine]; ok {
+			return own, nil
+		}
+		return ignition, nil
 	}
 	return c, err
 }
@@ -251,6 +266,7 @@ func (s *site) serverConfig() serverapi.Config {
 		sm := serverapi.Machine{
 			Name: m.Name, Role: m.Role, Zone: m.Zone, ControlPlane: r.ControlPlane, UUID: m.UUID, Serial: m.Serial, EK: m.EK,
 			Address: m.Address, Labels: labels, Taints: r.Taints, Image: s.images[m.Role],
+			Diskless: m.Diskless,
 			Disk: &api.DiskRule{Path: m.Disk.Path, Serial: m.Disk.Serial, Model: m.Disk.Model, Wwn: m.Disk.WWN,
 				MinSizeBytes: uint64(m.Disk.MinBytes), MaxSizeBytes: uint64(m.Disk.MaxBytes)},
 		}

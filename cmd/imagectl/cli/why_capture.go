@@ -133,7 +133,13 @@ func replayConfig(p plan.Plan) (replay.Config, error) {
 		return replay.Config{}, err
 	}
 	stand := boot.Blob{Name: "any", SHA256: strings.Repeat("0", 64), Size: 1}
-	cat, err := catalog.New(catalog.Config{Plan: p, Kernel: stand, States: unstarted{},
+	diskless := map[string]catalog.Diskless{}
+	for _, m := range p.Machines {
+		if m.Diskless {
+			diskless[m.Name] = catalog.Diskless{}
+		}
+	}
+	cat, err := catalog.New(catalog.Config{Plan: p, Kernel: stand, Initrd: []boot.Blob{stand}, Diskless: diskless, States: unstarted{},
 		Ignition: func(string) ([]byte, error) { return []byte(`{"ignition":{"version":"3.4.0"}}`), nil }})
 	if err != nil {
 		return replay.Config{}, err
