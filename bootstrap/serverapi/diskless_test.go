@@ -53,6 +53,9 @@ func TestADisklessMachineComesWithANewKeyAtEachStart(t *testing.T) {
 	// It joins, and is switched off and on.
 	first.sync(joinedAs("1"))
 	state("joined", machine.Ready)
+	if o := r.arm("w1", false); o.GetReasonCode() != codeDiskless {
+		t.Errorf("arming it when it has run: %v", o)
+	}
 	second := starts("the second start")
 	state("after its second start", machine.Enrolled)
 	if _, err := first.agent().Sync(t.Context(), connect.NewRequest(running())); connect.CodeOf(err) != connect.CodeUnauthenticated {
