@@ -47,3 +47,15 @@ func (n *node) values(path string, out []Value) []Value {
 	}
 	return out
 }
+
+// NameIn is the name of the cluster that a file is of, over what it extends; empty where there
+// is no such file, or none that names a cluster. Nothing else in it is checked.
+func NameIn(read func(path string) ([]byte, error), file string) string {
+	values, _ := Merged(read, file)
+	for _, v := range values {
+		if v.Path == "cluster" {
+			return v.Value
+		}
+	}
+	return ""
+}

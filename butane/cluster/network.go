@@ -146,6 +146,7 @@ func (c *checker) networks(raw rawFile, s Spec) {
 	c.networks6(raw.Boot, s.Boot.DHCP6, len(s.Server.Peers))
 	c.links(raw, s)
 	c.relays(raw, s)
+	c.neighbours(raw, s)
 	seen := map[string]place{}
 	for i, m := range raw.Machines {
 		a := m.Address

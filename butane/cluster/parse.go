@@ -284,6 +284,9 @@ func (c *checker) boot(raw rawBoot, arch string) Boot {
 	for _, r := range raw.Relays {
 		b.Relays = append(b.Relays, r.V)
 	}
+	for _, n := range raw.Neighbours {
+		b.Neighbours = append(b.Neighbours, neighbour(n))
+	}
 	return b
 }
 

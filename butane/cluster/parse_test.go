@@ -137,6 +137,15 @@ func TestFindings(t *testing.T) {
 			`error: server.peers[3]: machines cannot reach 127.0.0.1`,
 			`error: server.peers[4]: IPv6 is not supported yet`,
 		}},
+		{"the server of another cluster", []string{"  interface: eth1\n", "  interface: eth1\n  neighbours: [{address: 10.0.0.3, machines: [\"52:54:00:00:00:aa\"]}]\n"}, nil},
+		{"servers of other clusters that are ours", []string{"  interface: eth1\n", "  interface: eth1\n  neighbours: [{address: 10.0.0.2}, {address: 10.0.0.11, machines: [\"53:54:00:00:00:11\", \"52:54:00:12:34:01\"]}, {address: 10.0.0.210}, {address: 'fd00::1'}, {machines: []}]\n"}, []string{
+			`error: boot.neighbours[0].address: server 10.0.0.2 is used twice: first at cluster.yaml:30:12 (server.address)`,
+			`error: boot.neighbours[1].address: the server 10.0.0.11 has the address of cp1`,
+			`error: boot.neighbours[1].machines[0]: 53:54:00:00:00:11 is a group address, no network card has it`,
+			`error: boot.neighbours[2].address: the server 10.0.0.210 is inside the dynamic range 10.0.0.200 to 10.0.0.250`,
+			`error: boot.neighbours[3].address: fd00::1 is not an IPv4 address`,
+			`error: boot.neighbours[4]: required key "address" is missing`,
+		}},
 		{"two servers for IPv6", []string{"  address: 10.0.0.2\n", "  address: 10.0.0.2\n  peers: [10.0.0.3]\n", "  interface: eth1\n", "  interface: eth1\n  dhcp6: {address: 'fd00:10::1', subnets: [{cidr: 'fd00:10::/64', range: {first: 'fd00:10::100', last: 'fd00:10::1ff'}}]}\n"}, []string{
 			`error: boot.dhcp6: peers has 0 addresses, and server.peers 1: each server boots machines from its own`,
 		}},

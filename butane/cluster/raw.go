@@ -105,19 +105,26 @@ type rawServer struct {
 
 type rawBoot struct {
 	place
-	Interface     rawString     `key:"interface"`
-	DHCP          rawString     `key:"dhcp"`
-	Unknown       rawString     `key:"unknown"`
-	Subnets       []rawSubnet   `key:"subnets"`
-	Relays        []rawAddr     `key:"relays"`
-	DHCP6         rawDHCP6      `key:"dhcp6"`
-	Syslog        rawBool       `key:"syslog"`
-	NBP           rawString     `key:"nbp"`
-	IPXE          rawIPXE       `key:"ipxe"`
-	GRUB          rawGRUB       `key:"grub"`
-	ISO           rawISO        `key:"iso"`
-	SecureBoot    rawSecureBoot `key:"secureBoot"`
-	InstallerArgs []rawString   `key:"installerArgs"`
+	Interface     rawString      `key:"interface"`
+	DHCP          rawString      `key:"dhcp"`
+	Unknown       rawString      `key:"unknown"`
+	Subnets       []rawSubnet    `key:"subnets"`
+	Relays        []rawAddr      `key:"relays"`
+	Neighbours    []rawNeighbour `key:"neighbours"`
+	DHCP6         rawDHCP6       `key:"dhcp6"`
+	Syslog        rawBool        `key:"syslog"`
+	NBP           rawString      `key:"nbp"`
+	IPXE          rawIPXE        `key:"ipxe"`
+	GRUB          rawGRUB        `key:"grub"`
+	ISO           rawISO         `key:"iso"`
+	SecureBoot    rawSecureBoot  `key:"secureBoot"`
+	InstallerArgs []rawString    `key:"installerArgs"`
+}
+
+type rawNeighbour struct {
+	place
+	Address  rawAddr  `key:"address,required"`
+	Machines []rawMAC `key:"machines"`
 }
 
 type rawSubnet struct {

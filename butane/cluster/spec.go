@@ -157,7 +157,9 @@ type Boot struct {
 	NBP     string
 	Subnets []Subnet
 	// Relays may be empty.
-	Relays             []netip.Addr
+	Relays []netip.Addr
+	// Neighbours are in the order of the file.
+	Neighbours         []Neighbour
 	DHCP6              DHCP6
 	IPXEBIOS, IPXEUEFI string
 	// IPXEArm64 is empty where no machine of that kind gets iPXE.

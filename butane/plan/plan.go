@@ -178,10 +178,12 @@ type Boot struct {
 	Subnets   []Subnet
 	// Relays are the DHCP relays that are listened to; when empty, all that are in a
 	// subnet.
-	Relays   []netip.Addr
-	DHCP6    DHCP6
-	IPXEBIOS lock.Blob
-	IPXEUEFI lock.Blob
+	Relays []netip.Addr
+	// Neighbours are servers of other clusters that answer on the same network.
+	Neighbours []cluster.Neighbour
+	DHCP6      DHCP6
+	IPXEBIOS   lock.Blob
+	IPXEUEFI   lock.Blob
 	// IPXEArm64 is the zero value where no machine of that kind gets iPXE.
 	IPXEArm64 lock.Blob
 	// NBP is that of machines that are not listed. Shim and GRUB are the zero value when

@@ -46,7 +46,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 		},
 		Backup: spec.Backup,
 		Boot: Boot{
-			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown), Relays: spec.Boot.Relays,
+			Interface: spec.Boot.Interface, DHCP: DHCPMode(spec.Boot.DHCP), Unknown: UnknownMachines(spec.Boot.Unknown), Relays: spec.Boot.Relays, Neighbours: spec.Boot.Neighbours,
 			IPXEBIOS: r.blob(lock.IPXEBIOS), IPXEUEFI: r.blob(lock.IPXEUEFIx64),
 			NBP:           NBP(spec.Boot.NBP),
 			SecureBoot:    spec.Boot.SecureBoot,

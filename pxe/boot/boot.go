@@ -176,7 +176,17 @@ type Network struct {
 	// Relays are the relay agents that are listened to, by the address they put into
 	// requests (giaddr). When empty, they are all whose address is in one of Subnets.
 	Relays []netip.Addr
+	// Neighbours are servers of other clusters that answer machines of theirs here. Where
+	// there are some, whoever is not ours is left to them: nobody is refused an address that
+	// one of them may have given.
+	Neighbours []netip.Addr
+	// OnlyListed says that nobody is answered who is not in cluster.yaml. It counts only
+	// where there are Neighbours.
+	OnlyListed bool
 }
+
+// CodeNeighbour is the code of answers to the machines of Network.Neighbours.
+const CodeNeighbour = "neighbour"
 
 // Network6 is what DHCPv6 knows besides single machines. It is immutable.
 type Network6 struct {

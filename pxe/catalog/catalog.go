@@ -222,6 +222,11 @@ func (s *snapshot) diskless(e entry, state machine.State, a boot.Answer) boot.An
 }
 
 func (s *snapshot) unknown(m boot.Machine) boot.Answer {
+	if len(m.MAC) == 6 {
+		if server, ok := s.theirs[card(m.MAC)]; ok {
+			return boot.Answer{Action: boot.None, Code: boot.CodeNeighbour, Refused: true, Reason: fmt.Sprintf("it is a machine of another cluster, whose server %s answers it (boot.neighbours)", server)}
+		}
+	}
 	if s.unknownPolicy == plan.Ignore {
 		return boot.Answer{Action: boot.None, Code: "unknown-machine", Refused: true, Reason: "it is not in cluster.yaml, which says to ignore such machines"}
 	}

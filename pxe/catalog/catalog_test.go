@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/imagectl/imagectl/bootstrap/machine"
+	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/butane/plan"
 	"github.com/imagectl/imagectl/pxe/boot"
 )
@@ -156,6 +157,25 @@ func TestProgramByMachine(t *testing.T) {
 		if got := c.Decide(boot.Machine{MAC: mac(n)}).Program; got != want {
 			t.Errorf("card %d: got %q, want %q", n, got, want)
 		}
+	}
+}
+
+func TestTheMachinesOfANeighbour(t *testing.T) {
+	cfg := rack()
+	cfg.Plan.Boot.Neighbours = []cluster.Neighbour{{Address: netip.MustParseAddr("10.0.0.9"), Machines: []net.HardwareAddr{mac(77)}}}
+	c := newCatalog(t, cfg)
+	a := c.Decide(boot.Machine{MAC: mac(77), Here: true})
+	if a.Action != boot.None || a.Code != boot.CodeNeighbour || !strings.Contains(a.Reason, "whose server 10.0.0.9 answers it") {
+		t.Errorf("got %+v", a)
+	}
+	if _, err := c.Ignition(boot.Machine{MAC: mac(77)}); err == nil {
+		t.Error("it gets an installer's config")
+	}
+	if a := c.Decide(boot.Machine{MAC: mac(78)}); a.Action != boot.Discover {
+		t.Errorf("a stranger: %+v", a)
+	}
+	if n := c.Network(); len(n.Neighbours) != 1 || n.Neighbours[0] != netip.MustParseAddr("10.0.0.9") || n.OnlyListed {
+		t.Errorf("DHCP is told %+v", n)
 	}
 }
 

@@ -32,6 +32,8 @@ type snapshot struct {
 	byUUID   map[[16]byte]int
 	bySerial map[string]int
 	byName   map[string]int
+	// theirs are the servers of other clusters by their machines' cards.
+	theirs map[card]netip.Addr
 	// selecting are the entries that have a selector.
 	selecting []int
 
@@ -57,7 +59,7 @@ type snapshot struct {
 func newSnapshot(cfg Config) (*snapshot, error) {
 	p := cfg.Plan
 	s := &snapshot{
-		byMAC: map[card]int{}, byUUID: map[[16]byte]int{}, bySerial: map[string]int{}, byName: map[string]int{},
+		byMAC: map[card]int{}, byUUID: map[[16]byte]int{}, bySerial: map[string]int{}, byName: map[string]int{}, theirs: map[card]netip.Addr{},
 		arch: cmp.Or(p.Flatcar.Arch, "amd64"), kernel: cfg.Kernel, initrd: cfg.Initrd, configured: cfg.Configured, blobs: map[string]boot.Blob{}, ignition: map[string][]byte{},
 		unknownPolicy: p.Boot.Unknown, program: program(p.Boot.NBP), states: cfg.States, now: cfg.Now,
 	}
@@ -76,6 +78,14 @@ func newSnapshot(cfg Config) (*snapshot, error) {
 	for _, m := range p.Machines {
 		if err := s.addMachine(m, cfg.Diskless); err != nil {
 			return nil, fmt.Errorf("building the boot catalog: machine %s: %w", m.Name, err)
+		}
+	}
+	for _, n := range p.Boot.Neighbours {
+		for _, mac := range n.Machines {
+			if len(mac) != 6 {
+				return nil, fmt.Errorf("building the boot catalog: machine of the neighbour %s: %s is not an Ethernet address", n.Address, mac)
+			}
+			s.theirs[card(mac)] = n.Address
 		}
 	}
 	s.network, s.network6 = network(p), network6(p.Boot.DHCP6)
@@ -239,7 +249,10 @@ func checkArgs(args []string) error {
 
 func network(p plan.Plan) boot.Network {
 	n := boot.Network{Reserved: map[netip.Addr]string{}, Relays: p.Boot.Relays,
-		Proxy: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011}
+		Proxy: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011, OnlyListed: p.Boot.Unknown == plan.Ignore}
+	for _, other := range p.Boot.Neighbours {
+		n.Neighbours = append(n.Neighbours, other.Address)
+	}
 	for _, s := range p.Boot.Subnets {
 		var routes []boot.Route
 		for _, r := range s.Routes {

@@ -257,6 +257,9 @@ func subnetOf(n *boot.Network, a netip.Addr) (boot.Subnet, bool) {
 }
 
 func (r *query) decide() Decision {
+	if reason := r.foreign(); reason != "" {
+		return silent(boot.CodeNeighbour, "%s", reason)
+	}
 	if r.Network.Proxy {
 		return r.proxy()
 	}
@@ -360,6 +363,9 @@ func (r *query) request() Decision {
 		return silent("malformed", "the request names no address")
 	}
 	machine, why := r.mayHave(wanted)
+	if why != "" && r.unrecorded() {
+		return silent(boot.CodeNeighbour, "no answer to its request for %s, of which nothing is known here: it may have it from the server of another cluster", wanted)
+	}
 	if why != "" {
 		return Decision{
 			Reply: r.nak(why), To: r.nakDestination(),
@@ -377,6 +383,9 @@ func (r *query) request() Decision {
 func (r *query) elsewhere(server netip.Addr, other func(netip.Addr) Decision) Decision {
 	if slices.Contains(r.Peers, server) {
 		return silent("peer-server", "the client chose the server %s, which shares our leases", server)
+	}
+	if slices.Contains(r.Network.Neighbours, server) {
+		return r.neighbourChosen(server)
 	}
 	return other(server)
 }

@@ -28,6 +28,8 @@ type fakeSource struct {
 	action  map[string]boot.Action
 	network *boot.Network
 	program boot.Program
+	// theirs is a machine of another cluster.
+	theirs MAC
 }
 
 func (f fakeSource) Network() *boot.Network { return f.network }
@@ -41,6 +43,8 @@ func (f fakeSource) Decide(m boot.Machine) boot.Answer {
 		a = boot.Answer{Action: boot.Local, Name: "node1", Address: netip.MustParseAddr("10.0.0.11"), Code: "not-armed", Reason: "it is not armed"}
 	case m.MAC.String() == node2.String(), m.MAC.String() == "52:54:00:00:02:02":
 		a = boot.Answer{Action: boot.Install, Name: "node2", Address: netip.MustParseAddr("10.0.0.12"), Code: "armed", Reason: "it is armed"}
+	case f.theirs != MAC{} && m.MAC.String() == f.theirs.String():
+		a = boot.Answer{Action: boot.None, Code: boot.CodeNeighbour, Refused: true, Reason: "it is a machine of another cluster"}
 	case m.UUID == uuid3:
 		a = boot.Answer{Action: boot.Install, Name: "node3", Address: netip.MustParseAddr("10.0.0.13"), Code: "armed", Reason: "it is armed"}
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -272,8 +273,8 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	}
 	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
 	s.report(req, d)
-	s.noteOther(req, d, network.Proxy)
-	if d.Code == "peer-server" {
+	s.noteOther(req, d, network.Proxy, network.Neighbours)
+	if d.Code == "peer-server" || d.Code == boot.CodeNeighbour {
 		for _, line := range []*admit.Line{s.Line, s.HTTPLine} {
 			if line != nil {
 				line.Left(admit.MAC(d.Client.MAC))
@@ -321,10 +322,10 @@ func (s *Server) Holds(mac net.HardwareAddr) []string {
 
 // noteOther takes in which other server a client chose, and tells the operator where
 // there should be none, or only one.
-func (s *Server) noteOther(req *dhcpv4.DHCPv4, d Decision, proxy bool) {
+func (s *Server) noteOther(req *dhcpv4.DHCPv4, d Decision, proxy bool, neighbours []netip.Addr) {
 	chosen := addr(req.ServerIdentifier())
 	chooses := proxy && req.MessageType() == dhcpv4.MessageTypeRequest && chosen.IsValid() && d.Client.MAC != MAC{}
-	if !chooses && d.Code != "other-server" {
+	if !chooses && d.Code != "other-server" || slices.Contains(neighbours, chosen) {
 		return
 	}
 	now := s.Now()
@@ -346,7 +347,7 @@ func (s *Server) report(req *dhcpv4.DHCPv4, d Decision) {
 	if s.Log.Enabled(context.Background(), slog.LevelDebug) { // what it would be told costs more than to ask
 		s.Log.Debug("request", "mac", d.Client.MAC, "xid", req.TransactionID, "type", req.MessageType(), "stage", d.Client.Stage, "code", d.Code, "reason", d.Reason)
 	}
-	if s.Recorder == nil || d.Client.MAC == (MAC{}) || (!d.Client.boots() && d.Code != "nak" && d.Code != "decline" && d.Code != "pool-exhausted") {
+	if s.Recorder == nil || d.Client.MAC == (MAC{}) || d.Code == boot.CodeNeighbour || (!d.Client.boots() && d.Code != "nak" && d.Code != "decline" && d.Code != "pool-exhausted") {
 		return
 	}
 	detail := fmt.Sprintf("%s from %s: %s", req.MessageType(), d.Client.Stage, d.Reason)

@@ -27,6 +27,10 @@ type Config struct {
 	Address netip.Addr
 	// DHCP opens port 67, BootServer port 4011. TFTP is always on port 69.
 	DHCP, BootServer bool
+	// Shared says that other programs may answer DHCP on the same interfaces, each for
+	// machines of its own and from an address of its own: all hear what is sent to everybody,
+	// and each what is sent to it.
+	Shared bool
 	// Links are further networks for DHCP and BootServer.
 	Links []Link
 	// HTTPPort, HTTPSPort and BootTLSPort are opened unless 0.
@@ -49,7 +53,10 @@ type Link struct {
 // Sockets are open sockets; those not asked for are nil. Close closes all.
 type Sockets struct {
 	DHCP, BootServer, TFTP net.PacketConn
-	HTTP, HTTPS            net.Listener
+	// Broadcast hears what is sent to everybody on DHCP's port, where DHCP hears only what is
+	// sent to us: with Config.Shared.
+	Broadcast   net.PacketConn
+	HTTP, HTTPS net.Listener
 	// BootTLS is for UEFI that boots by HTTPS.
 	BootTLS net.Listener
 	Links   []LinkSockets
@@ -66,8 +73,8 @@ type Sockets struct {
 
 // LinkSockets are the sockets of one Link.
 type LinkSockets struct {
-	Address          netip.Addr
-	DHCP, BootServer net.PacketConn
+	Address                     netip.Addr
+	DHCP, Broadcast, BootServer net.PacketConn
 }
 
 // Open opens all or nothing. Its errors say what is in the way.
@@ -85,7 +92,9 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 		return err
 	}
 	s.MTU = ifi.MTU
-	if s.DHCP, s.BootServer, err = s.dhcp(ctx, cfg, ifi, cfg.Address); err != nil {
+	home, err := s.dhcp(ctx, cfg, ifi, cfg.Address)
+	s.DHCP, s.Broadcast, s.BootServer = home.DHCP, home.Broadcast, home.BootServer
+	if err != nil {
 		return err
 	}
 	for _, l := range cfg.Links {
@@ -93,8 +102,7 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		link := LinkSockets{Address: address}
-		link.DHCP, link.BootServer, err = s.dhcp(ctx, cfg, ifi, address)
+		link, err := s.dhcp(ctx, cfg, ifi, address)
 		s.Links = append(s.Links, link)
 		if err != nil {
 			return err
@@ -134,32 +142,69 @@ func (s *Sockets) open(ctx context.Context, cfg Config) error {
 
 // dhcp opens what one network needs. Port 4011 is asked by unicast, by those who
 // have an address: from anywhere.
-func (s *Sockets) dhcp(ctx context.Context, cfg Config, ifi *net.Interface, address netip.Addr) (dhcp, bootServer net.PacketConn, err error) {
+func (s *Sockets) dhcp(ctx context.Context, cfg Config, ifi *net.Interface, address netip.Addr) (LinkSockets, error) {
+	out := LinkSockets{Address: address}
 	if cfg.DHCP {
-		conn, err := s.last(ctx, ifi, address, func(ctx context.Context, ifi *net.Interface) (net.PacketConn, error) {
-			conn, err := packet(ctx, "0.0.0.0:67", ifi.Name)
+		hears := []struct {
+			address string
+			reuse   bool
+			to      *net.PacketConn
+		}{{"0.0.0.0:67", false, &out.DHCP}}
+		if cfg.Shared {
+			// One socket for both would get what others are sent, too: of several with
+			// one address the kernel chooses one for each packet to a single host.
+			hears[0].address = netip.AddrPortFrom(address, 67).String()
+			hears = append(hears, hears[0])
+			hears[1].address, hears[1].reuse, hears[1].to = "255.255.255.255:67", true, &out.Broadcast
+		}
+		for _, h := range hears {
+			conn, err := s.last(ctx, ifi, address, func(ctx context.Context, ifi *net.Interface) (net.PacketConn, error) {
+				conn, err := udp(ctx, "udp4", h.address, func(fd int) error { return errors.Join(options(fd, ifi.Name), reuse(fd, h.reuse)) })
+				if err != nil {
+					return nil, err
+				}
+				source := ipv4.ControlMessage{Src: address.AsSlice(), IfIndex: ifi.Index}
+				return from{conn, source.Marshal()}, nil
+			})
 			if err != nil {
-				return nil, err
+				return out, inTheWay(err, cfg)
 			}
-			source := ipv4.ControlMessage{Src: address.AsSlice(), IfIndex: ifi.Index}
-			return from{conn, source.Marshal()}, nil
-		})
-		if errors.Is(err, syscall.EADDRINUSE) && cfg.BootServer {
-			err = fmt.Errorf("%w; beside another DHCP server on this host, set boot.dhcp: proxy-4011 in cluster.yaml and let that server send option 60 \"PXEClient\" to machines that netboot", err)
+			*h.to = conn
 		}
-		if err != nil {
-			return nil, nil, err
-		}
-		dhcp = conn
 	}
 	if cfg.BootServer {
 		conn, err := packet(ctx, netip.AddrPortFrom(address, 4011).String(), "")
 		if err != nil {
-			return dhcp, nil, err
+			return out, err
 		}
-		bootServer = conn
+		out.BootServer = conn
 	}
-	return dhcp, bootServer, nil
+	return out, nil
+}
+
+// inTheWay says how to live beside another DHCP server on this host.
+func inTheWay(err error, cfg Config) error {
+	switch {
+	case !errors.Is(err, syscall.EADDRINUSE):
+	case cfg.BootServer:
+		return fmt.Errorf("%w; beside another DHCP server on this host, set boot.dhcp: proxy-4011 in cluster.yaml and let that server send option 60 \"PXEClient\" to machines that netboot", err)
+	case !cfg.Shared:
+		return fmt.Errorf("%w; beside imagectl serve of another cluster, let both cluster.yaml name the other's server in boot.neighbours", err)
+	default:
+		return fmt.Errorf("%w; if that is imagectl serve of another cluster, let its cluster.yaml name this server %s in boot.neighbours", err, cfg.Address)
+	}
+	return err
+}
+
+// reuse lets others have the same port. What is sent to everybody then reaches all of them.
+func reuse(fd int, yes bool) error {
+	if !yes {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return fmt.Errorf("setting SO_REUSEADDR: %w", err)
+	}
+	return nil
 }
 
 // find is the interface of a link with our address there.
@@ -255,8 +300,8 @@ func addresses(ifi *net.Interface) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// packet opens a UDP socket. Address reuse stays off: a second DHCP server on the
-// same interface must be an error and not a lottery. Servers that are bound to
+// packet opens a UDP socket. Address reuse stays off but for Sockets.Broadcast: a second
+// DHCP server on the same interface must be an error and not a lottery. Servers that are bound to
 // other interfaces do not collide.
 func packet(ctx context.Context, address, device string) (*net.UDPConn, error) {
 	return udp(ctx, "udp4", address, func(fd int) error { return options(fd, device) })
@@ -347,9 +392,9 @@ func (c from) WriteTo(b []byte, to net.Addr) (int, error) {
 // Close closes what is open.
 func (s Sockets) Close() error {
 	var errs []error
-	all := []interface{ Close() error }{s.DHCP, s.BootServer, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS, s.DHCP6, s.TFTP6, s.Routers, s.HTTP6, s.Syslog}
+	all := []interface{ Close() error }{s.DHCP, s.Broadcast, s.BootServer, s.TFTP, s.HTTP, s.HTTPS, s.BootTLS, s.DHCP6, s.TFTP6, s.Routers, s.HTTP6, s.Syslog}
 	for _, l := range s.Links {
-		all = append(all, l.DHCP, l.BootServer)
+		all = append(all, l.DHCP, l.Broadcast, l.BootServer)
 	}
 	for _, c := range all {
 		if c == nil {

@@ -404,9 +404,12 @@ func (cfg Config) fetched(mac net.HardwareAddr, detail string, no boot.Refusal) 
 
 func dhcpSockets(from listen.Sockets) []dhcp.Socket {
 	var out []dhcp.Socket
-	for _, l := range append([]listen.LinkSockets{{DHCP: from.DHCP, BootServer: from.BootServer}}, from.Links...) {
+	for _, l := range append([]listen.LinkSockets{{DHCP: from.DHCP, Broadcast: from.Broadcast, BootServer: from.BootServer}}, from.Links...) {
 		if l.DHCP != nil {
 			out = append(out, dhcp.Socket{Conn: l.DHCP, Address: l.Address})
+		}
+		if l.Broadcast != nil {
+			out = append(out, dhcp.Socket{Conn: l.Broadcast, Address: l.Address})
 		}
 		if l.BootServer != nil {
 			out = append(out, dhcp.Socket{Conn: l.BootServer, Address: l.Address, BootServer: true})

@@ -48,7 +48,7 @@ func newAuditLs(g *globals) *cobra.Command {
 		Example: "  imagectl audit ls\n  imagectl audit ls -o json >audit.jsonl",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -112,12 +112,12 @@ func newAuditVerify(g *globals) *cobra.Command {
 				defer f.Close()
 				lines = linesOf(f)
 				if signatures != "" {
-					if seen, err = readSignatures(signatures); err != nil {
+					if seen, err = g.readSignatures(signatures); err != nil {
 						return err
 					}
 				}
 			} else {
-				r, err := dial()
+				r, err := g.dial()
 				if err != nil {
 					return err
 				}

@@ -35,7 +35,7 @@ func newAuditSignatures(g *globals) *cobra.Command {
 		Example: "  imagectl audit signatures\n  imagectl audit signatures -o json >signatures.json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -159,8 +159,8 @@ func (r *remote) addSignatures(ctx context.Context, w *witnesses, ca []*x509.Cer
 }
 
 // readSignatures reads what imagectl audit signatures -o json wrote.
-func readSignatures(file string) (witnesses, error) {
-	r, err := openContext()
+func (g *globals) readSignatures(file string) (witnesses, error) {
+	r, err := g.openContext()
 	if err != nil {
 		return witnesses{}, err
 	}

@@ -35,7 +35,7 @@ func newCertsLs(g *globals) *cobra.Command {
 		Example: "  imagectl certs ls\n  imagectl certs ls --all -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -108,7 +108,7 @@ func newCertsRevoke(g *globals) *cobra.Command {
   imagectl certs revoke operator/ada`,
 		Args: needNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

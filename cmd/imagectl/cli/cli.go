@@ -76,6 +76,8 @@ type globals struct {
 	stdio Stdio
 	// file is the path of cluster.yaml.
 	file string
+	// cluster is which one client verbs are about; empty for that of file.
+	cluster string
 }
 
 func newRoot(stdio Stdio) *cobra.Command {
@@ -100,6 +102,7 @@ func newRoot(stdio Stdio) *cobra.Command {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.PersistentFlags().StringVarP(&g.file, "file", "f", "cluster.yaml", "cluster file")
+	root.PersistentFlags().StringVar(&g.cluster, "cluster", "", "`name` of the cluster to call, of those in the context file (default that of cluster.yaml where it is, or the only one)")
 	root.AddCommand(verbs(g)...)
 	return root
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -24,7 +22,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
-// serverContext is the context file: whom client verbs call, and as whom.
+// serverContext is one of the context file: whom client verbs call for a cluster, and as whom.
 type serverContext struct {
 	Cluster string `json:"cluster"`
 	// Server is an https URL.
@@ -54,18 +52,6 @@ func contextPath() (string, error) {
 	return filepath.Join(dir, "imagectl", "context.json"), nil
 }
 
-// write replaces the file in one step, readable by its owner only.
-func (c serverContext) write(path string) error {
-	b, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
-		return fmt.Errorf("writing context %s: %w", path, err)
-	}
-	if err := writePrivate(path, append(b, '\n')); err != nil {
-		return fmt.Errorf("writing context %s: %w", path, err)
-	}
-	return nil
-}
-
 // writePrivate writes a file with a private key in it.
 func writePrivate(path string, b []byte) error {
 	dir := filepath.Dir(path)
@@ -84,25 +70,6 @@ func writePrivate(path string, b []byte) error {
 	return os.Rename(f.Name(), path)
 }
 
-func readContext() (serverContext, error) {
-	path, err := contextPath()
-	if err != nil {
-		return serverContext{}, err
-	}
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return serverContext{}, fmt.Errorf("there is no context file %s: imagectl serve writes it on the machine it runs on; copy it from there, or point IMAGECTL_CONFIG to it", path)
-	}
-	if err != nil {
-		return serverContext{}, fmt.Errorf("reading context: %w", err)
-	}
-	var c serverContext
-	if err := json.Unmarshal(b, &c); err != nil {
-		return serverContext{}, fmt.Errorf("reading context %s: %w", path, err)
-	}
-	return c, nil
-}
-
 // remote is a context that is ready for calls.
 type remote struct {
 	serverContext
@@ -114,8 +81,8 @@ type remote struct {
 }
 
 // openContext reads the context, whose certificate may have expired.
-func openContext() (*remote, error) {
-	c, err := readContext()
+func (g *globals) openContext() (*remote, error) {
+	c, err := g.readContext()
 	if err != nil {
 		return nil, err
 	}
@@ -142,8 +109,8 @@ func openContext() (*remote, error) {
 
 // dial checks the context. Where there are several servers, they are asked which of them
 // coordinates; else nothing is sent yet.
-func dial() (*remote, error) {
-	r, err := openContext()
+func (g *globals) dial() (*remote, error) {
+	r, err := g.openContext()
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ func newEtcdMembers(g *globals) *cobra.Command {
 		Example: "  imagectl etcd members\n  imagectl etcd members -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

@@ -57,7 +57,7 @@ func newEtcdRestore(g *globals) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -107,7 +107,7 @@ func (g *globals) restoreSnapshot(ctx context.Context, f format, r *remote, name
 		return err
 	}
 	defer file.close()
-	view, _, err := etcdView(ctx)
+	view, _, err := g.etcdView(ctx)
 	if err != nil {
 		return err
 	}

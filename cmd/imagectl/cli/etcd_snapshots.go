@@ -83,7 +83,7 @@ func newEtcdSnapshots(g *globals) *cobra.Command {
 		Example: "  imagectl etcd snapshots\n  imagectl etcd snapshots -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

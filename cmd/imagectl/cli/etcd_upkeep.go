@@ -21,8 +21,8 @@ import (
 func atNode(address string) string { return net.JoinHostPort(address, nodePort) }
 
 // etcdView asks the server.
-func etcdView(ctx context.Context) (*api.EtcdView, *remote, error) {
-	r, err := dial()
+func (g *globals) etcdView(ctx context.Context) (*api.EtcdView, *remote, error) {
+	r, err := g.dial()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -49,7 +49,7 @@ func newEtcdStatus(g *globals) *cobra.Command {
 			if node != "" || o.address != "" || cmd.Flags().Changed("via") {
 				return g.etcdStatusOf(cmd.Context(), f, node, o)
 			}
-			v, _, err := etcdView(cmd.Context())
+			v, _, err := g.etcdView(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -104,7 +104,7 @@ func (g *globals) etcdStatusOf(ctx context.Context, f format, name string, o rea
 	if name == "" {
 		return usageError{errors.New("--address and --via are about a node; say which with --node")}
 	}
-	r, err := dial()
+	r, err := g.dial()
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func newEtcdAlarms(g *globals) *cobra.Command {
 		Example: "  imagectl etcd alarms",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			v, _, err := etcdView(cmd.Context())
+			v, _, err := g.etcdView(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -213,7 +213,7 @@ func newEtcdSnapshot(g *globals) *cobra.Command {
 			if node == "" && o.address != "" {
 				return usageError{errors.New("--address is a node's; say which with --node")}
 			}
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

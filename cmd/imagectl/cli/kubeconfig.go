@@ -25,7 +25,7 @@ func newKubeconfig(g *globals) *cobra.Command {
 		Example: "  imagectl kubeconfig --out kubeconfig && kubectl --kubeconfig kubeconfig get nodes",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

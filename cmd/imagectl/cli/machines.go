@@ -45,7 +45,7 @@ func newMachinesLs(g *globals) *cobra.Command {
 		Example: "  imagectl machines ls\n  imagectl machines ls -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -120,7 +120,7 @@ func (g *globals) change(f format, s selection, args []string, ask func(*remote,
 	if err != nil {
 		return err
 	}
-	r, err := dial()
+	r, err := g.dial()
 	if err != nil {
 		return err
 	}

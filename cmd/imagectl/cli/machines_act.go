@@ -95,7 +95,7 @@ func newMachinesDrain(g *globals) *cobra.Command {
 		Example: "  imagectl machines drain w1 --drain-timeout 15m\n  imagectl machines drain w1 --undo",
 		Args:    needNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -201,7 +201,7 @@ func (g *globals) actAt(ctx context.Context, action api.ActMachineRequest_Action
 	if len(names) != 1 {
 		return usageError{errors.New("--address is one machine's; name that")}
 	}
-	r, err := dial()
+	r, err := g.dial()
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func newMachinesConfig(g *globals) *cobra.Command {
 			if f.lifetime != 0 && (minutes < 1 || minutes*time.Minute != f.lifetime || minutes > 1<<20) {
 				return usageError{fmt.Errorf("--lifetime %v: want whole minutes, such as 15m", f.lifetime)}
 			}
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,7 @@ func newMachinesProvision(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

@@ -45,7 +45,7 @@ func newMachinesReplace(g *globals) *cobra.Command {
 			if noWait && !req.Netboot {
 				return usageError{errors.New("--no-wait goes with --provision; nothing else waits")}
 			}
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,7 @@ type nodeVerb struct {
 	run         func(ctx context.Context, n *node, args []string) error
 }
 
-func (v nodeVerb) command() *cobra.Command {
+func (v nodeVerb) command(g *globals) *cobra.Command {
 	var o reach
 	cmd := &cobra.Command{
 		Use: v.use, Short: v.short, Long: v.long, Example: v.example,
@@ -48,7 +48,7 @@ func (v nodeVerb) command() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

@@ -36,7 +36,7 @@ func newNodeHealth(g *globals) *cobra.Command {
 			}
 			return err
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	return cmd
 }

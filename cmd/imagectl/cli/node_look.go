@@ -44,7 +44,7 @@ func newNodeUnits(g *globals) *cobra.Command {
 			}
 			return table(g.stdio.Out, []string{"UNIT", "LOAD", "ACTIVE", "SUB", "DESCRIPTION"}, rows)
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	cmd.Flags().BoolVar(&failed, "failed", false, "only those that have failed")
 	return cmd
@@ -105,7 +105,7 @@ func newNodePs(g *globals) *cobra.Command {
 			}
 			return nil
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	cmd.Flags().StringVar(&by, "sort", "pid", "order: pid, cpu or memory")
 	cmd.Flags().BoolVar(&kernel, "kernel", false, "threads of the kernel too")
@@ -127,7 +127,7 @@ func newNodeDisks(g *globals) *cobra.Command {
 			}
 			return printDisks(g.stdio.Out, resp.Msg)
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	return cmd
 }
@@ -195,7 +195,7 @@ func newNodeNet(g *globals) *cobra.Command {
 			}
 			return err
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	cmd.Flags().BoolVar(&sockets, "sockets", false, "TCP and UDP sockets, with who holds them")
 	cmd.Flags().BoolVar(&routes, "routes", false, "routes of all tables (default: the main one's, behind the links)")
@@ -267,7 +267,7 @@ func newNodeTime(g *globals) *cobra.Command {
 			}
 			return table(g.stdio.Out, []string{"node", n.name}, timeRows(m, before, after))
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	return cmd
 }

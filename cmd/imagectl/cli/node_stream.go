@@ -37,7 +37,7 @@ func newNodeDmesg(g *globals) *cobra.Command {
 				return err
 			})
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	cmd.Flags().BoolVar(&req.Follow, "follow", false, "go on as lines come")
 	cmd.Flags().Uint32Var(&req.Lines, "lines", 0, "last N lines (default all that the kernel keeps)")
@@ -78,7 +78,7 @@ func newNodeLogs(g *globals) *cobra.Command {
 				return err
 			})
 		},
-	}.command()
+	}.command(g)
 	formatFlag(cmd, &f)
 	cmd.Flags().BoolVar(&req.Follow, "follow", false, "go on as lines come, over restarts of the container")
 	cmd.Flags().DurationVar(&since, "since", 0, "how far back, such as 10m")
@@ -127,7 +127,7 @@ func newNodeCat(g *globals) *cobra.Command {
 				return err
 			})
 		},
-	}.command()
+	}.command(g)
 }
 
 func newNodeCapture(g *globals) *cobra.Command {
@@ -173,7 +173,7 @@ func newNodeCapture(g *globals) *cobra.Command {
 			fmt.Fprintf(g.stdio.Err, "%d packets, %d bytes, until the limit of %s; the kernel dropped %d\n", end.GetPackets(), end.GetBytes(), text(end.GetReason()), end.GetDropped())
 			return nil
 		},
-	}.command()
+	}.command(g)
 	cmd.Flags().StringVar(&out, "out", "", "file to make; - is standard output")
 	cmd.Flags().DurationVar(&duration, "seconds", 0, "how long, such as 10s (default 30s, at most 5m)")
 	cmd.Flags().Uint32Var(&req.Packets, "packets", 0, "how many packets (default 10,000, at most 100,000)")
@@ -222,7 +222,7 @@ func newNodeBundle(g *globals) *cobra.Command {
 			}
 			return err
 		},
-	}.command()
+	}.command(g)
 	cmd.Flags().StringArrayVar(&req.Recipients, "recipient", nil, "age recipient (age1...), may be repeated (default: a key of your own)")
 	cmd.Flags().StringVar(&out, "out", "", "file to make; - is standard output (default NODE-TIME.tar.age)")
 	cmd.Flags().Uint32Var(&req.JournalLines, "journal-lines", 0, "last N lines of the journal (default 5000, at most 10000)")

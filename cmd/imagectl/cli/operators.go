@@ -91,7 +91,7 @@ func newOperatorsAdd(g *globals) *cobra.Command {
 			if block == nil || block.Type != "CERTIFICATE REQUEST" {
 				return fmt.Errorf("reading --csr %s: it is not what imagectl operators request prints", file)
 			}
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -159,7 +159,7 @@ func newOperatorsLs(g *globals) *cobra.Command {
 		Example: "  imagectl operators ls\n  imagectl operators ls -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -201,7 +201,7 @@ func newOperatorsRevoke(g *globals) *cobra.Command {
 		Example: `  imagectl operators revoke ada --reason "left us"`,
 		Args:    needNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -227,7 +227,7 @@ func newOperatorsRequests(g *globals) *cobra.Command {
 		Example: "  imagectl operators requests",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -262,7 +262,7 @@ func newOperatorsApprove(g *globals) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

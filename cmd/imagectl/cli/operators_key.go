@@ -99,9 +99,6 @@ func acceptContext(file, keyFile string) (serverContext, error) {
 	if _, err := tls.X509KeyPair([]byte(c.Certificate), key); err != nil {
 		return serverContext{}, fmt.Errorf("reading %s: %w: the certificate in it is for another key than %s", file, err, keyFile)
 	}
-	if old, err := readContext(); err == nil && old.Cluster != c.Cluster {
-		return serverContext{}, fmt.Errorf("the context file is of cluster %s; let IMAGECTL_CONFIG name another file in the same directory for cluster %s", old.Cluster, c.Cluster)
-	}
 	c.Key, c.KeyFile = "", keyFile
 	return c, nil
 }

@@ -229,7 +229,7 @@ func (r *rack) occupy() {
 		r.Fatal(err)
 	}
 	r.issued["a token"] = []byte(strings.TrimPrefix(token.Msg.GetToken(), "w2."))
-	ctx, err := readContext()
+	ctx, err := (&globals{}).readContext()
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -271,7 +271,7 @@ func (r *rack) say() {
 // pageShows wants something in the console of cp1 on an operator's page.
 func (r *rack) pageShows(want string) {
 	r.Helper()
-	remote, err := dial()
+	remote, err := (&globals{}).dial()
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func (r *rack) pageShows(want string) {
 // operator calls the server, wherever the context file says that it is.
 func (r *rack) operator() apiconnect.OperatorServiceClient {
 	r.Helper()
-	remote, err := dial()
+	remote, err := (&globals{}).dial()
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -59,8 +59,8 @@ func (l *routeList) of(name string) []string {
 func (r *rack) nothingLeftOut() {
 	r.Helper()
 	// These have the handlers of their namesakes, or answer nobody; port 4011 is a proxy's. What
-	// lasts is DHCP's own.
-	left := []string{"HTTP6", "TFTP6", "Links", "MTU", "lasting"}
+	// lasts is DHCP's own, and Broadcast is DHCP's beside servers of other clusters.
+	left := []string{"Broadcast", "HTTP6", "TFTP6", "Links", "MTU", "lasting"}
 	if !r.proxy {
 		left = append(left, "BootServer")
 	}

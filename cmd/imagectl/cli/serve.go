@@ -303,7 +303,7 @@ func listenConfig(p plan.Plan) listen.Config {
 		DHCP:       p.Boot.DHCP == plan.DHCPAuthoritative || p.Boot.DHCP == plan.DHCPProxy,
 		BootServer: p.Boot.DHCP == plan.DHCPProxy || p.Boot.DHCP == plan.DHCPProxy4011,
 		HTTPPort:   p.Server.HTTPPort, HTTPSPort: p.Server.HTTPSPort,
-		Syslog: p.Boot.Syslog,
+		Syslog: p.Boot.Syslog, Shared: len(p.Boot.Neighbours) > 0,
 	}
 	if d := p.Boot.DHCP6; d.Address.IsValid() {
 		c.Address6, c.DHCP6 = d.Address, d.Mode != plan.DHCP6Off

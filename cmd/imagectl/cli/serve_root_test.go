@@ -146,7 +146,7 @@ func TestServeSurvivesKillAndStopsOnRequest(t *testing.T) {
 // seenFromOutside looks at what serve shows of itself, as anybody and as operator.
 func seenFromOutside(t *testing.T) {
 	t.Helper()
-	r, err := dial()
+	r, err := (&globals{}).dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestServeWithAThousandMachinesIsSmall(t *testing.T) {
 // monitoring system would again and again.
 func look(t *testing.T) {
 	t.Helper()
-	r, err := dial()
+	r, err := (&globals{}).dial()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func newServerBackup(g *globals) *cobra.Command {
 		Example: "  imagectl server backup\n  imagectl server backup --to /media/usb",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -173,7 +173,7 @@ func (g *globals) fetchBackup(ctx context.Context, bucket, name, dir string) (st
 
 // backupOfNodes brings the newest that nodes keep.
 func (g *globals) backupOfNodes(ctx context.Context, nodes []string, dir string) (string, error) {
-	r, err := openContext()
+	r, err := g.openContext()
 	if err != nil {
 		return "", err
 	}

@@ -46,7 +46,7 @@ func newServerCAShow(g *globals) *cobra.Command {
 		Example: "  imagectl server ca show\n  imagectl server ca show -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -71,7 +71,7 @@ func newServerCAStep(g *globals, name string, step api.RollAuthorityRequest_Step
 		Example: "  imagectl server ca " + name,
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -107,7 +107,7 @@ func newServerCARotate(g *globals) *cobra.Command {
 		Example: "  imagectl server ca rotate etcd",
 		Args:    wants("a CA", 1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

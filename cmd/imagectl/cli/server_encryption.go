@@ -33,7 +33,7 @@ func newEncryptionShow(g *globals) *cobra.Command {
 		Example: "  imagectl server encryption-key show\n  imagectl server encryption-key show -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
@@ -70,7 +70,7 @@ func newEncryptionRotate(g *globals) *cobra.Command {
 		Example: "  imagectl server encryption-key rotate\n  imagectl server encryption-key rotate --also-read k-0a1b2c3d",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

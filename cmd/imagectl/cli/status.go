@@ -19,7 +19,7 @@ func newStatus(g *globals) *cobra.Command {
 		Example: "  imagectl status\n  imagectl status -o json",
 		Args:    needVerb,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}

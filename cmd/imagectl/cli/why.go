@@ -39,7 +39,7 @@ func newWhy(g *globals) *cobra.Command {
 			if at != "" {
 				return usageError{fmt.Errorf("--interface %s is for captures", at)}
 			}
-			r, err := dial()
+			r, err := g.dial()
 			if err != nil {
 				return err
 			}
