@@ -75,7 +75,7 @@ func inLinux(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	out, err := vm.RunLinux(ctx, "testdata/vlan.sh", t.TempDir(), "mem=512M", "BINARY="+binary, "TEST="+t.Name(), insideVariable+"=yes")
+	out, err := vm.RunLinux(ctx, "testdata/vlan.sh", t.TempDir(), "mem=512M", "BINARY="+binary, "TEST="+t.Name(), insideVariable+"=yes", releaseVariable+"="+os.Getenv(releaseVariable))
 	if err != nil {
 		t.Fatalf("%v; it printed:\n%s", err, out)
 	}
