@@ -150,13 +150,17 @@ func bootFile(ack *dhcpv4.DHCPv4) string {
 	return string(ack.Options.Get(dhcpv4.OptionBootfileName))
 }
 
-// expand does iPXE's variables.
+// expand does iPXE's variables. One that it does not know would go to the server as it is.
 func (m *machine) expand(url string) string {
-	platform := "pcbios"
+	platform, arch := "pcbios", "i386"
 	if m.kind == uefi {
-		platform = "efi"
+		platform, arch = "efi", "x86_64"
 	}
-	return strings.NewReplacer("${mac}", m.mac.String(), "${uuid}", uuidText(m.uuid), "${serial:uristring}", "", "${platform}", platform).Replace(url)
+	out := strings.NewReplacer("${mac}", m.mac.String(), "${uuid}", uuidText(m.uuid), "${serial:uristring}", "", "${platform}", platform, "${buildarch}", arch).Replace(url)
+	if strings.Contains(out, "${") {
+		m.wrong("was sent a variable that the simulation does not know: %s", out)
+	}
+	return out
 }
 
 func uuidText(u [16]byte) string {
