@@ -298,6 +298,12 @@ storm: build deps ## 1,000 and 10,000 simulated machines boot at once, frames ge
 	go build -o bin/storm ./test/storm
 	$(ISOLATED) bin/storm -imagectl bin/imagectl
 
+.PHONY: storm-short
+storm-short: build deps ## 200 simulated machines, no frames lost and five of a hundred
+	$(call say,simulated machines against imagectl serve (42 seconds))
+	go build -o bin/storm ./test/storm
+	$(ISOLATED) bin/storm -imagectl bin/imagectl -machines 200 -loss 0,5 -limit 10m
+
 .PHONY: two-servers
 two-servers: build upstream ## two servers on three members of etcd, with a shared registry; one of each is killed while machines boot and install
 	@test/packages test/storm/drill-packages.txt
@@ -321,7 +327,7 @@ bench-upload: release ## uploads to every platform, against curl
 	bin/benchupload.test -test.timeout 60m -release $(RELEASE)
 
 .PHONY: test
-test: deps unit test-root netboot-enrolled native years release-test upload-servers templates e2e ## the main job and all its parts; CI adds media-test
+test: deps unit test-root netboot-enrolled storm-short native years release-test upload-servers templates e2e ## the main job and all its parts; CI adds media-test
 
 .PHONY: generate
 generate: ## rewrite the wire contract's Go code (needs protobuf-compiler, libprotobuf-dev)
