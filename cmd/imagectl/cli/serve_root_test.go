@@ -63,12 +63,18 @@ type served struct {
 // startServe runs this test binary as imagectl and waits for its readiness line.
 func startServe(t *testing.T, dir string) *served {
 	t.Helper()
+	return startServeOf(t, "demo", dir, nil)
+}
+
+// startServeOf does so for a cluster of any name, with more variables and arguments.
+func startServeOf(t *testing.T, name, dir string, env []string, args ...string) *served {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &served{Cmd: &exec.Cmd{Path: self, Args: []string{"imagectl", "serve", "--state", filepath.Join(dir, "state")}, Dir: dir,
-		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}}
+	s := &served{Cmd: &exec.Cmd{Path: self, Args: append([]string{"imagectl", "serve", "--state", filepath.Join(dir, "state")}, args...), Dir: dir,
+		Env: append(os.Environ(), env...), SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}}
 	s.Stderr = &s.errors
 	out, err := s.StdoutPipe()
 	if err != nil {
@@ -79,10 +85,10 @@ func startServe(t *testing.T, dir string) *served {
 	}
 	t.Cleanup(func() { _ = s.Process.Kill(); _ = s.Wait() })
 	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "imagectl serve: ready: cluster demo, ") {
+	if err != nil || !strings.HasPrefix(line, "imagectl serve: ready: cluster "+name+", ") {
 		_ = s.Process.Kill()
 		_ = s.Wait()
-		t.Fatalf("serve says %q, %v\n%s", line, err, s.errors.String())
+		t.Fatalf("serve of %s says %q, %v\n%s", name, line, err, s.errors.String())
 	}
 	return s
 }
