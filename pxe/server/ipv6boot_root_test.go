@@ -3,31 +3,16 @@
 package server_test
 
 import (
-	"strings"
 	"testing"
-	"time"
 
-	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/test/vm"
 )
 
-// boots6 boots a machine by IPv6 until it loads the installer's kernel.
+// boots6 boots a machine by IPv6 until the installer's kernel runs.
 func (r *rack) boots6(t *testing.T, n int, byHTTP bool, want ...string) {
 	t.Helper()
-	start := time.Now()
-	g, _ := guest(t, vm.OVMF, n, func(c *vm.Config) { c.IPv6, c.HTTPBoot = true, byHTTP })
-	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
-	t.Logf("script after %s", time.Since(start))
-	r.waitEvent(t, n, boot.StageKernel, 1)
-	starts(t, g)
-	g.Stop()
-	got := stages(r.Events(mac(n)))
-	for _, want := range append(want, "REQUEST from ipxe by IPv6: gave fd98::1", "script: discover", "kernel: fetches vmlinuz") {
-		if !strings.Contains(got, want) {
-			t.Errorf("no event %q in:\n%s", want, got)
-		}
-	}
-	t.Logf("events:\n%s", got)
+	r.startsKernel(t, vm.OVMF, n, func(c *vm.Config) { c.IPv6, c.HTTPBoot = true, byHTTP },
+		append(want, "REQUEST from ipxe by IPv6: gave fd98::1", "script: discover")...)
 }
 
 // There is no IPv4 in this rack, and the router advertises itself.

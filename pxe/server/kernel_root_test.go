@@ -5,8 +5,11 @@ package server_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/test/vm"
 )
 
@@ -31,4 +34,28 @@ func kernelPath(release string) string {
 func starts(t *testing.T, g *vm.Guest) {
 	t.Helper()
 	wait(t, g, `Command line: .*flatcar\.first_boot=1`)
+}
+
+// startsKernel boots a machine that cluster.yaml does not list until its kernel runs, and
+// looks for events on the way there. change may be nil.
+func (r *rack) startsKernel(t *testing.T, fw vm.Firmware, n int, change func(*vm.Config), want ...string) {
+	t.Helper()
+	start := time.Now()
+	g, _ := guest(t, fw, n, func(c *vm.Config) {
+		if change != nil {
+			change(c)
+		}
+	})
+	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
+	t.Logf("script after %s", time.Since(start))
+	r.waitEvent(t, n, boot.StageKernel, 1)
+	starts(t, g)
+	g.Stop()
+	got := stages(r.Events(mac(n)))
+	for _, want := range append(want, "kernel: fetches vmlinuz") {
+		if !strings.Contains(got, want) {
+			t.Errorf("no event %q in:\n%s", want, got)
+		}
+	}
+	t.Logf("events:\n%s", got)
 }

@@ -6,11 +6,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 
-	"github.com/imagectl/imagectl/pxe/boot"
 	"github.com/imagectl/imagectl/pxe/listen"
 	"github.com/imagectl/imagectl/pxe/server"
 	"github.com/imagectl/imagectl/test/vm"
@@ -31,18 +28,7 @@ func startDnsmasq(t *testing.T, h *host, more ...string) {
 // proxied boots a machine with an address of the other server and our boot files.
 func (r *rack) proxied(t *testing.T, fw vm.Firmware, n int, how string) {
 	t.Helper()
-	g, _ := guest(t, fw, n)
-	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
-	r.waitEvent(t, n, boot.StageKernel, 1)
-	starts(t, g)
-	g.Stop()
-	got := stages(r.Events(mac(n)))
-	for _, want := range []string{how, "from the server " + otherAddr, "kernel: fetches vmlinuz"} {
-		if !strings.Contains(got, want) {
-			t.Errorf("no event %q in:\n%s", want, got)
-		}
-	}
-	t.Logf("events:\n%s", got)
+	r.startsKernel(t, fw, n, nil, how, "from the server "+otherAddr)
 }
 
 func TestProxyBesideDnsmasq(t *testing.T) {
@@ -99,23 +85,10 @@ func relayed(t *testing.T) *host {
 // bootsBehind boots a machine in the network behind the relay.
 func (r *rack) bootsBehind(t *testing.T, relay *host, fw vm.Firmware, n int, byHTTP bool, want ...string) {
 	t.Helper()
-	start := time.Now()
-	g, _ := guest(t, fw, n, func(c *vm.Config) {
+	r.startsKernel(t, fw, n, func(c *vm.Config) {
 		c.HTTPBoot = byHTTP
 		relay.must("ip", "link", "set", c.Tap, "master", farBridge)
-	})
-	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
-	t.Logf("script after %s", time.Since(start))
-	r.waitEvent(t, n, boot.StageKernel, 1)
-	starts(t, g)
-	g.Stop()
-	got := stages(r.Events(mac(n)))
-	for _, want := range append(want, "gave 10.97.0.1", "script: discover", "kernel: fetches vmlinuz") {
-		if !strings.Contains(got, want) {
-			t.Errorf("no event %q in:\n%s", want, got)
-		}
-	}
-	t.Logf("events:\n%s", got)
+	}, append(want, "gave 10.97.0.1", "script: discover")...)
 }
 
 func TestMachinesBehindARelay(t *testing.T) {

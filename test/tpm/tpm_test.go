@@ -39,7 +39,7 @@ func TestEmptyMachinesProveThemselvesByTheirTPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	own, other := tpmtest.New(t, ""), tpmtest.New(t, "")
-	listed := endorsement(t, own)
+	listed := own.EK()
 	machine := func(name, last, socket string, fw vm.Firmware) lab.Machine {
 		return lab.Machine{Name: name, Role: "worker", Firmware: fw, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last, EK: listed, TPM: socket}
 	}
@@ -106,18 +106,4 @@ func TestEmptyMachinesProveThemselvesByTheirTPM(t *testing.T) {
 	if !regexp.MustCompile(`(?m)^0 +[0-9a-f]{64}`).MatchString(show) || regexp.MustCompile(`(?m)^0 +0{64}`).MatchString(show) {
 		t.Errorf("the firmware measured nothing:\n%s", show)
 	}
-}
-
-// endorsement names a TPM as cluster.yaml does.
-func endorsement(t *testing.T, v *tpmtest.TPM) string {
-	t.Helper()
-	claim, err := v.Device().Claim()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ek, err := claim.Endorsement()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ek
 }

@@ -154,6 +154,20 @@ func (v *TPM) Open() (io.ReadWriteCloser, error) {
 	return (&host.Host{Root: v.Root}).TPM()
 }
 
+// EK names it as cluster.yaml's tpm.ek does.
+func (v *TPM) EK() string {
+	v.t.Helper()
+	claim, err := v.Device().Claim()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	ek, err := claim.Endorsement()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return ek
+}
+
 // Device is it as the agent sees it.
 func (v *TPM) Device() *tpm.Device { return &tpm.Device{Open: v.Open} }
 
