@@ -3,11 +3,12 @@
 // 127.0.0.1, sees only ciphertext, and its list of servers changes at run time.
 //
 // Each API server of several is asked for /readyz, which Kubernetes answers to anybody; nothing
-// is trusted on that connection, and what it says moves nothing but new connections.
+// is trusted on that connection, and what it says moves nothing but connections.
 // One that is not ready gets no new connections while another one is. One that does
-// not answer at all loses those that it has too, for a node that lost power sends no
-// FIN, and kubelet would wait for minutes; but not while no other is ready: then it is
-// the best that there is.
+// not answer at all, or says again that it is not ready while another one is, loses those that it
+// has too: a node that lost power sends no FIN, and an API server whose etcd has died goes on to
+// take requests that it cannot answer. A client on one connection would wait there for minutes.
+// But not while no other is ready: then it is the best that there is.
 package balancer
 
 import (
@@ -32,8 +33,12 @@ const (
 	// dialTimeout bounds a check and a connection attempt.
 	dialTimeout = 1500 * time.Millisecond
 	// failures in a row until a backend counts as down; the second check follows the
-	// first at once. So one that hangs is left within four seconds.
+	// first at once, and has half the time. So one that hangs is left within three and a half
+	// seconds.
 	failures = 2
+	// askAgain is after how long one that is not ready is asked again: it may just have started,
+	// or etcd may be choosing a leader.
+	askAgain = 250 * time.Millisecond
 	// maxPause rounds at most one that does not answer is left alone between two checks.
 	maxPause = 7
 	// maxConnections at a time; a node has a handful of clients, this only bounds
@@ -46,8 +51,8 @@ const (
 type Balancer struct {
 	Log *slog.Logger
 
-	// every and within are checkEvery and dialTimeout but in tests.
-	every, within time.Duration
+	// every, within and again are checkEvery, dialTimeout and askAgain but in tests.
+	every, within, again time.Duration
 
 	mu       sync.Mutex
 	backends []*backend
@@ -59,6 +64,8 @@ type backend struct {
 	address string
 	// unready: it answers, and says that it is not ready.
 	unready bool
+	// refusals are how often in a row it said so while another one was well.
+	refusals int
 	// fails in a row to answer; down from the limit on.
 	fails int
 	// checking: a check is under way.
@@ -71,6 +78,9 @@ type backend struct {
 }
 
 func (b *backend) well() bool { return b.fails < failures && !b.unready }
+
+// lost: it kept its clients waiting long enough.
+func (b *backend) lost() bool { return b.fails+b.refusals >= failures }
 
 // SetBackends replaces the list of host:port. Connections to backends that stay
 // are left alone, those to others are closed.
@@ -134,7 +144,7 @@ func (b *backend) closeAll() {
 // Serve balances connections of ln, which it closes, until ctx ends; then it
 // closes every connection and returns nil.
 func (b *Balancer) Serve(ctx context.Context, ln net.Listener) error {
-	b.every, b.within = checkEvery, dialTimeout
+	b.every, b.within, b.again = checkEvery, dialTimeout, askAgain
 	return b.serve(ctx, ln)
 }
 
@@ -328,12 +338,20 @@ func (b *Balancer) due() []*backend {
 	return out
 }
 
-// ask asks until there is an answer, or enough of none.
+// ask asks until one is known to be ready, or there were enough answers of another kind.
 func (b *Balancer) ask(ctx context.Context, x *backend) {
-	for {
-		ready, err := b.readyz(ctx, x)
+	for within := b.within; ; within = b.within / 2 {
+		ready, err := b.readyz(ctx, x, within)
 		if ctx.Err() != nil || b.note(x, ready, err) {
 			return
+		}
+		if err != nil {
+			continue // that took long enough
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(b.again):
 		}
 	}
 }
@@ -358,28 +376,36 @@ func (b *Balancer) note(x *backend, ready bool, err error) (enough bool) {
 		if !x.well() {
 			b.Log.Info("API server is back", "address", x.address)
 		}
-		x.fails, x.unready = 0, false
+		x.fails, x.unready, x.refusals = 0, false, 0
 	default:
 		if !x.unready {
 			b.Log.Warn("API server is not ready", "address", x.address)
 		}
 		x.fails, x.unready = 0, true
+		// What it said while nobody was well says nothing against it: all were without etcd's
+		// leader then, and the first one to find the new one is not the only one that will.
+		if x.refusals++; !b.anyWell() {
+			x.refusals = 0
+		}
 	}
 	b.eject()
-	enough = err == nil || x.fails >= failures
+	enough = x.lost() || x.fails+x.refusals == 0
 	x.checking = !enough
 	return enough
 }
 
-// eject closes connections to those that do not answer, when there is somewhere else
-// to go; mu is held.
+// anyWell says whether there is an API server to go to; mu is held.
+func (b *Balancer) anyWell() bool { return slices.ContainsFunc(b.backends, (*backend).well) }
+
+// eject closes connections to those that do not answer, or stay unready, when there is somewhere
+// else to go; mu is held.
 func (b *Balancer) eject() {
-	if !slices.ContainsFunc(b.backends, (*backend).well) {
+	if !b.anyWell() {
 		return
 	}
 	for _, x := range b.backends {
-		if x.fails >= failures && len(x.conns) > 0 {
-			b.Log.Warn("closing connections to an API server that does not answer", "address", x.address, "connections", len(x.conns))
+		if x.lost() && len(x.conns) > 0 {
+			b.Log.Warn("closing connections to an API server that does not answer or is not ready", "address", x.address, "connections", len(x.conns))
 			x.closeAll()
 		}
 	}
@@ -387,10 +413,14 @@ func (b *Balancer) eject() {
 
 // readyz asks whether an API server is ready. An error means that nobody answered in
 // time. It verifies nothing: the question is whether an API server speaks there.
-func (b *Balancer) readyz(ctx context.Context, x *backend) (ready bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, b.within)
+//
+// An API server asks its etcd twice for /readyz, by the checks "etcd" and "etcd-readiness", one
+// after the other; what only the second one is told is the time that it may take
+// (--etcd-readycheck-timeout, a second here), so the first is left out.
+func (b *Balancer) readyz(ctx context.Context, x *backend, within time.Duration) (ready bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+x.address+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+x.address+"/readyz?exclude=etcd", nil)
 	if err != nil {
 		return false, err
 	}

@@ -172,8 +172,8 @@ func apiServer(t *testing.T) (*backend, *atomic.Int32) {
 	status.Store(http.StatusOK)
 	release := make(chan struct{})
 	ts := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/readyz" || len(r.TLS.PeerCertificates) > 0 {
-			t.Errorf("asked for %s", r.URL.Path)
+		if r.RequestURI != "/readyz?exclude=etcd" || len(r.TLS.PeerCertificates) > 0 {
+			t.Errorf("asked for %s", r.RequestURI)
 		}
 		code := int(status.Load())
 		if code < 0 {
@@ -195,21 +195,19 @@ func apiServer(t *testing.T) (*backend, *atomic.Int32) {
 func TestHealthIsWhatReadyzSays(t *testing.T) {
 	t.Parallel()
 	x, status := apiServer(t)
-	b := &Balancer{Log: slog.New(slog.DiscardHandler), within: time.Hour}
+	b := &Balancer{Log: slog.New(slog.DiscardHandler)}
 	for code, want := range map[int32]bool{200: true, 401: true, 403: true, 404: true, 429: false, 500: false, 503: false} {
 		status.Store(code)
-		if got, err := b.readyz(t.Context(), x); got != want || err != nil {
+		if got, err := b.readyz(t.Context(), x, time.Hour); got != want || err != nil {
 			t.Errorf("%d: got %v, %v", code, got, err)
 		}
 	}
 	status.Store(0)
-	b.within = time.Millisecond
-	if _, err := b.readyz(t.Context(), x); err == nil {
+	if _, err := b.readyz(t.Context(), x, time.Millisecond); err == nil {
 		t.Error("no answer is taken for one")
 	}
-	b.within = time.Hour
 	status.Store(200)
-	if got, err := b.readyz(t.Context(), x); !got || err != nil {
+	if got, err := b.readyz(t.Context(), x, time.Hour); !got || err != nil {
 		t.Errorf("after it hung: %v, %v", got, err)
 	}
 }
@@ -266,14 +264,30 @@ func TestWhoIsLeftAndWhoKeepsItsConnections(t *testing.T) {
 		closed [2]bool
 	}{
 		{"both are ready", func() bool { return b.note(one, true, nil) && b.note(two, true, nil) }, true, "12", [2]bool{}},
-		{"one is shutting down", func() bool { return b.note(one, false, nil) }, true, "21", [2]bool{}},
+		{"one says once that it is not ready", func() bool { return b.note(one, false, nil) }, false, "21", [2]bool{}},
 		{"and is back", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{}},
+		{"it says so again, the first time in a row", func() bool { return b.note(one, false, nil) }, false, "21", [2]bool{}},
+		{"then nobody is ready", func() bool { return b.note(two, false, nil) }, true, "12", [2]bool{}},
+		{"one is still not", func() bool { return b.note(one, false, nil) }, true, "12", [2]bool{}},
+		{"nor at the third time", func() bool { return b.note(one, false, nil) }, true, "12", [2]bool{}},
+		{"two is the first that finds etcd's new leader", func() bool { return b.note(two, true, nil) }, true, "21", [2]bool{}},
+		{"and one the second", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{}},
 		{"one misses a check", func() bool { return b.note(one, false, dead) }, false, "12", [2]bool{}},
-		{"the other one is not ready", func() bool { return b.note(two, false, nil) }, true, "12", [2]bool{}},
+		{"the other one is not ready", func() bool { return b.note(two, false, nil) }, false, "12", [2]bool{}},
 		{"one misses another: it is the last", func() bool { return b.note(one, false, dead) }, true, "21", [2]bool{}},
-		{"both are gone: nobody is better", func() bool { return b.note(two, false, dead) || b.note(two, false, dead) }, true, "12", [2]bool{}},
+		{"the other one says nothing either", func() bool { return b.note(two, false, dead) }, true, "21", [2]bool{}},
+		{"both are gone: nobody is better", func() bool { return b.note(two, false, dead) }, true, "12", [2]bool{}},
 		{"the other one is back", func() bool { return b.note(two, true, nil) }, true, "21", [2]bool{true, false}},
 		{"one is back", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{true, false}},
+		{"the other one's etcd dies", func() bool { return b.note(two, false, nil) }, false, "12", [2]bool{true, false}},
+		{"and is still dead", func() bool { return b.note(two, false, nil) }, true, "12", [2]bool{true, true}},
+		{"the other one is back again", func() bool {
+			two.conns[closer{&closed[1]}] = true
+			closed[1].Store(false)
+			return b.note(two, true, nil)
+		}, true, "12", [2]bool{true, false}},
+		{"it is not ready", func() bool { return b.note(two, false, nil) }, false, "12", [2]bool{true, false}},
+		{"and then says nothing", func() bool { return b.note(two, false, dead) }, true, "12", [2]bool{true, true}},
 	} {
 		if got := step.do(); got != step.enough {
 			t.Errorf("%d, %s: enough is %v", i, step.what, got)
@@ -293,6 +307,17 @@ func TestWhoIsLeftAndWhoKeepsItsConnections(t *testing.T) {
 // other one.
 func TestAServerThatDoesNotAnswerIsLeft(t *testing.T) {
 	t.Parallel()
+	left(t, -1)
+}
+
+// The same for one that goes on to answer, but has lost its etcd.
+func TestAServerThatStaysUnreadyIsLeft(t *testing.T) {
+	t.Parallel()
+	left(t, http.StatusInternalServerError)
+}
+
+func left(t *testing.T, says int32) {
+	t.Helper()
 	hung, status := apiServer(t)
 	good, _ := apiServer(t)
 	b := &Balancer{Log: slog.New(slog.DiscardHandler), every: 10 * time.Millisecond, within: time.Hour}
@@ -315,7 +340,7 @@ func TestAServerThatDoesNotAnswerIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	status.Store(-1)
+	status.Store(says)
 	b.SetBackends([]string{hung.address, good.address})
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("it gives data")

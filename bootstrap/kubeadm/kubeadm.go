@@ -254,7 +254,9 @@ func Init(c Cluster, n Node) ([]byte, error) {
 		APIVersion: version, Kind: "ClusterConfiguration", ClusterName: c.Name, KubernetesVersion: c.Version,
 		ControlPlaneEndpoint: Endpoint, CertificatesDir: c.CertificatesDir, EncryptionAlgorithm: "ECDSA-P256",
 		APIServer: component{
-			ExtraArgs: []arg{{"authentication-config", AuthPath}, {"kubelet-certificate-authority", CAPath}, {"profiling", "false"}, {"tls-min-version", "VersionTLS12"}},
+			// An API server is ready while its etcd answers, which it waits for for two seconds if
+			// nobody says otherwise: longer than a balancer waits for its word.
+			ExtraArgs: []arg{{"authentication-config", AuthPath}, {"etcd-readycheck-timeout", "1s"}, {"kubelet-certificate-authority", CAPath}, {"profiling", "false"}, {"tls-min-version", "VersionTLS12"}},
 			CertSANs:  slices.Compact(slices.Sorted(slices.Values(c.SANs))),
 		},
 		ControllerManager: component{ExtraArgs: append([]arg{{"bind-address", "127.0.0.1"}, {"flex-volume-plugin-dir", volumePlugins}, {"profiling", "false"}, {"terminated-pod-gc-threshold", "1000"}}, election()...)},

@@ -92,7 +92,7 @@ func (d *drills) run(what, victim string, f func(*machine) time.Time) {
 	var others []*creator
 	for name := range d.nodes {
 		if name != victim {
-			others = append(others, d.create(name, fmt.Sprintf("d%d", len(d.rows))))
+			others = append(others, d.createOn(victim, name, fmt.Sprintf("d%d", len(d.rows))))
 		}
 	}
 	before := d.writer.count()
@@ -110,6 +110,7 @@ func (d *drills) run(what, victim string, f func(*machine) time.Time) {
 		n, gap := c.since(0)
 		r.acked += n
 		r.api = max(r.api, gap)
+		d.t.Logf("%s, in the longest time without an answer of Kubernetes:\n%s", c.via, c.said())
 		r.lost += lost(c.soFar(), have)
 		if n == 0 {
 			d.t.Errorf("%s of %s: nothing was written to Kubernetes through %s", what, victim, c.via)
@@ -120,7 +121,26 @@ func (d *drills) run(what, victim string, f func(*machine) time.Time) {
 	if r.lost > 0 {
 		d.t.Errorf("%s of %s: %d acknowledged writes are lost", what, victim, r.lost)
 	}
+	d.balancersSaid(victim, began)
 	d.host.meets(d.t, fmt.Sprintf("%s of %s: longest time without an answer of Kubernetes", what, victim), r.api, apiGap, began)
+}
+
+// balancersSaid prints what the balancers of the others wrote about API servers.
+func (d *drills) balancersSaid(victim string, since time.Time) {
+	d.t.Helper()
+	for name, m := range d.nodes {
+		log, err := os.ReadFile(m.Dir + "/bootstrapd.service.log")
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		for line := range strings.Lines(string(log)) {
+			when, rest, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "time="), " ")
+			at, err := time.Parse(time.RFC3339, when)
+			if name != victim && err == nil && at.After(since) && strings.Contains(rest, "API server") {
+				d.t.Logf("%6.2f s %s: %s", at.Sub(since).Seconds(), name, rest)
+			}
+		}
+	}
 }
 
 func (r row) String() string {
@@ -287,7 +307,7 @@ stat -f -c 'free blocks: %f' /var/lib`
 		return err != nil || !s.Healthy, fmt.Sprintf("%v %v", err, s.Reason)
 	})
 	d.writer.pad(0)
-	d.writer.more(300)
+	d.writer.more(1000) // ten seconds: nobody comes to free a disk within the goal
 	if out, err := m.on("rm", "-r", "/var/lib/drill"); err != nil {
 		d.t.Fatalf("%v %s", err, out)
 	}

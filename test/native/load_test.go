@@ -33,21 +33,31 @@ type tally struct {
 	failed int
 	last   time.Time
 	worst  time.Duration
+	// refused is what was said since last, and inWorst what was said in the longest time without.
+	refused, inWorst []string
 }
 
 func (t *tally) note(name string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now := time.Now()
 	if err != nil {
 		t.failed++
+		t.refused = append(t.refused, fmt.Sprintf("after %.2f s: %v", now.Sub(t.last).Seconds(), err))
 		return
 	}
 	t.acked = append(t.acked, name)
-	now := time.Now()
-	if !t.last.IsZero() {
-		t.worst = max(t.worst, now.Sub(t.last))
+	if gap := now.Sub(t.last); !t.last.IsZero() && gap > t.worst {
+		t.worst, t.inWorst = gap, append(t.refused, fmt.Sprintf("after %.2f s: taken", gap.Seconds()))
 	}
-	t.last = now
+	t.last, t.refused = now, nil
+}
+
+// said is what clients were told in the longest time without an answer to their liking.
+func (t *tally) said() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.Join(t.inWorst, "\n")
 }
 
 func (t *tally) count() int {
@@ -225,6 +235,34 @@ func (c *creator) stop() {
 func (r *rack) create(via, prefix string) *creator {
 	r.t.Helper()
 	client, server := r.kubernetes(via)
+	return r.createBy(client, server, via, prefix)
+}
+
+// createOn is create for one whose connection leads to the API server of another node, which is
+// where it will be when that one fails: a balancer that happened to lead elsewhere shows nothing.
+func (r *rack) createOn(victim, via, prefix string) *creator {
+	r.t.Helper()
+	client, server := r.kubernetes(via)
+	r.wait(5*time.Minute, "a connection from "+via+" to "+victim+"'s API server", func() (bool, string) {
+		resp, err := client.Get(server + "/readyz")
+		if err != nil {
+			return false, err.Error()
+		}
+		defer resp.Body.Close()
+		_, _ = io.Copy(io.Discard, resp.Body)
+		// kubeadm writes the node's name into the certificate of its API server.
+		names := resp.TLS.PeerCertificates[0].DNSNames
+		if slices.Contains(names, victim) {
+			return true, ""
+		}
+		client.CloseIdleConnections()
+		return false, strings.Join(names, " ")
+	})
+	return r.createBy(client, server, via, prefix)
+}
+
+func (r *rack) createBy(client *http.Client, server, via, prefix string) *creator {
+	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &creator{via: via, cancel: cancel, done: make(chan struct{})}
 	c.last = time.Now()
