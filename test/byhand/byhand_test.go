@@ -29,7 +29,8 @@ var (
 	planes   = flag.Int("control-planes", 3, "how many control planes")
 	workers  = flag.Int("workers", 2, "how many workers")
 	only     = flag.String("only", "", "make one of the two clusters alone: ours, hand")
-	drills   = flag.Bool("drills", true, "take a control plane's power in the first two clusters, and set clocks of the one that imagectl made wrong")
+	drills   = flag.Bool("drills", true, "take a control plane's power in the first two clusters")
+	clocks   = flag.Bool("clocks", true, "with -drills: set clocks of the first cluster that imagectl made wrong")
 )
 
 // patience is how long one cluster may take, on two cores without KVM.

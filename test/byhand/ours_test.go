@@ -66,7 +66,9 @@ func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *ra
 	}
 	if drills {
 		powerLoss(t, forever, rack, k, "imagectl's", withClock)
-		clockJumps(t, forever, rack, k)
+		if *clocks {
+			clockJumps(t, forever, rack, k)
+		}
 	}
 	return r
 }
