@@ -38,7 +38,7 @@ func TestADisklessMachineIsEnrolledAtEachStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := tpmtest.New(t, "")
-	m := lab.Machine{Name: "w1", Role: "worker", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 3072, Address: "10.77.0.41", MAC: "52:54:00:77:00:41", Diskless: true, EK: own.EK()}
+	m := lab.Machine{Name: "w1", Role: "worker", Firmware: vm.SeaBIOS, CPUs: 1, MiB: 3072, Address: "10.77.0.41", MAC: "52:54:00:77:00:41", Diskless: true, EK: own.EK()}
 	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: upstream, Work: t.TempDir(), Accel: "tcg", Identity: "tpm",
 		Machines: []lab.Machine{lab.Absent(), m}, Log: lab.Stamped(os.Stderr)})
 	if err != nil {
@@ -100,7 +100,7 @@ func TestADisklessWorkerJoinsAtEachStart(t *testing.T) {
 	ctx := scenario(t)
 	first, own := tpmtest.New(t, ""), tpmtest.New(t, "")
 	cp := lab.Machine{Name: "cp1", Role: "control-plane", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 3584, Address: "10.77.0.11", MAC: "52:54:00:77:00:11", EK: first.EK(), TPM: first.ForGuest()}
-	w := lab.Machine{Name: "w1", Role: "worker", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 4096, Address: "10.77.0.41", MAC: "52:54:00:77:00:41", Diskless: true, EK: own.EK()}
+	w := lab.Machine{Name: "w1", Role: "worker", Firmware: vm.SeaBIOS, CPUs: 1, MiB: 4096, Address: "10.77.0.41", MAC: "52:54:00:77:00:41", Diskless: true, EK: own.EK()}
 	w.TPM = own.ForGuest()
 	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *others, Work: t.TempDir(), Accel: "tcg", Identity: "tpm",
 		Machines: []lab.Machine{cp, w}, Log: lab.Stamped(os.Stderr)})

@@ -282,7 +282,7 @@ func newRack(t *testing.T, ctx context.Context, all []clone) (*lab.Lab, []lab.Ma
 			network = "10.78.0"
 		}
 		machines = append(machines, lab.Machine{
-			Name: c.name(), Role: "worker", Firmware: c.firmware, CPUs: 2, MiB: memory,
+			Name: c.name(), Role: "worker", Firmware: c.firmware, CPUs: 1, MiB: memory,
 			Address: fmt.Sprintf("%s.%d", network, 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
 		})
 	}

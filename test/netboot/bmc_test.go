@@ -23,7 +23,7 @@ import (
 // really has the power: OpenIPMI's simulator, whose chassis is a guest.
 func TestIPMIProvisionsAMachine(t *testing.T) {
 	ctx := scenario(t)
-	m := lab.Machine{Name: "w1", Role: "worker", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 2048, Address: "10.77.0.71", MAC: "52:54:00:77:00:71",
+	m := lab.Machine{Name: "w1", Role: "worker", Firmware: vm.SeaBIOS, CPUs: 1, MiB: 2048, Address: "10.77.0.71", MAC: "52:54:00:77:00:71",
 		BMC: fmt.Sprintf("{kind: ipmi, address: %q, username: %s, password: {file: bmc-password}}", ipmisim.Address, ipmisim.Username)}
 	rack := newRack(ctx, t, "", m)
 	imagectl := func(args ...string) string {

@@ -45,7 +45,7 @@ func scenario(t *testing.T) context.Context {
 
 // machine is one with UEFI, by the last part of its addresses.
 func machine(name, last string) lab.Machine {
-	return lab.Machine{Name: name, Role: "worker", Firmware: vm.OVMF, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last}
+	return lab.Machine{Name: name, Role: "worker", Firmware: vm.OVMF, CPUs: 1, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last}
 }
 
 // newRack is a site with these machines, and boot below boot in its cluster.yaml.

@@ -40,7 +40,7 @@ type guest struct {
 func boot(t *testing.T, args ...string) *guest {
 	t.Helper()
 	args = append([]string{
-		"-machine", "q35", "-accel", "tcg", "-cpu", vm.EmulatedCPU, "-smp", "2", "-m", "2048",
+		"-machine", "q35", "-accel", "tcg", "-cpu", vm.EmulatedCPU, "-smp", "1", "-m", "2048",
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std", "-monitor", "none", "-serial", "stdio",
 		"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng",
 	}, args...)

@@ -161,7 +161,7 @@ func newRack(t *testing.T, ctx context.Context) (*lab.Lab, []lab.Machine) {
 	machines := []lab.Machine{lab.Absent()}
 	for i, name := range []string{"c1", "c2"} {
 		machines = append(machines, lab.Machine{
-			Name: name, Role: "worker", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 1536,
+			Name: name, Role: "worker", Firmware: vm.SeaBIOS, CPUs: 1, MiB: 1536,
 			Address: fmt.Sprintf("10.77.0.%d", 41+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 41+i),
 		})
 	}

@@ -41,7 +41,7 @@ func TestEmptyMachinesProveThemselvesByTheirTPM(t *testing.T) {
 	own, other := tpmtest.New(t, ""), tpmtest.New(t, "")
 	listed := own.EK()
 	machine := func(name, last, socket string, fw vm.Firmware) lab.Machine {
-		return lab.Machine{Name: name, Role: "worker", Firmware: fw, CPUs: 2, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last, EK: listed, TPM: socket}
+		return lab.Machine{Name: name, Role: "worker", Firmware: fw, CPUs: 1, MiB: 2048, Address: "10.77.0." + last, MAC: "52:54:00:77:00:" + last, EK: listed, TPM: socket}
 	}
 	good, bad, none := machine("good", "41", own.ForGuest(), vm.OVMF), machine("bad", "42", other.ForGuest(), vm.SeaBIOS), machine("none", "43", "", vm.SeaBIOS)
 	bad.EK, none.EK = strings.Repeat("ab", 32), ""

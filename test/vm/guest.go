@@ -135,6 +135,7 @@ func Start(cfg Config) (*Guest, error) {
 		g.exit = g.cmd.Wait()
 		g.Console.end()
 	}()
+	go g.reportLostTimer()
 	if cfg.Firmware == OVMF && !remembers {
 		if err := g.forgetOrder(); err != nil {
 			g.Stop()

@@ -38,6 +38,11 @@ func TestSentinelDiskBootsUnderBothFirmwares(t *testing.T) {
 			if _, err := g.Console.Wait(ctx, 0, regexp.MustCompile(regexp.QuoteMeta(Sentinel))); err != nil {
 				t.Fatal(err)
 			}
+			from := g.Console.Len()
+			g.Console.add("[   30.0] rcu: rcu_preempt kthread timer wakeup didn't happen for 7642 jiffies!\n")
+			if _, err := g.Console.Wait(ctx, from, regexp.MustCompile(`\[harness\] ISR`)); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }
