@@ -16,7 +16,7 @@ func (r *query) choose() (address netip.Addr, machine string, ok bool) {
 		return a, name, true
 	}
 	own, _ := r.last()
-	for _, a := range []netip.Addr{own.Addr, addr(r.RequestedIPAddress())} {
+	for _, a := range []netip.Addr{own.Addr, r.requested} {
 		if !a.IsValid() {
 			continue
 		}

@@ -149,7 +149,8 @@ func Decide(req *dhcpv4.DHCPv4, env Env) Decision {
 }
 
 func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
-	r := &query{DHCPv4: req, Env: env, client: client, relay: relayOf(req)}
+	r := &query{DHCPv4: req, Env: env, client: client, relay: relayOf(req), kind: messageType(req),
+		requested: optionAddr(req, dhcpv4.OptionRequestedIPAddress), chosen: optionAddr(req, dhcpv4.OptionServerIdentifier)}
 	if why := r.strangeRelay(); why != "" {
 		return silent("relay-unknown", "%s", why).refused()
 	}
@@ -178,7 +179,11 @@ type query struct {
 	Env
 	client Client
 	relay  relay
-	answer boot.Answer
+	// kind is the message's type, requested the address of option 50, chosen the server of
+	// option 54; the zero value where they are missing.
+	kind              dhcpv4.MessageType
+	requested, chosen netip.Addr
+	answer            boot.Answer
 	// effect is of the client's quirks; the zero value unless it netboots.
 	effect quirk.Effect
 	// subnet is the client's; unset for a proxy.
@@ -205,11 +210,11 @@ func (r *query) origin() netip.Addr {
 // (RFC 2131 section 4.3.2). It must be the client's, or else a machine that was
 // moved here from another network would keep the address it had there.
 func (r *query) renewed() netip.Addr {
-	a, t := addr(r.ClientIPAddr), r.MessageType()
+	a, t := addr(r.ClientIPAddr), r.kind
 	if t == dhcpv4.MessageTypeInform {
 		return a
 	}
-	if t != dhcpv4.MessageTypeRequest || addr(r.RequestedIPAddress()).IsValid() {
+	if t != dhcpv4.MessageTypeRequest || r.requested.IsValid() {
 		return netip.Addr{}
 	}
 	if _, ok := r.has(a); ok || r.answer.Address == a {
@@ -271,7 +276,7 @@ func (r *query) decide() Decision {
 	if reason, code := r.refusesBoot(); code != "" {
 		return silent(code, "%s", reason).refused()
 	}
-	switch t := r.MessageType(); t {
+	switch t := r.kind; t {
 	case dhcpv4.MessageTypeDiscover:
 		return r.discover()
 	case dhcpv4.MessageTypeRequest:
@@ -348,7 +353,7 @@ func (r *query) admission() *admit.Verdict {
 
 // request tells RFC 2131's four kinds of DHCPREQUEST apart (section 4.3.2).
 func (r *query) request() Decision {
-	wanted, server, ciaddr := addr(r.RequestedIPAddress()), addr(r.ServerIdentifier()), addr(r.ClientIPAddr)
+	wanted, server, ciaddr := r.requested, r.chosen, addr(r.ClientIPAddr)
 	switch {
 	case server.IsValid() && server != r.identifier(): // selecting, but another server
 		d := r.elsewhere(server, r.otherServer)
@@ -419,7 +424,7 @@ func (r *query) release() Decision {
 // pool by declining it: what another server offered is that one's to put aside. A reserved address stays with its owner: there is no
 // other one to give, and the event shows the conflict.
 func (r *query) decline() Decision {
-	declined, server := addr(r.RequestedIPAddress()), addr(r.ServerIdentifier())
+	declined, server := r.requested, r.chosen
 	if server.IsValid() && server != r.identifier() {
 		return r.elsewhere(server, func(netip.Addr) Decision {
 			return silent("not-for-us", "the client declined %s, which the server %s offered", declined, server)
@@ -449,7 +454,7 @@ func (r *query) destination() netip.AddrPort {
 	if r.relay.agent.IsValid() {
 		return netip.AddrPortFrom(r.relay.agent, dhcpv4.ServerPort)
 	}
-	if ciaddr := addr(r.ClientIPAddr); ciaddr.IsValid() && r.MessageType() != dhcpv4.MessageTypeDiscover {
+	if ciaddr := addr(r.ClientIPAddr); ciaddr.IsValid() && r.kind != dhcpv4.MessageTypeDiscover {
 		return netip.AddrPortFrom(ciaddr, dhcpv4.ClientPort)
 	}
 	return broadcast()

@@ -24,7 +24,7 @@ func (r *query) proxy() Decision {
 	if reason, code := r.refusesBoot(); code != "" {
 		return silent(code, "%s", reason).refused()
 	}
-	t, chosen := r.MessageType(), addr(r.ServerIdentifier())
+	t, chosen := r.kind, r.chosen
 	switch {
 	case r.BootServer && (t == dhcpv4.MessageTypeRequest || t == dhcpv4.MessageTypeInform):
 		to := r.sender()
@@ -47,7 +47,7 @@ func (r *query) proxy() Decision {
 			Code: "proxy-offer", Reason: "offered no address, another server does" + r.bootNote()}
 	case t == dhcpv4.MessageTypeRequest && chosen.IsValid():
 		d := silent("address-elsewhere", "the client takes the address %s from the server %s", r.RequestedIPAddress(), chosen)
-		if taken := addr(r.RequestedIPAddress()); taken.IsValid() {
+		if taken := r.requested; taken.IsValid() {
 			d.Change, d.Lease = See, r.lease(taken, r.answer.Name, seenTime)
 		}
 		return d

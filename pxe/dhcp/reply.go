@@ -16,6 +16,9 @@ import (
 // fileLen is the longest name that fits the fixed file field with its NUL.
 const fileLen = 127
 
+// usualOptions is about what an answer to firmware has.
+const usualOptions = 16
+
 // reply makes an offer or an acknowledgement. The zero address answers INFORM.
 func (r *query) reply(t dhcpv4.MessageType, yours netip.Addr) *dhcpv4.DHCPv4 {
 	m := r.skeleton(t)
@@ -25,30 +28,30 @@ func (r *query) reply(t dhcpv4.MessageType, yours netip.Addr) *dhcpv4.DHCPv4 {
 	}
 	if yours.IsValid() {
 		m.YourIPAddr = ip(yours)
-		m.UpdateOption(dhcpv4.OptIPAddressLeaseTime(r.subnet.Lease))
-		m.UpdateOption(dhcpv4.OptRenewTimeValue(r.subnet.Lease / 2))
-		m.UpdateOption(dhcpv4.OptRebindingTimeValue(r.subnet.Lease / 8 * 7))
+		putTime(m, dhcpv4.OptionIPAddressLeaseTime, r.subnet.Lease)
+		putTime(m, dhcpv4.OptionRenewTimeValue, r.subnet.Lease/2)
+		putTime(m, dhcpv4.OptionRebindingTimeValue, r.subnet.Lease/8*7)
 	}
 	s := r.subnet
-	m.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(s.Prefix.Bits(), 32)))
-	m.UpdateOption(dhcpv4.OptBroadcastAddress(ip(lastOf(s.Prefix))))
+	putUint32(m, dhcpv4.OptionSubnetMask, ^uint32(0)<<(32-s.Prefix.Bits()))
+	putAddrs(m, dhcpv4.OptionBroadcastAddress, lastOf(s.Prefix))
 	if s.Router.IsValid() {
-		m.UpdateOption(dhcpv4.OptRouter(ip(s.Router)))
+		putAddrs(m, dhcpv4.OptionRouter, s.Router)
 	}
 	if len(s.DNS) > 0 {
-		m.UpdateOption(dhcpv4.OptDNS(ips(s.DNS)...))
+		putAddrs(m, dhcpv4.OptionDomainNameServer, s.DNS...)
 	}
 	if len(s.NTP) > 0 {
-		m.UpdateOption(dhcpv4.OptNTPServers(ips(s.NTP)...))
+		putAddrs(m, dhcpv4.OptionNTPServers, s.NTP...)
 	}
 	if s.Domain != "" {
-		m.UpdateOption(dhcpv4.OptDomainName(s.Domain))
+		putBytes(m, dhcpv4.OptionDomainName, []byte(s.Domain))
 	}
 	if r.answer.Name != "" {
-		m.UpdateOption(dhcpv4.OptHostName(r.answer.Name))
+		putBytes(m, dhcpv4.OptionHostName, []byte(r.answer.Name))
 	}
 	if r.asksFor(dhcpv4.OptionInterfaceMTU) && s.MTU != 0 {
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(s.MTU))))
+		putBytes(m, dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(s.MTU)))
 	}
 	if r.asksFor(dhcpv4.OptionClasslessStaticRoute) && len(s.Routes) > 0 {
 		m.UpdateOption(dhcpv4.OptClasslessStaticRoute(routes(s)...))
@@ -90,22 +93,22 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 		// The encapsulated option 176, no-pxedhcp, spares iPXE its two seconds of
 		// waiting for a proxy.
 		if !r.Network.Proxy {
-			m.UpdateOption(dhcpv4.OptGeneric(optionIPXE, []byte{176, 1, 1}))
+			putBytes(m, optionIPXE, []byte{176, 1, 1})
 		}
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
+		putBytes(m, dhcpv4.OptionBootfileName, []byte(name))
 		if a := r.Files.Syslog; a.IsValid() {
-			m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionLogServer, ip(a)))
+			putAddrs(m, dhcpv4.OptionLogServer, a)
 		}
 	case Firmware:
 		name = r.program()
 		// ROMs read the option as a C string and otherwise ask for name\xff.
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, append([]byte(name), 0)))
+		putBytes(m, dhcpv4.OptionBootfileName, append([]byte(name), 0))
 	case HTTPBoot:
 		// UEFI takes only an offer of its own class. A machine that boots its own disk
 		// gets the URL too: its refusal by HTTP is better than a minute of silence.
 		name = ProgramURL(r.Files.HTTP, r.client.MAC, r.Files.Programs[r.client.Firmware])
-		m.UpdateOption(dhcpv4.OptClassIdentifier("HTTPClient"))
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(name)))
+		putBytes(m, dhcpv4.OptionClassIdentifier, []byte("HTTPClient"))
+		putBytes(m, dhcpv4.OptionBootfileName, []byte(name))
 	default:
 		return
 	}
@@ -113,9 +116,9 @@ func (r *query) addBootFile(m *dhcpv4.DHCPv4) {
 	if len(name) <= fileLen {
 		m.BootFileName = name
 	}
-	m.UpdateOption(dhcpv4.OptTFTPServerName(r.Server.String()))
+	putBytes(m, dhcpv4.OptionTFTPServerName, []byte(r.Server.String()))
 	if id := r.Options.Get(dhcpv4.OptionClientMachineIdentifier); id != nil {
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientMachineIdentifier, id))
+		putBytes(m, dhcpv4.OptionClientMachineIdentifier, id)
 	}
 	comply(m, r.effect)
 }
@@ -155,7 +158,7 @@ func (r *query) bootNote() string {
 
 func (r *query) nak(why string) *dhcpv4.DHCPv4 {
 	m := r.skeleton(dhcpv4.MessageTypeNak)
-	m.UpdateOption(dhcpv4.OptMessage(why))
+	putBytes(m, dhcpv4.OptionMessage, []byte(why))
 	if m.GatewayIPAddr != nil && !m.GatewayIPAddr.IsUnspecified() {
 		m.SetBroadcast() // the relay must not unicast to an address that is wrong
 	}
@@ -169,15 +172,15 @@ func (r *query) skeleton(t dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 		OpCode: dhcpv4.OpcodeBootReply, HWType: r.HWType, TransactionID: r.TransactionID, Flags: r.Flags,
 		ClientIPAddr: zero, YourIPAddr: zero, ServerIPAddr: zero,
 		GatewayIPAddr: r.GatewayIPAddr, ClientHWAddr: r.ClientHWAddr,
-		Options: dhcpv4.Options{},
+		Options: make(dhcpv4.Options, usualOptions),
 	}
-	m.UpdateOption(dhcpv4.OptMessageType(t))
-	m.UpdateOption(dhcpv4.OptServerIdentifier(ip(r.identifier())))
+	putBytes(m, dhcpv4.OptionDHCPMessageType, []byte{byte(t)})
+	putAddrs(m, dhcpv4.OptionServerIdentifier, r.identifier())
 	// RFC 6842 wants the client identifier back; RFC 3046 the relay's information,
 	// which the codec puts last.
 	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
 		if v := r.Options.Get(code); v != nil {
-			m.UpdateOption(dhcpv4.OptGeneric(code, v))
+			putBytes(m, code, v)
 		}
 	}
 	return m
@@ -197,11 +200,3 @@ func ProgramURL(base string, mac MAC, name string) string {
 }
 
 func ip(a netip.Addr) net.IP { return a.AsSlice() }
-
-func ips(as []netip.Addr) []net.IP {
-	out := make([]net.IP, len(as))
-	for i, a := range as {
-		out[i] = ip(a)
-	}
-	return out
-}

@@ -245,7 +245,7 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	}
 	if err := s.notReady(); err != nil {
 		s.Log.Debug("packet ignored", "code", "store-failed", "error", err)
-		s.Meter.Received(kind(req.MessageType()), "store-failed", len(packet))
+		s.Meter.Received(kind(messageType(req)), "store-failed", len(packet))
 		return pending{}, false
 	}
 	network, now := s.Source.Network(), s.Now()
@@ -271,7 +271,7 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 		}
 		line.Note(admit.MAC(d.Client.MAC), d.Answer.Name != "", *d.Verdict, env.Now)
 	}
-	s.Meter.Received(kind(req.MessageType()), d.Code, len(packet))
+	s.Meter.Received(kind(messageType(req)), d.Code, len(packet))
 	s.report(req, d)
 	s.noteOther(req, d, network.Proxy, network.Neighbours)
 	if d.Code == "peer-server" || d.Code == boot.CodeNeighbour {
@@ -323,8 +323,8 @@ func (s *Server) Holds(mac net.HardwareAddr) []string {
 // noteOther takes in which other server a client chose, and tells the operator where
 // there should be none, or only one.
 func (s *Server) noteOther(req *dhcpv4.DHCPv4, d Decision, proxy bool, neighbours []netip.Addr) {
-	chosen := addr(req.ServerIdentifier())
-	chooses := proxy && req.MessageType() == dhcpv4.MessageTypeRequest && chosen.IsValid() && d.Client.MAC != MAC{}
+	chosen := optionAddr(req, dhcpv4.OptionServerIdentifier)
+	chooses := proxy && messageType(req) == dhcpv4.MessageTypeRequest && chosen.IsValid() && d.Client.MAC != MAC{}
 	if !chooses && d.Code != "other-server" || slices.Contains(neighbours, chosen) {
 		return
 	}

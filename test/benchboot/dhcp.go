@@ -5,23 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 )
 
-// offered are the exchanges per second that perfdhcp asks for; the best that comes
-// back counts for a round. Beyond a server's limit less comes back, not more.
-func offered() []int { return []int{6000, 9000, 12000, 16000} }
+// windows are how many clients ask at once; what the best of them does counts for a round.
+func windows() []int { return []int{32, 64, 128, 256, 512} }
 
-// sweepTime is how many seconds each rate is offered.
-const sweepTime = 3
-
-// perfdhcpTries is for "Sent packet's timestamp must not be greater than received packet's",
-// with which it ends where two processors' clocks differ by some microseconds.
-const perfdhcpTries = 3
+// exchanges is how many clients get an address each time.
+const exchanges = 30000
 
 const keaConfig = `{"Dhcp4": {
   "interfaces-config": {"interfaces": ["rack"], "dhcp-socket-type": "udp"},
@@ -34,7 +26,7 @@ const keaConfig = `{"Dhcp4": {
 }}`
 
 func (b *bench) dhcp(ctx context.Context) error {
-	if err := missing("perfdhcp", "kea-dhcp4"); err != nil {
+	if err := missing("kea-dhcp4"); err != nil {
 		b.skip("DHCP exchanges", "Kea", err)
 		return nil
 	}
@@ -56,6 +48,11 @@ func (b *bench) dhcp(ctx context.Context) error {
 		}
 		return b.space.start(ctx, b.space.bound(ctx, 67), "env", "KEA_LOCKFILE_DIR=none", "KEA_PIDFILE_DIR="+b.dir, "kea-dhcp4", "-c", config)
 	}
+	r, err := newRack(ctx, b.space, relayAddress, 1)
+	if err != nil {
+		return err
+	}
+	defer r.close()
 	type side struct {
 		name  string
 		start func() (*daemon, error)
@@ -72,10 +69,10 @@ func (b *bench) dhcp(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			done, err := b.sweep(ctx, s.name, d)
+			done, err := b.sweep(ctx, s.name, d, r)
 			d.stop()
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w\n%s", s.name, err, d.said.Bytes())
 			}
 			s.best = append(s.best, slices.Max(done))
 		}
@@ -85,42 +82,19 @@ func (b *bench) dhcp(ctx context.Context) error {
 	return nil
 }
 
-var rateLine = regexp.MustCompile(`Rate: ([0-9.e+]+) `)
-
-// sweep offers more and more exchanges and returns what was done.
-func (b *bench) sweep(ctx context.Context, name string, d *daemon) ([]float64, error) {
+// sweep has more and more clients ask at once, and returns how many exchanges a second were
+// done with each.
+func (b *bench) sweep(ctx context.Context, name string, d *daemon, r *rack) ([]float64, error) {
 	var done []float64
-	for i, r := range offered() {
+	for _, window := range windows() {
 		spent := d.spent()
-		rate, err := perfdhcp(ctx, i, r)
-		for range perfdhcpTries - 1 {
-			if err == nil || ctx.Err() != nil {
-				break
-			}
-			spent = d.spent()
-			rate, err = perfdhcp(ctx, i, r)
-		}
+		took, again, err := r.exchange(ctx, exchanges, window)
 		if err != nil {
 			return nil, err
 		}
-		b.say("%s: offered %d/s, done %.0f/s, %.1f µs of the server each", name, r, rate, (d.spent()-spent).Seconds()*1e6/(rate*sweepTime))
-		done = append(done, rate)
+		b.say("%s: %d clients at once, %.0f/s, %.1f µs of the server each, %d times asked again", name, window,
+			exchanges/took.Seconds(), (d.spent()-spent).Seconds()*1e6/exchanges, again)
+		done = append(done, exchanges/took.Seconds())
 	}
 	return done, nil
-}
-
-// perfdhcp offers so many exchanges a second, of clients that nth tells from others, and
-// returns how many were done.
-func perfdhcp(ctx context.Context, nth, rate int) (float64, error) {
-	cmd := exec.CommandContext(ctx, "perfdhcp", "-4", "-r", strconv.Itoa(rate), "-R", "10000", "-p", strconv.Itoa(sweepTime), "-W", "500000",
-		"-b", fmt.Sprintf("mac=00:0c:0%d:00:00:00", nth), "-l", clientAddress, serverAddress)
-	out, err := cmd.CombinedOutput()
-	if ctx.Err() != nil {
-		return 0, ctx.Err()
-	}
-	m := rateLine.FindSubmatch(out)
-	if m == nil {
-		return 0, fmt.Errorf("running perfdhcp: %v\n%s", err, out) // it exits with 3 after any lost packet
-	}
-	return strconv.ParseFloat(string(m[1]), 64)
 }

@@ -46,6 +46,8 @@ type rack struct {
 	machines []client
 	// port is the machines' in this load: what comes late from the one before has another.
 	port uint16
+	// generation tells the cards of one exchange from those of another.
+	generation int
 }
 
 // client is one machine that loads a file.
@@ -62,10 +64,11 @@ type client struct {
 	at   time.Time
 }
 
-// newRack has so many machines on the wire, whose servers know their cards.
-func newRack(ctx context.Context, s *space, machines int) (*rack, error) {
+// newRack has so many machines on the wire, whose servers know their cards, with addresses
+// from first on.
+func newRack(ctx context.Context, s *space, first string, machines int) (*rack, error) {
 	r := &rack{fd: -1, port: 2048}
-	at := netip.MustParseAddr(firstReserved)
+	at := netip.MustParseAddr(first)
 	for i := range machines {
 		r.machines = append(r.machines, client{card: card(i), address: at})
 		if err := s.run(ctx, "ip", "neighbour", "replace", at.String(), "lladdr", card(i).String(), "dev", "rack", "nud", "permanent"); err != nil {
@@ -133,26 +136,15 @@ func (r *rack) load(ctx context.Context, name string, clients int) (int, error) 
 	}
 	total, left := 0, clients
 	for until := time.Now().Add(time.Minute); left > 0; {
-		if err := r.flush(); err != nil {
-			return 0, err
-		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLIN}}, 100); err != nil && !errors.Is(err, unix.EINTR) {
-			return 0, err
-		}
-		for {
-			head, s := r.slot(r.in)
-			if atomic.LoadUint32(&head.Status)&unix.TP_STATUS_USER == 0 {
-				break
-			}
-			done, err := r.take(s[head.Mac:][:head.Snaplen])
-			if err != nil {
-				return 0, fmt.Errorf("reading %s: %w", name, err)
-			}
+		err := r.hear(func(frame []byte) error {
+			done, err := r.take(frame)
 			if done {
 				left--
 			}
-			atomic.StoreUint32(&head.Status, unix.TP_STATUS_KERNEL)
-			r.in = (r.in + 1) % slots
+			return err
+		})
+		if err != nil {
+			return 0, fmt.Errorf("reading %s: %w", name, err)
 		}
 		now := time.Now()
 		if ctx.Err() != nil || now.After(until) {
@@ -168,6 +160,28 @@ func (r *rack) load(ctx context.Context, name string, clients int) (int, error) 
 		total += all[i].size
 	}
 	return total, r.flush()
+}
+
+// hear lets what was said leave, waits a moment and calls each for every frame that came. A
+// frame is valid until each returns.
+func (r *rack) hear(each func(frame []byte) error) error {
+	if err := r.flush(); err != nil {
+		return err
+	}
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLIN}}, 100); err != nil && !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	for {
+		head, s := r.slot(r.in)
+		if atomic.LoadUint32(&head.Status)&unix.TP_STATUS_USER == 0 {
+			return nil
+		}
+		if err := each(s[head.Mac:][:head.Snaplen]); err != nil {
+			return err
+		}
+		atomic.StoreUint32(&head.Status, unix.TP_STATUS_KERNEL)
+		r.in = (r.in + 1) % slots
+	}
 }
 
 // take takes a frame in, and says whether its machine has the whole file with it.

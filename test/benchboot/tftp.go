@@ -36,7 +36,7 @@ func (b *bench) tftp(ctx context.Context) error {
 		}
 		have = append(have, p)
 	}
-	r, err := newRack(ctx, b.space, tftpClients)
+	r, err := newRack(ctx, b.space, firstReserved, tftpClients)
 	if err != nil {
 		return err
 	}
