@@ -33,7 +33,7 @@ func TestImagectlRunShowsTheConsoleAndChangesNothing(t *testing.T) {
 	before := filepath.Join(t.TempDir(), "before.raw")
 	run(t, "cp", "--sparse=always", raw, before)
 	for _, firmware := range []string{"bios", "uefi"} {
-		g := watch(t, imagectl, "run", raw, "--firmware", firmware, "--accel", "tcg")
+		g := watch(t, imagectl, "run", raw, "--firmware", firmware, "--accel", "tcg", "--cpus", "1")
 		g.wait(`Linux version \d+\.`)
 		g.wait(`Ignition: `) // the initrd, which writes to the disk
 		g.stop()
