@@ -45,7 +45,7 @@ func machines() []lab.Machine {
 			Address: fmt.Sprintf("10.77.0.%d", 11+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 11+i)})
 	}
 	for i := range *workers {
-		out = append(out, lab.Machine{Name: fmt.Sprintf("w%d", i+1), Role: "worker", Firmware: vm.SeaBIOS, CPUs: 2, MiB: 2048,
+		out = append(out, lab.Machine{Name: fmt.Sprintf("w%d", i+1), Role: "worker", Firmware: vm.SeaBIOS, CPUs: 1, MiB: 2048,
 			Address: fmt.Sprintf("10.77.0.%d", 21+i), MAC: fmt.Sprintf("52:54:00:77:00:%d", 21+i)})
 	}
 	return out
@@ -94,7 +94,7 @@ func oneRun(t *testing.T, dir string, first bool) float64 {
 		t.Fatal(err)
 	}
 	defer rack.Close()
-	rack.Log("%d control planes of 3 GB, %d workers of 2 GB, two processors each, accelerator %s", *planes, *workers, rack.Accel)
+	rack.Log("%d control planes with two processors and 3 GB, %d workers with one and 2 GB, accelerator %s", *planes, *workers, rack.Accel)
 	if err := rack.Prepare(ctx); err != nil {
 		t.Fatal(err)
 	}
