@@ -320,11 +320,11 @@ bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and m
 	$(ISOLATED) bin/benchboot -matchbox "$$(ls bin/matchbox 2>/dev/null || true)"
 
 .PHONY: bench-upload
-bench-upload: release ## uploads to every platform, against curl
+bench-upload: build release ## uploads to every platform, against curl; what the clouds' take of memory
 	@test/packages test/benchupload/bench-packages.txt
-	$(call say,uploads and what platforms fetch from against curl and nginx (about 3 minutes))
+	$(call say,uploads and what platforms fetch from against curl and nginx (about 9 minutes))
 	go test -c -tags bench -o bin/benchupload.test ./test/benchupload
-	bin/benchupload.test -test.timeout 60m -release $(RELEASE)
+	bin/benchupload.test -test.timeout 60m -release $(RELEASE) -imagectl $(CURDIR)/bin/imagectl
 
 .PHONY: test
 test: deps unit test-root netboot-enrolled storm-short native years release-test upload-servers templates e2e ## the main job and all its parts; CI adds media-test

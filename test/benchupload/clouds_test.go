@@ -34,8 +34,17 @@ func (s *sink) amazon(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/snapshots":
 		answerJSON(w, http.StatusCreated, object{"SnapshotId": "snap-1", "BlockSize": 512 << 10})
 		return
+	case r.Header.Get("X-Amz-Target") == "AmazonSSM.PutParameter":
+		b, _ := io.ReadAll(r.Body)
+		s.keep("parameter", kept{body: b})
+		fmt.Fprint(w, "{}")
+		return
 	case r.Header.Get("X-Amz-Target") != "":
-		answerJSON(w, http.StatusOK, object{"Parameters": []object{}})
+		all := []json.RawMessage{}
+		if k, ok := s.get("parameter"); ok {
+			all = append(all, k.body)
+		}
+		answerJSON(w, http.StatusOK, object{"Parameters": all})
 		return
 	}
 	b, _ := io.ReadAll(r.Body)
@@ -79,6 +88,12 @@ func (s *sink) azure(w http.ResponseWriter, r *http.Request) {
 		return
 	case strings.HasSuffix(at, "/endGetAccess"):
 		s.document(strings.TrimSuffix(at, "/endGetAccess"), func(p object) { p["diskState"] = "Unattached" })
+		return
+	case strings.HasSuffix(at, "/galleries/vms"):
+		answerJSON(w, http.StatusOK, object{"name": "vms"})
+		return
+	case strings.HasSuffix(at, "/disks") || strings.HasSuffix(at, "/images"):
+		answerJSON(w, http.StatusOK, object{"value": []object{}})
 		return
 	case strings.HasSuffix(at, "/versions"):
 		all := []json.RawMessage{}
@@ -184,6 +199,16 @@ func (s *sink) google(w http.ResponseWriter, r *http.Request) {
 		}
 		s.mu.Unlock()
 		answerJSON(w, http.StatusOK, object{"items": all})
+	case r.Method == http.MethodPatch:
+		var d object
+		k, _ := s.get(at)
+		_ = json.Unmarshal(k.body, &d)
+		_ = json.NewDecoder(r.Body).Decode(&d)
+		b, _ := json.Marshal(d)
+		s.keep(at, kept{body: b})
+		answerJSON(w, http.StatusOK, object{"name": "op", "status": "DONE"})
+	case strings.HasPrefix(at, "/storage/v1/b/") && strings.HasSuffix(at, "/o"):
+		answerJSON(w, http.StatusOK, object{"items": []object{}})
 	case r.Method == http.MethodDelete:
 		w.WriteHeader(http.StatusNoContent)
 	default:

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/spf13/cobra"
 )
@@ -78,6 +79,8 @@ type globals struct {
 	file string
 	// cluster is which one client verbs are about; empty for that of file.
 	cluster string
+	// warned are the warnings that were printed: most verbs read cluster.yaml more than once.
+	warned sync.Map
 }
 
 func newRoot(stdio Stdio) *cobra.Command {

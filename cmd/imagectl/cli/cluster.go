@@ -22,13 +22,24 @@ func (g *globals) lockFile() string { return filepath.Join(g.dir(), lock.FileNam
 // report prints findings to Err and returns an error of exit code 2 when one of
 // them is an error.
 func (g *globals) report(found diag.List) error {
-	if err := diag.Fprint(g.stdio.Err, found, os.ReadFile); err != nil {
+	if err := diag.Fprint(g.stdio.Err, g.unsaid(found), os.ReadFile); err != nil {
 		return err
 	}
 	if err := found.Err(); err != nil {
 		return usageError{reportedError{err}}
 	}
 	return nil
+}
+
+// unsaid are the findings without the warnings that were printed before.
+func (g *globals) unsaid(found diag.List) diag.List {
+	var out diag.List
+	for _, f := range found {
+		if _, said := g.warned.LoadOrStore(f.String(), true); !said || f.Severity != diag.Warning {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // reader is os.ReadFile, or something that looks like it.

@@ -187,8 +187,13 @@ func TestUploadFromFirstToPrune(t *testing.T) {
 	if tm := s.one.Template(onedtest.Session, "lab-worker"); !strings.Contains(tm, "<IMAGECTL_NODE>eyJjbHVzdGVyIjoiZGVtbyJ9</IMAGECTL_NODE>") {
 		t.Errorf("the template lacks node.json:\n%s", tm)
 	}
-	if code, out, errs := s.upload(); code != exitDone || !strings.Contains(out, "no changes") {
+	code, out, errs = s.upload()
+	if code != exitDone || !strings.Contains(out, "no changes") {
 		t.Errorf("a second time: %d\n%s%s", code, out, errs)
+	}
+	// An upload reads cluster.yaml for the image, for the target and for its Ignition config.
+	if n := strings.Count(errs, "the keyring cannot be read"); n != 1 {
+		t.Errorf("a warning was printed %d times:\n%s", n, errs)
 	}
 	s.wants(0, "good", "upload", "verify", "one", first.Version, "--out", s.path("out"))
 	// The short way reads out/ where one is.
