@@ -142,3 +142,30 @@ func TestLeadersThatDoNotStayAreSaid(t *testing.T) {
 	look(2*time.Minute, 5, 0)
 	look(-24*time.Hour, 5, 0) // a clock that was set back
 }
+
+// Killed wherever it touches its member, it runs with other times in the end, and its file never says
+// what it does not run with.
+func TestAMemberThatTakesOtherTimesIsKilled(t *testing.T) {
+	t.Parallel()
+	for at := 0; ; at++ {
+		c := newCALab(t)
+		count := 0
+		c.die = func() {
+			if count++; count == at+1 {
+				panic(killed{})
+			}
+		}
+		c.run.Etcd.HeartbeatMs, c.run.Etcd.ElectionMs, c.run.Etcd.Restart = 500, 5000, true
+		died := dies(func() { once(c.node1(), c.run) })
+		out := once(c.node1(), c.run)
+		if !out.done || c.timing != timingOf(c.run) || c.node.Units()[etcd.Unit] != "active" {
+			t.Errorf("killed at %d: it runs with %s and is %s: %s", at, c.timing, c.node.Units()[etcd.Unit], states(out))
+		}
+		if !died {
+			if at < 5 {
+				t.Errorf("only %d places to be killed at", at)
+			}
+			return
+		}
+	}
+}
