@@ -27,8 +27,11 @@ type caLab struct {
 	database *database
 	old, new *pki.CA
 	trusts   [][]byte
-	starts   int
-	kills    int
+	// timing is what it was started with; leaderless: it sees no leader.
+	timing     etcd.Timing
+	leaderless bool
+	starts     int
+	kills      int
 	// die is called before and after what is done to the member.
 	die func()
 }
@@ -67,6 +70,9 @@ func newCALab(t *testing.T) *caLab {
 			c.die()
 			c.node.SetUnit(unit, "active")
 			c.starts++
+			if c.timing, err = etcd.ReadTiming([]byte(c.read(etcd.ConfigPath))); err != nil {
+				t.Error(err)
+			}
 			c.trusts = nil
 			for _, ca := range c.cas(etcd.CAPath) {
 				c.trusts = append(c.trusts, ca.RawSubject)
@@ -101,7 +107,7 @@ func (c *caLab) node1() *node {
 		return nil
 	}
 	n.askEtcd = func(context.Context, string, *tls.Config) (etcd.Status, error) {
-		return etcd.Status{MemberID: "8e9e05c52164694d", Healthy: true, Follows: true}, up()
+		return etcd.Status{MemberID: "8e9e05c52164694d", Healthy: !c.leaderless, Follows: !c.leaderless, Leaderless: c.leaderless}, up()
 	}
 	n.askShown = func(_ context.Context, address string, conf *tls.Config) (etcd.Shown, error) {
 		c.die()

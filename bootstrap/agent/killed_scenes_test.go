@@ -27,7 +27,7 @@ func scenes() map[string]func(*testing.T) *scene {
 		"a voter begins anew out of a snapshot": beginningAnew, "a voter stops for a snapshot elsewhere": stopping,
 		"a restore was called off": calledOff, "a member is tended": tended, "certificates are due": due,
 		"the control plane is renewed": renewed, "the control plane is renewed, caKey: server": renewedSigned,
-		"etcd takes another CA": anotherCA, "others are looked after": lookingAfter, "a worker was reset": workerReset, "a control plane was rebooted": rebooted,
+		"etcd takes another CA": anotherCA, "etcd takes other times": otherTimes, "others are looked after": lookingAfter, "a worker was reset": workerReset, "a control plane was rebooted": rebooted,
 	}
 	for _, signs := range []bool{false, true} {
 		suffix := ""
@@ -229,6 +229,16 @@ func anotherCA(t *testing.T) *scene {
 	s := c.scene("etcd-authority", "api-server-policy", "api-server-policy-in-use", "control-plane-restarted", "etcd-restarted")
 	s.process = c.node1
 	s.world = func() string { return fmt.Sprint(len(c.trusts)) }
+	return s
+}
+
+// otherTimes is a member that is to run with other times, when it is its turn.
+func otherTimes(t *testing.T) *scene {
+	c := newCALab(t)
+	c.run.Etcd.HeartbeatMs, c.run.Etcd.ElectionMs, c.run.Etcd.Restart = 500, 5000, true
+	s := c.scene("etcd-restarted")
+	s.process = c.node1
+	s.world = func() string { return c.timing.String() }
 	return s
 }
 

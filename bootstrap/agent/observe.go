@@ -55,6 +55,7 @@ func (n *node) observe(ctx context.Context, run *api.Run, out outcome) report {
 		} else if has, err := n.hasEtcdData(); err == nil {
 			r.etcd.Empty = !has
 		}
+		r.etcd.TimingStale = n.timingStale(run) != ""
 		n.etcdCAObserved(ctx, run, r.etcd)
 	}
 	if joined, err := n.Host.Exists(joinedPath); err == nil {

@@ -37,7 +37,7 @@ func (n *node) etcdAlone(run *api.Run) Step {
 		if err != nil {
 			return fmt.Errorf("reading this node's address: %w", err)
 		}
-		m := etcd.Member{Name: run.GetMachine(), Address: address, Token: run.GetEtcd().GetClusterToken(), ForceNew: force}
+		m := etcd.Member{Name: run.GetMachine(), Address: address, Token: run.GetEtcd().GetClusterToken(), ForceNew: force, Timing: timingOf(run)}
 		m.InitialCluster = m.Alone()
 		b, err := m.Config()
 		if err != nil {

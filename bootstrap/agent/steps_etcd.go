@@ -239,23 +239,21 @@ func (n *node) renewals(run *api.Run) Step {
 // etcdConfiguration writes etcd's file while there is no data yet. With data etcd
 // reads the membership from that; then the file of a member names no other, so
 // that etcd does not start should its data ever be lost.
+//
+// Its times stay what they are while there is data, for a member runs with those that were there
+// when it started: etcdRestarted writes others.
 func (n *node) etcdConfiguration(run *api.Run) Step {
 	action := run.GetEtcd().GetAction()
 	want := func() ([]byte, error) {
-		address, err := netip.ParseAddr(run.GetAddress())
+		data, err := n.hasEtcdData()
 		if err != nil {
-			return nil, fmt.Errorf("reading this node's address: %w", err)
+			return nil, err
 		}
-		m := etcd.Member{Name: run.GetMachine(), Address: address, InitialCluster: run.GetEtcd().GetInitialCluster(), Token: run.GetEtcd().GetClusterToken()}
-		switch action {
-		case api.EtcdWanted_ACTION_BOOTSTRAP:
-			m.Bootstrap = true
-		case api.EtcdWanted_ACTION_JOIN:
-			m.InitialCluster = n.initialCluster
-		default:
-			m.InitialCluster = m.Alone()
+		timing, err := n.etcdTiming()
+		if err != nil || !data {
+			timing = timingOf(run)
 		}
-		return m.Config()
+		return n.etcdConfig(run, timing)
 	}
 	return Step{
 		Name: "etcd-configuration",
@@ -283,6 +281,24 @@ func (n *node) etcdConfiguration(run *api.Run) Step {
 			return n.write(file{etcd.ConfigPath, b, 0o600})
 		},
 	}
+}
+
+// etcdConfig is etcd's file for what the server wants of this member.
+func (n *node) etcdConfig(run *api.Run, timing etcd.Timing) ([]byte, error) {
+	address, err := netip.ParseAddr(run.GetAddress())
+	if err != nil {
+		return nil, fmt.Errorf("reading this node's address: %w", err)
+	}
+	m := etcd.Member{Name: run.GetMachine(), Address: address, InitialCluster: run.GetEtcd().GetInitialCluster(), Token: run.GetEtcd().GetClusterToken(), Timing: timing}
+	switch run.GetEtcd().GetAction() {
+	case api.EtcdWanted_ACTION_BOOTSTRAP:
+		m.Bootstrap = true
+	case api.EtcdWanted_ACTION_JOIN:
+		m.InitialCluster = n.initialCluster
+	default:
+		m.InitialCluster = m.Alone()
+	}
+	return m.Config()
 }
 
 func (n *node) etcdRunning() Step { return n.unitRunning("etcd-running", etcd.Unit) }

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
@@ -26,8 +25,6 @@ import (
 const (
 	// etcdTurnPath has the last EtcdWanted.ca_turn whose CAs are on this node's disk.
 	etcdTurnPath = StateDir + "/etcd-ca.turn"
-	// restartFor bounds how long a member that was started anew may take to be well.
-	restartFor = 2 * time.Minute
 )
 
 // etcdTurn is 0 where etcd's CA was never replaced. What cannot be read is 0 too, and is written
@@ -253,89 +250,4 @@ func (n *node) apiServerHasCAs(run *api.Run) bool {
 	}
 	begun, err := n.Host.Exists(renewingPath)
 	return err == nil && !begun
-}
-
-// etcdRestarted starts this node's member anew with the CAs on the disk, when the server says that
-// it is its turn. It looks for itself whether the others are well. Killed in between, the next run
-// starts what it finds stopped.
-func (n *node) etcdRestarted(run *api.Run) Step {
-	return Step{
-		Name: "etcd-restarted",
-		Observe: func(ctx context.Context) (bool, string, error) {
-			all, err := n.etcdCAs()
-			if err != nil {
-				return false, "", err
-			}
-			shown, err := n.shownByEtcd(ctx, run)
-			if err != nil {
-				return false, "", waiting("etcd on this node does not answer yet: " + err.Error())
-			}
-			return !etcdStale(shown, all), "etcd runs with other CAs than those on the disk", nil
-		},
-		Act: func(ctx context.Context) error {
-			return n.withMembers(ctx, run, func(c etcdCluster) error {
-				members, own, err := n.membersNow(ctx, c)
-				if err != nil {
-					return err
-				}
-				for _, m := range members {
-					if m.ID != own.ID && !m.Learner && !m.Follows {
-						return waiting(fmt.Sprintf("%s is not well, and a member that is started anew answers nobody meanwhile", m.Name))
-					}
-				}
-				n.Log.Info("starting etcd anew", "because", "the CAs to trust are others")
-				if err := n.giveUpLead(ctx, members, own); err != nil {
-					return waiting(err.Error())
-				}
-				// Asked to end, etcd takes no new calls and waits seven seconds for the API server's
-				// watches to end, which they do not (embed.Etcd.Close, etcd 3.6). What it has
-				// acknowledged is on the disk.
-				if err := n.Host.KillUnit(ctx, etcd.Unit); err != nil {
-					return err
-				}
-				if err := n.Host.StopUnit(ctx, etcd.Unit); err != nil {
-					return err
-				}
-				if err := n.Host.StartUnit(ctx, etcd.Unit); err != nil {
-					return err
-				}
-				return n.untilFollows(ctx)
-			})
-		},
-	}
-}
-
-// giveUpLead lets another voter lead, so that nobody waits for an election.
-func (n *node) giveUpLead(ctx context.Context, members []etcd.Peer, own etcd.Peer) error {
-	to := slices.IndexFunc(members, func(m etcd.Peer) bool { return m.ID != own.ID && !m.Learner })
-	if !own.Leader || to < 0 {
-		return nil
-	}
-	conf, err := n.etcdTLS()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, askCluster)
-	defer cancel()
-	c, err := n.openEtcd(ctx, []string{etcd.LocalEndpoint}, conf)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return c.MoveLeader(ctx, members[to].ID)
-}
-
-// untilFollows waits until the member follows a leader again.
-func (n *node) untilFollows(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, restartFor)
-	defer cancel()
-	for {
-		s, err := n.etcdStatus(ctx)
-		if err == nil && s.Follows {
-			return nil
-		}
-		if pause(ctx, promoteEvery) != nil {
-			return waiting("etcd was started anew and is not well yet")
-		}
-	}
 }

@@ -107,7 +107,7 @@ func (n *node) restoredMember(run *api.Run) (etcd.Member, error) {
 	if err != nil {
 		return etcd.Member{}, fmt.Errorf("reading this node's address: %w", err)
 	}
-	m := etcd.Member{Name: run.GetMachine(), Address: address, Token: run.GetEtcd().GetClusterToken()}
+	m := etcd.Member{Name: run.GetMachine(), Address: address, Token: run.GetEtcd().GetClusterToken(), Timing: timingOf(run)}
 	m.InitialCluster = m.Alone()
 	return m, nil
 }

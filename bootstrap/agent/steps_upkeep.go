@@ -44,6 +44,7 @@ type keeping struct {
 	diskAsked time.Time
 	// fsync and commit are 0 while they are good or not known.
 	fsync, commit time.Duration
+	leads         leads
 }
 
 type diskLook struct {
@@ -81,6 +82,7 @@ func (k *keeping) measured(now time.Time, d etcd.Disk) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.disk = append(k.disk, diskLook{now, d})
+	k.leads.looked(now, d.LeaderChanges)
 	// The oldest stays that is a whole window old.
 	for len(k.disk) > 2 && now.Sub(k.disk[1].at).Abs() >= diskWindow {
 		k.disk = k.disk[1:]
@@ -99,7 +101,7 @@ func (k *keeping) measured(now time.Time, d etcd.Disk) {
 // observed adds to a report how the member is. Sizes change all the time: the server is told
 // when one has changed by a sixteenth and by 4 MiB, so that it is no news every time.
 func (k *keeping) observed(now time.Time, s etcd.Status, o *api.EtcdObserved) {
-	o.Follows, o.Leader = s.Follows, s.Leader
+	o.Follows, o.Leader, o.Leaderless = s.Follows, s.Leader, s.Leaderless
 	for _, a := range s.Alarms {
 		if !slices.Contains(o.Alarms, a.Kind) {
 			o.Alarms = append(o.Alarms, a.Kind)
@@ -117,6 +119,7 @@ func (k *keeping) observed(now time.Time, s etcd.Status, o *api.EtcdObserved) {
 	o.Size, o.Used, o.Quota = uint64(k.told.Size), uint64(k.told.Used), uint64(k.told.Quota)
 	o.Upkeep = k.upkeep
 	o.FsyncP99Ms, o.CommitP99Ms = milliseconds(k.fsync), milliseconds(k.commit)
+	o.LeaderChanges = k.leads.tooMany(now)
 }
 
 // milliseconds rounds up to two digits, so that the same disk says the same.
@@ -134,7 +137,7 @@ func (k *keeping) warnings() []string {
 	defer k.mu.Unlock()
 	var out []string
 	if k.fsync > 0 {
-		out = append(out, fmt.Sprintf("the disk is slow for etcd: one of a hundred syncs of its log takes %d ms and more, %d ms are good", milliseconds(k.fsync), etcd.SlowFsync.Milliseconds()))
+		out = append(out, fmt.Sprintf("the disk is slow for etcd: one of a hundred syncs of its log takes %d ms and more, %d ms are good; where it stays so, leaders need longer times: etcd.heartbeatInterval and etcd.electionTimeout in cluster.yaml", milliseconds(k.fsync), etcd.SlowFsync.Milliseconds()))
 	}
 	if k.commit > 0 {
 		out = append(out, fmt.Sprintf("the disk is slow for etcd: one of a hundred commits of its database takes %d ms and more, %d ms are good", milliseconds(k.commit), etcd.SlowCommit.Milliseconds()))

@@ -216,7 +216,7 @@ func TestASlowDiskIsSaid(t *testing.T) {
 			t.Errorf("it says %q, want %q", k.warnings(), want)
 		}
 	}
-	fsync := "the disk is slow for etcd: one of a hundred syncs of its log takes 64 ms and more, 10 ms are good"
+	fsync := "the disk is slow for etcd: one of a hundred syncs of its log takes 64 ms and more, 10 ms are good; where it stays so, leaders need longer times: etcd.heartbeatInterval and etcd.electionTimeout in cluster.yaml"
 	commit := "the disk is slow for etcd: one of a hundred commits of its database takes 64 ms and more, 25 ms are good"
 	look(0, at(1000, true))
 	look(time.Minute, at(1050, true)) // too few since

@@ -852,7 +852,15 @@ type EtcdObserved struct {
 	// these CAs, and what etcd shows and is shown from here is by the first of them.
 	CaDone uint64 `protobuf:"varint,146,opt,name=ca_done,json=caDone,proto3" json:"ca_done,omitempty"`
 	// The member runs with other CAs, and is to be started anew.
-	CaStale       bool `protobuf:"varint,147,opt,name=ca_stale,json=caStale,proto3" json:"ca_stale,omitempty"`
+	CaStale bool `protobuf:"varint,147,opt,name=ca_stale,json=caStale,proto3" json:"ca_stale,omitempty"`
+	// It runs with other times than EtcdWanted.heartbeat_ms and election_ms, and is to be started
+	// anew.
+	TimingStale bool `protobuf:"varint,160,opt,name=timing_stale,json=timingStale,proto3" json:"timing_stale,omitempty"`
+	// How often it has seen another leader within the last hour, where that is too often; 0 where it
+	// is not.
+	LeaderChanges uint32 `protobuf:"varint,161,opt,name=leader_changes,json=leaderChanges,proto3" json:"leader_changes,omitempty"`
+	// It answers, and sees no leader.
+	Leaderless    bool `protobuf:"varint,162,opt,name=leaderless,proto3" json:"leaderless,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1058,6 +1066,27 @@ func (x *EtcdObserved) GetCaDone() uint64 {
 func (x *EtcdObserved) GetCaStale() bool {
 	if x != nil {
 		return x.CaStale
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetTimingStale() bool {
+	if x != nil {
+		return x.TimingStale
+	}
+	return false
+}
+
+func (x *EtcdObserved) GetLeaderChanges() uint32 {
+	if x != nil {
+		return x.LeaderChanges
+	}
+	return 0
+}
+
+func (x *EtcdObserved) GetLeaderless() bool {
+	if x != nil {
+		return x.Leaderless
 	}
 	return false
 }
@@ -2922,8 +2951,11 @@ type EtcdWanted struct {
 	CaPem string `protobuf:"bytes,145,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// Counts changes of ca_pem. A node never takes an older one.
 	CaTurn uint64 `protobuf:"varint,146,opt,name=ca_turn,json=caTurn,proto3" json:"ca_turn,omitempty"`
-	// It is this member's turn to be started anew, where it runs with other CAs.
-	Restart       bool `protobuf:"varint,147,opt,name=restart,proto3" json:"restart,omitempty"`
+	// It is this member's turn to be started anew, where it runs with other CAs or other times.
+	Restart bool `protobuf:"varint,147,opt,name=restart,proto3" json:"restart,omitempty"`
+	// etcd's heartbeat-interval and election-timeout; 0 for etcd's own.
+	HeartbeatMs   uint32 `protobuf:"varint,160,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
+	ElectionMs    uint32 `protobuf:"varint,161,opt,name=election_ms,json=electionMs,proto3" json:"election_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3068,6 +3100,20 @@ func (x *EtcdWanted) GetRestart() bool {
 		return x.Restart
 	}
 	return false
+}
+
+func (x *EtcdWanted) GetHeartbeatMs() uint32 {
+	if x != nil {
+		return x.HeartbeatMs
+	}
+	return 0
+}
+
+func (x *EtcdWanted) GetElectionMs() uint32 {
+	if x != nil {
+		return x.ElectionMs
+	}
+	return 0
 }
 
 // EtcdSnapshot is a file as EtcdSnapshotResponse has it.
@@ -4012,7 +4058,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\rSTATE_RUNNING\x10\x02\x12\x0e\n" +
 	"\n" +
 	"STATE_DONE\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x04\"\xa2\x05\n" +
+	"\fSTATE_FAILED\x10\x04\"\x8f\x06\n" +
 	"\fEtcdObserved\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x18\n" +
@@ -4039,7 +4085,12 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\astopped\x18\x83\x01 \x01(\tR\astopped\x12\x18\n" +
 	"\aca_turn\x18\x91\x01 \x01(\x04R\x06caTurn\x12\x18\n" +
 	"\aca_done\x18\x92\x01 \x01(\x04R\x06caDone\x12\x1a\n" +
-	"\bca_stale\x18\x93\x01 \x01(\bR\acaStale\"e\n" +
+	"\bca_stale\x18\x93\x01 \x01(\bR\acaStale\x12\"\n" +
+	"\ftiming_stale\x18\xa0\x01 \x01(\bR\vtimingStale\x12&\n" +
+	"\x0eleader_changes\x18\xa1\x01 \x01(\rR\rleaderChanges\x12\x1f\n" +
+	"\n" +
+	"leaderless\x18\xa2\x01 \x01(\bR\n" +
+	"leaderless\"e\n" +
 	"\n" +
 	"EtcdMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4215,7 +4266,7 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\x05Allow\x12\x12\n" +
 	"\x04from\x18\x01 \x03(\tR\x04from\x12\x14\n" +
 	"\x05ports\x18\x02 \x03(\rR\x05ports\x12\x10\n" +
-	"\x03udp\x18\x03 \x01(\bR\x03udp\"\x85\x05\n" +
+	"\x03udp\x18\x03 \x01(\bR\x03udp\"\xcb\x05\n" +
 	"\n" +
 	"EtcdWanted\x126\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1e.imagectl.v1.EtcdWanted.ActionR\x06action\x12\x16\n" +
@@ -4234,7 +4285,10 @@ const file_imagectl_v1_agent_proto_rawDesc = "" +
 	"\brestores\x18\x85\x01 \x01(\x04R\brestores\x12\x16\n" +
 	"\x06ca_pem\x18\x91\x01 \x01(\tR\x05caPem\x12\x18\n" +
 	"\aca_turn\x18\x92\x01 \x01(\x04R\x06caTurn\x12\x19\n" +
-	"\arestart\x18\x93\x01 \x01(\bR\arestart\"\x8b\x01\n" +
+	"\arestart\x18\x93\x01 \x01(\bR\arestart\x12\"\n" +
+	"\fheartbeat_ms\x18\xa0\x01 \x01(\rR\vheartbeatMs\x12 \n" +
+	"\velection_ms\x18\xa1\x01 \x01(\rR\n" +
+	"electionMs\"\x8b\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_NONE\x10\x01\x12\x0f\n" +

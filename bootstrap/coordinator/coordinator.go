@@ -76,6 +76,8 @@ type Seen struct {
 	// with. CAStale: its etcd runs with other CAs than those on its disk.
 	CATurn, CADone uint64
 	CAStale        bool
+	// TimingStale: its etcd runs with other times than cluster.yaml has.
+	TimingStale bool
 	// RemovesFormer: it knows how to remove Node objects. FormerGone are those that it has
 	// found gone, or has removed.
 	RemovesFormer bool
@@ -108,7 +110,7 @@ type Choices struct {
 	EtcdRemover string `json:"etcdRemover,omitempty"`
 	// EtcdTending is the only machine that may defragment the database of its member now.
 	EtcdTending string `json:"etcdTending,omitempty"`
-	// EtcdRestarting is the only machine that may start its etcd anew now, for other CAs.
+	// EtcdRestarting is the only machine that may start its etcd anew now, for other CAs or other times.
 	EtcdRestarting string `json:"etcdRestarting,omitempty"`
 	// EtcdCA is which CAs of etcd are trusted; NextEtcdCA advances it.
 	EtcdCA CARotation `json:"etcdCA,omitzero"`
@@ -250,7 +252,7 @@ type Directive struct {
 	EtcdStop, EtcdBegin bool
 	// EtcdRemove is the machine whose member this one takes off etcd's list.
 	EtcdRemove string
-	// EtcdRestart: it starts its etcd anew, where that runs with other CAs.
+	// EtcdRestart: it starts its etcd anew, where that runs with other CAs or other times.
 	EtcdRestart bool
 	// Tend: it tends the database of its own member; Asked: an operator wants it to.
 	Tend, TendAsked  bool

@@ -276,8 +276,8 @@ func EtcdSummary(nodes []Node, c Choices) string {
 	if c.EtcdSaving != "" {
 		s += fmt.Sprintf("; a snapshot of %s is taken", c.EtcdSaving)
 	}
-	if c.EtcdRestarting != "" {
-		s += fmt.Sprintf("; %s starts its member anew with other CAs, one at a time", c.EtcdRestarting)
+	if why := restartSummary(nodes, c); why != "" {
+		s += "; " + why
 	}
 	if why := tendingSummary(nodes, c); why != "" {
 		s += "; " + why

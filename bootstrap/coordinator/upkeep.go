@@ -9,8 +9,8 @@ import (
 type Keeping struct {
 	// Fit: it answers reads, follows a leader, and etcd has not found it corrupt.
 	Fit bool
-	// Leader: it leads.
-	Leader bool
+	// Leader: it leads. Leaderless: it answers, has a vote, sees no leader, and is not corrupt.
+	Leader, Leaderless bool
 	// Full: etcd has raised NOSPACE. Room: its own database is well below its quota.
 	Full, Room bool
 	// Worth: defragmenting it gives more than half of a large database back.
@@ -69,15 +69,8 @@ func fit(n *Node) bool {
 
 // mayTend says whether a member may be tended now, and if not, why.
 func mayTend(nodes []Node, c Choices) (bool, string) {
-	switch {
-	case c.leaving():
-		return false, fmt.Sprintf("the member of %s is removed first", c.EtcdLeaving)
-	case c.EtcdJoining != "":
-		return false, c.EtcdJoining + " joins etcd first"
-	case c.EtcdSaving != "":
-		return false, fmt.Sprintf("a snapshot of %s is taken first", c.EtcdSaving)
-	case c.EtcdRestarting != "":
-		return false, c.EtcdRestarting + " starts its etcd anew first"
+	if ok, why := nothingElse(c); !ok {
+		return false, why
 	}
 	var unfit []string
 	for _, v := range c.EtcdVoters {
@@ -87,6 +80,21 @@ func mayTend(nodes []Node, c Choices) (bool, string) {
 	}
 	if len(unfit) > 0 {
 		return false, "not while it is not well: " + list(unfit)
+	}
+	return true, ""
+}
+
+// nothingElse says whether nothing else is done to etcd, and if something is, what.
+func nothingElse(c Choices) (bool, string) {
+	switch {
+	case c.leaving():
+		return false, fmt.Sprintf("the member of %s is removed first", c.EtcdLeaving)
+	case c.EtcdJoining != "":
+		return false, c.EtcdJoining + " joins etcd first"
+	case c.EtcdSaving != "":
+		return false, fmt.Sprintf("a snapshot of %s is taken first", c.EtcdSaving)
+	case c.EtcdRestarting != "":
+		return false, c.EtcdRestarting + " starts its etcd anew first"
 	}
 	return true, ""
 }

@@ -54,6 +54,8 @@ type Member struct {
 	// ForceNew: it starts with its own data as the only member, and forgets all others. Each
 	// start does it again, so a file that says this must not stay.
 	ForceNew bool
+	// Timing is how it keeps time.
+	Timing Timing
 }
 
 // file is etcd's configuration file (etcd 3.6, server/embed/config.go).
@@ -77,6 +79,8 @@ type file struct {
 	AutoCompactionMode       string    `json:"auto-compaction-mode"`
 	AutoCompactionRetention  string    `json:"auto-compaction-retention"`
 	QuotaBackendBytes        int64     `json:"quota-backend-bytes"`
+	HeartbeatInterval        int64     `json:"heartbeat-interval,omitempty"` // in milliseconds, as is the next
+	ElectionTimeout          int64     `json:"election-timeout,omitempty"`
 	FeatureGates             string    `json:"feature-gates"`
 	LogLevel                 string    `json:"log-level"`
 	Logger                   string    `json:"logger"`
@@ -127,6 +131,8 @@ func (m Member) Config() ([]byte, error) {
 		AutoCompactionMode:      "periodic",
 		AutoCompactionRetention: "8h",
 		QuotaBackendBytes:       QuotaBytes,
+		HeartbeatInterval:       m.Timing.Heartbeat.Milliseconds(),
+		ElectionTimeout:         m.Timing.Election.Milliseconds(),
 		// A member that finds its data differing from its peers' stops instead of
 		// spreading it.
 		FeatureGates: "InitialCorruptCheck=true,CompactHashCheck=true",

@@ -3,6 +3,7 @@
 package etcd
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"sigs.k8s.io/yaml"
 )
 
 // trio are three real etcd processes on loopback, without TLS: what is judged here is upkeep.
@@ -348,5 +350,104 @@ func TestEtcdTellsOfItsDisk(t *testing.T) {
 	d, err := AskDisk(t.Context(), tr.endpoints[0], nil)
 	if err != nil || len(d.Fsync) < 10 || len(d.Commit) < 10 || d.Commit[len(d.Commit)-1].Count == 0 {
 		t.Errorf("%v %v", d, err)
+	}
+	// One leader, and another one by order: each member counts it.
+	if d.LeaderChanges == 0 {
+		t.Error("a member with a leader has seen none come")
+	}
+	members := tr.members()
+	for i, m := range members {
+		if m.Leader {
+			if err := tr.cluster.MoveLeader(t.Context(), members[(i+1)%3].ID); err == nil {
+				break
+			}
+			from, err := Open(t.Context(), m.ClientURLs, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer from.Close()
+			if err := from.MoveLeader(t.Context(), members[(i+1)%3].ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		after, err := AskDisk(t.Context(), tr.endpoints[0], nil)
+		if err == nil && after.LeaderChanges > d.LeaderChanges {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after another leader: %d changes, before %d: %v", after.LeaderChanges, d.LeaderChanges, err)
+		}
+	}
+}
+
+// The etcd of nodes starts with the times in our file, says so itself, and refuses what it did in
+// TestEtcdTakesItsTimesFromTheFile.
+func TestTheEtcdOfNodesTakesItsTimes(t *testing.T) {
+	t.Parallel()
+	bin := os.Getenv("IMAGECTL_ETCD")
+	if bin == "" {
+		t.Fatal("IMAGECTL_ETCD has to name the directory of etcd, etcdctl and etcdutl; make native sets it")
+	}
+	const ms = time.Millisecond
+	for _, tc := range []struct {
+		timing Timing
+		said   []string
+	}{
+		{Timing{}, []string{`"heartbeat-interval":"100ms"`, `"election-timeout":"1s"`}},
+		{Timing{500 * ms, 5000 * ms}, []string{`"heartbeat-interval":"500ms"`, `"election-timeout":"5s"`}},
+		{Timing{500 * ms, 2499 * ms}, []string{"should be at least as 5 times"}},
+		{Timing{1000 * ms, 50_001 * ms}, []string{"is too long"}},
+	} {
+		dir := t.TempDir()
+		m := first()
+		m.Timing = tc.timing
+		b, err := m.Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Without certificates, on any ports: what is judged here are the times.
+		var f map[string]any
+		if err := yaml.Unmarshal(b, &f); err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"client-transport-security", "peer-transport-security", "ClientTLSInfo", "PeerTLSInfo", "tls-min-version"} {
+			delete(f, key)
+		}
+		const at = "http://127.0.0.1:0"
+		f["data-dir"], f["initial-cluster"], f["initial-advertise-peer-urls"], f["advertise-client-urls"] = filepath.Join(dir, "data"), "cp1="+at, at, at
+		f["listen-peer-urls"], f["listen-client-urls"] = at, at
+		if b, err = yaml.Marshal(f); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, "etcd.yaml")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		cmd := exec.CommandContext(ctx, filepath.Join(bin, "etcd"), "--config-file", path)
+		out, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		said, all := 0, ""
+		for lines := bufio.NewScanner(out); said < len(tc.said) && lines.Scan(); {
+			all += lines.Text() + "\n"
+			said = 0
+			for _, want := range tc.said {
+				if strings.Contains(lines.Text(), want) {
+					said++
+				}
+			}
+		}
+		cancel()
+		_ = cmd.Wait()
+		if said < len(tc.said) {
+			t.Errorf("%s: etcd does not say %q:\n%s", tc.timing, tc.said, all)
+		}
 	}
 }

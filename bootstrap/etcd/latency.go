@@ -29,15 +29,19 @@ type Bucket struct {
 type Disk struct {
 	// Fsync is of its log, Commit of its database; in rising order of bounds.
 	Fsync, Commit []Bucket
+	// LeaderChanges is how often the member has got a leader since etcd started, the first one
+	// counts too. It is beside the disk because a slow one costs leaders.
+	LeaderChanges uint64
 }
 
-// The histograms' names in etcd's /metrics.
+// The names in etcd's /metrics.
 const (
-	fsyncMetric  = "etcd_disk_wal_fsync_duration_seconds"
-	commitMetric = "etcd_disk_backend_commit_duration_seconds"
+	fsyncMetric   = "etcd_disk_wal_fsync_duration_seconds"
+	commitMetric  = "etcd_disk_backend_commit_duration_seconds"
+	leadersMetric = "etcd_server_leader_changes_seen_total"
 )
 
-// AskDisk reads the histograms of the member at endpoint.
+// AskDisk reads the metrics of the member at endpoint.
 func AskDisk(ctx context.Context, endpoint string, conf *tls.Config) (Disk, error) {
 	t := &http.Transport{TLSClientConfig: conf}
 	defer t.CloseIdleConnections()
@@ -68,7 +72,11 @@ func AskDisk(ctx context.Context, endpoint string, conf *tls.Config) (Disk, erro
 		}
 		return out
 	}
-	return Disk{Fsync: buckets(fsyncMetric), Commit: buckets(commitMetric)}, nil
+	d := Disk{Fsync: buckets(fsyncMetric), Commit: buckets(commitMetric)}
+	for _, m := range families[leadersMetric].GetMetric() {
+		d.LeaderChanges = uint64(m.GetCounter().GetValue())
+	}
+	return d, nil
 }
 
 // fewest is how many operations say something about one of a hundred.

@@ -24,6 +24,8 @@ type Status struct {
 	// Follows: it follows a leader and answers a read of its own data, whatever alarms there
 	// are. One that is being defragmented does not. Leader: it leads.
 	Follows, Leader bool
+	// Leaderless: it sees no leader.
+	Leaderless bool
 	// Alarms are all that it knows of, also those of other members.
 	Alarms  []Alarm
 	Storage Storage
@@ -46,7 +48,7 @@ func Ask(ctx context.Context, endpoint string, conf *tls.Config) (Status, error)
 	}
 	s := Status{
 		MemberID: strconv.FormatUint(r.Header.GetMemberId(), 16), Learner: r.IsLearner,
-		Leader: r.Leader != 0 && r.Leader == r.Header.GetMemberId(), Alarms: alarmsIn(r.Errors),
+		Leader: r.Leader != 0 && r.Leader == r.Header.GetMemberId(), Leaderless: r.Leader == 0, Alarms: alarmsIn(r.Errors),
 		// Members before etcd 3.6 do not tell their quota; it is what we gave them.
 		Storage: Storage{Size: r.DbSize, Used: r.DbSizeInUse, Quota: cmp.Or(r.DbSizeQuota, QuotaBytes)},
 	}

@@ -149,6 +149,7 @@ func (r report) seen(renewal renewal, now time.Time) *coordinator.Seen {
 		CATurn:         e.GetCaTurn(),
 		CADone:         e.GetCaDone(),
 		CAStale:        e.GetCaStale(),
+		TimingStale:    e.GetTimingStale(),
 		EtcdEmpty:      e.GetEmpty(),
 		APIServerReady: k.GetApiserverReady(),
 		Joined:         k.GetJoined(),

@@ -26,6 +26,7 @@ type Config struct {
 	// Machines are in the order of cluster.yaml.
 	Machines   []Machine
 	Kubernetes Kubernetes
+	Etcd       Etcd
 	// IgnoreUnknown turns machines away that cluster.yaml does not list.
 	IgnoreUnknown bool
 	// Tokens lets machines enrol themselves with a token (identity.policy).
@@ -107,6 +108,12 @@ type Image struct {
 	Size, RawSize uint64
 	// RawSHA256 is the digest of the uncompressed stream.
 	RawSHA256 string
+}
+
+// Etcd is how members of etcd keep time, in whole milliseconds; 0 for etcd's own. Members that run
+// with other times are started anew, one at a time.
+type Etcd struct {
+	Heartbeat, Election time.Duration
 }
 
 // Kubernetes is what nodes are told about the cluster.

@@ -120,6 +120,7 @@ func (s *Server) etcdWanted(m Machine, d coordinator.Directive, c coordinator.Ch
 		w.InitialCluster = fmt.Sprintf("%s=https://%s", m.Name, hostPort(s.address(m, from.source), etcdPeerPort))
 	}
 	if d.Etcd != coordinator.EtcdNone {
+		w.HeartbeatMs, w.ElectionMs = uint32(s.cfg.Etcd.Heartbeat.Milliseconds()), uint32(s.cfg.Etcd.Election.Milliseconds())
 		for _, at := range s.addressesOf(c.EtcdVoters, etcdClientPort) {
 			w.Endpoints = append(w.Endpoints, "https://"+at)
 		}

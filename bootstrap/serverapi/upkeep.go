@@ -25,7 +25,8 @@ const (
 func keepingOf(e *api.EtcdObserved) coordinator.Keeping {
 	return coordinator.Keeping{
 		Fit: e.GetFollows() && !e.GetLearner() && !slices.Contains(e.GetAlarms(), alarmCorrupt), Leader: e.GetLeader(),
-		Full: slices.Contains(e.GetAlarms(), alarmNoSpace), Room: e.GetRoom(), Worth: e.GetWorth(), Busy: e.GetTending(), Tended: e.GetTended(),
+		Leaderless: e.GetLeaderless() && !e.GetLearner() && !slices.Contains(e.GetAlarms(), alarmCorrupt),
+		Full:       slices.Contains(e.GetAlarms(), alarmNoSpace), Room: e.GetRoom(), Worth: e.GetWorth(), Busy: e.GetTending(), Tended: e.GetTended(),
 	}
 }
 
@@ -53,20 +54,30 @@ func (s *Server) etcdAlarms(nodes []coordinator.Node) []string {
 	return out
 }
 
-// etcdWarnings tell of disks that are too slow for etcd.
+// etcdTimes are the keys of cluster.yaml for disks that stay slow, and for members far apart.
+const etcdTimes = "etcd.heartbeatInterval and etcd.electionTimeout in cluster.yaml"
+
+// etcdWarnings tell of disks that are too slow for etcd, and of leaders that do not stay.
 func (s *Server) etcdWarnings(nodes []coordinator.Node) []string {
 	var out []string
+	most, by := uint32(0), ""
 	for _, n := range nodes {
 		r, ok := s.board.get(n.Name)
 		if !ok || n.Seen == nil {
 			continue
 		}
+		if seen := r.last.GetEtcd().GetLeaderChanges(); seen > most {
+			most, by = seen, n.Name
+		}
 		if ms := r.last.GetEtcd().GetFsyncP99Ms(); ms > 0 {
-			out = append(out, fmt.Sprintf("the disk of %s is slow for etcd: one of a hundred syncs of its log takes %d ms and more, 10 ms are good", n.Name, ms))
+			out = append(out, fmt.Sprintf("the disk of %s is slow for etcd: one of a hundred syncs of its log takes %d ms and more, 10 ms are good; where it stays so, leaders need longer times: %s", n.Name, ms, etcdTimes))
 		}
 		if ms := r.last.GetEtcd().GetCommitP99Ms(); ms > 0 {
 			out = append(out, fmt.Sprintf("the disk of %s is slow for etcd: one of a hundred commits of its database takes %d ms and more, 25 ms are good", n.Name, ms))
 		}
+	}
+	if most > 0 {
+		out = append(out, fmt.Sprintf("etcd's leader changed %d times within an hour, says %s: disks, processors or the network between the members are too slow for its times; longer ones: %s", most, by, etcdTimes))
 	}
 	return out
 }

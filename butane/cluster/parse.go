@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/imagectl/imagectl/butane/diag"
@@ -316,7 +315,7 @@ func (c *checker) iso(raw rawISO, vars map[string]string) ISO {
 	return out
 }
 
-func (c *checker) component(raw rawEtcd, arch, def, pattern, example string) Component {
+func (c *checker) component(raw rawComponent, arch, def, pattern, example string) Component {
 	out := Component{Version: raw.Version.V}
 	if raw.Version.Set && !matchVersion(pattern, out.Version) {
 		hint := "version: " + example
@@ -330,18 +329,5 @@ func (c *checker) component(raw rawEtcd, arch, def, pattern, example string) Com
 		src.V, src.Set = def, true
 	}
 	out.Source = c.source(src, map[string]string{"version": out.Version, "arch": arch})
-	return out
-}
-
-// leastEtcd35 is the first patch level of etcd 3.5 that kubeadm's preflight does not refuse
-// (MinExternalEtcdVersion in cmd/kubeadm/app/constants of v1.34.4, v1.35.4 and v1.36.3).
-const leastEtcd35 = 24
-
-func (c *checker) etcd(raw rawEtcd, arch string) Component {
-	out := c.component(raw, arch, etcdDefault, `3\.(5|6|7)\.\d+`, "v3.6.5")
-	patch, is35 := strings.CutPrefix(out.Version, "v3.5.")
-	if n, err := strconv.Atoi(patch); is35 && err == nil && n < leastEtcd35 {
-		c.add(raw.Version.Pos, raw.Version.Path, "version: v3.6.5", "kubeadm refuses to start on etcd %s: it wants 3.5.%d or newer", out.Version, leastEtcd35)
-	}
 	return out
 }

@@ -79,6 +79,23 @@ func TestFindings(t *testing.T) {
 		{"etcd too old", []string{"v3.6.5", "v3.4.1"}, []string{`error: etcd.version: "v3.4.1" is not a version that imagectl knows how to use`}},
 		{"an etcd that kubeadm refuses", []string{"v3.6.5", "v3.5.23"}, []string{`error: etcd.version: kubeadm refuses to start on etcd v3.5.23: it wants 3.5.24 or newer`}},
 		{"the oldest etcd that kubeadm takes", []string{"v3.6.5", "v3.5.24"}, nil},
+		{"times of etcd", etcdTimed("heartbeatInterval: 500ms", "electionTimeout: 5s"), nil},
+		{"as short as etcd takes them", etcdTimed("heartbeatInterval: 10ms", "electionTimeout: 50ms"), nil},
+		{"as long as etcd takes them", etcdTimed("heartbeatInterval: 10s", "electionTimeout: 50s"), nil},
+		{"an election timeout alone", etcdTimed("electionTimeout: 500ms"), nil},
+		{"a heartbeat alone", etcdTimed("heartbeatInterval: 200ms"), nil},
+		{"a heartbeat that is too short", etcdTimed("heartbeatInterval: 9ms"), []string{`error: etcd.heartbeatInterval: 9ms is less than the 10ms below which members do little but beat; it is to be about the round trip between them`}},
+		{"no heartbeat", etcdTimed("heartbeatInterval: 0s"), []string{`error: etcd.heartbeatInterval: 0s is less than the 10ms below which members do little but beat; it is to be about the round trip between them`}},
+		{"an election timeout that is too long", etcdTimed("heartbeatInterval: 1s", "electionTimeout: 50001ms"), []string{`error: etcd.electionTimeout: etcd refuses 50.001s: it takes 50s at most`}},
+		{"fewer than five heartbeats", etcdTimed("heartbeatInterval: 500ms", "electionTimeout: 2499ms"), []string{`error: etcd.electionTimeout: etcd refuses an election timeout of 2.499s with a heartbeat of 500ms: it wants 5 heartbeats at least, and ten are good`}},
+		{"a heartbeat that is long for etcd's own timeout", etcdTimed("heartbeatInterval: 201ms"), []string{`error: etcd.heartbeatInterval: etcd refuses an election timeout of 1s with a heartbeat of 201ms: it wants 5 heartbeats at least, and ten are good`}},
+		{"a timeout that is short for etcd's own heartbeat", etcdTimed("electionTimeout: 499ms"), []string{`error: etcd.electionTimeout: etcd refuses an election timeout of 499ms with a heartbeat of 100ms: it wants 5 heartbeats at least, and ten are good`}},
+		{"parts of milliseconds", etcdTimed("heartbeatInterval: 10500us", "electionTimeout: 0.5ms"), []string{
+			`error: etcd.heartbeatInterval: 10.5ms is no whole number of milliseconds, and etcd counts in those`,
+			`error: etcd.electionTimeout: 500µs is no whole number of milliseconds, and etcd counts in those`,
+		}},
+		{"times that are none", etcdTimed("heartbeatInterval: 500"), []string{`error: etcd.heartbeatInterval: 500 is a number for YAML, want text`}},
+		{"times of the wrong component", []string{"  version: v1.9.1\n", "  version: v1.9.1\n  electionTimeout: 5s\n"}, []string{`error: cni.electionTimeout: unknown key "electionTimeout"`}},
 		{"an endpoint as URL", []string{"  podCIDR", "  endpoint: https://api:6443/\n  podCIDR"}, []string{`error: kubernetes.endpoint: want host:port without https://`}},
 		{"an endpoint without port", []string{"  podCIDR", "  endpoint: api.example.org\n  podCIDR"}, []string{`error: kubernetes.endpoint: "api.example.org" is not host:port`}},
 		{"an address that moves", []string{"  podCIDR", "  apiVIP: [10.0.0.100]\n  podCIDR"}, nil},
@@ -621,4 +638,9 @@ func upload(more string) []string {
 
 func worker(extensions string) []string {
 	return []string{"    kind: worker\n", "    kind: worker\n    extensions: [" + extensions + "]\n"}
+}
+
+// etcdTimed puts lines below etcd.
+func etcdTimed(lines ...string) []string {
+	return []string{"  version: v3.6.5\n", "  version: v3.6.5\n  " + strings.Join(lines, "\n  ") + "\n"}
 }

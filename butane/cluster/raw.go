@@ -30,7 +30,7 @@ type rawFile struct {
 	Flatcar    rawFlatcar    `key:"flatcar,required"`
 	Kubernetes rawKubernetes `key:"kubernetes,required"`
 	Etcd       rawEtcd       `key:"etcd,required"`
-	CNI        rawEtcd       `key:"cni,required"`
+	CNI        rawComponent  `key:"cni,required"`
 	Agent      rawAgent      `key:"agent,required"`
 	Server     rawServer     `key:"server,required"`
 	Boot       rawBoot       `key:"boot,required"`
@@ -81,11 +81,19 @@ type rawPodSecurity struct {
 	Exempt  []rawString `key:"exempt"`
 }
 
-// rawEtcd is a component with a version and a source: etcd and cni.
-type rawEtcd struct {
+// rawComponent is a version and a source.
+type rawComponent struct {
 	place
 	Version rawString `key:"version,required"`
 	Source  rawString `key:"source"`
+}
+
+type rawEtcd struct {
+	place
+	Version           rawString   `key:"version,required"`
+	Source            rawString   `key:"source"`
+	HeartbeatInterval rawDuration `key:"heartbeatInterval"`
+	ElectionTimeout   rawDuration `key:"electionTimeout"`
 }
 
 type rawAgent struct {

@@ -34,7 +34,7 @@ type Spec struct {
 	SecondPerson []string
 	Flatcar      Flatcar
 	Kubernetes   Kubernetes
-	Etcd         Component
+	Etcd         Etcd
 	CNI          Component
 	// Agent is the source of the bootstrapd binary.
 	Agent  string
@@ -101,6 +101,12 @@ type PodSecurity struct {
 // Component is a program with a version (leading v) and a source.
 type Component struct {
 	Version, Source string
+}
+
+// Etcd is the component, and how its members keep time: 0 for etcd's own.
+type Etcd struct {
+	Component
+	Heartbeat, Election time.Duration
 }
 
 // Named is an input of the user's.

@@ -6,6 +6,7 @@ package plan
 import (
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/imagectl/imagectl/butane/cluster"
 	"github.com/imagectl/imagectl/images/lock"
@@ -79,6 +80,8 @@ type Etcd struct {
 	// Version with its leading v.
 	Version string
 	Archive lock.Blob
+	// Heartbeat and Election are 0 for etcd's own.
+	Heartbeat, Election time.Duration
 }
 
 // Server is how nodes reach imagectl serve.

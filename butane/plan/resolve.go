@@ -39,7 +39,7 @@ func Resolve(spec cluster.Spec, l lock.Lock, file string) (Plan, diag.List) {
 			Kubeadm: r.blob(lock.Kubeadm), Kubelet: r.blob(lock.Kubelet), Kubectl: r.blob(lock.Kubectl),
 			CNI: r.blob(lock.CNIArchive),
 		},
-		Etcd: Etcd{Version: spec.Etcd.Version, Archive: r.blob(lock.EtcdArchive)},
+		Etcd: Etcd{Version: spec.Etcd.Version, Archive: r.blob(lock.EtcdArchive), Heartbeat: spec.Etcd.Heartbeat, Election: spec.Etcd.Election},
 		Server: Server{
 			Address: spec.Server.Address, Peers: spec.Server.Peers, HTTPPort: spec.Server.HTTPPort, HTTPSPort: spec.Server.HTTPSPort, SANs: spec.Server.SANs,
 			Artefacts: spec.Server.Artefacts,

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -42,6 +43,7 @@ func locked(t *testing.T, wants []release.Want) lock.Lock {
 func TestResolveLeavesNothingOpen(t *testing.T) {
 	spec := minimal(t)
 	spec.Boot.ISO = cluster.ISO{Stub: "a", ISOLINUX: "b", LDLINUX: "c", MBR: "d"}
+	spec.Etcd.Heartbeat, spec.Etcd.Election = 250*time.Millisecond, 2500*time.Millisecond
 	l := locked(t, spec.Wants())
 	p, found := Resolve(spec, l, "imagectl.lock")
 	if len(found) > 0 {
@@ -60,6 +62,9 @@ func TestResolveLeavesNothingOpen(t *testing.T) {
 	}
 	if p.Machines[0].Address.String() != "10.0.0.11" || p.Machines[0].Disk.Path != "/dev/vda" || p.Machines[0].LocalBoot != "exit" {
 		t.Errorf("machine: %+v", p.Machines[0])
+	}
+	if p.Etcd.Heartbeat != 250*time.Millisecond || p.Etcd.Election != 2500*time.Millisecond {
+		t.Errorf("etcd: %+v", p.Etcd)
 	}
 	if p.Boot.DHCP != DHCPAuthoritative || p.Boot.Unknown != Discover || p.Boot.Subnets[0].LeaseSeconds != 43200 {
 		t.Errorf("boot: %+v", p.Boot)

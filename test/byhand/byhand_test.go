@@ -89,7 +89,7 @@ func oneRun(t *testing.T, dir string, first bool) float64 {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir, Machines: machines(), Butane: clockButane, Log: lab.Stamped(os.Stderr)})
+	rack, err := lab.New(ctx, lab.Lab{Bin: *bin, Release: *release, Upstream: *upstream, Work: dir, Machines: machines(), Butane: clockButane, Etcd: fmt.Sprintf("  heartbeatInterval: %dms\n  electionTimeout: %dms\n", heartbeatMs, electionMs), Log: lab.Stamped(os.Stderr)})
 	if err != nil {
 		t.Fatal(err)
 	}

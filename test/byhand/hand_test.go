@@ -199,6 +199,10 @@ const limits = `timeouts:
   tlsBootstrap: 10m0s
 `
 
+// Five guests on two cores lose etcd's leader again and again with etcd's own 100 ms and 1 s, so both
+// clusters have longer times.
+const heartbeatMs, electionMs = 500, 5000
+
 const initConfiguration = `apiVersion: kubeadm.k8s.io/v1beta4
 kind: InitConfiguration
 ` + limits + `---
@@ -208,6 +212,13 @@ kubernetesVersion: ` + kubernetesVersion + `
 controlPlaneEndpoint: %s:6443
 networking:
   podSubnet: 10.244.0.0/16
+etcd:
+  local:
+    extraArgs:
+      - name: heartbeat-interval
+        value: "%d"
+      - name: election-timeout
+        value: "%d"
 `
 
 const joinConfiguration = `apiVersion: kubeadm.k8s.io/v1beta4
@@ -232,7 +243,7 @@ func (w *typist) init(ctx context.Context, m lab.Machine, kubeconfig string) err
 		return err
 	}
 	s := w.shells[m.Name]
-	said, err := s.run(ctx, typed("kubeadm init --config /tmp/kubeadm.yaml --upload-certs", fmt.Sprintf(initConfiguration, m.Address)))
+	said, err := s.run(ctx, typed("kubeadm init --config /tmp/kubeadm.yaml --upload-certs", fmt.Sprintf(initConfiguration, m.Address, heartbeatMs, electionMs)))
 	if err != nil {
 		return err
 	}

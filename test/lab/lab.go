@@ -105,6 +105,8 @@ type Lab struct {
 	// Boot are more lines of cluster.yaml's boot, indented by two; Subnets are more of its
 	// subnets, indented by four.
 	Boot, Subnets string
+	// Etcd are more lines of cluster.yaml's etcd, indented by two.
+	Etcd string
 	// ServeArgs are more flags of imagectl serve.
 	ServeArgs []string
 	// Log receives one line per step; it may be nil.

@@ -92,7 +92,7 @@ kubernetes:
 etcd:
   version: %[6]s
   source: %[5]s/etcd/{version}/etcd-{version}-linux-{arch}.tar.gz
-cni:
+%[16]scni:
   version: %[7]s
   source: %[5]s/cni/{version}/cni-plugins-linux-{arch}-{version}.tgz
 agent:
@@ -122,7 +122,7 @@ boot:
   - name: flannel
     source: addons/flannel.yaml
 machines:
-`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot, strings.Join(vm.KernelArgs(), ", "), l.Subnets)
+`, filepath.Base(release), l.Release, fingerprint, kubernetesVersion, l.Upstream, etcd, cni, l.Bin, ServerAddress, bridgeName, l.snippets("control-plane"), l.snippets("worker"), l.Boot, strings.Join(vm.KernelArgs(), ", "), l.Subnets, l.Etcd)
 	for _, m := range l.Machines {
 		if m.Unlisted {
 			continue

@@ -20,6 +20,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/audit"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
+	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
 // Three control planes from nothing, all switched on at once, their agents killed
@@ -48,6 +49,7 @@ func TestHAThreeControlPlanes(t *testing.T) {
 	r.loseDisk("cp2", writes)
 	r.replace("cp3", writes)
 	api.stop()
+	r.retime(writes, serverapi.Etcd{Heartbeat: 250 * time.Millisecond, Election: 2500 * time.Millisecond})
 	r.shrink(writes, 2)
 	writes.stop()
 	writes.verify()

@@ -241,6 +241,7 @@ func (s *site) serverConfig() serverapi.Config {
 			DNSDomain: p.Kubernetes.DNSDomain, Endpoint: p.Kubernetes.Endpoint, APIVIP: p.Kubernetes.APIVIP, SANs: p.Kubernetes.SANs, Addons: s.addons,
 			CAKeyOnNodes: p.Kubernetes.CAKeyOnNodes, PodSecurity: serverapi.PodSecurity(p.Kubernetes.PodSecurity),
 		},
+		Etcd: serverapi.Etcd{Heartbeat: p.Etcd.Heartbeat, Election: p.Etcd.Election},
 	}
 	for _, san := range p.Server.SANs {
 		if a, err := netip.ParseAddr(san); err == nil {
