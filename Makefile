@@ -98,6 +98,7 @@ ROOTTESTS := $(shell grep -rl --include='*_test.go' '^//go:build root$$' pxe cmd
 
 .PHONY: test-root
 test-root: build release ## kernel mounts, namespaces, and firmware until the kernel starts: by PXE, HTTP and HTTPS, IPv4 and IPv6, by GRUB, on arm64, beside Kea and dnsmasq, behind a relay
+	@test/packages images/upload/upload-packages.txt
 	$(call say,tests that need root (about 8 minutes without KVM))
 	@for p in $$(dirname $(ROOTTESTS) | sort -u); do \
 	    go test -c -tags root -o bin/root/$${p//\//-}.test ./$$p; done

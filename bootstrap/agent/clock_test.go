@@ -58,6 +58,7 @@ func TestWhoseClockIsBelieved(t *testing.T) {
 		{"the server a year ahead, a node with a battery", twoClocks{leaf: leaf, battery: true}, year, 0, false, good + ", and the machine's battery-backed clock says what ours says"},
 		{"the server in 1970, a node that runs", twoClocks{leaf: leaf, confirmed: true}, -56 * year, 0, false, good + ", and our clock was right since this agent was started"},
 		{"it slept past the end of its certificate, and has no battery", twoClocks{leaf: leaf}, 60 * day, 0, true, ""},
+		{"it slept, and neither time is in its certificate's", twoClocks{leaf: leaf, battery: true}, 62 * day, 60 * day, true, ""},
 		{"it slept, and has a battery", twoClocks{leaf: leaf, battery: true}, 60 * day, 60 * day, false, ""},
 	} {
 		c := row.clocks
@@ -99,11 +100,36 @@ func TestAClockThatWasRightStays(t *testing.T) {
 	}
 }
 
-// ntpOnce says yes to the first who asks.
+// ntpOnce says yes to the first who asks, while the server is a day ahead: that NTP kept it is all
+// that speaks for the clock then.
 func ntpOnce(a *Agent) func() bool {
 	a.keptByNTP = func() bool { return true }
-	a.setClock(timestamppb.New(noon), 0)
+	a.setClock(timestamppb.New(noon.Add(24*time.Hour)), 0)
 	return func() bool { return false }
+}
+
+// That the server's time is refused is said once an hour by our clock, also when that went back
+// meanwhile; what is no time is not looked at.
+func TestARefusedTimeIsSaidOnceAnHour(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	now := noon
+	a := &Agent{Host: hosttest.New(t).Host, Log: slog.New(slog.NewTextHandler(&log, nil)), Now: func() time.Time { return now }, id: &identity{leaf: leafAt(noon.Add(-24 * time.Hour))}}
+	a.setClock(timestamppb.New(noon), 0)
+	for _, step := range []struct {
+		at   time.Duration
+		said bool
+	}{{0, true}, {59 * time.Minute, false}, {time.Hour, true}, {90 * time.Minute, false}, {-24 * time.Hour, true}, {-24 * time.Hour, false}} {
+		log.Reset()
+		now = noon.Add(step.at)
+		if refused := a.setClock(timestamppb.New(noon.AddDate(1, 0, 0)), 0); refused == "" || (log.Len() > 0) != step.said {
+			t.Errorf("at %s: refused %q, want it said: %v\n%s", step.at, refused, step.said, &log)
+		}
+	}
+	log.Reset()
+	if refused := a.setClock(&timestamppb.Timestamp{Seconds: 1 << 60}, 0); refused != "" || log.Len() > 0 {
+		t.Errorf("refused %q\n%s", refused, &log)
+	}
 }
 
 func battery(t *testing.T, a *Agent, at time.Time) {
@@ -148,6 +174,17 @@ func TestAServerWithAWrongClockTakesNobodyAlong(t *testing.T) {
 	}
 	l.set(func() { l.now = 0 })
 	l.wait("a report, when the server has the time", func(*api.SyncRequest) bool { return true })
+}
+
+// Not only enrolment tells the time: a machine that is enrolled hears it with each answer to a report.
+func TestAnAnswerToAReportTellsTheTime(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.direct(&api.SyncResponse{ServerTime: timestamppb.New(l.clock().Add(time.Hour)), Directive: &api.SyncResponse_Wait{Wait: &api.Wait{ReasonCode: "not-armed", Reason: "nobody armed it"}}})
+	l.start(nodeconf.Installer)
+	waitFor(l, "the server's time to be taken", func() (struct{}, bool) {
+		return struct{}{}, strings.Contains(l.log.String(), "our clock is wrong; taking the server's time")
+	})
 }
 
 // Certificates that a node asks for are not taken from the future either: they would take the

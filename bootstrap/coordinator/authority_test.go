@@ -226,6 +226,11 @@ func TestEtcdsCASaysWhatItWaitsFor(t *testing.T) {
 		{"it never joined", row("cp9", machine.Enrolled, nil), nil, ""},
 		{"it waits to join", row("cp9", machine.Enrolled, &Seen{}), nil, ""},
 		{"it joins", row("cp9", machine.Enrolled, &Seen{}), func(c *Choices) { c.EtcdJoining = "cp9" }, "cp9 has not said that it is through"},
+		{"it has a member, and no right that says so", row("cp9", machine.Enrolled, &Seen{EtcdMember: true}), nil, "cp9 has not said that it is through"},
+		{"it runs an API server, and no right says so", row("cp9", machine.Enrolled, &Seen{Joined: true}), nil, "cp9 has not said that it is through"},
+		{"it is to run an API server, and is silent", row("cp9", machine.Enrolled, nil), func(c *Choices) { c.APIServers = []string{"cp1", "cp3", "cp9"} }, "cp9 does not call, and what is on its disk has the CAs of before: switch it on, or imagectl machines retire cp9"},
+		{"it begins etcd, and is silent", row("cp9", machine.Enrolled, nil), func(c *Choices) { c.EtcdFirst = "cp9" }, "cp9 does not call, and what is on its disk has the CAs of before: switch it on, or imagectl machines retire cp9"},
+		{"it runs its installer", row("cp2", machine.Ready, &Seen{Installer: true}), nil, ""},
 		{"a worker", Node{Name: "w1", State: machine.Ready, Seen: &Seen{}}, nil, ""},
 		{"its etcd is started anew", row("cp2", machine.Ready, well(stale)), func(c *Choices) { c.EtcdRestarting = "cp2" }, "cp2 starts its etcd anew"},
 		{"after another's", row("cp2", machine.Ready, well(stale)), func(c *Choices) { c.EtcdRestarting = "cp1" }, "cp2 is to start its etcd anew, after cp1"},
@@ -280,6 +285,9 @@ func TestEtcdsCAGoesOnFromWhatMachinesHaveHeard(t *testing.T) {
 		{"restored, two turns late", begun, 3, 3, signing, true},
 		{"restored, still a turn late", signing, 3, 3, dropping, true},
 		{"restored to before it began", CARotation{}, 3, 3, CARotation{}, true},
+		// All were through with what dropped the old one, but not of this replacement: who is ahead has to be.
+		{"restored to the end of the replacement before", dropping, 5, 0, dropping, true},
+		{"the same, and through", dropping, 6, 6, settled, true},
 	} {
 		c.EtcdCA = x.now
 		if got := NextEtcdCA(said(x.turn, x.done), c, nil); !got.Equal(x.want) {
@@ -288,6 +296,25 @@ func TestEtcdsCAGoesOnFromWhatMachinesHaveHeard(t *testing.T) {
 		if got := len(EtcdCAAhead(said(x.turn, x.done), c)) > 0; got != x.ahead {
 			t.Errorf("%s: ahead %v", x.name, got)
 		}
+	}
+}
+
+// Only a control plane's own system says how far a replacement was: an installer has no member, and
+// a worker nothing of etcd's.
+func TestWhoIsAheadWithEtcdsCA(t *testing.T) {
+	t.Parallel()
+	ahead := Seen{CATurn: 3, EtcdMember: true}
+	installing := ahead
+	installing.Installer = true
+	got := EtcdCAAhead([]Node{
+		{Name: "cp1", ControlPlane: true, State: machine.Ready, Seen: &ahead},
+		{Name: "cp2", ControlPlane: true, State: machine.Installing, Seen: &installing},
+		{Name: "cp3", ControlPlane: true, State: machine.Ready, Seen: &Seen{CATurn: 2, EtcdMember: true}},
+		{Name: "cp4", ControlPlane: true, State: machine.Ready},
+		{Name: "w1", State: machine.Ready, Seen: &ahead},
+	}, Choices{EtcdCA: CARotation{Turn: 2}})
+	if want := []string{"cp1"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -318,6 +345,15 @@ func TestMembersAreStartedAnewOneAtATime(t *testing.T) {
 		}, "cp3"},
 		{"the next one then", func(c *Choices, n []Node) { c.EtcdRestarting = "cp3"; n[2].Seen.CAStale = false }, "cp2"},
 		{"nobody any more", func(c *Choices, n []Node) { c.EtcdRestarting = "cp3"; n[2].Gone, n[2].Seen = true, nil }, ""},
+		{"nobody, when it is installed again", func(c *Choices, n []Node) { c.EtcdRestarting = "cp3"; n[2].Seen.Installer = true }, ""},
+		{"nobody, when it is retired", func(c *Choices, n []Node) { c.EtcdRestarting = "cp3"; n[2].State = machine.Retired }, ""},
+		{"nobody, when it is a worker now", func(c *Choices, n []Node) { c.EtcdRestarting = "cp3"; n[2].ControlPlane = false }, ""},
+		{"the next one, when nobody knows it", func(c *Choices, _ []Node) { c.EtcdRestarting = "cp9" }, "cp2"},
+		{"nobody who is no voter", func(c *Choices, n []Node) {
+			c.EtcdVoters = []string{"cp1", "cp2"}
+			n[0].Seen.CAStale, n[1].Seen.CAStale = false, false
+		}, ""},
+		{"nobody, while one is at it still", func(_ *Choices, n []Node) { n[1].Seen.Etcd.Busy = true }, ""},
 	} {
 		var nodes []Node
 		for _, name := range base.EtcdVoters {

@@ -36,7 +36,7 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		a = boot.Answer{Code: "pxe-only", Reason: "its boot program is GRUB (nbp: grub), which is loaded by PXE over IPv4"}
 	}
 	if !p.mayStart(a) {
-		e.Stage, e.Detail = boot.StageScript, fmt.Sprintf("UEFI HTTP boot goes on to the next boot option: %s (%s)", a.Reason, a.Code)
+		e.Stage, e.Detail = boot.StageScript, fmt.Sprintf("%s goes on to the next boot option: %s (%s)", way(r), a.Reason, a.Code)
 		if a.Refused {
 			e.Refusal = boot.Refusal{Code: a.Code, Reason: a.Reason}
 		}
@@ -51,7 +51,7 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 		}
 		e.Stage, e.Detail, e.Refusal = boot.StageNBP, detail, no
 		if no.Code == "" {
-			e.Detail += " by UEFI HTTP boot"
+			e.Detail += " by " + way(r)
 		}
 		if p.Installer {
 			e.Stage = boot.StageKernel
@@ -64,6 +64,15 @@ func (h handler) program(w http.ResponseWriter, r *http.Request) {
 	if whole && r.Method == http.MethodGet && h.Loaded != nil && r.Context().Err() == nil {
 		h.Loaded(mac)
 	}
+}
+
+// way is how firmware asks: only here is it known that it came by HTTPS, for in DHCP it says the
+// same of both.
+func way(r *http.Request) string {
+	if r.TLS != nil {
+		return "UEFI HTTPS boot"
+	}
+	return "UEFI HTTP boot"
 }
 
 // programWait is how long UEFI may wait for the first byte of an answer: EDK2 gives up

@@ -93,6 +93,29 @@ func TestHTTPBootStartsOnlyWhatTheMachineMayRun(t *testing.T) {
 	}
 }
 
+// Who came by HTTPS is said to have: "imagectl why" is where an operator looks whether the
+// firmware took the URL that it was given.
+func TestHTTPSBootIsCalledSo(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"/boot/" + card(armed) + "/snponly.efi":   "fetches snponly.efi by UEFI HTTPS boot",
+		"/boot/" + card(unarmed) + "/snponly.efi": "UEFI HTTPS boot goes on to the next boot option: it is not armed (not-armed)",
+	} {
+		var rec recorder
+		h := New(Config{Source: answersByCard, Open: open, Server: at, Programs: programs(false), Recorder: &rec})
+		s := httptest.NewTLSServer(h)
+		r, err := s.Client().Get(s.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		s.Close() // the event is recorded when the transfer has ended
+		if len(rec) != 1 || rec[0].Detail != want {
+			t.Errorf("%s: got %+v, want %q", path, rec, want)
+		}
+	}
+}
+
 // What EDK2 wants (netboot quirks 37 and 38): the size by HEAD, a length, the type of
 // a program, and the rest of a broken transfer.
 func TestHTTPBootAnswersLikeUEFIWants(t *testing.T) {

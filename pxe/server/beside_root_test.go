@@ -48,7 +48,7 @@ func TestHTTPBootBesideDnsmasq(t *testing.T) {
 	startDnsmasq(t, other)
 	const n = 36
 	g, _ := guest(t, vm.OVMF, n, byHTTP)
-	bootsByHTTP(t, r, g, n)
+	bootsByHTTP(t, r, g, n, "UEFI HTTP boot")
 }
 
 // On the other server's own host there is only port 4011 for us.

@@ -22,10 +22,10 @@ func TestUEFIBootsByHTTP(t *testing.T) {
 	const n = 31
 	r := startRack(t, nil, nil)
 	g, _ := guest(t, vm.OVMF, n, byHTTP)
-	bootsByHTTP(t, r, g, n)
+	bootsByHTTP(t, r, g, n, "UEFI HTTP boot")
 }
 
-func bootsByHTTP(t *testing.T, r *rack, g *vm.Guest, n int) *vm.Guest {
+func bootsByHTTP(t *testing.T, r *rack, g *vm.Guest, n int, way string) *vm.Guest {
 	t.Helper()
 	start := time.Now()
 	g = r.waitScript(t, g, n, `imagectl: discover \(unknown-machine\)`)
@@ -33,7 +33,7 @@ func bootsByHTTP(t *testing.T, r *rack, g *vm.Guest, n int) *vm.Guest {
 	r.waitEvent(t, n, boot.StageKernel, 1)
 	starts(t, g)
 	got := stages(r.Events(mac(n)))
-	for _, want := range []string{"DISCOVER from http-boot", "nbp: fetches snponly.efi by UEFI HTTP boot", "DISCOVER from ipxe", "script: discover", "kernel: fetches vmlinuz"} {
+	for _, want := range []string{"DISCOVER from http-boot", "nbp: fetches snponly.efi by " + way, "DISCOVER from ipxe", "script: discover", "kernel: fetches vmlinuz"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no event %q in:\n%s", want, got)
 		}

@@ -33,6 +33,6 @@ func TestUEFIBootsByHTTPS(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	g = bootsByHTTP(t, r, g, n)
+	g = bootsByHTTP(t, r, g, n, "UEFI HTTPS boot")
 	wait(t, g, `URI: https://10.98.0.1:8444/boot/52-54-00-98-00-20/snponly.efi`)
 }

@@ -48,7 +48,7 @@ func TestFirmwareOfHTTPSGetsEnrolled(t *testing.T) {
 		t.Fatal(err)
 	}
 	getsEnrolled(ctx, t, rack, m)
-	whySays(ctx, t, rack, m, "DISCOVER from http-boot", "fetches snponly.efi by UEFI HTTP boot", "fetches demo-pxe.vmlinuz")
+	whySays(ctx, t, rack, m, "DISCOVER from http-boot", "fetches snponly.efi by UEFI HTTPS boot", "fetches demo-pxe.vmlinuz")
 }
 
 // Behind a relay, UEFI boots by HTTP through the router that the relay is, and so does all

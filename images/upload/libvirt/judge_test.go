@@ -26,52 +26,7 @@ import (
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
-	"github.com/imagectl/imagectl/test/daemon"
 )
-
-const pool = "templates"
-
-// started is how to reach a libvirtd with a pool, which runs until the test ends.
-func started(t *testing.T) Config {
-	t.Helper()
-	return startedAt(t, daemon.StartLibvirtd(t))
-}
-
-// startedAt makes the pool of one.
-func startedAt(t *testing.T, host daemon.Libvirtd) Config {
-	t.Helper()
-	dial, driver, err := Address("qemu:///session", Local{RuntimeDir: host.Run()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := Config{Dial: dial, Driver: driver, Pool: pool, Emulate: true, Node: `{"cluster": "demo"}`, Random: rand.Reader, Now: time.Now}
-	s := c.admin(t)
-	text := fmt.Sprintf(`<pool type='dir'><name>%s</name><target><path>%s</path></target></pool>`, pool, host.Pool())
-	if _, err := s.StoragePoolCreateXML(text, 0); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// admin is a connection of the test's own.
-func (c Config) admin(t *testing.T) *libvirt.Libvirt {
-	t.Helper()
-	conn, err := c.Dial(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := libvirt.NewWithDialer(already{conn})
-	if err := s.ConnectToURI(libvirt.ConnectURI(c.Driver)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return s
-}
-
-type already struct{ net.Conn }
-
-// Dial gives the connection that there is.
-func (a already) Dial() (net.Conn, error) { return a.Conn, nil }
 
 // empty forgets all domains and deletes all volumes.
 func empty(t *testing.T, s *libvirt.Libvirt) {
@@ -90,28 +45,6 @@ func empty(t *testing.T, s *libvirt.Libvirt) {
 			t.Fatal(err)
 		}
 	}
-}
-
-func volumes(t *testing.T, s *libvirt.Libvirt) []libvirt.StorageVol {
-	t.Helper()
-	p, err := s.StoragePoolLookupByName(pool)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, _, err := s.StoragePoolListAllVolumes(p, 1, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
-}
-
-func made(t *testing.T, c Config) *Target {
-	t.Helper()
-	to, err := New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return to
 }
 
 func TestConformanceOfARealDaemon(t *testing.T) {

@@ -1,10 +1,9 @@
-//go:build upload
+//go:build root
 
 package libvirt
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,63 +11,14 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/digitalocean/go-libvirt"
-	"golang.org/x/sys/unix"
-	"libvirt.org/go/libvirtxml"
-
 	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 	"github.com/imagectl/imagectl/images/upload/uploadtest"
 )
 
-// small puts a file system of a size in bytes where the pool is, until the test ends; it
-// returns its directory. It is root's to do.
-func small(t *testing.T, s *libvirt.Libvirt, size int64) string {
-	t.Helper()
-	p, err := s.StoragePoolLookupByName(pool)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := s.StoragePoolGetXMLDesc(p, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var x libvirtxml.StoragePool
-	if err := x.Unmarshal(text); err != nil {
-		t.Fatal(err)
-	}
-	dir := x.Target.Path
-	owner, err := os.Stat(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=0755,size=%d", size)); err != nil {
-		t.Fatalf("mounting a file system of %d bytes at %s: %v", size, dir, err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
-			t.Errorf("unmounting %s: %v", dir, err)
-		}
-		if err := s.StoragePoolRefresh(p, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	st := owner.Sys().(*syscall.Stat_t)
-	if err := os.Chown(dir, int(st.Uid), int(st.Gid)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.StoragePoolRefresh(p, 0); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 // A pool that has room when it is asked, and none when the bytes come: libvirt's words are
 // shown, the volume is removed, and with room again the same command ends it.
 func TestAPoolThatFillsUpMeanwhile(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can mount a file system that is too small")
-	}
 	c := started(t)
 	s := c.admin(t)
 	dir := small(t, s, 5<<20)
