@@ -5,10 +5,11 @@
 // Each API server of several is asked for /readyz, which Kubernetes answers to anybody; nothing
 // is trusted on that connection, and what it says moves nothing but connections.
 // One that is not ready gets no new connections while another one is. One that does
-// not answer at all, or says again that it is not ready while another one is, loses those that it
-// has too: a node that lost power sends no FIN, and an API server whose etcd has died goes on to
-// take requests that it cannot answer. A client on one connection would wait there for minutes.
-// But not while no other is ready: then it is the best that there is.
+// not answer at all, or says twice that it is not ready while another one is, without having been
+// ready for three seconds in between, loses those that it has too: a node that lost power sends no
+// FIN, and an API server whose etcd has died goes on to take requests that it cannot answer. A
+// client on one connection would wait there for minutes. But not while no other is ready: then it
+// is the best that there is.
 package balancer
 
 import (
@@ -37,8 +38,13 @@ const (
 	// seconds.
 	failures = 2
 	// askAgain is after how long one that is not ready is asked again: it may just have started,
-	// or etcd may be choosing a leader.
+	// or etcd may be choosing a leader. Then it has as long to answer, and so have the others to
+	// be taken for well meanwhile.
 	askAgain = 250 * time.Millisecond
+	// probation is how often in a row one that was not ready while another one was has to say
+	// that it is, until it counts: three seconds. An etcd whose disk is full dies at a write,
+	// is started again, and answers what only reads, this question too, until the next write.
+	probation = 12
 	// maxPause rounds at most one that does not answer is left alone between two checks.
 	maxPause = 7
 	// maxConnections at a time; a node has a handful of clients, this only bounds
@@ -51,8 +57,8 @@ const (
 type Balancer struct {
 	Log *slog.Logger
 
-	// every, within and again are checkEvery, dialTimeout and askAgain but in tests.
-	every, within, again time.Duration
+	// every and within are checkEvery and dialTimeout, again and brief are askAgain but in tests.
+	every, within, again, brief time.Duration
 
 	mu       sync.Mutex
 	backends []*backend
@@ -64,12 +70,14 @@ type backend struct {
 	address string
 	// unready: it answers, and says that it is not ready.
 	unready bool
-	// refusals are how often in a row it said so while another one was well.
-	refusals int
+	// refusals are how often it said so while another one was well, until it is well itself;
+	// proven is how often it was ready since.
+	refusals, proven int
 	// fails in a row to answer; down from the limit on.
 	fails int
-	// checking: a check is under way.
+	// checking: a check is under way; asked is when its question was, zero while none is open.
 	checking bool
+	asked    time.Time
 	// rest is how many rounds it is not asked in, and pause how many after the next
 	// check that gets no answer.
 	rest, pause int
@@ -144,7 +152,7 @@ func (b *backend) closeAll() {
 // Serve balances connections of ln, which it closes, until ctx ends; then it
 // closes every connection and returns nil.
 func (b *Balancer) Serve(ctx context.Context, ln net.Listener) error {
-	b.every, b.within, b.again = checkEvery, dialTimeout, askAgain
+	b.every, b.within, b.again, b.brief = checkEvery, dialTimeout, askAgain, askAgain
 	return b.serve(ctx, ln)
 }
 
@@ -340,14 +348,17 @@ func (b *Balancer) due() []*backend {
 
 // ask asks until one is known to be ready, or there were enough answers of another kind.
 func (b *Balancer) ask(ctx context.Context, x *backend) {
-	for within := b.within; ; within = b.within / 2 {
+	for within := b.within; ; {
+		b.asks(x)
 		ready, err := b.readyz(ctx, x, within)
 		if ctx.Err() != nil || b.note(x, ready, err) {
 			return
 		}
 		if err != nil {
+			within /= 2
 			continue // that took long enough
 		}
+		within = b.brief
 		select {
 		case <-ctx.Done():
 			return
@@ -356,32 +367,44 @@ func (b *Balancer) ask(ctx context.Context, x *backend) {
 	}
 }
 
+func (b *Balancer) asks(x *backend) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x.asked = time.Now()
+}
+
 // note takes the outcome of a check in. It returns false when another one shall
 // follow at once.
 func (b *Balancer) note(x *backend, ready bool, err error) (enough bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	x.asked = time.Time{}
 	if err == nil {
 		x.rest, x.pause = 0, 0
 	}
+	proves := false
 	switch {
 	case err != nil:
+		x.proven = 0
 		if x.fails++; x.fails == failures {
 			b.Log.Warn("API server does not answer", "address", x.address, "err", err, "connections", len(x.conns))
 		}
 		if x.fails >= failures {
 			x.rest, x.pause = x.pause, min(2*x.pause+1, maxPause)
 		}
+	case ready && x.refusals > 0 && x.proven+1 < probation && b.anyWell():
+		x.proven++
+		x.fails, x.refusals, proves = 0, 1, true
 	case ready:
 		if !x.well() {
 			b.Log.Info("API server is back", "address", x.address)
 		}
-		x.fails, x.unready, x.refusals = 0, false, 0
+		x.fails, x.unready, x.refusals, x.proven = 0, false, 0, 0
 	default:
 		if !x.unready {
 			b.Log.Warn("API server is not ready", "address", x.address)
 		}
-		x.fails, x.unready = 0, true
+		x.fails, x.unready, x.proven = 0, true, 0
 		// What it said while nobody was well says nothing against it: all were without etcd's
 		// leader then, and the first one to find the new one is not the only one that will.
 		if x.refusals++; !b.anyWell() {
@@ -389,13 +412,19 @@ func (b *Balancer) note(x *backend, ready bool, err error) (enough bool) {
 		}
 	}
 	b.eject()
-	enough = x.lost() || x.fails+x.refusals == 0
+	enough = !proves && (x.lost() || x.fails+x.refusals == 0)
 	x.checking = !enough
 	return enough
 }
 
-// anyWell says whether there is an API server to go to; mu is held.
-func (b *Balancer) anyWell() bool { return slices.ContainsFunc(b.backends, (*backend).well) }
+// anyWell says whether there is an API server to go to; mu is held. One that has not answered yet
+// what it was asked a while ago is none: while etcd has no leader all are silent, and the first one
+// to say that it is not ready is no worse than the others.
+func (b *Balancer) anyWell() bool {
+	return slices.ContainsFunc(b.backends, func(x *backend) bool {
+		return x.well() && (x.asked.IsZero() || time.Since(x.asked) < b.brief)
+	})
+}
 
 // eject closes connections to those that do not answer, or stay unready, when there is somewhere
 // else to go; mu is held.

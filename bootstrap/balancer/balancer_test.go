@@ -255,6 +255,12 @@ func TestWhoIsLeftAndWhoKeepsItsConnections(t *testing.T) {
 	one, two := b.backends[0], b.backends[1]
 	one.conns[closer{&closed[0]}], two.conns[closer{&closed[1]}] = true, true
 	dead := io.ErrUnexpectedEOF
+	ready := func(x *backend, times int) (enough bool) {
+		for range times {
+			enough = b.note(x, true, nil)
+		}
+		return enough
+	}
 	for i, step := range []struct {
 		what   string
 		do     func() bool
@@ -265,29 +271,45 @@ func TestWhoIsLeftAndWhoKeepsItsConnections(t *testing.T) {
 	}{
 		{"both are ready", func() bool { return b.note(one, true, nil) && b.note(two, true, nil) }, true, "12", [2]bool{}},
 		{"one says once that it is not ready", func() bool { return b.note(one, false, nil) }, false, "21", [2]bool{}},
-		{"and is back", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{}},
+		{"and is ready again, which it has to prove", func() bool { return ready(one, probation-1) }, false, "21", [2]bool{}},
+		{"and is back", func() bool { return ready(one, 1) }, true, "12", [2]bool{}},
 		{"it says so again, the first time in a row", func() bool { return b.note(one, false, nil) }, false, "21", [2]bool{}},
 		{"then nobody is ready", func() bool { return b.note(two, false, nil) }, true, "12", [2]bool{}},
 		{"one is still not", func() bool { return b.note(one, false, nil) }, true, "12", [2]bool{}},
 		{"nor at the third time", func() bool { return b.note(one, false, nil) }, true, "12", [2]bool{}},
-		{"two is the first that finds etcd's new leader", func() bool { return b.note(two, true, nil) }, true, "21", [2]bool{}},
-		{"and one the second", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{}},
+		{"two is the first that finds etcd's new leader", func() bool { return ready(two, 1) }, true, "21", [2]bool{}},
+		{"and one the second", func() bool { return ready(one, 1) }, true, "12", [2]bool{}},
+		{"two is slow to answer", func() bool { two.asked = time.Now().Add(-time.Hour); return true }, true, "12", [2]bool{}},
+		{"one is not ready, and again, while two may not be either", func() bool { return b.note(one, false, nil) && b.note(one, false, nil) }, true, "21", [2]bool{}},
+		{"both are ready", func() bool { return ready(two, 1) && ready(one, 1) }, true, "12", [2]bool{}},
 		{"one misses a check", func() bool { return b.note(one, false, dead) }, false, "12", [2]bool{}},
 		{"the other one is not ready", func() bool { return b.note(two, false, nil) }, false, "12", [2]bool{}},
 		{"one misses another: it is the last", func() bool { return b.note(one, false, dead) }, true, "21", [2]bool{}},
 		{"the other one says nothing either", func() bool { return b.note(two, false, dead) }, true, "21", [2]bool{}},
 		{"both are gone: nobody is better", func() bool { return b.note(two, false, dead) }, true, "12", [2]bool{}},
-		{"the other one is back", func() bool { return b.note(two, true, nil) }, true, "21", [2]bool{true, false}},
-		{"one is back", func() bool { return b.note(one, true, nil) }, true, "12", [2]bool{true, false}},
+		{"the other one is back", func() bool { return ready(two, 1) }, true, "21", [2]bool{true, false}},
+		{"one is back", func() bool { return ready(one, 1) }, true, "12", [2]bool{true, false}},
 		{"the other one's etcd dies", func() bool { return b.note(two, false, nil) }, false, "12", [2]bool{true, false}},
 		{"and is still dead", func() bool { return b.note(two, false, nil) }, true, "12", [2]bool{true, true}},
-		{"the other one is back again", func() bool {
+		{"the other one is ready again", func() bool {
 			two.conns[closer{&closed[1]}] = true
 			closed[1].Store(false)
-			return b.note(two, true, nil)
+			return ready(two, probation)
 		}, true, "12", [2]bool{true, false}},
 		{"it is not ready", func() bool { return b.note(two, false, nil) }, false, "12", [2]bool{true, false}},
 		{"and then says nothing", func() bool { return b.note(two, false, dead) }, true, "12", [2]bool{true, true}},
+		{"it answers again", func() bool {
+			two.conns[closer{&closed[1]}] = true
+			closed[1].Store(false)
+			return ready(two, probation)
+		}, true, "12", [2]bool{true, false}},
+		{"its etcd dies at each write", func() bool { return b.note(two, false, nil) }, false, "12", [2]bool{true, false}},
+		{"and is started again", func() bool { return ready(two, 2) }, false, "12", [2]bool{true, false}},
+		{"until the next one", func() bool { return b.note(two, false, nil) }, true, "12", [2]bool{true, true}},
+		{"which was no proof", func() bool { return ready(two, probation-1) }, false, "12", [2]bool{true, true}},
+		{"nor is this, with a question that it did not answer", func() bool { return b.note(two, false, dead) && ready(two, probation-1) }, false, "12", [2]bool{true, true}},
+		{"one misses a check, and another: there is nobody else", func() bool { return !b.note(one, false, dead) && b.note(one, false, dead) }, true, "21", [2]bool{true, true}},
+		{"the other one need not prove any more", func() bool { return ready(two, 1) }, true, "21", [2]bool{true, true}},
 	} {
 		if got := step.do(); got != step.enough {
 			t.Errorf("%d, %s: enough is %v", i, step.what, got)
@@ -316,11 +338,65 @@ func TestAServerThatStaysUnreadyIsLeft(t *testing.T) {
 	left(t, http.StatusInternalServerError)
 }
 
+// One that is not ready has less time to answer when it is asked again.
+func TestAServerThatIsNotReadyAndThenHangsIsLeft(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	var asked atomic.Int32
+	ts := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	}))
+	defer ts.Close()
+	defer close(release)
+	var closed atomic.Bool
+	b := &Balancer{Log: slog.New(slog.DiscardHandler), within: time.Hour, brief: time.Millisecond}
+	b.SetBackends([]string{ts.Listener.Addr().String(), "192.0.2.1:6443"})
+	x := b.backends[slices.IndexFunc(b.backends, func(x *backend) bool { return x.address == ts.Listener.Addr().String() })]
+	x.conns[closer{&closed}] = true
+	b.ask(t.Context(), x)
+	if !closed.Load() || asked.Load() < 2 {
+		t.Errorf("asked %d times, and its connection is closed: %v", asked.Load(), closed.Load())
+	}
+}
+
+// While it is asked it counts as well for a moment only.
+func TestAServerThatIsBeingAskedIsNobodyToGoTo(t *testing.T) {
+	t.Parallel()
+	x, status := apiServer(t)
+	b := &Balancer{Log: slog.New(slog.DiscardHandler), within: time.Hour, brief: time.Millisecond}
+	b.SetBackends([]string{x.address})
+	if !b.wellNow() {
+		t.Fatal("it is not well before it is asked")
+	}
+	status.Store(0)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); b.ask(ctx, b.backends[0]) }()
+	for b.wellNow() && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-done
+}
+
+func (b *Balancer) wellNow() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.anyWell()
+}
+
 func left(t *testing.T, says int32) {
 	t.Helper()
 	hung, status := apiServer(t)
 	good, _ := apiServer(t)
-	b := &Balancer{Log: slog.New(slog.DiscardHandler), every: 10 * time.Millisecond, within: time.Hour}
+	b := &Balancer{Log: slog.New(slog.DiscardHandler), every: 10 * time.Millisecond, within: time.Hour, brief: time.Hour}
 	b.SetBackends([]string{hung.address})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

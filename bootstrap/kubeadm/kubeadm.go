@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
 )
@@ -130,8 +131,13 @@ type timeouts struct {
 }
 
 func patience() timeouts {
-	return timeouts{ControlPlane: "20m0s", Kubelet: "10m0s", APICall: "10m0s", Discovery: "10m0s", TLSBootstrap: "10m0s"}
+	return timeouts{ControlPlane: "20m0s", Kubelet: "10m0s", APICall: "10m0s", Discovery: "10m0s", TLSBootstrap: "20m0s"}
 }
+
+// DiscoveryUse is how long kubeadm may go on using the kubeconfig at Discovery: to find the cluster,
+// and then for kubelet, which asks with it for a certificate of its own and waits for that. A
+// certificate in there that ends before keeps a slow node out, and has it begin from the start.
+const DiscoveryUse = 30 * time.Minute
 
 // election gives whoever leads 30 seconds to renew its lease, of which each attempt may
 // take 15. Kubernetes' own 10 and 5 are too short for an API server whose etcd has a slow

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 )
 
 var update = flag.Bool("update", false, "rewrite the goldens")
@@ -117,5 +118,14 @@ func TestRefusals(t *testing.T) {
 		if _, err := Init(c, n); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}
+	}
+}
+
+// Whoever makes the certificate in the kubeconfig for discovery goes by DiscoveryUse.
+func TestDiscoveryIsUsedAsLongAsKubeadmIsPatient(t *testing.T) {
+	discovery, err1 := time.ParseDuration(patience().Discovery)
+	kubelet, err2 := time.ParseDuration(patience().TLSBootstrap)
+	if err1 != nil || err2 != nil || discovery+kubelet != DiscoveryUse {
+		t.Errorf("kubeadm waits %s (%v) and then %s (%v), and DiscoveryUse is %s", discovery, err1, kubelet, err2, DiscoveryUse)
 	}
 }

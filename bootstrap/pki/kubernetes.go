@@ -14,7 +14,7 @@ const (
 	NodeGroup = "system:nodes"
 )
 
-// KubeletBootstrap lets a node join, for minutes, as itself and as nobody else:
+// KubeletBootstrap lets a node join, for 40 minutes, as itself and as nobody else:
 // Kubernetes approves the certificate that kubelet then asks for only because it
 // names the node that asks (selfnodeclient). A certificate of kubeadm's group for
 // joining nodes (system:bootstrappers:...) would let its holder become any node.

@@ -87,7 +87,7 @@ func TestOpenSSLAcceptsEveryProfileForItsPurposeOnly(t *testing.T) {
 		{"etcd-peer", profile(EtcdPeer(m, Lifetimes{})), true, true, 90 * day, []string{"DNS:cp1, IP Address:10.0.0.11"}},
 		{"etcd-client", profile(EtcdClient(m, "kube-apiserver", Lifetimes{})), true, false, 90 * day,
 			[]string{"O = imagectl:node:cp1, CN = kube-apiserver"}},
-		{"join", profile(KubeletBootstrap(m, Lifetimes{})), true, false, 10 * time.Minute,
+		{"join", profile(KubeletBootstrap(m, Lifetimes{})), true, false, 40 * time.Minute,
 			[]string{"O = system:nodes, CN = system:node:cp1"}},
 		{"kubelet-serving", profile(KubeletServing(m, Lifetimes{})), false, true, 90 * day,
 			[]string{"O = system:nodes, CN = system:node:cp1", "DNS:cp1, IP Address:10.0.0.11"}},

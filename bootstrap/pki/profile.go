@@ -26,7 +26,8 @@ type Lifetimes struct {
 	// Kubeconfig is for an operator's Kubernetes client certificate. Default 8
 	// hours.
 	Kubeconfig time.Duration
-	// Join is for kubeadm's file discovery. Default 10 minutes.
+	// Join is for kubeadm's file discovery, and for kubelet until it has a certificate of its
+	// own. Default 40 minutes: it must not end before kubeadm's patience with either.
 	Join time.Duration
 	// CA is for authorities. Default 10 years.
 	CA time.Duration
@@ -41,7 +42,7 @@ func (l Lifetimes) WithDefaults() Lifetimes {
 		want time.Duration
 	}{
 		{&l.Backdate, 2 * day}, {&l.Agent, 30 * day}, {&l.Leaf, 90 * day}, {&l.Operator, 12 * time.Hour},
-		{&l.Kubeconfig, 8 * time.Hour}, {&l.Join, 10 * time.Minute}, {&l.CA, 3653 * day},
+		{&l.Kubeconfig, 8 * time.Hour}, {&l.Join, 40 * time.Minute}, {&l.CA, 3653 * day},
 	} {
 		if *f.v == 0 {
 			*f.v = f.want

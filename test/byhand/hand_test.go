@@ -196,7 +196,7 @@ const limits = `timeouts:
   kubernetesAPICall: 10m0s
   etcdAPICall: 10m0s
   discovery: 10m0s
-  tlsBootstrap: 10m0s
+  tlsBootstrap: 20m0s
 `
 
 // Five guests on two cores lose etcd's leader again and again with etcd's own 100 ms and 1 s, so both
