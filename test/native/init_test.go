@@ -37,11 +37,19 @@ type spec struct {
 }
 
 // unit is a unit of our little systemd.
+const (
+	soon = 200 * time.Millisecond
+	// etcdRestart is etcd.service's own: how long an etcd that died is away is what balancers see.
+	etcdRestart = 3 * time.Second
+)
+
 type unit struct {
 	argv      []string
 	condition string
 	// notify units get the socket of systemd's Type=notify; what comes is logged.
 	notify bool
+	// restart is RestartSec; less than a unit's own where that would only take time.
+	restart time.Duration
 	// run replaces argv: kubelet.
 	run func(stop <-chan struct{})
 
@@ -132,10 +140,10 @@ mkdir -p /var/lib/containerd && mount --bind %[2]s/containerd /var/lib/container
 	}
 	y := &system{spec: s, reboot: make(chan struct{})}
 	y.unit = map[string]*unit{
-		"containerd.service": {argv: []string{"containerd", "--config", "/dev/null"}},
-		"etcd.service":       {argv: []string{"etcd", "--config-file", "/etc/etcd/etcd.yaml"}, condition: "/etc/etcd/etcd.yaml"},
+		"containerd.service": {argv: []string{"containerd", "--config", "/dev/null"}, restart: soon},
+		"etcd.service":       {argv: []string{"etcd", "--config-file", "/etc/etcd/etcd.yaml"}, condition: "/etc/etcd/etcd.yaml", restart: etcdRestart},
 		"kubelet.service":    {run: func(stop <-chan struct{}) { kubelet(s, stop) }, condition: "/var/lib/kubelet/config.yaml"},
-		"bootstrapd.service": {argv: []string{"bootstrapd"}, notify: true, condition: "/etc/imagectl/node.json"},
+		"bootstrapd.service": {argv: []string{"bootstrapd"}, notify: true, condition: "/etc/imagectl/node.json", restart: soon},
 	}
 	_ = os.Remove(socket)
 	ln, err := net.Listen("unix", socket)
@@ -237,7 +245,7 @@ func (y *system) start(name string) {
 			select {
 			case <-stop:
 				return
-			case <-time.After(200 * time.Millisecond): // RestartSec
+			case <-time.After(u.restart):
 			}
 		}
 	}(u.stop, u.ended)
