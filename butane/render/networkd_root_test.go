@@ -3,6 +3,8 @@
 package render
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -52,23 +54,30 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 	s := uml.Run(t, "testdata/networkd.sh", work,
 		uml.Cable("eth0", "02:00:00:00:00:10", "21000", "21002"), uml.Cable("eth2", "02:00:00:00:00:12", "21002", "21000"),
 		uml.Cable("eth1", "02:00:00:00:00:11", "21001", "21003"), uml.Cable("eth3", "02:00:00:00:00:13", "21003", "21001"))
+	// What is wrong is said last, after all that was seen: of a long log the end is what is kept.
+	var problems []string
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	defer func() {
-		if t.Failed() {
-			for word, lines := range s {
-				t.Logf("%s:\n%s", word, strings.Join(lines, "\n"))
-			}
+		if problems == nil {
+			return
+		}
+		for _, word := range slices.Sorted(maps.Keys(s)) {
+			t.Logf("%s:\n%s", word, strings.Join(s[word], "\n"))
+		}
+		for _, problem := range problems {
+			t.Error(problem)
 		}
 	}()
 	for _, line := range s["log"] {
 		if strings.Contains(line, "/etc/systemd/network/") && !strings.Contains(line, "Configuring with") || strings.Contains(strings.ToLower(line), "could not") {
-			t.Errorf("networkd does not like a file: %s", line)
+			wrong("networkd does not like a file: %s", line)
 		}
 	}
 	if !slices.Equal(s["online"], []string{"yes"}) {
-		t.Error("systemd-networkd-wait-online waits in vain, and so would a node that boots")
+		wrong("systemd-networkd-wait-online waits in vain, and so would a node that boots")
 	}
 	if want := []string{"vlan", "backup", "cable pulled"}; !slices.Equal(s["ping"], want) {
-		t.Errorf("answers came for %q, want %q", s["ping"], want)
+		wrong("answers came for %q, want %q", s["ping"], want)
 	}
 
 	type link struct {
@@ -99,29 +108,29 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 	}
 	bond := links["bond0"]
 	if d := bond.Linkinfo.Data; bond.Linkinfo.Kind != "bond" || d.Mode != "802.3ad" || d.LACPRate != "fast" || d.Policy != "layer3+4" || d.Miimon != 100 {
-		t.Errorf("bond0: got %+v", bond)
+		wrong("bond0: got %+v", bond)
 	}
 	if i := bond.Linkinfo.Data.Info; i.Ports != 2 || i.Partner == "" || i.Partner == "00:00:00:00:00:00" {
-		t.Errorf("bond0: LACP has brought %d cards together with %q, want both with the switch", i.Ports, i.Partner)
+		wrong("bond0: LACP has brought %d cards together with %q, want both with the switch", i.Ports, i.Partner)
 	}
 	if bond.MTU != 4000 {
-		t.Errorf("bond0 has an MTU of %d", bond.MTU)
+		wrong("bond0 has an MTU of %d", bond.MTU)
 	}
 	if b := links["bond1"]; b.Linkinfo.Data.Mode != "active-backup" || b.MTU != 1492 || b.Linkinfo.Data.Primary != "eth0" || b.Address != "02:00:00:00:00:10" {
-		t.Errorf("bond1: got %+v, want the first card's MAC address and that card first", b)
+		wrong("bond1: got %+v, want the first card's MAC address and that card first", b)
 	}
 	if pulled := strings.Join(s["pulled"], "\n"); !strings.Contains(pulled, "Slave Interface: eno1\nMII Status: down") {
-		t.Errorf("the cable of eno1 was pulled, and bond0 has not seen it:\n%s", pulled)
+		wrong("the cable of eno1 was pulled, and bond0 has not seen it:\n%s", pulled)
 	}
 	for card, master := range map[string]string{"eno1": "bond0", "eno2": "bond0", "eth0": "bond1", "eth1": "bond1"} {
 		if links[card].Master != master {
-			t.Errorf("%s is in %q, want %s", card, links[card].Master, master)
+			wrong("%s is in %q, want %s", card, links[card].Master, master)
 		}
 	}
 	for name, want := range map[string]link{"nodes": {Below: "bond0", MTU: 1400}, "storage": {Below: "eno3", MTU: 3000}} {
 		l := links[name]
 		if id := map[string]int{"nodes": 42, "storage": 7}[name]; l.Linkinfo.Kind != "vlan" || l.Linkinfo.Data.ID != id || l.Below != want.Below || l.MTU != want.MTU {
-			t.Errorf("%s: got %+v", name, l)
+			wrong("%s: got %+v", name, l)
 		}
 	}
 
@@ -143,7 +152,7 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 	}
 	for name, want := range map[string][]string{"nodes": {"10.42.0.11/24"}, "bond1": {"10.5.0.11/24"}, "storage": {"10.7.0.11/24"}, "eno4": {"192.0.2.12/25", "2001:db8::12/64"}, "bond0": nil, "eno3": nil} {
 		if !slices.Equal(has[name], want) {
-			t.Errorf("%s has the addresses %q, want %q", name, has[name], want)
+			wrong("%s has the addresses %q, want %q", name, has[name], want)
 		}
 	}
 	type route struct {
@@ -153,7 +162,7 @@ func TestNetworkdMakesTheLinks(t *testing.T) {
 	routes := uml.JSON[[]route](t, s, "routes")
 	for _, want := range []route{{"default", "10.42.0.1", "nodes", 0}, {"10.50.0.0/16", "10.5.0.1", "bond1", 50}} {
 		if !slices.Contains(routes, want) {
-			t.Errorf("there is no route %+v in %+v", want, routes)
+			wrong("there is no route %+v in %+v", want, routes)
 		}
 	}
 }

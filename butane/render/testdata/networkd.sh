@@ -64,6 +64,9 @@ ping -c 3 -W 2 -i 0.2 10.42.0.1 >/dev/null && echo "@@ping vlan"
 ping -c 3 -W 2 -i 0.2 10.5.0.1 >/dev/null && echo "@@ping backup"
 # One cable is pulled.
 ip -n switch link set port1 down
+# Bonds look every 100 ms (miimon), and an answer may come over the other cable before that.
+i=0
+until sed -n '/^Slave Interface: eno1/,/^MII/p' /proc/net/bonding/bond0 | grep -q 'MII Status: down' || [ $i -ge 100 ]; do i=$((i + 1)); sleep 0.1; done
 i=0
 until ping -c 1 -W 1 10.42.0.1 >/dev/null || [ $i -ge 30 ]; do i=$((i + 1)); done
 [ $i -lt 30 ] && echo "@@ping cable pulled"
