@@ -153,7 +153,13 @@ func register(name string, registered *bool) error {
 		if _, err := os.Stat(bootstrapConf); err != nil {
 			return nil
 		}
-		if err := exchange(name); err != nil {
+		if err := exchange(name, bootstrapConf); err != nil {
+			return err
+		}
+	} else if late, err := lateInLife(); err != nil {
+		return err
+	} else if late {
+		if err := exchange(name, kubeletConf); err != nil {
 			return err
 		}
 	}
@@ -199,8 +205,54 @@ func register(name string, registered *bool) error {
 	return err
 }
 
-// exchange is kubelet's TLS bootstrap.
-func exchange(name string) error {
+// lateInLife says whether four fifths of the life of kubelet's certificate are over: from there
+// on it wants another one (rotateCertificates; it chooses between 0.7 and 0.9). One that the
+// server signs does not come so far, for the agent renews it.
+func lateInLife() (bool, error) {
+	_, user, err := clientOf(kubeletConf)
+	if err != nil {
+		return false, err
+	}
+	// kubeadm init writes the first one into the file.
+	text, err := base64.StdEncoding.DecodeString(fmt.Sprint(user["client-certificate-data"]))
+	if path, ok := user["client-certificate"].(string); ok {
+		text, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return false, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return false, fmt.Errorf("%s leads to no certificate", kubeletConf)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return false, err
+	}
+	return time.Now().After(cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 5 * 4)), nil
+}
+
+// clientOf reads a kubeconfig, whose only user's "user" is client.
+func clientOf(conf string) (file, client map[string]any, err error) {
+	text, err := os.ReadFile(conf)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		return nil, nil, err
+	}
+	if users, _ := file["users"].([]any); len(users) == 1 {
+		if user, _ := users[0].(map[string]any); user != nil {
+			if client, _ = user["user"].(map[string]any); client != nil {
+				return file, client, nil
+			}
+		}
+	}
+	return nil, nil, fmt.Errorf("%s has not one user", conf)
+}
+
+// exchange is kubelet's TLS bootstrap, by the bootstrap certificate, and its renewal, by its own.
+func exchange(name, conf string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -213,12 +265,12 @@ func exchange(name string) error {
 	id := fmt.Sprintf("csr-%s-%d", name, time.Now().UnixNano())
 	object := fmt.Sprintf(`{"apiVersion":"certificates.k8s.io/v1","kind":"CertificateSigningRequest","metadata":{"name":%q},"spec":{"request":%q,"signerName":"kubernetes.io/kube-apiserver-client-kubelet","usages":["digital signature","client auth"]}}`,
 		id, base64.StdEncoding.EncodeToString(csrPEM))
-	if _, err := kubectl(bootstrapConf, object, "create", "-f", "-"); err != nil {
+	if _, err := kubectl(conf, object, "create", "-f", "-"); err != nil {
 		return err
 	}
 	var cert []byte
 	for range 60 {
-		out, err := kubectl(bootstrapConf, "", "get", "csr", id, "-o", "jsonpath={.status.certificate}")
+		out, err := kubectl(conf, "", "get", "csr", id, "-o", "jsonpath={.status.certificate}")
 		if err == nil && len(out) > 0 {
 			if cert, err = base64.StdEncoding.DecodeString(string(out)); err != nil {
 				return err
@@ -240,21 +292,14 @@ func exchange(name string) error {
 	if err := os.WriteFile(clientPEM, append(cert, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})...), 0o600); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(bootstrapConf)
+	file, client, err := clientOf(conf)
 	if err != nil {
 		return err
 	}
-	var conf map[string]any
-	if err := yaml.Unmarshal(text, &conf); err != nil {
-		return err
-	}
-	users, _ := conf["users"].([]any)
-	if len(users) != 1 {
-		return errors.New("the bootstrap kubeconfig has not one user")
-	}
-	user, _ := users[0].(map[string]any)
-	user["user"] = map[string]any{"client-certificate": clientPEM, "client-key": clientPEM}
-	if text, err = yaml.Marshal(conf); err != nil {
+	clear(client)
+	client["client-certificate"], client["client-key"] = clientPEM, clientPEM
+	text, err := yaml.Marshal(file)
+	if err != nil {
 		return err
 	}
 	return os.WriteFile(kubeletConf, text, 0o600)

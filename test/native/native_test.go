@@ -164,7 +164,8 @@ func (r *rack) programs() {
 	if err := os.WriteFile(filepath.Join(r.bin, "kubeadm"), []byte(wrapper), 0o755); err != nil {
 		r.t.Fatal(err)
 	}
-	run(r.t, "go", "build", "-buildvcs=false", "-o", filepath.Join(r.bin, "bootstrapd"), "github.com/imagectl/imagectl/cmd/bootstrapd")
+	// With a shifted clock all programs are built for it (clock/overlay).
+	run(r.t, "go", "build", "-buildvcs=false", "-overlay="+os.Getenv("NATIVE_OVERLAY"), "-o", filepath.Join(r.bin, "bootstrapd"), "github.com/imagectl/imagectl/cmd/bootstrapd")
 }
 
 // makeImage is a disk with an empty ROOT, as an install stream.
