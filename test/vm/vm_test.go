@@ -38,6 +38,9 @@ func TestSentinelDiskBootsUnderBothFirmwares(t *testing.T) {
 			if _, err := g.Console.Wait(ctx, 0, regexp.MustCompile(regexp.QuoteMeta(Sentinel))); err != nil {
 				t.Fatal(err)
 			}
+			if fw != SeaBIOS {
+				return // GRUB's halt ends the guest, and the emulator that is to be asked with it
+			}
 			from := g.Console.Len()
 			g.Console.add("[   30.0] rcu: rcu_preempt kthread timer wakeup didn't happen for 7642 jiffies!\n")
 			if _, err := g.Console.Wait(ctx, from, regexp.MustCompile(`\[harness\] ISR`)); err != nil {
