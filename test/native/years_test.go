@@ -56,7 +56,7 @@ func TestClockFiveYears(t *testing.T) {
 	grace := r.person("grace")
 
 	seen := &lives{serials: map[string]map[string]bool{}, least: map[string]time.Duration{}}
-	began, real := time.Now(), clock.real()
+	began, start := time.Now(), clock.real()
 	var slowest time.Duration
 	for passed := stride; passed <= years*365*day; passed += stride {
 		for _, c := range r.certificates() {
@@ -90,7 +90,7 @@ func TestClockFiveYears(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%.2f years in %.0f minutes, %.0f s for %d days at most; the audit log has %d entries and is whole", time.Since(began).Round(0).Hours()/24/365.25, clock.real().Sub(real).Minutes(), slowest.Seconds(), stride/day, tip.Seq)
+	t.Logf("%.2f years in %.0f minutes, %.0f s for %d days at most; the audit log has %d entries and is whole", time.Since(began).Round(0).Hours()/24/365.25, clock.real().Sub(start).Minutes(), slowest.Seconds(), stride/day, tip.Seq)
 	for _, what := range slices.Sorted(maps.Keys(seen.serials)) {
 		t.Logf("%-60s %3d certificates, one after the other, with %.0f days left at least", what, len(seen.serials[what]), seen.least[what].Hours()/24)
 		if len(seen.serials[what]) < years {
@@ -147,7 +147,7 @@ type held struct {
 
 func (c held) left() time.Duration { return time.Until(c.end) }
 
-// certificates are all that nodes have, by openssl.
+// certificates are all that nodes have in files, and the one that the server shows, by openssl.
 func (r *rack) certificates() []held {
 	r.t.Helper()
 	const leaf, own, kubeadms = 60 * day, 20 * day, 240 * day
@@ -179,6 +179,16 @@ func (r *rack) certificates() []held {
 			}
 			out = append(out, r.parse(name+" "+path, text, due))
 		}
+	}
+	return append(out, r.parse("server at "+serverURL, r.shows(r.nodes["cp1"], strings.TrimPrefix(serverURL, "https://")), own))
+}
+
+// shows is what openssl says of the certificate at an address, seen from a node.
+func (r *rack) shows(m *machine, address string) string {
+	r.t.Helper()
+	out, err := m.on("sh", "-c", "openssl s_client -connect "+address+" </dev/null 2>/dev/null | openssl x509 -noout -serial -startdate -enddate")
+	if err != nil {
+		r.t.Fatal(err)
 	}
 	return out
 }
@@ -303,11 +313,7 @@ func (r *rack) settled(when string, passed time.Duration) {
 			at = append(at, m.address+":6443", m.address+":"+etcd.ClientPort, m.address+":"+etcd.PeerPort, "127.0.0.1:10257", "127.0.0.1:10259")
 		}
 		for _, at := range at {
-			out, err := m.on("sh", "-c", "openssl s_client -connect "+at+" </dev/null 2>/dev/null | openssl x509 -noout -serial -startdate -enddate")
-			if err != nil {
-				r.t.Fatal(err)
-			}
-			shown := r.parse(name+" at "+at, out, 0)
+			shown := r.parse(name+" at "+at, r.shows(m, at), 0)
 			if shown.left() < stride {
 				r.t.Errorf("%s: what %s shows is good for %.0f days", when, shown.what, shown.left().Hours()/24)
 			}
