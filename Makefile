@@ -261,7 +261,7 @@ by-hand: build release ## three control planes and two workers, beside the same 
 	cd test/byhand && $(ISOLATED) $(CURDIR)/bin/byhand.test -test.timeout 10h -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)-by-hand -runs $(RUNS) $(BYHAND)
 
 .PHONY: test-e2e
-test-e2e: e2e native-ha native-certs native-encryption drills years by-hand ## all of bootstrap: every drill, and the whole line in virtual machines
+test-e2e: e2e native-ha native-certs native-encryption drills years native-years by-hand ## all of bootstrap: every drill, and the whole line in virtual machines
 
 .PHONY: bench-images
 bench-images: release ## making images, against what people use otherwise

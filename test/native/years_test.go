@@ -301,7 +301,8 @@ func (r *rack) settled(when string, passed time.Duration) {
 			}
 		}
 		for _, n := range resp.Msg.GetNotes() {
-			if strings.Contains(n, "certificate") || strings.Contains(n, "alarm") {
+			rolling := strings.HasPrefix(n, "CA imagectl: ") // what comes next is said, too
+			if !rolling && strings.Contains(n, "certificate") || strings.Contains(n, "alarm") {
 				return false, n
 			}
 		}
