@@ -56,9 +56,9 @@ func TestClockFiveYears(t *testing.T) {
 	grace := r.person("grace")
 
 	seen := &lives{serials: map[string]map[string]bool{}, least: map[string]time.Duration{}}
-	began, start := time.Now(), clock.real()
+	start := clock.real()
 	var slowest time.Duration
-	for passed := stride; passed <= years*365*day; passed += stride {
+	for passed := stride; passed < years*365*day+stride; passed += stride {
 		for _, c := range r.certificates() {
 			seen.note(c, c.left()-stride)
 		}
@@ -90,7 +90,7 @@ func TestClockFiveYears(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%.2f years in %.0f minutes, %.0f s for %d days at most; the audit log has %d entries and is whole", time.Since(began).Round(0).Hours()/24/365.25, clock.real().Sub(start).Minutes(), slowest.Seconds(), stride/day, tip.Seq)
+	t.Logf("%.2f years in %.0f minutes, %.0f s for %d days at most; the audit log has %d entries and is whole", clock.by.Hours()/24/365.25, clock.real().Sub(start).Minutes(), slowest.Seconds(), stride/day, tip.Seq)
 	for _, what := range slices.Sorted(maps.Keys(seen.serials)) {
 		t.Logf("%-60s %3d certificates, one after the other, with %.0f days left at least", what, len(seen.serials[what]), seen.least[what].Hours()/24)
 		if len(seen.serials[what]) < years {
