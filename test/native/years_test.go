@@ -3,17 +3,8 @@
 package native
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/binary"
 	"fmt"
 	"maps"
-	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -21,12 +12,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/imagectl/imagectl/bootstrap/agent"
 	"github.com/imagectl/imagectl/bootstrap/api"
-	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
 	"github.com/imagectl/imagectl/bootstrap/etcd"
-	"github.com/imagectl/imagectl/bootstrap/kubeadm"
-	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
 )
 
@@ -98,181 +85,6 @@ func TestClockFiveYears(t *testing.T) {
 		}
 	}
 	r.check()
-}
-
-// clock is the file that shifts everybody's time of day.
-type clock struct {
-	t    *testing.T
-	file *os.File
-	by   time.Duration
-}
-
-func newClock(t *testing.T) *clock {
-	t.Helper()
-	f, err := os.OpenFile(os.Getenv("IMAGECTL_TEST_CLOCK"), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatalf("%v (make native-years)", err)
-	}
-	c := &clock{t: t, file: f}
-	before := time.Now().Round(0)
-	c.leap(365 * day)
-	if d := time.Now().Round(0).Sub(before); d < 364*day {
-		t.Fatalf("this program's clock does not follow %s: it was built without clock/overlay", f.Name())
-	}
-	c.leap(-365 * day)
-	t.Cleanup(func() { _ = f.Close() })
-	return c
-}
-
-// leap moves everybody's time on.
-func (c *clock) leap(d time.Duration) {
-	c.t.Helper()
-	c.by += d
-	// Eight bytes of a page at once: whoever reads sees the old or the new.
-	if _, err := c.file.WriteAt(binary.NativeEndian.AppendUint64(nil, uint64(c.by/time.Second)), 0); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-// real is the machine's time.
-func (c *clock) real() time.Time { return time.Now().Round(0).Add(-c.by) }
-
-// a held is a certificate in a file of a node.
-type held struct {
-	what, serial string
-	start, end   time.Time
-	// due is how much is left when somebody should renew it; zero for a fifth of its life.
-	due time.Duration
-}
-
-func (c held) left() time.Duration { return time.Until(c.end) }
-
-// certificates are all that nodes have in files, and the one that the server shows, by openssl.
-func (r *rack) certificates() []held {
-	r.t.Helper()
-	const leaf, own, kubeadms = 60 * day, 20 * day, 240 * day
-	files := func(cp bool) map[string]time.Duration {
-		all := map[string]time.Duration{agent.CertPath: own, kubeadm.Serving: leaf, kubeletConf: 0}
-		if cp {
-			maps.Copy(all, map[string]time.Duration{
-				etcd.ServerPath: leaf, etcd.PeerPath: leaf, etcd.ClientPath: leaf, kubeadm.EtcdClient: leaf,
-				"/etc/kubernetes/pki/apiserver.crt": kubeadms, "/etc/kubernetes/pki/apiserver-kubelet-client.crt": kubeadms,
-				"/etc/kubernetes/pki/front-proxy-client.crt": kubeadms, "/etc/kubernetes/admin.conf": kubeadms,
-				"/etc/kubernetes/controller-manager.conf": kubeadms, "/etc/kubernetes/scheduler.conf": kubeadms,
-			})
-		}
-		return all
-	}
-	var out []held
-	for _, name := range slices.Sorted(maps.Keys(r.nodes)) {
-		m, all := r.nodes[name], files(strings.HasPrefix(name, "cp"))
-		for _, path := range slices.Sorted(maps.Keys(all)) {
-			due := all[path]
-			// A kubeconfig has the certificate in it, or the path of one.
-			script := "openssl x509 -in %[1]s"
-			if strings.HasSuffix(path, ".conf") {
-				script = `f=$(sed -n 's/.*client-certificate: //p' %[1]s); if [ "$f" ]; then cat "$f"; else sed -n 's/.*client-certificate-data: //p' %[1]s | base64 -d; fi | openssl x509`
-			}
-			text, err := m.on("sh", "-c", fmt.Sprintf(script, path)+" -noout -serial -startdate -enddate")
-			if err != nil {
-				r.t.Fatal(err)
-			}
-			out = append(out, r.parse(name+" "+path, text, due))
-		}
-	}
-	return append(out, r.parse("server at "+serverURL, r.shows(r.nodes["cp1"], strings.TrimPrefix(serverURL, "https://")), own))
-}
-
-// shows is what openssl says of the certificate at an address, seen from a node.
-func (r *rack) shows(m *machine, address string) string {
-	r.t.Helper()
-	out, err := m.on("sh", "-c", "openssl s_client -connect "+address+" </dev/null 2>/dev/null | openssl x509 -noout -serial -startdate -enddate")
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return out
-}
-
-// parse reads what openssl says.
-func (r *rack) parse(what, text string, due time.Duration) held {
-	r.t.Helper()
-	c := held{what: what, due: due}
-	for line := range strings.Lines(text) {
-		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		at, err := time.Parse("Jan _2 15:04:05 2006 MST", value)
-		switch key {
-		case "serial":
-			c.serial = value
-			continue
-		case "notBefore":
-			c.start = at
-		case "notAfter":
-			c.end = at
-		}
-		if err != nil {
-			r.t.Fatalf("%s: %v: %s", what, err, text)
-		}
-	}
-	if c.serial == "" || c.start.IsZero() || c.end.IsZero() {
-		r.t.Fatalf("%s: openssl says %q", what, text)
-	}
-	if c.due == 0 {
-		c.due = c.end.Sub(c.start) / 5
-	}
-	return c
-}
-
-// lives is what became of each certificate.
-type lives struct {
-	serials map[string]map[string]bool
-	least   map[string]time.Duration
-}
-
-func (l *lives) note(c held, left time.Duration) {
-	if l.serials[c.what] == nil {
-		l.serials[c.what], l.least[c.what] = map[string]bool{}, left
-	}
-	l.serials[c.what][c.serial], l.least[c.what] = true, min(left, l.least[c.what])
-}
-
-func (l *lives) String() string {
-	all := 0
-	for _, s := range l.serials {
-		all += len(s)
-	}
-	least := slices.SortedFunc(maps.Keys(l.least), func(a, b string) int { return int(l.least[a] - l.least[b]) })
-	return fmt.Sprintf("%d certificates in %d files, with %.0f days left at least (%s)", all, len(l.serials), l.least[least[0]].Hours()/24, least[0])
-}
-
-// comesAndGoes lets a person in and out again. Nodes hear of that at once, and look at what they
-// have; else they do so every 20 seconds.
-func (r *rack) comesAndGoes(when string) {
-	r.t.Helper()
-	if _, err := r.op.AddOperator(r.t.Context(), connect.NewRequest(&api.AddOperatorRequest{Name: "guest", Role: string(pki.RoleReader), CsrDer: r.csr(r.key())})); err != nil {
-		r.t.Fatalf("%s: %v", when, err)
-	}
-	resp, err := r.op.RevokeOperators(r.t.Context(), connect.NewRequest(&api.RevokeOperatorsRequest{Names: []string{"guest"}, Reason: when}))
-	if err != nil || !resp.Msg.GetOutcomes()[0].GetOk() {
-		r.t.Fatalf("%s: %v %v", when, err, resp)
-	}
-}
-
-func (r *rack) key() crypto.Signer {
-	r.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return key
-}
-
-func (r *rack) csr(key crypto.Signer) []byte {
-	r.t.Helper()
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return csr
 }
 
 // settled waits until all is as it should be again after a leap, and tries what works then.
@@ -395,82 +207,5 @@ func (r *rack) roll(step api.RollAuthorityRequest_Step) {
 			return false, err.Error()
 		}
 		return resp.Msg.GetChanged(), resp.Msg.GetMessage()
-	})
-}
-
-// person is an admin with a key of her own, whose certificates live for hours.
-type person struct {
-	r   *rack
-	key crypto.Signer
-	ca  []*x509.Certificate
-}
-
-// person lets somebody in, who makes all of r's calls from now on.
-func (r *rack) person(name string) *person {
-	r.t.Helper()
-	key := r.key()
-	resp, err := r.op.AddOperator(r.t.Context(), connect.NewRequest(&api.AddOperatorRequest{Name: name, Role: string(pki.RoleAdmin), CsrDer: r.csr(key)}))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	p := &person{r: r, key: key}
-	p.has(resp.Msg.GetCertificatePem(), resp.Msg.GetCaPem())
-	return p
-}
-
-// has is called with a new certificate, and with the CAs that the server says to trust.
-func (p *person) has(certificate, ca string) {
-	t := p.r.t
-	t.Helper()
-	if ca != "" {
-		var err error
-		if p.ca, err = pki.ParseCertificatesPEM([]byte(ca)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	chain, err := pki.ParseCertificatesPEM([]byte(certificate))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair := tls.Certificate{PrivateKey: p.key, Leaf: chain[0]}
-	for _, c := range chain {
-		pair.Certificate = append(pair.Certificate, c.Raw)
-	}
-	conf := p.trusts()
-	conf.Certificates = []tls.Certificate{pair}
-	p.r.http.CloseIdleConnections()
-	p.r.http = &http.Client{Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}}
-	p.r.op = apiconnect.NewOperatorServiceClient(p.r.http, serverURL)
-}
-
-func (p *person) trusts() *tls.Config {
-	pool := x509.NewCertPool()
-	for _, c := range p.ca {
-		pool.AddCert(c)
-	}
-	return &tls.Config{RootCAs: pool}
-}
-
-// renew is what imagectl does before a call when the certificate is old: the key alone lets
-// her have another one.
-func (p *person) renew() {
-	r := p.r
-	r.t.Helper()
-	r.wait(5*time.Minute, "a certificate for a person", func() (bool, string) {
-		client, on, err := serverapi.OneConnection(r.t.Context(), serverURL, p.trusts())
-		if err != nil {
-			return false, err.Error()
-		}
-		defer client.CloseIdleConnections()
-		csr, err := pki.RenewalRequest(p.key, on, rand.Reader)
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		resp, err := apiconnect.NewEnrolServiceClient(client, serverURL).RenewOperator(r.t.Context(), connect.NewRequest(&api.RenewOperatorRequest{CsrDer: csr}))
-		if err != nil {
-			return false, err.Error()
-		}
-		p.has(resp.Msg.GetCertificatePem(), resp.Msg.GetCaPem())
-		return true, ""
 	})
 }
