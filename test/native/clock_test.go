@@ -20,7 +20,7 @@ func newClock(t *testing.T) *clock {
 	t.Helper()
 	f, err := os.OpenFile(os.Getenv("IMAGECTL_TEST_CLOCK"), os.O_RDWR, 0)
 	if err != nil {
-		t.Fatalf("%v (make native-years)", err)
+		t.Fatalf("opening the clock that IMAGECTL_TEST_CLOCK names: %v (make native-years makes one)", err)
 	}
 	c := &clock{t: t, file: f}
 	before := time.Now().Round(0)
