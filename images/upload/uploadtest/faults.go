@@ -114,9 +114,16 @@ func (f *Faults) next(size int64) (Kind, bool) {
 	if f.at == 0 || f.calls < f.at || f.calls > f.at && !f.dead {
 		return "", false
 	}
-	if f.calls > f.at && (f.kind == Lost || f.kind == Hangs || f.kind == Cut || f.kind == Stalls) {
-		// Only the first reached the server, or took all the patience there was.
-		return Refused, true
+	if f.calls > f.at {
+		switch f.kind {
+		case Lost, Cut:
+			// Only the first reached the server.
+			return Refused, true
+		case Hangs, Stalls:
+			// The first takes all the patience there is. Those beside it hear nothing
+			// either until then, and are not refused before it.
+			return Hangs, true
+		}
 	}
 	if f.kind == Hangs {
 		f.giveUp()
