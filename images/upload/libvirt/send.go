@@ -10,8 +10,6 @@ import (
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
 
-	"github.com/imagectl/imagectl/images/sparse"
-	"github.com/imagectl/imagectl/images/store"
 	"github.com/imagectl/imagectl/images/upload"
 )
 
@@ -136,18 +134,6 @@ func (t *Target) Preflight(ctx context.Context, img upload.Image) (upload.Plan, 
 	}}, nil
 }
 
-// toSend is the number of bytes that travel: holes do not.
-func toSend(img upload.Image) (int64, error) {
-	if img.Format != store.Raw {
-		return img.Size, nil
-	}
-	n, err := sparse.DataBytes(img.File, img.Size)
-	if err != nil {
-		return 0, fmt.Errorf("reading %s: %w", img.File.Name(), err)
-	}
-	return n, nil
-}
-
 // Upload sends the file to a new volume and then defines the domain, which makes
 // the version exist.
 func (t *Target) Upload(ctx context.Context, img upload.Image, j upload.Journal, ev upload.Events) (upload.Object, error) {
@@ -213,6 +199,9 @@ func (t *Target) send(s *session, img upload.Image, j upload.Journal, ev upload.
 	if err := s.fill(vol, img, ev); err != nil {
 		return nil, err
 	}
+	if err := s.prove(vol, img, ev); err != nil {
+		return nil, err
+	}
 	if text, err = t.domain(t.metadata(img, name), id.String()); err != nil {
 		return nil, err
 	}
@@ -233,56 +222,4 @@ func (t *Target) send(s *session, img upload.Image, j upload.Journal, ev upload.
 		}
 	}
 	return k, j.Forget(left)
-}
-
-// fill sends the bytes: of a raw image only those that are there, for a new volume
-// is all zeros.
-func (s *session) fill(vol libvirt.StorageVol, img upload.Image, ev upload.Events) error {
-	total, err := toSend(img)
-	if err != nil {
-		return err
-	}
-	var sent int64
-	part := func(offset, length int64) error {
-		r := &counted{r: io.NewSectionReader(img.File, offset, length), tell: func(n int) {
-			sent += int64(n)
-			ev(upload.Event{Phase: "sending", Done: sent, Total: total})
-		}}
-		return failed(s.ctx, "sending to the volume "+vol.Name, s.StorageVolUpload(vol, r, uint64(offset), uint64(length), 0))
-	}
-	if img.Format != store.Raw {
-		return part(0, img.Size)
-	}
-	for offset := int64(0); ; {
-		r, more, err := sparse.Next(img.File, offset, img.Size)
-		if err != nil {
-			return fmt.Errorf("reading %s: %w", img.File.Name(), err)
-		}
-		if !more {
-			return nil
-		}
-		if err := part(r.Offset, r.Length); err != nil {
-			return err
-		}
-		offset = r.Offset + r.Length
-	}
-}
-
-// streamPiece is what goes into one message of a stream, in bytes: what libvirt's own clients
-// send (VIR_NET_MESSAGE_LEGACY_PAYLOAD_MAX, src/rpc/virnetprotocol.x). The library takes as
-// much as it is given, up to 4 MiB, and makes a copy of it each time.
-const streamPiece = 262120
-
-// counted tells of bytes as they are read.
-type counted struct {
-	r    io.Reader
-	tell func(int)
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p[:min(len(p), streamPiece)])
-	if n > 0 {
-		c.tell(n)
-	}
-	return n, err
 }
