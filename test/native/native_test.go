@@ -508,6 +508,7 @@ func TestARackComesUp(t *testing.T) {
 	r.joined()
 	r.check()
 	r.policed()
+	r.patient()
 	r.idle()
 	r.rebootWithoutServer()
 }
