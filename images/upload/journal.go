@@ -51,6 +51,7 @@ type FileJournal struct {
 // file is an open journal; only a test has another one than the system's.
 type file interface {
 	io.ReadWriteCloser
+	Fd() uintptr
 	Name() string
 	Sync() error
 	Truncate(size int64) error
@@ -227,6 +228,11 @@ func (j *FileJournal) Close() error {
 	var err error
 	if len(j.left) == 0 {
 		err = os.Remove(j.f.Name())
+	}
+	// A process that is being started has the file too, until it runs its program: that
+	// would hold the lock.
+	if uerr := unix.Flock(int(j.f.Fd()), unix.LOCK_UN); uerr != nil {
+		err = errors.Join(err, fmt.Errorf("unlocking upload journal %s: %w", j.f.Name(), uerr))
 	}
 	return errors.Join(err, j.f.Close())
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imagectl/imagectl/images/store"
 )
 
@@ -66,5 +68,34 @@ func TestJournalGoesOnAfterAFullDisk(t *testing.T) {
 	defer j.Close()
 	if left := j.Left(); len(left) != 2 || left[0].Name != "a" || left[1].Name != "d" {
 		t.Errorf("left is %+v", left)
+	}
+}
+
+// A process that is started has all files of ours until it runs its program, a moment
+// after we may have closed them.
+func TestJournalIsFreeWhenItIsClosedWhoeverHasItsFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	key := Key{Target: "one-1", Image: Image{Name: "prod-worker", Digest: strings.Repeat("a", 64), Format: store.QCOW2}}
+	j, err := OpenJournal(dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Write(Leftover{Kind: "image", Name: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	child, err := unix.Dup(int(j.f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if j, err = OpenJournal(dir, key); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Error(err)
 	}
 }

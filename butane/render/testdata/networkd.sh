@@ -52,9 +52,10 @@ SYSTEMD_LOG_TARGET=console SYSTEMD_LOG_LEVEL=info /lib/systemd/systemd-networkd 
 if /lib/systemd/systemd-networkd-wait-online --timeout=60 2>/run/online.log; then echo "@@online yes"; else echo "@@online no"; fi
 sed 's/^/@@log /' /run/log /run/online.log
 
-# Cards agree on a group within seconds (LACP, fast rate), not at once.
+# Cards agree on a group within seconds (LACP, fast rate), not at once; on a machine that
+# stands still it takes longer, and then all of a minute.
 i=0
-until [ "$(cat /proc/net/bonding/bond0 | grep -c 'port state: 63')" -ge 4 ] || [ $i -ge 60 ]; do i=$((i + 1)); sleep 0.1; done
+until [ "$(cat /proc/net/bonding/bond0 | grep -c 'port state: 63')" -ge 4 ] || [ $i -ge 600 ]; do i=$((i + 1)); sleep 0.1; done
 sed 's/^/@@bond0 /' /proc/net/bonding/bond0
 sed 's/^/@@bond1 /' /proc/net/bonding/bond1
 echo "@@links $(ip -d -j link)"

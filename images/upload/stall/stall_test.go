@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/imagectl/imagectl/images/upload"
@@ -85,24 +86,31 @@ func TestAByteBeginsTheTimeAnew(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := stall.New("--stall", time.Minute)
-			ctx, c := start(t, w)
-			ours, theirs := net.Pipe()
-			t.Cleanup(func() { ours.Close(); theirs.Close() })
-			conn, err := w.Dialer(func(context.Context, string, string) (net.Conn, error) { return ours, nil })(t.Context(), "tcp", "platform:1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			c.tick(stall.Looks - 1)
-			go func() { _, _ = theirs.Read(make([]byte, 1)) }()
-			go func() { _, _ = theirs.Write([]byte{1}) }()
-			move(conn, theirs)
-			moved(t, w, 1)
-			// The first of these sees the byte.
-			c.tick(stall.Looks)
-			ends(t, ctx, c)
+			synctest.Test(t, func(t *testing.T) { beginsAnew(t, move) })
 		})
 	}
+}
+
+func beginsAnew(t *testing.T, move func(ours, theirs net.Conn)) {
+	t.Helper()
+	w := stall.New("--stall", time.Minute)
+	ctx, c := start(t, w)
+	ours, theirs := net.Pipe()
+	t.Cleanup(func() { ours.Close(); theirs.Close() })
+	conn, err := w.Dialer(func(context.Context, string, string) (net.Conn, error) { return ours, nil })(t.Context(), "tcp", "platform:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.tick(stall.Looks - 1)
+	// The last of them is over, too, and does not see the byte.
+	synctest.Wait()
+	go func() { _, _ = theirs.Read(make([]byte, 1)) }()
+	go func() { _, _ = theirs.Write([]byte{1}) }()
+	move(conn, theirs)
+	moved(t, w, 1)
+	// The first of these sees the byte.
+	c.tick(stall.Looks)
+	ends(t, ctx, c)
 }
 
 // What a slow line takes of a large body counts before all of it has gone.
