@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 // of its own. Sockets that f opens belong to it.
 func station(t *testing.T, f func(card *net.Interface) error) {
 	t.Helper()
-	ready, plugged, done := make(chan int), make(chan struct{}), make(chan error, 1)
+	ready, plugged, linked, done := make(chan int), make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
 		// The thread is never unlocked: it ends with the goroutine, and the
 		// namespace with it.
@@ -53,6 +54,10 @@ func station(t *testing.T, f func(card *net.Interface) error) {
 				return err
 			}
 			if err := run("ip", "address", "add", "10.98.0.200/24", "dev", "probe"); err != nil {
+				return err
+			}
+			<-linked
+			if err := linkShows("probe", "state UP"); err != nil {
 				return err
 			}
 			card, err := net.InterfaceByName("probe")
@@ -73,9 +78,28 @@ func station(t *testing.T, f func(card *net.Interface) error) {
 			}
 		}
 		close(plugged)
+		err := linkShows("probe0", "state forwarding")
+		close(linked)
+		if err != nil {
+			t.Error(err)
+		}
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// linkShows waits until a device is in a state. The kernel brings a link up some time after the
+// command, and drops what is sent before.
+func linkShows(device, state string) error {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		out, err := exec.Command("ip", "-o", "-d", "link", "show", "dev", device).CombinedOutput()
+		if err == nil && strings.Contains(string(out), state) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s does not show %q after five minutes: %v: %s", device, state, err, out)
+		}
 	}
 }
 
