@@ -3,6 +3,7 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -38,7 +39,9 @@ func TestMain(m *testing.M) {
 func station(t *testing.T, f func(card *net.Interface) error) {
 	t.Helper()
 	ready, plugged, linked, done := make(chan int), make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	running, ended := context.WithCancel(t.Context())
 	go func() {
+		defer ended()
 		// The thread is never unlocked: it ends with the goroutine, and the
 		// namespace with it.
 		runtime.LockOSThread()
@@ -57,7 +60,7 @@ func station(t *testing.T, f func(card *net.Interface) error) {
 				return err
 			}
 			<-linked
-			if err := linkShows("probe", "state UP"); err != nil {
+			if err := linkShows(running, "probe", "state UP"); err != nil {
 				return err
 			}
 			card, err := net.InterfaceByName("probe")
@@ -78,11 +81,10 @@ func station(t *testing.T, f func(card *net.Interface) error) {
 			}
 		}
 		close(plugged)
-		err := linkShows("probe0", "state forwarding")
-		close(linked)
-		if err != nil {
+		if err := linkShows(running, "probe0", "state forwarding"); err != nil {
 			t.Error(err)
 		}
+		close(linked)
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -91,14 +93,14 @@ func station(t *testing.T, f func(card *net.Interface) error) {
 
 // linkShows waits until a device is in a state. The kernel brings a link up some time after the
 // command, and drops what is sent before.
-func linkShows(device, state string) error {
+func linkShows(ctx context.Context, device, state string) error {
 	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		out, err := exec.Command("ip", "-o", "-d", "link", "show", "dev", device).CombinedOutput()
 		if err == nil && strings.Contains(string(out), state) {
 			return nil
 		}
-		if time.Now().After(end) {
-			return fmt.Errorf("%s does not show %q after five minutes: %v: %s", device, state, err, out)
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("%s does not show %q: %v: %s", device, state, err, out)
 		}
 	}
 }
