@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,9 @@ func TestOpenIPMIsSimulatorIsBootedFromTheNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff("boot pxe\npower 1\npower 0\npower 1\n", string(log)); diff != "" {
+	// An order whose answer is late is given again.
+	orders := slices.Compact(strings.Split(strings.TrimSpace(string(log)), "\n"))
+	if diff := cmp.Diff([]string{"boot pxe", "power 1", "power 0", "power 1"}, orders); diff != "" {
 		t.Error(diff)
 	}
 	target.Password = "guess"

@@ -190,9 +190,19 @@ func TestWhoStandsStillDoesNotKeepAPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	blob := boot.Blob{Name: "kernel", SHA256: hex.EncodeToString(sum.Sum(nil)), Size: size}
-	opened := make(chan struct{}, 1000)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	// Nobody is cut off before the last has its place.
+	opened, all := make(chan struct{}, 1000), make(chan struct{})
 	h := on(terms{least: 1 << 20, still: 300 * time.Millisecond, piece: 64 << 10}, Config{Source: onlyFile{answers(), blob}, Server: at,
-		Open: func(string) (io.ReadSeekCloser, error) { opened <- struct{}{}; return os.Open(path) }})
+		Open: func(string) (io.ReadSeekCloser, error) {
+			opened <- struct{}{}
+			select {
+			case <-all:
+			case <-ctx.Done():
+			}
+			return os.Open(path)
+		}})
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -204,8 +214,6 @@ func TestWhoStandsStillDoesNotKeepAPlace(t *testing.T) {
 		srv.Close()
 		<-served
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
 	for i := range defaultTransfers {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%4))}}
 		c, err := d.DialContext(ctx, "tcp4", l.Addr().String())
@@ -222,8 +230,10 @@ func TestWhoStandsStillDoesNotKeepAPlace(t *testing.T) {
 			t.Fatalf("reader %d has no place", i)
 		}
 	}
+	close(all)
+	// curl stands still when this host does: then it is cut off, too, and begins again.
 	out := filepath.Join(t.TempDir(), "out")
-	argv := []string{"--silent", "--show-error", "--fail", "--interface", "127.0.0.9", "--retry", "100", "--retry-max-time", "60", "--max-time", "60", "--output", out,
+	argv := []string{"--silent", "--show-error", "--fail", "--interface", "127.0.0.9", "--retry", "100", "--retry-all-errors", "--retry-max-time", "60", "--max-time", "60", "--output", out,
 		fmt.Sprintf("http://%s/files/%s/%s", l.Addr(), blob.SHA256, blob.Name)}
 	if msg, err := exec.CommandContext(ctx, "curl", argv...).CombinedOutput(); err != nil {
 		t.Fatalf("curl: %v: %s (apt-get install curl)", err, msg)

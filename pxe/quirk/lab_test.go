@@ -82,7 +82,7 @@ const patience = time.Minute
 
 // tftpLab is a real server on the loopback with one socket for each client. A
 // client is named by what comes after "> tftp": a word, or the address of a card
-// that the server then knows.
+// that the server then knows. A client "second@first" has the address of first.
 type tftpLab struct {
 	at      net.Addr
 	refused chan string
@@ -146,7 +146,7 @@ func newTFTPLab(tb testing.TB, t transcript, quirks quirk.Set) *tftpLab {
 	return l
 }
 
-// client opens a socket for a new name, each on an address of its own.
+// client opens a socket for a new name, on an address of its own unless it says whose.
 func (l *tftpLab) client(name string) (*tftpClient, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -154,6 +154,13 @@ func (l *tftpLab) client(name string) (*tftpClient, error) {
 		return c, nil
 	}
 	own := netip.AddrFrom4([4]byte{127, 0, 0, byte(10 + len(l.clients))})
+	if _, first, ok := strings.Cut(name, "@"); ok {
+		c, ok := l.clients[first]
+		if !ok {
+			return nil, fmt.Errorf("the client %s has the address of %s, which has not said anything", name, first)
+		}
+		own = c.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
+	}
 	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(own, 0)))
 	if err != nil {
 		return nil, err

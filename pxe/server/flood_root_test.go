@@ -3,6 +3,7 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,8 +38,10 @@ func TestMain(m *testing.M) {
 // of its own. Sockets that f opens belong to it.
 func station(t *testing.T, f func(card *net.Interface) error) {
 	t.Helper()
-	ready, plugged, done := make(chan int), make(chan struct{}), make(chan error, 1)
+	ready, plugged, linked, done := make(chan int), make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	running, ended := context.WithCancel(t.Context())
 	go func() {
+		defer ended()
 		// The thread is never unlocked: it ends with the goroutine, and the
 		// namespace with it.
 		runtime.LockOSThread()
@@ -53,6 +57,10 @@ func station(t *testing.T, f func(card *net.Interface) error) {
 				return err
 			}
 			if err := run("ip", "address", "add", "10.98.0.200/24", "dev", "probe"); err != nil {
+				return err
+			}
+			<-linked
+			if err := linkShows(running, "probe", "state UP"); err != nil {
 				return err
 			}
 			card, err := net.InterfaceByName("probe")
@@ -73,9 +81,27 @@ func station(t *testing.T, f func(card *net.Interface) error) {
 			}
 		}
 		close(plugged)
+		if err := linkShows(running, "probe0", "state forwarding"); err != nil {
+			t.Error(err)
+		}
+		close(linked)
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// linkShows waits until a device is in a state. The kernel brings a link up some time after the
+// command, and drops what is sent before.
+func linkShows(ctx context.Context, device, state string) error {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		out, err := exec.Command("ip", "-o", "-d", "link", "show", "dev", device).CombinedOutput()
+		if err == nil && strings.Contains(string(out), state) {
+			return nil
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("%s does not show %q: %v: %s", device, state, err, out)
+		}
 	}
 }
 

@@ -33,7 +33,7 @@ func TestSlowAndLongClientsAreCutOff(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	const request = "GET / HTTP/1.1\r\nHost: x\r\n"
+	const request, cut = "GET / HTTP/1.1\r\nHost: x\r\n", "HTTP/1.1 400 Bad Request"
 	for _, c := range []struct {
 		name string
 		// at once is written first, then slowly piece after piece of the same.
@@ -41,8 +41,8 @@ func TestSlowAndLongClientsAreCutOff(t *testing.T) {
 		want           string
 	}{
 		{"nothing", "", "", ""},
-		{"a header byte by byte", request, "x", "HTTP/1.1 400 Bad Request"},
-		{"a header line by line", request, "X: y\r\n", "HTTP/1.1 400 Bad Request"},
+		{"a header byte by byte", request, "x", cut},
+		{"a header line by line", request, "X: y\r\n", cut},
 		{"a header without end", request + "X: " + strings.Repeat("x", 64<<10), "x", "HTTP/1.1 431 Request Header Fields Too Large"},
 		{"an address without end", "GET /" + strings.Repeat("x", 64<<10), "x", "HTTP/1.1 431 Request Header Fields Too Large"},
 		{"more headers than anybody has", request + strings.Repeat("X: y\r\n", 16<<10), "X: y\r\n", "HTTP/1.1 431 Request Header Fields Too Large"},
@@ -70,8 +70,9 @@ func TestSlowAndLongClientsAreCutOff(t *testing.T) {
 				t.Fatal("a minute later it is still connected")
 			}
 			// The answer may be lost when the server closes before it has read everything,
-			// and on a busy machine we may be too slow to ask.
-			if first, _, _ := strings.Cut(string(got), "\r\n"); first != "" && first != c.want {
+			// and on a busy machine we may be too slow to ask, or to ask for too much: then
+			// the line that is cut off is no good one.
+			if first, _, _ := strings.Cut(string(got), "\r\n"); first != "" && first != c.want && first != cut {
 				t.Errorf("got %q, want %q", first, c.want)
 			}
 		})

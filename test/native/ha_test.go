@@ -49,7 +49,7 @@ func TestHAThreeControlPlanes(t *testing.T) {
 	r.loseDisk("cp2", writes)
 	r.replace("cp3", writes)
 	api.stop()
-	r.retime(writes, serverapi.Etcd{Heartbeat: 250 * time.Millisecond, Election: 2500 * time.Millisecond})
+	r.retime(host, writes, serverapi.Etcd{Heartbeat: 250 * time.Millisecond, Election: 2500 * time.Millisecond})
 	r.shrink(writes, 2)
 	writes.stop()
 	writes.verify()

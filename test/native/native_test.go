@@ -32,6 +32,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/imagectl/imagectl/bootstrap/api"
 	"github.com/imagectl/imagectl/bootstrap/api/apiconnect"
+	"github.com/imagectl/imagectl/bootstrap/kubeadm"
 	"github.com/imagectl/imagectl/bootstrap/nodeconf"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/serverapi"
@@ -579,6 +580,13 @@ func (k *killer) afterEach(r *rack) {
 		return len(views) == len(r.nodes) && steps > 20 && len(left) == 0, strings.Join(left, ", ")
 	})
 	r.t.Logf("killed after each step of each machine, %d times in all, the last %.1f s", len(k.done), time.Since(began).Seconds())
+	// With the agent that was killed last its node's balancer is away, which kubectl calls.
+	for name, m := range r.nodes {
+		r.wait(5*time.Minute, name+"'s balancer after its agent's last death", func() (bool, string) {
+			out, err := m.on("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://"+kubeadm.Endpoint+"/readyz")
+			return err == nil && out == "200", out
+		})
+	}
 }
 
 // check looks at a cluster that says it is ready.
@@ -653,8 +661,13 @@ func (r *rack) check() {
 		}
 		r.t.Logf("%s: bootstrapd uses %d MiB", name, kib>>10)
 	}
-	// Anonymous callers learn about health and nothing else.
-	for path, want := range map[string]string{"/readyz": "200", "/version": "401", "/api/v1/nodes": "401"} {
+	// Anonymous callers learn about health and nothing else. It is not well while etcd takes
+	// two seconds for an answer.
+	r.wait(time.Minute, "anonymous /readyz", func() (bool, string) {
+		got := run(r.t, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://"+cp.address+":6443/readyz")
+		return got == "200", got
+	})
+	for path, want := range map[string]string{"/version": "401", "/api/v1/nodes": "401"} {
 		if got := run(r.t, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://"+cp.address+":6443"+path); got != want {
 			r.t.Errorf("anonymous %s: got %s, want %s", path, got, want)
 		}

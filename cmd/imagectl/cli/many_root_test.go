@@ -127,8 +127,8 @@ func (w rackWire) udhcpc(more ...string) string {
 }
 
 // dhclient is ISC's, until it has what it wants. lease is a file of an earlier lease, with which
-// it begins by asking for that.
-func (w rackWire) dhclient(lease string) string {
+// it begins by asking for that, for so many seconds.
+func (w rackWire) dhclient(lease string, asks int) string {
 	w.t.Helper()
 	dir := w.t.TempDir()
 	path, err := exec.LookPath("dhclient")
@@ -139,7 +139,7 @@ func (w rackWire) dhclient(lease string) string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for name, content := range map[string]string{"dhclient": string(program), "conf": "timeout 60;\nreboot 2;\n", "leases": lease} {
+	for name, content := range map[string]string{"dhclient": string(program), "conf": fmt.Sprintf("timeout 60;\nreboot %d;\n", asks), "leases": lease} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755); err != nil {
 			w.t.Fatal(err)
 		}
@@ -244,11 +244,11 @@ func TestTwoClustersOnOneInterface(t *testing.T) {
 	}
 	a.renewing(fromProd)
 	b.renewing(fromLab)
-	said("dhclient of prod's comes back", a.dhclient(lease(prodMachine, prodServer)), "DHCPACK of "+prodMachine+" from "+prodServer)
-	said("dhclient of lab's comes back", b.dhclient(lease(labMachine, labServer)), "DHCPACK of "+labMachine+" from "+labServer)
+	said("dhclient of prod's comes back", a.dhclient(lease(prodMachine, prodServer), 60), "DHCPACK of "+prodMachine+" from "+prodServer)
+	said("dhclient of lab's comes back", b.dhclient(lease(labMachine, labServer), 60), "DHCPACK of "+labMachine+" from "+labServer)
 	other := newWire(t, 4, "52:54:00:00:0c:02") // of which prod knows nothing yet
-	said("a stranger with an address of lab's", other.dhclient(lease("10.94.0.125", labServer)), "DHCPACK of 10.94.0.101 from "+prodServer)
-	if got := b.dhclient(lease("10.94.0.105", prodServer)); !strings.Contains(got, "DHCPNAK from "+labServer) || strings.Contains(got, "from "+prodServer) || !strings.Contains(got, "DHCPACK of "+labMachine+" from "+labServer) {
+	said("a stranger with an address of lab's, which nobody answers", other.dhclient(lease("10.94.0.125", labServer), 2), "DHCPACK of 10.94.0.101 from "+prodServer)
+	if got := b.dhclient(lease("10.94.0.105", prodServer), 60); !strings.Contains(got, "DHCPNAK from "+labServer) || strings.Contains(got, "from "+prodServer) || !strings.Contains(got, "DHCPACK of "+labMachine+" from "+labServer) {
 		t.Errorf("lab's machine with an address that it had in prod:\n%s", got)
 	}
 

@@ -179,6 +179,13 @@ func seenFromOutside(t *testing.T) {
 		return resp.StatusCode, string(b)
 	}
 	const https, public = "https://" + rackAddress + ":8443", "http://" + rackAddress + ":8080"
+	// A request is counted when its answer has left.
+	const counted = `imagectl_http_requests_total{route="ignition",status="200"} 1`
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, body := get(operator, https+"/metrics", 1<<20); strings.Contains(body, counted) {
+			break
+		}
+	}
 	for _, tt := range []struct {
 		client *http.Client
 		url    string
@@ -192,7 +199,7 @@ func seenFromOutside(t *testing.T) {
 		{anybody, https + "/metrics", 1 << 20, 401, "needs a client certificate"},
 		{operator, https + "/metrics", 1 << 20, 200, `imagectl_machine_state_entered_timestamp_seconds{machine="w1",state="armed"}`},
 		{operator, https + "/metrics", 1 << 20, 200, `imagectl_dhcp_pool_addresses{subnet="10.97.0.0/16"} 250`},
-		{operator, https + "/metrics", 1 << 20, 200, `imagectl_http_requests_total{route="ignition",status="200"} 1`},
+		{operator, https + "/metrics", 1 << 20, 200, counted},
 		{anybody, public + "/metrics", 1 << 20, 404, ""},
 		{anybody, public + "/events", 1 << 20, 404, ""},
 		{anybody, public + "/", 1 << 20, 404, ""},

@@ -65,7 +65,7 @@ func TestCleanupNamesWhatIsLeftElsewhere(t *testing.T) {
 	s := newUploadSite(t)
 	s.build(1)
 	s.one.Hold()
-	if code, out, errs := s.upload("--timeout", "2s"); code != exitTimeout {
+	if code, out, errs := s.overtaken(); code != exitTimeout {
 		t.Fatalf("%d\n%s%s", code, out, errs)
 	}
 	s.one.Release()
