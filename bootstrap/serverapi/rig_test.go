@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -28,6 +27,7 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/enrol"
 	"github.com/imagectl/imagectl/bootstrap/pki"
 	"github.com/imagectl/imagectl/bootstrap/store"
+	"github.com/imagectl/imagectl/bootstrap/store/storetest"
 )
 
 // rig is a server on loopback with real TLS and a real store.
@@ -92,7 +92,10 @@ func (r *rig) up(cfg Config) {
 	}
 	s.poll, s.headers = cmp.Or(r.hold, time.Hour), cmp.Or(r.headers, time.Hour)
 	// A server that comes back, out of a backup too, has the address it had.
-	l, err := listen(strings.TrimPrefix(r.url, "https://"))
+	if r.url == "" {
+		r.url = fmt.Sprintf("https://127.0.0.1:%d", storetest.Port(r.t))
+	}
+	l, err := net.Listen("tcp", strings.TrimPrefix(r.url, "https://"))
 	if err != nil {
 		st.Close()
 		r.t.Fatal(err)
@@ -100,7 +103,7 @@ func (r *rig) up(cfg Config) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
-	r.store, r.Server, r.url = st, s, "https://"+l.Addr().String()
+	r.store, r.Server = st, s
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -108,20 +111,6 @@ func (r *rig) up(cfg Config) {
 		}
 		st.Close()
 	})
-}
-
-// listen opens an address, or a new one. Its port is none that the kernel gives to
-// connections of its own choice: nobody takes it while the server is away.
-func listen(address string) (l net.Listener, err error) {
-	if address != "" {
-		return net.Listen("tcp", address)
-	}
-	for range 100 {
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+mathrand.IntN(12000))); err == nil {
-			return l, nil
-		}
-	}
-	return nil, err
 }
 
 // restart is a new process on the same state directory.

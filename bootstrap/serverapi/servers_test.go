@@ -22,11 +22,12 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store/storetest"
 )
 
-// peer starts one more server on an etcd that several share.
+// peer starts one more server on an etcd that several share. Who stops gives its session up; a
+// machine that stands still for some seconds takes nobody's.
 func peer(t *testing.T, e *storetest.Etcd, id *age.X25519Identity, name string, cfg Config) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: e.Member(t, id)}
-	st, err := store.Open(t.Context(), store.Config{Dir: r.dir, Cluster: cfg.Cluster, Log: io.Discard, Name: name, Session: 2 * time.Second})
+	st, err := store.Open(t.Context(), store.Config{Dir: r.dir, Cluster: cfg.Cluster, Log: io.Discard, Name: name, Session: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

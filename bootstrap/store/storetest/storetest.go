@@ -40,11 +40,34 @@ func Start(t *testing.T) *Etcd {
 	t.Helper()
 	e := &Etcd{dir: t.TempDir()}
 	e.certificates(t)
-	// A port that the kernel gives to no connection: it is free for Up after a Down.
-	e.Endpoints = []string{fmt.Sprintf("https://127.0.0.1:%d", 20000+mathrand.IntN(12000))}
+	e.Endpoints = []string{fmt.Sprintf("https://127.0.0.1:%d", Port(t))}
 	e.Up(t)
 	t.Cleanup(e.Down)
 	return e
+}
+
+// Port is one of 127.0.0.1 that is the test's until it ends, also while nobody listens there: the
+// kernel gives it to no connection, and no other caller of Port gets it, in this process or another.
+func Port(t *testing.T) int {
+	t.Helper()
+	for range 1000 {
+		port := 20000 + mathrand.IntN(12000)
+		// Whoever has this name has the port.
+		owner, err := net.Listen("unix", fmt.Sprintf("@imagectl-test-port-%d", port))
+		if err != nil {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			owner.Close()
+			continue
+		}
+		l.Close()
+		t.Cleanup(func() { owner.Close() })
+		return port
+	}
+	t.Fatal("no port between 20000 and 31999 is free")
+	return 0
 }
 
 // Up starts it again with the data that it had, at the same address.
