@@ -155,7 +155,7 @@ func (t *Target) open(ctx context.Context) (*session, func(), error) {
 		return nil, nil, failed(ctx, "connecting to libvirt", err)
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	s := &session{libvirt.NewWithDialer(dialers.NewAlreadyConnected(conn)), ctx, libvirt.StoragePool{}}
+	s := &session{libvirt.NewWithDialer(dialers.NewAlreadyConnected(inOrder(conn))), ctx, libvirt.StoragePool{}}
 	if err := s.ConnectToURI(libvirt.ConnectURI(t.Driver)); err != nil {
 		stop()
 		conn.Close()
