@@ -19,10 +19,19 @@ import (
 	"github.com/imagectl/imagectl/bootstrap/store/storetest"
 )
 
-// session is as short as etcd takes it seriously.
-const session = 2 * time.Second
+const (
+	// session is longer than a machine stands still; who closes a store waits for nothing.
+	session = time.Minute
+	// brief is as short as etcd takes it seriously, for those who wait for the end of one.
+	brief = 2 * time.Second
+)
 
 func open(t *testing.T, e *storetest.Etcd, id *age.X25519Identity, name string) *store.Store {
+	t.Helper()
+	return openFor(t, e, id, name, session)
+}
+
+func openFor(t *testing.T, e *storetest.Etcd, id *age.X25519Identity, name string, session time.Duration) *store.Store {
 	t.Helper()
 	s, err := store.Open(t.Context(), store.Config{Dir: e.Member(t, id), Cluster: "demo", Log: io.Discard, Name: name, Session: session})
 	if err != nil {
@@ -169,7 +178,7 @@ func TestWhoLostTheLockChangesNothingWhateverItBelieves(t *testing.T) {
 func TestAnEtcdThatIsGoneIsSaidAndComesBack(t *testing.T) {
 	t.Parallel()
 	e, id := storetest.Start(t), storetest.Identity(t)
-	a := open(t, e, id, "https://a:8443")
+	a := openFor(t, e, id, "https://a:8443", brief)
 	defer a.Close()
 	wait(t, a, "a coordinates", func() bool { return a.Term() != "" })
 	e.Down()
