@@ -128,6 +128,25 @@ func TestNetworkIsThatOfIpAndSs(t *testing.T) {
 	}
 	defer u.Close()
 
+	// Links come up, and their own IPv6 addresses and routes, a moment after they are told to.
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		links := readJSON[[]struct {
+			Name  string `json:"ifname"`
+			State string `json:"operstate"`
+		}](t, "ip", "-j", "link")
+		up := 0
+		for _, l := range links {
+			if l.Name != "lo" && l.State == "UP" {
+				up++
+			}
+		}
+		if own := run(t, "ip", "-6", "-o", "addr", "show", "scope", "link"); up == 3 && strings.Count(own, "\n") == 3 && !strings.Contains(own, "tentative") {
+			break
+		} else if time.Now().After(end) {
+			t.Fatalf("%d links are up, of 3, and have\n%s", up, own)
+		}
+	}
+
 	got, err := s.Network(t.Context(), &api.NetworkRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -505,6 +524,7 @@ func TestCaptureLeavesTheCallerOut(t *testing.T) {
 	if e, err := s.Capture(t.Context(), req, own, &b); err != nil || e.GetPackets() != 0 {
 		t.Errorf("got %v, %v: it sees itself", e, err)
 	}
+	req.Seconds = 120 // five packets end it
 	if e, err := s.Capture(t.Context(), req, [2]netip.AddrPort{}, &b); err != nil || e.GetPackets() != 5 {
 		t.Errorf("got %v, %v: the test shows nothing", e, err)
 	}

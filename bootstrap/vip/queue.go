@@ -1,6 +1,7 @@
 package vip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ type Queue struct {
 	// Open connects with etcd, as a client that Queue closes.
 	Open func(ctx context.Context) (*clientv3.Client, error)
 
+	// ttl is TTL but in tests.
+	ttl    time.Duration
 	client *clientv3.Client
 	lease  clientv3.LeaseID
 	fails  int
@@ -91,7 +94,7 @@ func (q *Queue) Enter(ctx context.Context, name string) (s Standing, err error) 
 		return Standing{}, err
 	}
 	if q.lease == 0 {
-		r, err := c.Grant(ctx, int64(TTL/time.Second))
+		r, err := c.Grant(ctx, int64(cmp.Or(q.ttl, TTL)/time.Second))
 		if err != nil {
 			return Standing{}, fmt.Errorf("asking for a lease: %w", err)
 		}

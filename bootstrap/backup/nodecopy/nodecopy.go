@@ -8,7 +8,6 @@
 package nodecopy
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -38,8 +37,8 @@ type Source struct {
 	Certificate tls.Certificate
 	Now         func() time.Time
 
-	// slow is answerTime but in tests.
-	slow time.Duration
+	// after is time.AfterFunc but in tests.
+	after func(time.Duration, func()) *time.Timer
 }
 
 // answerTime is how long a node has to say what it keeps, and for each next piece of that.
@@ -104,9 +103,12 @@ type offer struct {
 func (s Source) ask(ctx context.Context, address string) (_ *offer, err error) {
 	o := &offer{}
 	ctx, cancel := context.WithCancelCause(ctx)
-	slow := cmp.Or(s.slow, answerTime)
-	late := fmt.Errorf("nothing came for %v", slow)
-	o.watch = func() *time.Timer { return time.AfterFunc(slow, func() { cancel(late) }) }
+	late := fmt.Errorf("nothing came for %v", answerTime)
+	after := time.AfterFunc
+	if s.after != nil {
+		after = s.after
+	}
+	o.watch = func() *time.Timer { return after(answerTime, func() { cancel(late) }) }
 	o.why = func(err error) error {
 		if context.Cause(ctx) == late {
 			return late

@@ -108,20 +108,26 @@ func TestANodeThatFailsOnTheWayHidesNoOtherCopy(t *testing.T) {
 	for what, c := range map[string]struct {
 		keeper
 		told string // empty: the newest came
+		// late is which wait comes to its end: three nodes are asked, then pieces come. 0 for none.
+		late int
 	}{
-		"as it should be":   {keeper{copy: newest, pieces: []string{content}}, ""},
-		"damaged":           {keeper{copy: newest, pieces: []string{"The" + content[3:]}}, "fetching " + newest.Name + " from new: reading the backup that was just written: "},
-		"cut off":           {keeper{copy: newest, pieces: []string{content[:4]}}, "fetching " + newest.Name + " from new: reading the backup that was just written: "},
-		"without end":       {keeper{copy: newest, pieces: []string{content, content}}, "fetching " + newest.Name + " from new: more comes than its 21 bytes"},
-		"stopped half way":  {keeper{copy: newest, pieces: []string{content[:4]}, stalls: true}, "fetching " + newest.Name + " from new: nothing came for 3s"},
-		"silent":            {keeper{silent: true}, ": nothing came for 3s"},
-		"older than it was": {keeper{copy: files.Copy{Name: newest.Name, Size: older.Size, SHA256: older.SHA256, Signature: older.Signature}}, "the signature is not by imagectl"},
+		"as it should be":   {keeper{copy: newest, pieces: []string{content}}, "", 0},
+		"damaged":           {keeper{copy: newest, pieces: []string{"The" + content[3:]}}, "fetching " + newest.Name + " from new: reading the backup that was just written: ", 0},
+		"cut off":           {keeper{copy: newest, pieces: []string{content[:4]}}, "fetching " + newest.Name + " from new: reading the backup that was just written: ", 0},
+		"without end":       {keeper{copy: newest, pieces: []string{content, content}}, "fetching " + newest.Name + " from new: more comes than its 21 bytes", 0},
+		"stopped half way":  {keeper{copy: newest, pieces: []string{content[:4]}, stalls: true}, "fetching " + newest.Name + " from new: nothing came for 20s", 5},
+		"silent":            {keeper{silent: true}, ": nothing came for 20s", 2},
+		"older than it was": {keeper{copy: files.Copy{Name: newest.Name, Size: older.Size, SHA256: older.SHA256, Signature: older.Signature}}, "the signature is not by imagectl", 0},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			s := s
-			if c.stalls || c.silent {
-				s.slow = 3 * time.Second
+			waits := 0
+			s.after = func(d time.Duration, f func()) *time.Timer {
+				if waits++; waits == c.late {
+					d = 0
+				}
+				return time.AfterFunc(d, f)
 			}
 			var told []string
 			got, err := s.Fetch(t.Context(), []string{old, serve("new", c.keeper), old}, t.TempDir(), func(err error) { told = append(told, err.Error()) })
