@@ -64,32 +64,62 @@ func (s *session) fill(vol libvirt.StorageVol, img upload.Image, ev upload.Event
 	})
 }
 
-// prove reads back what was sent. libvirt writes on after its queue has taken a stream's
-// last bytes, and says that all is well whatever becomes of them: virFDStreamCloseInt
+// proof is how much is read back of a range's end, in bytes, and tiny is a file that is read
+// whole: libvirt has made a volume in its format, and written as much as that at the most.
+const (
+	proof = 4 << 10
+	tiny  = 1 << 20
+)
+
+// prove reads back the end of what was sent. libvirt writes on after its queue has taken a
+// stream's last bytes, and says that all is well whatever becomes of them: virFDStreamCloseInt
 // (src/util/virfdstream.c, 9.0 at least) writes the result of closing over that of the
-// thread that writes. A pool that is full by then leaves zeros, and nobody a word.
+// thread that writes. A pool that is full by then leaves zeros, and nobody a word. That
+// thread writes in order, and nothing more after an error (virFDStreamThread), so a stream
+// whose last byte that is not zero is there is there.
 func (s *session) prove(vol libvirt.StorageVol, img upload.Image, ev upload.Events) error {
-	total, err := toSend(img)
-	if err != nil {
-		return err
-	}
-	var read int64
+	ev(upload.Event{Phase: "reading back"})
 	return ranges(img, func(part sparse.Range) error {
-		c := &compared{want: io.NewSectionReader(img.File, part.Offset, part.Length), tell: func(n int) {
-			read += int64(n)
-			ev(upload.Event{Phase: "reading back", Done: read, Total: total})
-		}}
-		if err := s.StorageVolDownload(vol, c, uint64(part.Offset), uint64(part.Length), 0); err != nil {
+		end, err := lastByte(img.File, part)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", img.File.Name(), err)
+		}
+		from := max(part.Offset, end-proof)
+		if img.Format != store.Raw && img.Size <= tiny {
+			from, end = 0, img.Size
+		}
+		if from >= end {
+			return nil
+		}
+		c := &compared{want: io.NewSectionReader(img.File, from, end-from)}
+		if err := s.StorageVolDownload(vol, c, uint64(from), uint64(end-from), 0); err != nil {
 			return failed(s.ctx, "reading the volume "+vol.Name+" back", err)
 		}
 		if c.err != nil {
 			return fmt.Errorf("reading %s: %w", img.File.Name(), c.err)
 		}
-		if c.same == part.Length {
+		if c.same == end-from {
 			return nil
 		}
-		return fmt.Errorf("reading the volume %s back: %w: byte %d is not what was sent, and libvirt did not say why", vol.Name, s.blame(), part.Offset+c.same)
+		return fmt.Errorf("reading the volume %s back: %w: byte %d is not what was sent, and libvirt did not say why", vol.Name, s.blame(), from+c.same)
 	})
+}
+
+// lastByte is the offset behind the last byte of a range that is not zero; its beginning
+// when there is none.
+func lastByte(f io.ReaderAt, r sparse.Range) (int64, error) {
+	buf := make([]byte, proof)
+	for end := r.Offset + r.Length; end > r.Offset; {
+		p := buf[:min(proof, end-r.Offset)]
+		end -= int64(len(p))
+		if n, err := f.ReadAt(p, end); n < len(p) {
+			return 0, err
+		}
+		if n := len(bytes.TrimRight(p, "\x00")); n > 0 {
+			return end + int64(n), nil
+		}
+	}
+	return r.Offset, nil
 }
 
 // least is how much a pool has left that is not full, in bytes: what one write of
@@ -142,7 +172,6 @@ func (c *counted) end() {
 // same as it was. It takes all, for what is left of a stream would be in the way.
 type compared struct {
 	want io.Reader
-	tell func(int)
 	same int64
 	// differs: no more is the same. err is of reading what is wanted.
 	differs bool
@@ -152,7 +181,6 @@ type compared struct {
 
 // Write implements io.Writer, and never fails.
 func (c *compared) Write(p []byte) (int, error) {
-	c.tell(len(p))
 	if c.differs || c.err != nil {
 		return len(p), nil
 	}
