@@ -34,15 +34,24 @@ func (d *fullDisk) Truncate(size int64) error {
 	return d.file.Truncate(size)
 }
 
-// What a disk that was full took of a line is not in the way of the next one.
-func TestJournalGoesOnAfterAFullDisk(t *testing.T) {
-	t.Parallel()
+// newJournal is a journal, and what opens it again.
+func newJournal(t *testing.T) (j *FileJournal, again func() (*FileJournal, error)) {
+	t.Helper()
 	dir := t.TempDir()
-	key := Key{Target: "one-1", Image: Image{Name: "prod-worker", Digest: strings.Repeat("a", 64), Format: store.QCOW2}}
-	j, err := OpenJournal(dir, key)
+	again = func() (*FileJournal, error) {
+		return OpenJournal(dir, Key{Target: "one-1", Image: Image{Name: "prod-worker", Digest: strings.Repeat("a", 64), Format: store.QCOW2}})
+	}
+	j, err := again()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return j, again
+}
+
+// What a disk that was full took of a line is not in the way of the next one.
+func TestJournalGoesOnAfterAFullDisk(t *testing.T) {
+	t.Parallel()
+	j, again := newJournal(t)
 	disk := &fullDisk{file: j.f, room: 1 << 20}
 	j.f = disk
 	write := func(name string, want error) {
@@ -62,7 +71,8 @@ func TestJournalGoesOnAfterAFullDisk(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if j, err = OpenJournal(dir, key); err != nil {
+	j, err := again()
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer j.Close()
@@ -75,12 +85,7 @@ func TestJournalGoesOnAfterAFullDisk(t *testing.T) {
 // after we may have closed them.
 func TestJournalIsFreeWhenItIsClosedWhoeverHasItsFile(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	key := Key{Target: "one-1", Image: Image{Name: "prod-worker", Digest: strings.Repeat("a", 64), Format: store.QCOW2}}
-	j, err := OpenJournal(dir, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	j, again := newJournal(t)
 	if err := j.Write(Leftover{Kind: "image", Name: "a"}); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +97,7 @@ func TestJournalIsFreeWhenItIsClosedWhoeverHasItsFile(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if j, err = OpenJournal(dir, key); err != nil {
+	if j, err = again(); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.Close(); err != nil {

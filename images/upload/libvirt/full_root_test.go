@@ -39,7 +39,7 @@ func TestAPoolThatFillsUpMeanwhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const words, ours = "No space left on device", "is not what was sent"
+	const words, ours = "No space left on device", "not what was sent"
 	for _, full := range []struct {
 		when string
 		at   func(upload.Event) bool
