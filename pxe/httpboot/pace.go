@@ -19,14 +19,17 @@ type terms struct {
 	least int64
 	// still is how long it may stand still besides.
 	still time.Duration
-	// piece is what is sent between two looks at the clock, in bytes.
+	// piece is what is sent between two looks at the clock, in bytes. The most whole pages
+	// that Linux sends as one segment to the card, 64 KiB with its headers, are the quickest
+	// (docs/performance.md): of 64 KiB it makes two, the second a small one, and of a MiB it
+	// queues more than the processors' caches hold before any of it is read.
 	piece int64
 }
 
 // usual are those for everybody. The rate is below that of a BMC that fetches its virtual
 // media at 100 KiB/s. A full send buffer of Linux (4 MiB at most, net.ipv4.tcp_wmem) lets
 // us go on when a third of it is free, for which such a client takes 14 s.
-func usual() terms { return terms{least: 64 << 10, still: 30 * time.Second, piece: 1 << 20} }
+func usual() terms { return terms{least: 64 << 10, still: 30 * time.Second, piece: 60 << 10} }
 
 // Codes of transfers that came to their end too early.
 const (
