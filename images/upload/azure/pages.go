@@ -29,9 +29,9 @@ const (
 	pageSize = 512
 	// rangeSize is the most that one request may write, in bytes.
 	rangeSize = 4 << 20
-	// rangesAtOnce fill a line whose answer takes longer than its bytes; with them 8
-	// MiB are in memory.
-	rangesAtOnce = 2
+	// rangesAtOnce fill a line whose answer takes longer than its bytes, while the digest of
+	// another is computed; with them 16 MiB are in memory.
+	rangesAtOnce = 4
 )
 
 // span is a run of pages that are there: from the first byte to the last.
