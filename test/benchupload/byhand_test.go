@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -79,7 +78,7 @@ func byVirsh(host daemon.Libvirtd, f file, rawSize int64) byHand {
 }
 
 // bySSH writes the disk of the rescue system as the provider's community does by hand, with and
-// without reading it back, which imagectl always does.
+// without reading it back, which imagectl always does; and as curl puts a file through SSH.
 func bySSH(t *testing.T, sshd daemon.SSHD, keys, disk string, f file, rawSize int64) []byHand {
 	t.Helper()
 	key := filepath.Join(t.TempDir(), "key")
@@ -94,16 +93,21 @@ func bySSH(t *testing.T, sshd daemon.SSHD, keys, disk string, f file, rawSize in
 	if err != nil {
 		t.Fatal(err)
 	}
+	ssh := fmt.Sprintf("ssh -F none -i '%s' -p %s -l %s -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR %s", key, port, sshd.User, host)
+	pack := fmt.Sprintf("zstd -q -1 -T0 -c '%s' | %s ", f.Path, ssh)
+	const unpack = "set -e; blkdiscard /dev/sda; zstd -dc | dd of=/dev/sda bs=4M iflag=fullblock conv=sparse,fsync,nocreat status=none"
+	readBack := fmt.Sprintf("head -c %d /dev/sda | ", rawSize)
 	var out []byHand
-	for _, how := range []struct{ name, readBack string }{
-		{"zstd | ssh dd", ""},
-		{"zstd | ssh dd, sha256sum", fmt.Sprintf("; head -c %d /dev/sda | sha256sum", rawSize)},
+	for _, how := range []struct{ name, script string }{
+		{"zstd | ssh dd", pack + `"` + unpack + `"`},
+		{"zstd | ssh dd, sha256sum", pack + `"` + unpack + "; " + readBack + `sha256sum"`},
+		// What curl can put the file with where there is nothing but SSH.
+		{"curl scp, sync, openssl dgst", fmt.Sprintf("curl -sS -k --key '%s' --pubkey '%[1]s.pub' -u %s: -T '%s' scp://%s/dev/sda; %s ", key, sshd.User, f.Path, sshd.Address, ssh) +
+			`"set -e; sync /dev/sda; ` + readBack + `openssl dgst -sha256 -r"`},
 	} {
-		command := "set -e; blkdiscard /dev/sda; zstd -dc | dd of=/dev/sda bs=4M iflag=fullblock conv=sparse,fsync,nocreat status=none" + how.readBack
 		out = append(out, byHand{
-			name: how.name,
-			command: []string{"bash", "-c", fmt.Sprintf("set -o pipefail; zstd -q -1 -T0 -c '%s' | ssh -F none -i '%s' -p %s -l %s -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR %s \"%s\"",
-				f.Path, key, port, sshd.User, host, strings.ReplaceAll(command, `"`, `\"`))},
+			name:    how.name,
+			command: []string{"bash", "-c", "set -e -o pipefail; " + how.script},
 			// Each upload puts its own key there.
 			before: func(t *testing.T) {
 				if err := os.WriteFile(keys, public, 0o600); err != nil {
