@@ -330,7 +330,7 @@ two-servers: build upstream ## two servers on three members of etcd, with a shar
 
 .PHONY: bench-boot
 bench-boot: build ## booting, against Kea and dnsmasq and atftpd and nginx and matchbox
-	$(call say,DHCP and TFTP and HTTP against what people use otherwise (about 5 minutes))
+	$(call say,DHCP and TFTP and HTTP against what people use otherwise (about 10 minutes))
 	@test/packages test/benchboot/bench-packages.txt || echo 'some of the others could not be installed: they are not compared'
 	go build -o bin/benchboot ./test/benchboot
 	(cd test/benchboot/matchbox && go build -mod=readonly -trimpath -o $(CURDIR)/bin/matchbox github.com/poseidon/matchbox/cmd/matchbox) || rm -f bin/matchbox

@@ -49,7 +49,7 @@ func (b *bench) http(ctx context.Context) error {
 	}
 	defer d.stop()
 	var ours, theirs []float64
-	for range b.runs {
+	for range shortRounds * b.runs {
 		for _, side := range []struct {
 			url string
 			to  *[]float64

@@ -41,7 +41,7 @@ func (b *bench) tftp(ctx context.Context) error {
 		return err
 	}
 	defer r.close()
-	for range b.runs {
+	for range shortRounds * b.runs {
 		for _, p := range have {
 			d, err := p.start()
 			if err != nil {
