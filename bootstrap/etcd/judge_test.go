@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +20,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"sigs.k8s.io/yaml"
+
+	"github.com/imagectl/imagectl/test/daemon"
 )
 
 // trio are three real etcd processes on loopback, without TLS: what is judged here is upkeep.
@@ -38,14 +39,7 @@ func newTrio(t *testing.T, quota int64) *trio {
 	if tr.bin == "" {
 		t.Fatal("IMAGECTL_ETCD has to name the directory of etcd, etcdctl and etcdutl; make native sets it")
 	}
-	port := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return "http://" + l.Addr().String()
-	}
+	port := func() string { return "http://" + daemon.Address(t) }
 	var peers, all []string
 	for i := range 3 {
 		tr.endpoints, peers = append(tr.endpoints, port()), append(peers, port())

@@ -85,7 +85,11 @@ func newLab(t *testing.T) *lab {
 	}
 	l.blob, l.serve = blob.Bytes(), blob.Bytes()
 	l.server = httptest.NewServer(http.HandlerFunc(l.handle))
-	t.Cleanup(l.server.Close)
+	t.Cleanup(func() {
+		// Whoever was killed has read no further, and has closed nothing.
+		l.server.CloseClientConnections()
+		l.server.Close()
+	})
 	sum := sha256.Sum256(l.blob)
 	l.order = &api.Install{
 		ImageUrl: l.server.URL + "/files/x/worker.raw.zst", ImageSha256: hex.EncodeToString(sum[:]), ImageSize: uint64(len(l.blob)),

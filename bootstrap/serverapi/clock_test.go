@@ -93,7 +93,7 @@ func TestAServerDoesNotStartByAClockBeforeItsLog(t *testing.T) {
 	}
 	var log bytes.Buffer
 	late := config(w1())
-	late.Log, late.Now = slog.New(slog.NewTextHandler(&log, nil)), func() time.Time { return time.Now().AddDate(0, 0, 40) }
+	late.Log, late.Now = slog.New(slog.NewTextHandler(&log, nil)), func() time.Time { return time.Now().Add(40 * 24 * time.Hour) } // some calendar days have 23 hours
 	r.restart(late)
 	if !strings.Contains(log.String(), "40 days after the newest entry of the audit log") {
 		t.Errorf("it says %s", &log)

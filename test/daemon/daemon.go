@@ -3,6 +3,8 @@ package daemon
 
 import (
 	"bytes"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os/exec"
 	"syscall"
@@ -49,14 +51,30 @@ func Start(t testing.TB, cmd *exec.Cmd, from string, ready func() error) {
 	}
 }
 
-// Address is a TCP address of this machine that was free a moment ago, for programs that
-// want to open theirs themselves.
+// Address is a TCP address of this machine that is the test's until it ends, for programs that
+// want to open theirs themselves, and later: the kernel gives its port to nobody, and no other
+// test gets it, in this process or another.
 func Address(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		// Below those of net.ipv4.ip_local_port_range.
+		port := 20000 + rand.IntN(12000)
+		// Whoever has this name has the port: storetest.Port goes by it too, and is not imported,
+		// for etcd comes with it.
+		owner, err := net.Listen("unix", fmt.Sprintf("@imagectl-test-port-%d", port))
+		if err != nil {
+			continue
+		}
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			owner.Close()
+			continue
+		}
+		l.Close()
+		t.Cleanup(func() { owner.Close() })
+		return address
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port between 20000 and 31999 is free")
+	return ""
 }

@@ -157,10 +157,13 @@ func (r *rack) secret(name string) {
 
 func bodyOf(name string) string { return "swordfish-of-" + name }
 
+// patiently: etcdctl gives up after five seconds, and a machine may stand still for as long.
+const patiently = "--command-timeout=2m"
+
 // rawSecrets are the values of all Secrets as they are in etcd, by etcdctl.
 func (r *rack) rawSecrets() map[string]string {
 	r.t.Helper()
-	out, err := r.nodes["cp1"].on("etcdctl", "--endpoints", "https://127.0.0.1:2379", "--cacert", etcd.CAPath, "--cert", etcd.ClientPath, "--key", etcd.ClientPath, "get", "--prefix", "/registry/secrets/", "--write-out", "json")
+	out, err := r.nodes["cp1"].on("etcdctl", patiently, "--endpoints", "https://127.0.0.1:2379", "--cacert", etcd.CAPath, "--cert", etcd.ClientPath, "--key", etcd.ClientPath, "get", "--prefix", "/registry/secrets/", "--write-out", "json")
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -183,8 +186,8 @@ func (r *rack) rawSecrets() map[string]string {
 // putRaw makes a Secret's value in etcd what it was, as a restored snapshot does.
 func (r *rack) putRaw(name, value string) {
 	r.t.Helper()
-	command := fmt.Sprintf("echo %s | base64 -d | etcdctl --endpoints https://127.0.0.1:2379 --cacert %s --cert %s --key %s put /registry/secrets/%s",
-		base64.StdEncoding.EncodeToString([]byte(value)), etcd.CAPath, etcd.ClientPath, etcd.ClientPath, name)
+	command := fmt.Sprintf("echo %s | base64 -d | etcdctl %s --endpoints https://127.0.0.1:2379 --cacert %s --cert %s --key %s put /registry/secrets/%s",
+		base64.StdEncoding.EncodeToString([]byte(value)), patiently, etcd.CAPath, etcd.ClientPath, etcd.ClientPath, name)
 	if out, err := r.nodes["cp1"].on("sh", "-c", command); err != nil {
 		r.t.Fatalf("%v %s", err, out)
 	}
