@@ -112,7 +112,7 @@ native: build upstream ## real etcd, Kubernetes and agents as processes: killed 
 	IMAGECTL_KUBEADM=$(UPSTREAM)/kubernetes/v1.36.3/bin/linux/amd64/kubeadm go test -tags judge ./bootstrap/kubeadm
 	IMAGECTL_ETCD=$(UPSTREAM)/etcd/v3.6.10 go test -tags judge ./bootstrap/etcd ./bootstrap/backup/etcdsnap
 	go test -c -tags root -o bin/root/native.test ./test/native
-	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'Certificates|Drills[A-Z]|Encryption|Joins|VIP' -test.v
+	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 60m -test.skip 'ByHand|Certificates|Drills[A-Z]|Encryption|Joins|VIP' -test.v
 
 # The versions that cluster.yaml takes besides the one that all else is tested with.
 VERSIONS ?= v1.34.4 v1.35.4
@@ -155,6 +155,12 @@ native-vip: build upstream ## an address that moves, put on three living control
 	$(call say,an address of the API that moves between three control planes (about 6 minutes))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) $(CURDIR)/bin/root/native.test -test.timeout 90m -test.run VIP -test.v
+
+.PHONY: native-by-hand
+native-by-hand: build upstream ## three control planes and two workers as processes, beside the same typed by hand with kubeadm; the median of three (RUNS=3)
+	$(call say,five machines twice and that $(or $(RUNS),3) times: by imagectl and by hand (about 4 minutes each time))
+	go test -c -tags root -o bin/root/native.test ./test/native
+	cd test/native && $(ISOLATED) env NATIVE_RUNS=$(or $(RUNS),3) $(CURDIR)/bin/root/native.test -test.timeout 5h -test.run ByHand -test.v
 
 .PHONY: years
 years: ## a server that is away for thirty days, and five years, by a clock of the test's own
@@ -251,17 +257,16 @@ e2e: build release ## the scenario in virtual machines
 
 # RUNS=3 for a median; one run is most of an hour without KVM. BYHAND is for more flags,
 # such as -control-planes 1 -workers 1 -only hand.
-RUNS ?= 1
 BYHAND ?=
 
 .PHONY: by-hand
 by-hand: build release ## three control planes and two workers, beside the same typed by hand with kubeadm; wrong clocks
 	$(call say,five machines twice: by imagectl and by hand (an hour without KVM))
 	go test -c -tags e2e -o bin/byhand.test ./test/byhand
-	cd test/byhand && $(ISOLATED) $(CURDIR)/bin/byhand.test -test.timeout 10h -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)-by-hand -runs $(RUNS) $(BYHAND)
+	cd test/byhand && $(ISOLATED) $(CURDIR)/bin/byhand.test -test.timeout 10h -test.v -bin $(CURDIR)/bin -release $(RELEASE) -upstream $(UPSTREAM) -work $(E2E_WORK)-by-hand -runs $(or $(RUNS),1) $(BYHAND)
 
 .PHONY: test-e2e
-test-e2e: e2e native-ha native-certs native-encryption drills years native-years by-hand ## all of bootstrap: every drill, and the whole line in virtual machines
+test-e2e: e2e native-ha native-certs native-encryption native-by-hand drills years native-years by-hand ## all of bootstrap: every drill, and the whole line in virtual machines
 
 .PHONY: bench-images
 bench-images: release ## making images, against what people use otherwise

@@ -1,10 +1,5 @@
 //go:build e2e
 
-// Package byhand makes one cluster twice in the same virtual machines, from the same
-// disk image and with the same container images: as imagectl does it, and as somebody
-// does it who types what kubeadm's documentation says, with a shell on every machine and
-// never a pause. It compares how long both take. "make by-hand" runs it, on the test
-// release (test/release/README.md).
 package byhand
 
 import (
@@ -51,6 +46,14 @@ func machines() []lab.Machine {
 	return out
 }
 
+// contestants are the machines as races know them.
+func contestants(all []lab.Machine) (out []Machine) {
+	for _, m := range all {
+		out = append(out, Machine{Name: m.Name, Address: m.Address, Worker: m.Role == "worker"})
+	}
+	return out
+}
+
 func TestBesideKubeadmByHand(t *testing.T) {
 	for name, value := range map[string]string{"-bin": *bin, "-release": *release, "-upstream": *upstream} {
 		if value == "" {
@@ -70,7 +73,7 @@ func TestBesideKubeadmByHand(t *testing.T) {
 	if *only != "" {
 		return // there is nothing to compare
 	}
-	said, failed := judge(ratios, *runs)
+	said, failed := Judge(ratios, *runs)
 	fmt.Fprintf(os.Stderr, "\n%s\n", said)
 	if failed {
 		t.Error(said)
@@ -98,12 +101,12 @@ func oneRun(t *testing.T, dir string, first bool) float64 {
 	if err := rack.Prepare(ctx); err != nil {
 		t.Fatal(err)
 	}
-	var our, their *race
+	var our, their *Race
 	if *only != "hand" {
 		our = ours(t, ctx, rack, first && *drills)
 		unplug(t, rack, rack.Config)
 		// What comes next may fail.
-		fmt.Fprintf(os.Stderr, "\n%s\n", table(rack.Machines, our, nil))
+		fmt.Fprintf(os.Stderr, "\n%s\n", Table(contestants(rack.Machines), our, nil))
 	}
 	if *only != "ours" {
 		h := hand{t: t, rack: rack, dir: filepath.Join(dir, "hand")}
@@ -118,12 +121,12 @@ func oneRun(t *testing.T, dir string, first bool) float64 {
 		unplug(t, rack, h.config)
 	}
 	if their != nil {
-		fmt.Fprintf(os.Stderr, "\n%s\n", table(rack.Machines, our, their))
+		fmt.Fprintf(os.Stderr, "\n%s\n", Table(contestants(rack.Machines), our, their))
 	}
 	if our == nil || their == nil {
 		return 0
 	}
-	return our.last(ready).Seconds() / their.last(ready).Seconds()
+	return our.Last(Ready).Seconds() / their.Last(Ready).Seconds()
 }
 
 // unplug ends the guests and takes their disks away: the next cluster needs the room.

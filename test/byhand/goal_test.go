@@ -1,37 +1,6 @@
 package byhand
 
-import (
-	"fmt"
-	"slices"
-	"testing"
-)
-
-const (
-	// goal is how many times as long as by hand it may take, by the median of countsFrom runs and
-	// more: one run says little on a machine that others use too.
-	goal       = 1.25
-	countsFrom = 3
-)
-
-// judge compares the ratios of so many runs with the goal.
-func judge(ratios []float64, runs int) (said string, failed bool) {
-	if len(ratios) < max(runs, 1) {
-		return fmt.Sprintf("%d of %d runs have a ratio: %.2f", len(ratios), runs, ratios), true
-	}
-	slices.Sort(ratios)
-	middle := ratios[len(ratios)/2]
-	if len(ratios)%2 == 0 {
-		middle = (ratios[len(ratios)/2-1] + middle) / 2
-	}
-	verdict := "reached"
-	switch {
-	case middle > goal && len(ratios) >= countsFrom:
-		verdict, failed = "MISSED", true
-	case middle > goal:
-		verdict = fmt.Sprintf("missed, which is an error from %d runs on", countsFrom)
-	}
-	return fmt.Sprintf("ratios of %d runs: %.2f; median %.2f; the goal of %.2f is %s", len(ratios), ratios, middle, goal, verdict), failed
-}
+import "testing"
 
 func TestTheMedianOfThreeRunsCounts(t *testing.T) {
 	t.Parallel()
@@ -49,7 +18,7 @@ func TestTheMedianOfThreeRunsCounts(t *testing.T) {
 		{[]float64{1.0, 1.0}, 3, true, "2 of 3 runs have a ratio: [1.00 1.00]"},
 		{nil, 1, true, "0 of 1 runs have a ratio: []"},
 	} {
-		if said, failed := judge(tc.ratios, tc.runs); said != tc.said || failed != tc.failed {
+		if said, failed := Judge(tc.ratios, tc.runs); said != tc.said || failed != tc.failed {
 			t.Errorf("got  %v %s\nwant %v %s", failed, said, tc.failed, tc.said)
 		}
 	}

@@ -72,29 +72,11 @@ func (k *kubernetes) call(ctx context.Context, method, path string, in, out any)
 
 // ready lists the nodes that Kubernetes finds Ready, and why not of the others.
 func (k *kubernetes) ready(ctx context.Context) (yes map[string]bool, no string, err error) {
-	var list struct {
-		Items []struct {
-			Metadata struct{ Name string }
-			Status   struct {
-				Conditions []struct{ Type, Status, Message string }
-			}
-		}
-	}
-	if err := k.call(ctx, http.MethodGet, "/api/v1/nodes", nil, &list); err != nil {
+	var list Nodes
+	if err := k.call(ctx, http.MethodGet, NodesPath, nil, &list); err != nil {
 		return nil, "", err
 	}
-	yes = map[string]bool{}
-	for _, n := range list.Items {
-		for _, c := range n.Status.Conditions {
-			switch {
-			case c.Type != "Ready":
-			case c.Status == "True":
-				yes[n.Metadata.Name] = true
-			default:
-				no = n.Metadata.Name + ": " + c.Message
-			}
-		}
-	}
+	yes, no = list.Ready()
 	return yes, no, nil
 }
 

@@ -16,7 +16,7 @@ import (
 // ours takes empty machines to a Ready cluster as an operator does. Between writing the
 // disks and starting them it waits for the last machine, so that both clusters begin
 // with the same thing: all disks written, all machines off.
-func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *race {
+func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *Race {
 	ctx, cancel := context.WithTimeoutCause(forever, patience, fmt.Errorf("imagectl's cluster was not there after %s", patience))
 	defer cancel()
 	if err := rack.Serve(ctx); err != nil {
@@ -29,8 +29,7 @@ func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *ra
 	}()
 	before := install(t, ctx, rack)
 
-	r := newRace(rack.Log)
-	r.before = before
+	r := NewRace(before, rack.Log)
 	withClock := func(m lab.Machine) vm.Config {
 		c := rack.Config(m)
 		c.Ports = []string{clockPort}
@@ -74,21 +73,21 @@ func ours(t *testing.T, forever context.Context, rack *lab.Lab, drills bool) *ra
 }
 
 // look notes what the server says of a machine.
-func (r *race) look(v lab.View) {
+func (r *Race) look(v lab.View) {
 	switch v.State {
 	case "enrolled", "member", "ready":
-		r.saw(up, v.Name)
+		r.Saw(Up, v.Name)
 	}
 	if v.Done("images") {
-		r.saw(imported, v.Name)
+		r.Saw(Imported, v.Name)
 	}
 	for _, step := range []string{"kubeadm-init", "kubeadm-join", "kubeadm-done"} {
 		if v.Done(step) {
-			r.saw(joined, v.Name)
+			r.Saw(Joined, v.Name)
 		}
 	}
 	if v.State == "ready" {
-		r.saw(ready, v.Name)
+		r.Saw(Ready, v.Name)
 	}
 }
 

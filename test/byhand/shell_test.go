@@ -31,9 +31,8 @@ func newShell(name string, conn net.Conn, log io.Writer) *shell {
 	return &shell{name: name, conn: conn, in: bufio.NewReader(conn), log: log}
 }
 
-// run types one command, or several lines of them, and returns what it printed. It fails
-// as the last line does.
-func (s *shell) run(ctx context.Context, command string) (string, error) {
+// Run is Shell's.
+func (s *shell) Run(ctx context.Context, command string) (string, error) {
 	s.n++
 	end := fmt.Sprintf("-- end of command %d: ", s.n)
 	stop := context.AfterFunc(ctx, func() { s.conn.SetDeadline(time.Now()) })
@@ -59,7 +58,10 @@ func (s *shell) run(ctx context.Context, command string) (string, error) {
 			return out.String(), nil
 		}
 		out.WriteString(line)
-		s.say(strings.TrimSpace(line))
+		// A kubeconfig's key is nothing to print.
+		if !strings.Contains(line, "-key-data: ") {
+			s.say(strings.TrimSpace(line))
+		}
 	}
 }
 

@@ -5,9 +5,9 @@
 //
 // Two things are not real, because this rung is for machines whose kernel gives
 // no cgroups to a kubelet: systemd (a few units, started and restarted by a
-// program of ours) and kubelet (static pods are started as processes, and the
-// Node object is registered by kubectl with kubelet's own credentials, which are
-// renewed). The disk is a loop device.
+// program of ours) and kubelet (static pods are started as processes, of which the
+// API gets to see etcd's alone, and the Node object is registered by kubectl with
+// kubelet's own credentials, which are renewed). The disk is a loop device.
 //
 // TestClockFiveYears has the tag "clock" and programs that are built for it
 // (clock/overlay, make native-years).

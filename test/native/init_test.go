@@ -32,6 +32,8 @@ type spec struct {
 	Images string
 	// Installed: it boots its disk at power-on.
 	Installed bool
+	// NoReboot: it is off when its disk is written.
+	NoReboot bool
 	// Extra is a directory that stands for the node's /etc before it is installed.
 	Extra string
 }
@@ -111,6 +113,9 @@ func runInit(file string) error {
 	if !s.Installed {
 		if err := boot(s, memory); err != nil {
 			return fmt.Errorf("booting the installer: %w", err)
+		}
+		if s.NoReboot {
+			return nil
 		}
 	}
 	root := filepath.Join(s.Dir, "root")

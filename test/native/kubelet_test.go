@@ -14,11 +14,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -58,23 +60,18 @@ func kubelet(s spec, stop <-chan struct{}) {
 			halt(p)
 		}
 	}()
-	var said time.Time
-	registered := false
+	// An API that does not answer keeps no static pod from its start: it may be one of them.
+	var node sync.WaitGroup
+	node.Go(func() { present(s.Name, log, stop) })
+	defer node.Wait()
 	for {
-		if time.Since(said) >= heartbeat {
-			if err := register(s.Name, &registered); err != nil {
-				fmt.Fprintln(log, "registering:", err)
-			} else if registered {
-				said = time.Now()
-			}
-		}
 		manifests, err := filepath.Glob("/etc/kubernetes/manifests/*.yaml")
 		if err != nil {
 			fmt.Fprintln(log, err)
 		}
-		present := make(map[string]bool)
+		written := make(map[string]bool)
 		for _, name := range manifests {
-			present[name] = true
+			written[name] = true
 			text, err := os.ReadFile(name)
 			if err != nil {
 				continue
@@ -112,9 +109,36 @@ func kubelet(s spec, stop <-chan struct{}) {
 			pods[name] = p
 		}
 		for name, p := range pods {
-			if !present[name] {
+			if !written[name] {
 				halt(p)
 				delete(pods, name)
+			}
+		}
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// present keeps the node known to the API, and Ready.
+func present(name string, log io.Writer, stop <-chan struct{}) {
+	var said time.Time
+	registered, mirrored := false, false
+	for {
+		if time.Since(said) >= heartbeat {
+			if err := register(name, &registered); err != nil {
+				fmt.Fprintln(log, "registering:", err)
+			} else if registered {
+				said = time.Now()
+			}
+		}
+		if manifest, err := os.ReadFile(etcdManifest); err == nil && registered && !mirrored {
+			if err := mirror(name, manifest); err != nil {
+				fmt.Fprintln(log, "mirroring etcd's pod:", err)
+			} else {
+				mirrored = true
 			}
 		}
 		select {
@@ -168,7 +192,7 @@ func register(name string, registered *bool) error {
 			return err
 		}
 		node := fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q,"labels":{"kubernetes.io/hostname":%q}}}`, name, name)
-		if _, err := kubectl(kubeletConf, node, "create", "-f", "-"); err != nil {
+		if _, err := kubectl(kubeletConf, node, "create", "--validate=false", "-f", "-"); err != nil {
 			return err
 		}
 	}
@@ -265,7 +289,7 @@ func exchange(name, conf string) error {
 	id := fmt.Sprintf("csr-%s-%d", name, time.Now().UnixNano())
 	object := fmt.Sprintf(`{"apiVersion":"certificates.k8s.io/v1","kind":"CertificateSigningRequest","metadata":{"name":%q},"spec":{"request":%q,"signerName":"kubernetes.io/kube-apiserver-client-kubelet","usages":["digital signature","client auth"]}}`,
 		id, base64.StdEncoding.EncodeToString(csrPEM))
-	if _, err := kubectl(conf, object, "create", "-f", "-"); err != nil {
+	if _, err := kubectl(conf, object, "create", "--validate=false", "-f", "-"); err != nil {
 		return err
 	}
 	var cert []byte

@@ -116,6 +116,15 @@ func newRack(t *testing.T, names ...string) *rack {
 // off.
 func darkRack(t *testing.T, set func(*serverapi.Config), names ...string) *rack {
 	t.Helper()
+	r := bareRack(t, names...)
+	r.image = r.makeImage()
+	r.serve(set, names)
+	return r
+}
+
+// bareRack has no server.
+func bareRack(t *testing.T, names ...string) *rack {
+	t.Helper()
 	r := &rack{t: t, dir: t.TempDir(), nodes: map[string]*machine{}}
 	r.programs()
 	run(t, "ip", "link", "set", "lo", "up")
@@ -123,8 +132,13 @@ func darkRack(t *testing.T, set func(*serverapi.Config), names ...string) *rack 
 	t.Cleanup(func() { run(t, "ip", "link", "del", "br0") })
 	run(t, "ip", "addr", "add", "10.98.0.1/24", "dev", "br0")
 	run(t, "ip", "link", "set", "br0", "up")
-	r.image = r.makeImage()
-	r.serve(set, names)
+	for i, name := range names {
+		loop := strings.TrimSpace(run(t, "sh", "-c", fmt.Sprintf("truncate -s %d %[2]s && losetup -f --show %[2]s", imageSize+(8<<20), filepath.Join(r.dir, name+".disk"))))
+		t.Cleanup(func() { run(t, "losetup", "-d", loop) })
+		m := &machine{mac: fmt.Sprintf("52:54:00:00:00:%02x", i+1), address: fmt.Sprintf("10.98.0.%d", 11+i)}
+		m.spec = spec{Name: name, Dir: filepath.Join(r.dir, name), Bin: r.bin, Loop: loop, RootOffset: rootStart, RootSize: rootSize, Images: upstream(t, "images", "kubernetes-"+kubernetesVersion()+".tar"), Extra: filepath.Join(r.dir, name, "extra")}
+		r.nodes[name] = m
+	}
 	return r
 }
 
@@ -169,14 +183,20 @@ func (r *rack) programs() {
 	run(r.t, "go", "build", "-buildvcs=false", "-overlay="+os.Getenv("NATIVE_OVERLAY"), "-o", filepath.Join(r.bin, "bootstrapd"), "github.com/imagectl/imagectl/cmd/bootstrapd")
 }
 
-// makeImage is a disk with an empty ROOT, as an install stream.
-func (r *rack) makeImage() serverapi.Image {
+// rawImage is a disk with an empty ROOT.
+func (r *rack) rawImage() string {
 	r.t.Helper()
 	raw := filepath.Join(r.dir, "image.raw")
 	run(r.t, "truncate", "-s", fmt.Sprint(imageSize), raw)
 	run(r.t, "sgdisk", "--new", fmt.Sprintf("1:%d:+%dM", rootStart/512, rootSize>>20), "--change-name", "1:ROOT", raw)
 	run(r.t, "mkfs.ext4", "-q", "-E", fmt.Sprintf("offset=%d,nodiscard", rootStart), raw, fmt.Sprintf("%dk", rootSize>>10))
-	f, err := os.Open(raw)
+	return raw
+}
+
+// makeImage is rawImage as an install stream.
+func (r *rack) makeImage() serverapi.Image {
+	r.t.Helper()
+	f, err := os.Open(r.rawImage())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -202,28 +222,26 @@ func (r *rack) makeImage() serverapi.Image {
 	return serverapi.Image{URL: imageURL + "/x.raw.zst", SHA256: hex.EncodeToString(sum[:]), Size: uint64(blob.Len()), RawSize: imageSize, RawSHA256: hex.EncodeToString(rawSum[:])}
 }
 
+// addon is applied to every cluster.
+const addon = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: addon\n  namespace: default\n"
+
 // serve starts the real server.
 func (r *rack) serve(set func(*serverapi.Config), names []string) {
 	r.t.Helper()
-	addon := []byte("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: addon\n  namespace: default\n")
-	addonSum := sha256.Sum256(addon)
+	addonSum := sha256.Sum256([]byte(addon))
 	conf := serverapi.Config{
 		Cluster: "native", Version: "test", NodeServers: []string{serverURL}, ServerAddresses: []netip.Addr{netip.MustParseAddr("10.98.0.1")},
 		Kubernetes: serverapi.Kubernetes{Version: kubernetesVersion(), PodCIDR: "10.244.0.0/16", ServiceCIDR: "10.96.0.0/12", DNSDomain: "cluster.local",
 			// As clusters have it that say nothing; all of this holds for the other way too.
 			CAKeyOnNodes: os.Getenv("NATIVE_CA_KEY") != "server",
-			Addons:       []*api.Addon{{Name: "addon", Sha256: hex.EncodeToString(addonSum[:]), Manifest: addon}}},
+			Addons:       []*api.Addon{{Name: "addon", Sha256: hex.EncodeToString(addonSum[:]), Manifest: []byte(addon)}}},
 		Now: time.Now, Rand: rand.Reader, Log: slog.New(slog.DiscardHandler),
 	}
-	for i, name := range names {
-		loop := strings.TrimSpace(run(r.t, "sh", "-c", fmt.Sprintf("truncate -s %d %[2]s && losetup -f --show %[2]s", imageSize+(8<<20), filepath.Join(r.dir, name+".disk"))))
-		r.t.Cleanup(func() { run(r.t, "losetup", "-d", loop) })
-		m := &machine{mac: fmt.Sprintf("52:54:00:00:00:%02x", i+1), address: fmt.Sprintf("10.98.0.%d", 11+i)}
-		m.spec = spec{Name: name, Dir: filepath.Join(r.dir, name), Bin: r.bin, Loop: loop, RootOffset: rootStart, RootSize: rootSize, Images: upstream(r.t, "images", "kubernetes-"+kubernetesVersion()+".tar"), Extra: filepath.Join(r.dir, name, "extra")}
-		r.nodes[name] = m
+	for _, name := range names {
+		m := r.nodes[name]
 		conf.Machines = append(conf.Machines, serverapi.Machine{
 			Name: name, Role: "r", ControlPlane: strings.HasPrefix(name, "cp"), MACs: []string{m.mac}, Address: netip.MustParseAddr(m.address),
-			Disk: &api.DiskRule{Path: loop}, Image: r.image,
+			Disk: &api.DiskRule{Path: m.Loop}, Image: r.image,
 			// These tests look at etcd's members from where the server is.
 			Allow: []*api.Firewall_Allow{{From: []string{"10.98.0.1/32"}, Ports: []uint32{2379}}},
 		})
@@ -282,23 +300,34 @@ func (r *rack) up() {
 func (r *rack) power(name string, i int) {
 	r.t.Helper()
 	m := r.nodes[name]
-	for _, d := range []string{m.Extra + "/imagectl", m.Dir + "/containerd"} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			r.t.Fatal(err)
-		}
+	if err := os.MkdirAll(m.Extra+"/imagectl", 0o755); err != nil {
+		r.t.Fatal(err)
 	}
 	conf, err := nodeconf.Config{Cluster: "native", Mode: nodeconf.Installer, Servers: []string{serverURL}, CA: string(r.server.CAPEM())}.Encode()
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	if err := os.WriteFile(m.Extra+"/imagectl/node.json", conf, 0o644); err != nil {
+		r.t.Fatal(err)
+	}
+	r.start(name, i)
+}
+
+// start starts what is on a machine's disk when it is Installed, or else in its memory.
+func (r *rack) start(name string, i int) {
+	r.t.Helper()
+	m := r.nodes[name]
+	for _, d := range []string{m.Extra, m.Dir + "/containerd"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			r.t.Fatal(err)
+		}
+	}
 	text, err := json.Marshal(m.spec)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	for file, content := range map[string][]byte{m.Extra + "/imagectl/node.json": conf, m.Dir + "/spec": text} {
-		if err := os.WriteFile(file, content, 0o644); err != nil {
-			r.t.Fatal(err)
-		}
+	if err := os.WriteFile(m.Dir+"/spec", text, 0o644); err != nil {
+		r.t.Fatal(err)
 	}
 	log, err := os.Create(m.Dir + "/init.log")
 	if err != nil {
@@ -350,12 +379,15 @@ func (r *rack) power(name string, i int) {
 
 // on runs a program on a node.
 func (m *machine) on(argv ...string) (string, error) {
-	cmd := exec.Command("nsenter", append([]string{"-t", fmt.Sprint(m.pid), "-m", "-n", "-u", "-p", "env", "PATH=" + m.Bin + ":" + os.Getenv("PATH")}, argv...)...)
-	out, err := cmd.CombinedOutput()
+	out, err := m.command(context.Background(), argv...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%s on %s: %w: %s", strings.Join(argv, " "), m.Name, err, out)
 	}
 	return string(out), err
+}
+
+func (m *machine) command(ctx context.Context, argv ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(m.pid), "-m", "-n", "-u", "-p", "env", "PATH=" + m.Bin + ":" + os.Getenv("PATH")}, argv...)...)
 }
 
 // wait polls, generously: the machine is slow and shared.
