@@ -158,7 +158,7 @@ native-vip: build upstream ## an address that moves, put on three living control
 
 .PHONY: native-by-hand
 native-by-hand: build upstream ## three control planes and two workers as processes, beside the same typed by hand with kubeadm; the median of three (RUNS=3)
-	$(call say,five machines twice and that $(or $(RUNS),3) times: by imagectl and by hand (about 4 minutes each time))
+	$(call say,five machines twice and that $(or $(RUNS),3) times: by imagectl and by hand (about a minute and a half each time))
 	go test -c -tags root -o bin/root/native.test ./test/native
 	cd test/native && $(ISOLATED) env NATIVE_RUNS=$(or $(RUNS),3) $(CURDIR)/bin/root/native.test -test.timeout 5h -test.run ByHand -test.v
 
