@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // What a transfer failed by says how far it came, and what to look for.
@@ -118,7 +120,7 @@ func TestATransferThatFailsIsTold(t *testing.T) {
 }
 
 func answers(l *lane, client netip.AddrPort, packet string) {
-	in := newPackets(64)
-	in.add(client, true, func(b []byte) []byte { return append(b, packet...) })
+	in := datagram.New(64)
+	in.Add(client, true, func(b []byte) []byte { return append(b, packet...) })
 	l.take(in)
 }

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 const (
@@ -39,7 +41,7 @@ func (s *server) listen(ctx context.Context, conn net.PacketConn) error {
 		if err != nil {
 			continue
 		}
-		s.arrive(canonical(udp.AddrPort()), request)
+		s.arrive(datagram.Canonical(udp.AddrPort()), request)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // lane is a socket with the transfers that run on it. One goroutine runs it; its other
@@ -30,7 +32,7 @@ type lane struct {
 	// still is how many had halted at the last tick.
 	still int
 	// out is what leaves next.
-	out     *packets
+	out     *datagram.Batch
 	stopped bool
 	// first has a token when a transfer has begun.
 	first chan struct{}
@@ -39,7 +41,7 @@ type lane struct {
 // newLane has transfers with blocks of at most so many bytes.
 func newLane(s *socket, block int, log *slog.Logger, now func() time.Time, ended func(*transfer, error), halt func()) *lane {
 	return &lane{log: log, now: now, ended: ended, halt: halt, socket: s, transfers: map[netip.AddrPort]*transfer{},
-		out: newPackets(4 + block), first: make(chan struct{}, 1)}
+		out: datagram.New(4 + block), first: make(chan struct{}, 1)}
 }
 
 // busy is how many transfers run here.
@@ -92,8 +94,8 @@ func (l *lane) say(client netip.AddrPort, packet []byte) {
 }
 
 func (l *lane) put(client netip.AddrPort, packet func([]byte) []byte) {
-	l.out.add(client, l.socket.four, packet)
-	if l.out.full() {
+	l.out.Add(client, l.socket.four, packet)
+	if l.out.Full() {
 		l.flush()
 	}
 }
@@ -112,7 +114,7 @@ func (l *lane) flush() {
 func (l *lane) run(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	in := newPackets(512)
+	in := datagram.New(512)
 	looked := l.now()
 	for l.runs(ctx) {
 		if err := l.socket.receive(in); err != nil {
@@ -148,11 +150,11 @@ type end struct {
 }
 
 // take takes packets in.
-func (l *lane) take(in *packets) {
+func (l *lane) take(in *datagram.Batch) {
 	var ends []end
 	l.mu.Lock()
-	for i := range in.n {
-		if e, ok := l.answered(in.from(i), in.data[i]); ok {
+	for i := range in.Len() {
+		if e, ok := l.answered(in.Peer(i), in.Data(i)); ok {
 			ends = append(ends, e)
 		}
 	}

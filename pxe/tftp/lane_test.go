@@ -13,6 +13,8 @@ import (
 	"github.com/pin/tftp/v3"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // More clients than run at once or fit into one system call, on all lanes. Theirs is
@@ -121,8 +123,8 @@ func TestWhoBeginsAgainIsServedAtOnce(t *testing.T) {
 	}
 	got(1)
 	ask() // the first packet was lost: it is on its way again
-	ack := newPackets(8)
-	ack.add(client.name, true, func(b []byte) []byte { return append(b, 0, opAck, 0, 1) })
+	ack := datagram.New(8)
+	ack.Add(client.name, true, func(b []byte) []byte { return append(b, 0, opAck, 0, 1) })
 	s.lanes[0].take(ack)
 	got(2)
 	ask() // a request that came twice
@@ -150,8 +152,8 @@ func TestWhoWaitsGetsWhatItAskedForLast(t *testing.T) {
 		s.arrive(ask.from, mustParse(t, read(ask.file, "octet")))
 	}
 	meter.expect(t, "begun")
-	gone := newPackets(16)
-	gone.add(other, true, func(b []byte) []byte { return append(b, failure(0, "bye")...) })
+	gone := datagram.New(16)
+	gone.Add(other, true, func(b []byte) []byte { return append(b, failure(0, "bye")...) })
 	s.lanes[0].take(gone)
 	if got, _ := answer(t, client.UDPConn, time.Minute); len(got) != 4+20 {
 		t.Errorf("got %q, want what it asked for last", got)
@@ -184,10 +186,9 @@ func TestOthersBeginWhileAClientDoesNotAnswer(t *testing.T) {
 		t.Fatalf("%d run, want %d", got, 1+spareTimes)
 	}
 	// The first one goes on where it was.
-	ack := newPackets(8)
 	for block := range byte(2) {
-		ack.n = 0
-		ack.add(client.name, true, func(b []byte) []byte { return append(b, 0, opAck, 0, 1+block) })
+		ack := datagram.New(8)
+		ack.Add(client.name, true, func(b []byte) []byte { return append(b, 0, opAck, 0, 1+block) })
 		s.lanes[0].take(ack)
 	}
 	meter.expect(t, "ended a 600 true", "begun")
@@ -238,28 +239,6 @@ func TestTransfersLeaveFromTheServersAddressWithoutTheDFBit(t *testing.T) {
 	at, err := unix.Getsockname(s.fd)
 	if own, ok := at.(*unix.SockaddrInet4); !ok || own.Addr != [4]byte{127, 0, 0, 7} {
 		t.Errorf("it is bound to %+v, %v", at, err)
-	}
-}
-
-func TestAddressesSurviveTheKernelsForm(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		from string
-		four bool
-		want string
-	}{
-		{"10.0.0.7:2070", true, "10.0.0.7:2070"},
-		{"[::ffff:10.0.0.7]:2070", true, "10.0.0.7:2070"},
-		{"10.0.0.7:2070", false, "10.0.0.7:2070"}, // on a socket of both
-		{"[fd00::7]:65535", false, "[fd00::7]:65535"},
-		{"[fe80::7%3]:1", false, "[fe80::7%3]:1"},
-		{"[fe80::7%no-such-interface]:1", false, "[fe80::7]:1"},
-	} {
-		p := newPackets(8)
-		p.add(canonical(netip.MustParseAddrPort(c.from)), c.four, func(b []byte) []byte { return append(b, 1) })
-		if got := p.from(0).String(); got != c.want {
-			t.Errorf("%s: got %s, want %s", c.from, got, c.want)
-		}
 	}
 }
 

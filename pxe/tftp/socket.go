@@ -7,6 +7,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // sendBuffer holds also what waits for the addresses of clients to be resolved that
@@ -33,7 +35,7 @@ func newSocket(at net.Addr) (*socket, error) {
 	if !ok {
 		return nil, fmt.Errorf("opening a socket for TFTP transfers: requests come to %v, which is no UDP address", at)
 	}
-	own := canonical(netip.AddrPortFrom(udp.AddrPort().Addr(), 0))
+	own := datagram.Canonical(netip.AddrPortFrom(udp.AddrPort().Addr(), 0))
 	s := &socket{four: own.Addr().Is4()}
 	family := unix.AF_INET6
 	if s.four {
@@ -67,13 +69,13 @@ func (s *socket) prepare(own netip.AddrPort) error {
 	if s.four {
 		return unix.Bind(s.fd, &unix.SockaddrInet4{Addr: own.Addr().As4()})
 	}
-	return unix.Bind(s.fd, &unix.SockaddrInet6{Addr: own.Addr().As16(), ZoneId: zone(own.Addr())})
+	return unix.Bind(s.fd, &unix.SockaddrInet6{Addr: own.Addr().As16(), ZoneId: datagram.Zone(own.Addr())})
 }
 
 // receive fills in with what has come: at least one packet, or none when none came for a
 // tick. It blocks a thread until then, whatever happens.
-func (s *socket) receive(in *packets) error {
-	err := in.receive(s.fd)
+func (s *socket) receive(in *datagram.Batch) error {
+	err := in.Receive(s.fd)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 		return nil
 	}
@@ -83,6 +85,6 @@ func (s *socket) receive(in *packets) error {
 // send sends what is in out, and empties it. A packet that cannot leave at once is
 // lost: to wait for one client whose address cannot be resolved would stop all others.
 // The error is the last of them.
-func (s *socket) send(out *packets) error { return out.send(s.fd) }
+func (s *socket) send(out *datagram.Batch) error { return out.Send(s.fd) }
 
 func (s *socket) close() error { return unix.Close(s.fd) }

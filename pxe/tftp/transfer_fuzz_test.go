@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // What happens in a story: four bytes each, this, whose turn it is, and a number.
@@ -214,8 +216,8 @@ func FuzzTransfers(f *testing.F) {
 			if len(p) == 4 && p[1] == opAck {
 				r.acked = int(binary.BigEndian.Uint16(p[2:]))
 			}
-			in := newPackets(64)
-			in.add(r.name, true, func(buf []byte) []byte { return append(buf, p...) })
+			in := datagram.New(64)
+			in.Add(r.name, true, func(buf []byte) []byte { return append(buf, p...) })
 			l.take(in)
 			settle()
 			r.acked = -1
