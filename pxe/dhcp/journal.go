@@ -30,7 +30,7 @@ func leases() journal.Kind[Lease] {
 	return journal.Kind[Lease]{
 		Name:   "leases",
 		Hint:   "to start without leases, move the file away; running machines renew theirs",
-		Encode: encode,
+		Encode: encodeLease,
 		Decode: func(b []byte) (Lease, error) {
 			var l line
 			if err := json.Unmarshal(b, &l); err != nil {
@@ -45,9 +45,9 @@ func leases() journal.Kind[Lease] {
 	}
 }
 
-// encode makes a line. It does by hand what json.Marshal would do: there is one for every
+// encodeLease makes a line. It does by hand what json.Marshal would do: there is one for every
 // address that is given.
-func encode(l Lease) ([]byte, error) {
+func encodeLease(l Lease) ([]byte, error) {
 	b := make([]byte, 0, 160)
 	b = append(append(b, `{"mac":"`...), l.MAC.String()...)
 	b = l.Addr.AppendTo(append(b, `","addr":"`...))
@@ -72,6 +72,9 @@ type live map[netip.Addr]Lease
 
 // Put implements journal.Live.
 func (l live) Put(x Lease) { l[x.Addr] = x }
+
+// Len implements journal.Live.
+func (l live) Len() int { return len(l) }
 
 // All implements journal.Live.
 func (l live) All() []Lease {

@@ -86,7 +86,7 @@ func TestLinesAreAsTheLibraryWritesThem(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := encode(l); err != nil || string(got) != string(want) {
+		if got, err := encodeLease(l); err != nil || string(got) != string(want) {
 			t.Errorf("got %s, %v, want %s", got, err, want)
 		}
 	}

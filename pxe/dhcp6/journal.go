@@ -51,6 +51,9 @@ type live map[netip.Addr]Lease
 // Put implements journal.Live.
 func (l live) Put(x Lease) { l[x.Addr] = x }
 
+// Len implements journal.Live.
+func (l live) Len() int { return len(l) }
+
 // All implements journal.Live.
 func (l live) All() []Lease {
 	return slices.SortedFunc(maps.Values(l), func(a, b Lease) int { return a.Addr.Compare(b.Addr) })

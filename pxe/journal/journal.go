@@ -26,7 +26,8 @@ type Journal[R any] struct {
 	// size is the length of what is known to be good.
 	size int64
 	// lines counts changes in the file, live what they add up to. The file is rewritten
-	// when it has more than limit of them; spare is what a rewritten one may grow by.
+	// when it has more than twice as many lines as it needs, and spare besides, but not
+	// before it has limit of them.
 	lines, limit, spare int
 	live                Live[R]
 	// broken says that nobody knows what is in the file: a write or a sync failed, or
@@ -50,6 +51,8 @@ type Kind[R any] struct {
 type Live[R any] interface {
 	// Put takes a record in, in place of those that it replaces.
 	Put(R)
+	// Len is how many count.
+	Len() int
 	// All are those that count, in the order in which they are to be written.
 	All() []R
 }
@@ -176,7 +179,7 @@ func (j *Journal[R]) Append(records []R) error {
 	for _, r := range records {
 		j.remember(r)
 	}
-	if j.lines > j.limit && j.rewrite() != nil {
+	if j.lines > max(j.limit, 2*j.live.Len()+j.spare) && j.rewrite() != nil {
 		// The records are durable. A file that is longer than it has to be serves as well;
 		// the next attempt comes when it has grown further. A disk that is full or broken
 		// will say so where records cannot be kept.
@@ -199,7 +202,7 @@ func (j *Journal[R]) rewrite() error {
 	if j.file != nil {
 		j.file.Close()
 	}
-	j.file, j.size, j.lines, j.limit = next, int64(len(content)), len(records), 2*len(records)+j.spare
+	j.file, j.size, j.lines, j.limit = next, int64(len(content)), len(records), 0
 	return nil
 }
 

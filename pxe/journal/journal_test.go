@@ -24,6 +24,7 @@ type entry struct {
 type entries map[int]entry
 
 func (m entries) Put(e entry)  { m[e.Name] = e }
+func (m entries) Len() int     { return len(m) }
 func (m entries) All() []entry { return slices.SortedFunc(maps.Values(m), byName) }
 
 func byName(a, b entry) int { return a.Name - b.Name }
