@@ -201,9 +201,11 @@ func (s *snapshot) find(m boot.Machine) []int {
 		i, ok := s.byMAC[card(m.MAC)]
 		add(i, ok)
 	}
-	if u, err := parseUUID(m.UUID); err == nil {
-		i, ok := s.byUUID[u]
-		add(i, ok)
+	if m.UUID != "" { // a system shows none, and an error costs more than all the rest
+		if u, err := parseUUID(m.UUID); err == nil {
+			i, ok := s.byUUID[u]
+			add(i, ok)
+		}
 	}
 	if m.Serial != "" {
 		i, ok := s.bySerial[m.Serial]

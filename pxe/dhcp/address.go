@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -27,9 +28,9 @@ func (r *query) choose() (address netip.Addr, machine string, ok bool) {
 	if !r.subnet.First.IsValid() {
 		return netip.Addr{}, "", false
 	}
-	a, ok := r.Leases.Free(r.subnet.First, r.subnet.Last, r.Share, r.keptFree, r.Now)
+	a, ok := r.Leases.Free(r.subnet.First, r.subnet.Last, r.Share, r.keptFree(), r.Now)
 	if !ok && r.Share != (Share{}) {
-		a, ok = r.Leases.Free(r.subnet.First, r.subnet.Last, Share{}, r.keptFree, r.Now)
+		a, ok = r.Leases.Free(r.subnet.First, r.subnet.Last, Share{}, r.keptFree(), r.Now)
 	}
 	return a, "", ok
 }
@@ -57,7 +58,7 @@ func (r *query) mayHave(a netip.Addr) (machine, whyNot string) {
 	if !r.inRange(a) {
 		return "", fmt.Sprintf("%s is not in the dynamic range", a)
 	}
-	if r.keptFree(a) {
+	if r.keptFree()(a) {
 		return "", fmt.Sprintf("%s belongs to the network itself", a)
 	}
 	if l, ok := r.last(); ok && l.Addr != a && l.State == Bound && l.active(r.Now) {
@@ -79,7 +80,7 @@ func (r *query) mayHave(a netip.Addr) (machine, whyNot string) {
 func (r *query) reservation() (address netip.Addr, name string, ok bool) {
 	address, name = r.answer.Address, r.answer.Name
 	if name == "" {
-		l, ok := latest(r.Leases.ByMAC(r.client.MAC), func(l Lease) bool { return r.subnet.Prefix.Contains(l.Addr) })
+		l, ok := latest(r.own, func(l Lease) bool { return r.subnet.Prefix.Contains(l.Addr) })
 		if !ok || l.Machine == "" || r.Network.Reserved[l.Addr] != l.Machine {
 			return netip.Addr{}, "", false
 		}
@@ -106,19 +107,19 @@ func (r *query) has(a netip.Addr) (Lease, bool) {
 
 // held is the address that the client is offered here.
 func (r *query) held() (Lease, bool) {
-	return latest(r.Leases.ByMAC(r.client.MAC), func(l Lease) bool { return l.State == Held && r.subnet.Prefix.Contains(l.Addr) })
+	return latest(r.own, func(l Lease) bool { return l.State == Held && r.subnet.Prefix.Contains(l.Addr) })
 }
 
 // last is the client's lease of a dynamic address of this subnet: the one that goes on, or
 // else the one that it had last. It is given no second one beside the first, so that one
 // card cannot use up the range.
 func (r *query) last() (Lease, bool) {
-	all := r.Leases.ByMAC(r.client.MAC)
-	dynamic := func(l Lease) bool { return r.inRange(l.Addr) && !r.keptFree(l.Addr) }
-	if l, ok := latest(all, func(l Lease) bool { return l.State == Bound && l.active(r.Now) && dynamic(l) }); ok {
+	keptFree := r.keptFree()
+	dynamic := func(l Lease) bool { return r.inRange(l.Addr) && !keptFree(l.Addr) }
+	if l, ok := latest(r.own, func(l Lease) bool { return l.State == Bound && l.active(r.Now) && dynamic(l) }); ok {
 		return l, true
 	}
-	return latest(all, dynamic)
+	return latest(r.own, dynamic)
 }
 
 // latest is the lease that ends last of those that count.
@@ -160,18 +161,21 @@ func (r *query) inRange(a netip.Addr) bool {
 	return r.subnet.First.IsValid() && !a.Less(r.subnet.First) && !r.subnet.Last.Less(a)
 }
 
-// keptFree says which addresses of a dynamic range are not dynamic.
-func (r *query) keptFree(a netip.Addr) bool {
-	_, reserved := r.Network.Reserved[a]
-	return reserved || a == r.Server || slices.Contains(r.Peers, a) || a == r.link() || a == r.relay.agent || a == r.subnet.Router || a == r.subnet.Prefix.Masked().Addr() || a == lastOf(r.subnet.Prefix)
+// keptFree says which addresses of a dynamic range are not dynamic. It does not hold the
+// query, which so needs no memory of its own for each packet.
+func (r *query) keptFree() func(netip.Addr) bool {
+	reserved, peers, s := r.Network.Reserved, r.Peers, r.subnet
+	kept := [...]netip.Addr{r.Server, r.link(), r.relay.agent, s.Router, s.Prefix.Masked().Addr(), lastOf(s.Prefix)}
+	return func(a netip.Addr) bool {
+		_, named := reserved[a]
+		return named || slices.Contains(kept[:], a) || slices.Contains(peers, a)
+	}
 }
 
 // lastOf is a prefix's broadcast address.
 func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().As4()
-	for bit := p.Bits(); bit < 32; bit++ {
-		b[bit/8] |= 0x80 >> (bit % 8)
-	}
+	b := p.Addr().As4()
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|^uint32(0)>>p.Bits())
 	return netip.AddrFrom4(b)
 }
 

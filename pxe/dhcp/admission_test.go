@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -102,9 +103,9 @@ func TestServerKeepsTheLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.handle(discover(node1, pxe(7)).ToBytes(), Socket{}, nil)
-	s.handle(discover(node1, pxe(7)).ToBytes(), Socket{}, nil)
-	s.handle(discover(laptop, ipxe).ToBytes(), Socket{}, nil)
+	s.handle(discover(node1, pxe(7)).ToBytes(), Socket{}, netip.AddrPort{})
+	s.handle(discover(node1, pxe(7)).ToBytes(), Socket{}, netip.AddrPort{})
+	s.handle(discover(laptop, ipxe).ToBytes(), Socket{}, netip.AddrPort{})
 	if u := line.Usage(now); u.Admitted != 1 {
 		t.Errorf("%d machines are in the line, want node1 alone", u.Admitted)
 	}

@@ -51,7 +51,8 @@ type Client struct {
 func (c Client) boots() bool { return c.Stage != System }
 
 func (c Client) machine() boot.Machine {
-	return boot.Machine{MAC: net.HardwareAddr(c.MAC[:]), UUID: c.UUID, Firmware: c.Firmware}
+	mac := c.MAC // or all of the client would be kept with it
+	return boot.Machine{MAC: mac[:], UUID: c.UUID, Firmware: c.Firmware}
 }
 
 // identify reads who sent a request.

@@ -149,7 +149,7 @@ func Decide(req *dhcpv4.DHCPv4, env Env) Decision {
 }
 
 func decideFor(req *dhcpv4.DHCPv4, client Client, env Env) Decision {
-	r := &query{DHCPv4: req, Env: env, client: client, relay: relayOf(req), kind: messageType(req),
+	r := &query{DHCPv4: req, Env: env, client: client, own: env.Leases.ByMAC(client.MAC), relay: relayOf(req), kind: messageType(req),
 		requested: optionAddr(req, dhcpv4.OptionRequestedIPAddress), chosen: optionAddr(req, dhcpv4.OptionServerIdentifier)}
 	if why := r.strangeRelay(); why != "" {
 		return silent("relay-unknown", "%s", why).refused()
@@ -178,7 +178,9 @@ type query struct {
 	*dhcpv4.DHCPv4
 	Env
 	client Client
-	relay  relay
+	// own are the client's leases.
+	own   []Lease
+	relay relay
 	// kind is the message's type, requested the address of option 50, chosen the server of
 	// option 54; the zero value where they are missing.
 	kind              dhcpv4.MessageType
@@ -226,7 +228,7 @@ func (r *query) renewed() netip.Addr {
 // machine is what the client shows, with where it is.
 func (r *query) machine() boot.Machine {
 	m := r.client.machine()
-	m.Here, m.Holds = true, holds(r.Leases.ByMAC(r.client.MAC), r.Network, r.Now)
+	m.Here, m.Holds = true, holds(r.own, r.Network, r.Now)
 	switch {
 	case r.relay.agent.IsValid():
 		m.Network, m.CircuitID, m.RemoteID = r.relay.link, r.relay.circuit, r.relay.remote
@@ -333,7 +335,7 @@ func (r *query) discover() Decision {
 	return Decision{
 		Reply: r.reply(dhcpv4.MessageTypeOffer, address), To: r.destination(), Verdict: verdict,
 		Change: Hold, Lease: r.lease(address, machine, holdTime),
-		Code: "offer", Reason: fmt.Sprintf("offered %s%s", address, r.bootNote()),
+		Code: "offer", Reason: "offered " + address.String() + r.bootNote(),
 	}
 }
 
@@ -380,7 +382,7 @@ func (r *query) request() Decision {
 	return Decision{
 		Reply: r.reply(dhcpv4.MessageTypeAck, wanted), To: r.destination(),
 		Change: Bind, Lease: r.lease(wanted, machine, r.subnet.Lease),
-		Code: "ack", Reason: fmt.Sprintf("gave %s for %s%s", wanted, r.subnet.Lease, r.bootNote()),
+		Code: "ack", Reason: "gave " + wanted.String() + " for " + r.subnet.Lease.String() + r.bootNote(),
 	}
 }
 

@@ -197,7 +197,7 @@ func relayed(a string) modifier {
 	return func(m *dhcpv4.DHCPv4) { m.GatewayIPAddr = net.ParseIP(a) }
 }
 
-func udpAddr(a netip.Addr) net.Addr { return net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 68)) }
+func udpAddr(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 68) }
 
 func toServer(a string) modifier { return opt(54, net.ParseIP(a).To4()...) }
 

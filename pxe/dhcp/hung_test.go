@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -39,6 +40,6 @@ func TestADiskThatHangsHoldsUpNoDecision(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range []*dhcpv4.DHCPv4{discover(laptop, pxe(7)), request(node1, wants("10.0.0.11"), toServer("10.0.0.1")), packet(dhcpv4.MessageTypeRelease, node1, from("10.0.0.11"))} {
-		s.handle(m.ToBytes(), Socket{}, nil) // would hang for ever, since nobody reads any more
+		s.handle(m.ToBytes(), Socket{}, netip.AddrPort{}) // would hang for ever, since nobody reads any more
 	}
 }

@@ -20,7 +20,7 @@ type tally struct {
 }
 
 func (c *tally) Received(kind, code string, _ int) { c.seen = append(c.seen, kind+" "+code) }
-func (c *tally) Sent(int)                          {}
+func (c *tally) Sent(int, int)                     {}
 func (c *tally) Waiting(int)                       {}
 func (c *tally) Pools(f func() []Usage)            { c.usage = f }
 func (c *tally) Line(func() admit.Usage)           {}
@@ -43,7 +43,7 @@ func TestEachPacketIsCountedWithItsCode(t *testing.T) {
 		packet(77, laptop).ToBytes(),
 		[]byte("no packet"),
 	} {
-		s.handle(p, Socket{}, nil)
+		s.handle(p, Socket{}, netip.AddrPort{})
 	}
 	want := []string{"discover offer", "request ack", "discover offer", "discover arch-unsupported", "discover offer", "request nak", "other not-for-us", "other malformed"}
 	if diff := cmp.Diff(want, meter.seen); diff != "" {
@@ -100,7 +100,7 @@ func TestWhatIsDroppedIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, ok := s.handle(request(node1, pxe(7), wants("10.0.0.11"), toServer("10.0.0.1")).ToBytes(), Socket{}, nil)
+	p, ok := s.handle(request(node1, pxe(7), wants("10.0.0.11"), toServer("10.0.0.1")).ToBytes(), Socket{}, netip.AddrPort{})
 	if !ok {
 		t.Fatal("no answer")
 	}

@@ -25,7 +25,7 @@ func (r *query) foreign() string {
 // unrecorded says that we know nothing of a client beside whose server there are others. Then
 // we may not tell it that its address is wrong (RFC 2131 section 4.3.2): who gave it knows.
 func (r *query) unrecorded() bool {
-	return len(r.Network.Neighbours) > 0 && r.answer.Name == "" && len(r.Leases.ByMAC(r.client.MAC)) == 0
+	return len(r.Network.Neighbours) > 0 && r.answer.Name == "" && len(r.own) == 0
 }
 
 // neighbourChosen is for a client that chose the server of another cluster. For one of our

@@ -103,7 +103,7 @@ func TestANeighbourIsNoStrangersServer(t *testing.T) {
 		}
 		for _, server := range []string{"10.0.0.3", "10.0.0.9", "10.0.0.3"} {
 			for _, mac := range []MAC{node1, laptop} {
-				s.handle(request(mac, wants("10.0.0.150"), toServer(server)).ToBytes(), Socket{}, nil)
+				s.handle(request(mac, wants("10.0.0.150"), toServer(server)).ToBytes(), Socket{}, netip.AddrPort{})
 			}
 		}
 		if got := meter.other(); len(got) != 1 || got[0].Server != netip.MustParseAddr("10.0.0.9") {

@@ -50,7 +50,7 @@ func TestOtherServersAreTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, p := range c.packets {
-			s.handle(p.ToBytes(), Socket{}, nil)
+			s.handle(p.ToBytes(), Socket{}, netip.AddrPort{})
 		}
 		now = now.Add(c.after)
 		if d := cmp.Diff(c.want, Notice(c.proxy, meter.other())); d != "" {

@@ -176,7 +176,7 @@ func TestProxyKnowsWhoHasAnAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.handle(request(node1, pxe(0), wants("10.0.0.77"), toServer("10.0.0.2")).ToBytes(), Socket{}, nil)
+	s.handle(request(node1, pxe(0), wants("10.0.0.77"), toServer("10.0.0.2")).ToBytes(), Socket{}, netip.AddrPort{})
 	if mac, ok := s.Card(netip.MustParseAddr("10.0.0.77")); !ok || mac.String() != node1.String() {
 		t.Errorf("got %s", mac)
 	}
@@ -185,7 +185,7 @@ func TestProxyKnowsWhoHasAnAddress(t *testing.T) {
 	}
 	for i := range maxSeen + 10 {
 		mac := MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}
-		s.handle(request(mac, pxe(0), opt(50, 10, byte(i>>16), byte(i>>8), byte(i)), toServer("10.0.0.2")).ToBytes(), Socket{}, nil)
+		s.handle(request(mac, pxe(0), opt(50, 10, byte(i>>16), byte(i>>8), byte(i)), toServer("10.0.0.2")).ToBytes(), Socket{}, netip.AddrPort{})
 	}
 	if got := s.table.Len(); got > maxSeen {
 		t.Errorf("a flood makes it remember %d addresses", got)

@@ -16,8 +16,21 @@ import (
 // fileLen is the longest name that fits the fixed file field with its NUL.
 const fileLen = 127
 
-// usualOptions is about what an answer to firmware has.
-const usualOptions = 16
+// options is about how many an answer has: a map of eight is searched and not hashed, and
+// one that has to grow is filled twice.
+func (r *query) options() int {
+	n := 7 // type, server, the lease's three times, subnet mask, broadcast address
+	for _, has := range []bool{r.subnet.Router.IsValid(), len(r.subnet.DNS) > 0, len(r.subnet.NTP) > 0, r.subnet.Domain != "",
+		r.answer.Name != "", r.relay.agent.IsValid(), r.Options.Has(dhcpv4.OptionClientIdentifier)} {
+		if has {
+			n++
+		}
+	}
+	if r.client.boots() {
+		n += 4 // boot file, TFTP server, UUID, what iPXE or UEFI want
+	}
+	return n
+}
 
 // reply makes an offer or an acknowledgement. The zero address answers INFORM.
 func (r *query) reply(t dhcpv4.MessageType, yours netip.Addr) *dhcpv4.DHCPv4 {
@@ -172,7 +185,7 @@ func (r *query) skeleton(t dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 		OpCode: dhcpv4.OpcodeBootReply, HWType: r.HWType, TransactionID: r.TransactionID, Flags: r.Flags,
 		ClientIPAddr: zero, YourIPAddr: zero, ServerIPAddr: zero,
 		GatewayIPAddr: r.GatewayIPAddr, ClientHWAddr: r.ClientHWAddr,
-		Options: make(dhcpv4.Options, usualOptions),
+		Options: make(dhcpv4.Options, r.options()),
 	}
 	putBytes(m, dhcpv4.OptionDHCPMessageType, []byte{byte(t)})
 	putAddrs(m, dhcpv4.OptionServerIdentifier, r.identifier())

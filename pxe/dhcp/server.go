@@ -17,6 +17,7 @@ import (
 
 	"github.com/imagectl/imagectl/pxe/admit"
 	"github.com/imagectl/imagectl/pxe/boot"
+	"github.com/imagectl/imagectl/pxe/datagram"
 	"github.com/imagectl/imagectl/pxe/journal"
 	"github.com/imagectl/imagectl/pxe/quirk"
 )
@@ -48,8 +49,8 @@ type Meter interface {
 	// Received counts a packet of that many bytes: its message type ("other" when it
 	// is for no server) and the code of the decision.
 	Received(kind, code string, bytes int)
-	// Sent counts a reply.
-	Sent(bytes int)
+	// Sent counts so many replies with so many bytes in all.
+	Sent(replies, bytes int)
 	// Waiting adds to the number of answers that wait for the disk.
 	Waiting(more int)
 	// Pools is called once, with what tells how full the subnets are now.
@@ -140,7 +141,7 @@ func NewServer(cfg Config) (*Server, error) {
 type unmetered struct{}
 
 func (unmetered) Received(string, string, int) {}
-func (unmetered) Sent(int)                     {}
+func (unmetered) Sent(int, int)                {}
 func (unmetered) Waiting(int)                  {}
 func (unmetered) Pools(func() []Usage)         {}
 func (unmetered) Line(func() admit.Usage)      {}
@@ -161,15 +162,19 @@ type pending struct {
 // Serve answers until ctx ends, then closes the sockets and returns nil. Call it
 // once.
 //
-// One goroutine per socket reads and decides; another one makes leases durable,
-// many at a time, and sends the answers that depended on them; one more sends what
-// must not come too early. Nothing else is started, so a flood costs time but no
-// memory.
+// One goroutine per socket reads and decides, and in a flood another one sends for it;
+// one makes leases durable, many at a time, and sends the answers that depended on them;
+// one more sends what must not come too early. Nothing else is started, so a flood costs
+// time but no memory.
 func (s *Server) Serve(ctx context.Context, sockets ...Socket) error {
 	g, ctx := errgroup.WithContext(ctx)
 	queue := make(chan pending, maxPending)
 	g.Go(func() error {
-		s.waiting.serve(ctx, s.transmit)
+		out := s.outgoing()
+		s.waiting.serve(ctx, func(p pending) {
+			out.add(p)
+			out.flush()
+		})
 		return nil
 	})
 	if shared, ok := s.Store.(Shared); ok {
@@ -204,39 +209,50 @@ func (s *Server) Serve(ctx context.Context, sockets ...Socket) error {
 }
 
 func (s *Server) read(ctx context.Context, socket Socket, queue chan<- pending) error {
-	buf := make([]byte, maxPacket)
+	conn, in, out := datagram.Of(socket.Conn), datagram.New(maxPacket), s.outgoing()
+	helper := s.helper()
+	defer helper.stop()
 	for {
-		n, from, err := socket.Conn.ReadFrom(buf)
+		err := conn.ReadBatch(in)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("reading DHCP requests: %w", err)
 		}
-		if n == len(buf) {
-			continue
+		for i := range in.Len() {
+			if packet := in.Data(i); len(packet) < maxPacket {
+				if p, ok := s.handle(packet, socket, in.Peer(i)); ok {
+					s.pass(p, queue, out)
+				}
+			}
 		}
-		p, ok := s.handle(buf[:n], socket, from)
-		if !ok {
-			continue
-		}
-		if len(p.leases) == 0 {
-			s.send(p)
-			continue
-		}
-		s.Meter.Waiting(1)
-		select {
-		case queue <- p:
-		default:
-			s.Meter.Waiting(-1)
-			s.Log.Warn("request dropped", "code", "overloaded", "reason", "leases wait for the disk", "pending", maxPending)
-			s.refuse(p, "overloaded", fmt.Sprintf("no answer: %d answers wait for the disk already; it asks again", maxPending))
+		if in.Len() < datagram.AtOnce {
+			out.flush()
+		} else { // more has come meanwhile
+			out = helper.flush(out)
 		}
 	}
 }
 
+// pass lets an answer leave, or wait for its lease.
+func (s *Server) pass(p pending, queue chan<- pending, out *outgoing) {
+	if len(p.leases) == 0 {
+		out.send(p)
+		return
+	}
+	s.Meter.Waiting(1)
+	select {
+	case queue <- p:
+	default:
+		s.Meter.Waiting(-1)
+		s.Log.Warn("request dropped", "code", "overloaded", "reason", "leases wait for the disk", "pending", maxPending)
+		s.refuse(p, "overloaded", fmt.Sprintf("no answer: %d answers wait for the disk already; it asks again", maxPending))
+	}
+}
+
 // handle decides over one packet and changes the table.
-func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, bool) {
+func (s *Server) handle(packet []byte, socket Socket, from netip.AddrPort) (pending, bool) {
 	req, err := dhcpv4.FromBytes(packet)
 	if err != nil {
 		s.Log.Debug("packet ignored", "code", "malformed", "error", err)
@@ -253,10 +269,7 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	defer s.mu.Unlock()
 	s.table.use(network, now)
 	env := Env{Now: now, Server: s.Address, Link: socket.Address, BootServer: socket.BootServer,
-		Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks, Peers: s.Peers, Share: s.Share}
-	if udp, ok := from.(*net.UDPAddr); ok {
-		env.From = udp.AddrPort()
-	}
+		Network: network, Leases: s.table, Answer: s.Source.Decide, Files: s.Files, Quirks: s.Quirks, Peers: s.Peers, Share: s.Share, From: from}
 	if s.Line != nil {
 		env.Line = s.Line
 	}
@@ -283,7 +296,7 @@ func (s *Server) handle(packet []byte, socket Socket, from net.Addr) (pending, b
 	}
 	p := pending{client: d.Client.machine(), name: d.Answer.Name, leases: s.table.apply(d), to: d.To, delay: d.Delay, conn: socket.Conn}
 	if d.Reply != nil {
-		p.reply = d.Reply.ToBytes()
+		p.reply = encode(d.Reply)
 	}
 	return p, len(p.leases) > 0 || p.reply != nil
 }
@@ -384,6 +397,7 @@ func (s *Server) refuse(p pending, code, reason string) {
 // is answered: the client asks again.
 func (s *Server) commit(queue <-chan pending) {
 	leases := func(p pending) []Lease { return p.leases }
+	out := s.outgoing()
 	keep := func(all []Lease) error { return s.Store.Append(all) } // there may be no Store, and then nothing waits
 	journal.Commit(queue, leases, journal.Gather, keep, func(batch []pending, err error) {
 		s.Meter.Waiting(-len(batch))
@@ -398,9 +412,10 @@ func (s *Server) commit(queue <-chan pending) {
 		s.yield(lost, now)
 		for _, p := range kept {
 			if p.reply != nil {
-				s.send(p)
+				out.send(p)
 			}
 		}
+		out.flush()
 	})
 }
 
@@ -412,21 +427,5 @@ func (s *Server) yield(lost []pending, now []Lease) {
 	s.mu.Unlock()
 	for _, p := range lost {
 		s.refuse(p, "taken", "no answer: another server gave its address to another machine in this moment; it asks again")
-	}
-}
-
-func (s *Server) send(p pending) {
-	if p.delay == 0 || !s.waiting.add(p) {
-		s.transmit(p)
-	}
-}
-
-func (s *Server) transmit(p pending) {
-	_, err := p.conn.WriteTo(p.reply, net.UDPAddrFromAddrPort(p.to))
-	if err != nil && !errors.Is(err, net.ErrClosed) {
-		s.Log.Warn("reply not sent", "to", p.to, "error", err)
-	}
-	if err == nil {
-		s.Meter.Sent(len(p.reply))
 	}
 }

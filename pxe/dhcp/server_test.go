@@ -254,8 +254,11 @@ func FuzzHandle(f *testing.F) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			p, _ := s.handle(b, Socket{}, nil)
+			p, _ := s.handle(b, Socket{}, netip.AddrPort{})
 			if p.reply != nil {
+				if !p.to.Addr().Is4() {
+					t.Errorf("a reply to %v", p.to)
+				}
 				if _, err := dhcpv4.FromBytes(p.reply); err != nil || len(p.reply) < 300 {
 					t.Errorf("reply of %d bytes: %v", len(p.reply), err)
 				}
@@ -275,8 +278,8 @@ func BenchmarkExchange(b *testing.B) {
 	}
 	d, r := discover(node1, pxe(7), uuid(1)).ToBytes(), request(node1, pxe(7), wants("10.0.0.11"), toServer("10.0.0.1")).ToBytes()
 	for b.Loop() {
-		s.handle(d, Socket{}, nil)
-		s.handle(r, Socket{}, nil)
+		s.handle(d, Socket{}, netip.AddrPort{})
+		s.handle(r, Socket{}, netip.AddrPort{})
 	}
 }
 
@@ -315,7 +318,7 @@ func TestIPXEIsToldWhereToSendItsLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, ok := s.handle(c.packet.ToBytes(), Socket{}, nil)
+		p, ok := s.handle(c.packet.ToBytes(), Socket{}, netip.AddrPort{})
 		if !ok {
 			t.Fatalf("%s: no answer", c.name)
 		}

@@ -47,8 +47,8 @@ type Meter interface {
 	// Received counts a packet of that many bytes: its message type ("v6-other" when it
 	// is for no server) and the code of the decision.
 	Received(kind, code string, bytes int)
-	// Sent counts a reply.
-	Sent(bytes int)
+	// Sent counts so many replies with so many bytes in all.
+	Sent(replies, bytes int)
 	// Waiting adds to the number of answers that wait for the disk.
 	Waiting(more int)
 	// Others6 is called once, with what tells which other servers give out addresses.
@@ -113,7 +113,7 @@ func NewServer(cfg Config) (*Server, error) {
 type unmetered struct{}
 
 func (unmetered) Received(string, string, int) {}
-func (unmetered) Sent(int)                     {}
+func (unmetered) Sent(int, int)                {}
 func (unmetered) Waiting(int)                  {}
 func (unmetered) Others6(func() []Other)       {}
 
@@ -365,6 +365,6 @@ func (s *Server) send(conn net.PacketConn, p pending) {
 		s.Log.Warn("reply not sent", "to", p.to, "error", err)
 	}
 	if err == nil {
-		s.Meter.Sent(len(p.reply))
+		s.Meter.Sent(1, len(p.reply))
 	}
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // lasting is a socket that is bound to an interface and outlives it. When an interface is
@@ -50,40 +52,70 @@ func (s *Sockets) last(ctx context.Context, ifi *net.Interface, address netip.Ad
 }
 
 // ReadFrom implements net.PacketConn.
-func (l *lasting) ReadFrom(b []byte) (int, net.Addr, error) {
+func (l *lasting) ReadFrom(b []byte) (n int, from net.Addr, err error) {
+	err = l.read(func(conn net.PacketConn) error {
+		n, from, err = conn.ReadFrom(b)
+		return err
+	})
+	return n, from, err
+}
+
+// ReadBatch fills a batch with what has come, with at least one packet.
+func (l *lasting) ReadBatch(b *datagram.Batch) error {
+	return l.read(func(conn net.PacketConn) error { return datagram.Of(conn).ReadBatch(b) })
+}
+
+// read calls one with the socket there is, until that succeeds or fails for another reason
+// than that there is another one now.
+func (l *lasting) read(one func(net.PacketConn) error) error {
 	for {
 		l.mu.Lock()
 		conn, closed, changed := l.conn, l.closed, l.changed
 		l.mu.Unlock()
 		switch {
 		case closed:
-			return 0, nil, net.ErrClosed
+			return net.ErrClosed
 		case conn == nil:
 			<-changed
 			continue
 		}
-		n, from, err := conn.ReadFrom(b)
-		if err == nil {
-			return n, from, nil
-		}
-		if !isClosed(changed) {
-			return 0, nil, err
+		err := one(conn)
+		if err == nil || !isClosed(changed) {
+			return err
 		}
 	}
 }
 
 // WriteTo implements net.PacketConn.
 func (l *lasting) WriteTo(b []byte, to net.Addr) (int, error) {
-	l.mu.Lock()
-	conn, closed := l.conn, l.closed
-	l.mu.Unlock()
-	switch {
-	case closed:
-		return 0, net.ErrClosed
-	case conn == nil:
-		return 0, fmt.Errorf("writing to %v: there is no interface %s now", to, l.name)
+	conn, err := l.now()
+	if err != nil {
+		return 0, fmt.Errorf("writing to %v: %w", to, err)
 	}
 	return conn.WriteTo(b, to)
+}
+
+// WriteBatch sends a batch and empties it; it calls failed for what does not leave.
+func (l *lasting) WriteBatch(b *datagram.Batch, failed func(i int, err error)) {
+	conn, err := l.now()
+	if err != nil {
+		b.Fail(err, failed)
+		return
+	}
+	datagram.Of(conn).WriteBatch(b, failed)
+}
+
+// now is the socket there is.
+func (l *lasting) now() (net.PacketConn, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed:
+		return nil, net.ErrClosed
+	case l.conn == nil:
+		return nil, fmt.Errorf("there is no interface %s now", l.name)
+	}
+	return l.conn, nil
 }
 
 // isClosed tells whether a socket was replaced or closed since changed was its channel.

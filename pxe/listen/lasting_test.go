@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // links are interfaces by name, in memory.
@@ -117,17 +119,26 @@ func (o *outlives) sentTo(t *testing.T, conn net.PacketConn, text string) {
 
 func TestASocketOutlivesItsInterface(t *testing.T) {
 	t.Parallel()
+	t.Run("packet by packet", func(t *testing.T) {
+		outlivesItsInterface(t, func(o *outlives) datagram.Conn { return datagram.Of(struct{ net.PacketConn }{o}) })
+	})
+	t.Run("in batches", func(t *testing.T) {
+		outlivesItsInterface(t, func(o *outlives) datagram.Conn { return datagram.Of(o) })
+	})
+}
+
+func outlivesItsInterface(t *testing.T, as func(*outlives) datagram.Conn) {
+	t.Parallel()
 	o := newOutlives(t)
+	conn := as(o)
 	heard := make(chan string)
 	go func() {
 		defer close(heard)
-		buf := make([]byte, 100)
-		for {
-			n, _, err := o.ReadFrom(buf)
-			if err != nil {
-				return
+		in := datagram.New(100)
+		for conn.ReadBatch(in) == nil {
+			for i := range in.Len() {
+				heard <- string(in.Data(i))
 			}
-			heard <- string(buf[:n])
 		}
 	}()
 	o.sentTo(t, o.opened[0], "first")
@@ -139,8 +150,15 @@ func TestASocketOutlivesItsInterface(t *testing.T) {
 		t.Error("opened anew for nothing")
 	}
 	o.becomes(link{})
-	if _, err := o.WriteTo([]byte("x"), o.opened[0].LocalAddr()); err == nil || !strings.Contains(err.Error(), "there is no interface eth0.20 now") {
-		t.Errorf("writing without an interface: %v", err)
+	out, failed := datagram.New(0), 0
+	out.Add(netip.MustParseAddrPort("127.0.0.1:9"), true, func([]byte) []byte { return []byte("x") })
+	conn.WriteBatch(out, func(i int, err error) {
+		if failed++; i != 0 || !strings.Contains(err.Error(), "there is no interface eth0.20 now") {
+			t.Errorf("writing packet %d without an interface: %v", i, err)
+		}
+	})
+	if failed != 1 || out.Len() != 0 {
+		t.Errorf("without an interface %d packets failed and %d are left, want 1 and none", failed, out.Len())
 	}
 	o.becomes(link{8, ""}) // without an address as yet
 	o.becomes(link{8, "10.0.7.9/24"})

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"github.com/imagectl/imagectl/pxe/datagram"
 )
 
 // Config says what to open.
@@ -387,6 +389,14 @@ func (c from) WriteTo(b []byte, to net.Addr) (int, error) {
 	at := udp.AddrPort()
 	n, _, err := c.WriteMsgUDPAddrPort(b, c.source, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
 	return n, err
+}
+
+// ReadBatch fills a batch with what has come, with at least one packet.
+func (c from) ReadBatch(b *datagram.Batch) error { return datagram.Read(c.UDPConn, b) }
+
+// WriteBatch sends a batch and empties it; it calls failed for what does not leave.
+func (c from) WriteBatch(b *datagram.Batch, failed func(i int, err error)) {
+	datagram.Write(c.UDPConn, b, c.source, failed)
 }
 
 // Close closes what is open.

@@ -50,7 +50,7 @@ func TestWhatIsCounted(t *testing.T) {
 	b.Record(at(4, boot.StageDHCP, "", 4))
 	b.Record(at(4, boot.StageNBP, "gone from cluster.yaml", 4))
 	b.DHCP().Received("discover", "offer", 300)
-	b.DHCP().Sent(310)
+	b.DHCP().Sent(1, 310)
 	b.DHCP().Waiting(3)
 	b.DHCP().Waiting(-1)
 	b.DHCP().Pools(func() []dhcp.Usage {

@@ -78,8 +78,8 @@ func (d *DHCP) Received(kind, code string, bytes int) {
 }
 
 // Sent implements dhcp.Meter.
-func (d *DHCP) Sent(bytes int) {
-	d.replies.Inc()
+func (d *DHCP) Sent(replies, bytes int) {
+	d.replies.Add(float64(replies))
 	d.sent.Add(float64(bytes))
 }
 
